@@ -1,0 +1,156 @@
+//! The only joiner: makes every room from the configuration, runs, and drains.
+//!
+//! Start and end read as lists. Nothing here decides anything about a request.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tonic_health::server::HealthReporter;
+
+use crate::authz::{Loopback, Policy};
+use crate::cluster::Closing;
+use crate::config::Config;
+use crate::door::grpc::{self, Faces, Foundation, Mode};
+use crate::door::{self, Bound, LaneThreads, Lanes, ListenError};
+use crate::host::Host;
+use crate::keys::{self, Keys};
+use crate::keystore::KeyStores;
+use crate::records::{self, OpenError, Records, Unavailable};
+
+/// New Connections on their way to whoever keeps their keys level.
+const OPENED_DEPTH: usize = 64;
+/// At the end, workers get this long to let running calls return before the daemon leaves without waiting.
+const WORKERS_END: Duration = Duration::from_secs(5);
+
+/// Why the daemon did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("{path} cannot be made or used")]
+    Directory {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the records cannot be opened")]
+    Open(#[from] OpenError),
+    #[error("the records cannot be read")]
+    Records(#[from] Unavailable),
+    #[error("nobody can come in")]
+    Listen(#[from] ListenError),
+    #[error("the process cannot be set up")]
+    Process(#[source] std::io::Error),
+}
+
+/// A daemon that serves.
+pub struct App {
+    pub bound: Bound,
+    key_stores: KeyStores,
+    lanes: LaneThreads,
+    draining: watch::Sender<bool>,
+}
+
+impl App {
+    /// Joins the rooms, bottom up. When this returns, callers are served.
+    pub async fn start(config: Config, mode: Mode) -> Result<Self, StartError> {
+        private_process().map_err(StartError::Process)?;
+        make_private(&config.data_dir).map_err(|source| StartError::Directory {
+            path: config.data_dir.clone(),
+            source,
+        })?;
+        #[cfg(debug_assertions)]
+        crate::seams::watch(&config.data_dir);
+
+        let records = Records::open(&records::Settings {
+            database: config.data_dir.join("records.sqlite3"),
+            sealing_key: config.sealing_key_file,
+        })
+        .await?;
+        let host_dir = config.data_dir.join("host");
+        let host = Host::new(host_dir.clone()).map_err(|source| StartError::Directory { path: host_dir, source })?;
+        let clusters = Arc::new(config.clusters);
+
+        let (opened, to_reconcile) = mpsc::channel(OPENED_DEPTH);
+        let key_stores = KeyStores::load(config.key_stores, clusters.clone(), records.clone(), host, opened).await?;
+        let keys = Keys::new(config.keys, clusters.clone(), records, key_stores.clone());
+        tokio::spawn(keys::reconcile::run(keys.clone(), to_reconcile));
+        key_stores.take_up().await?;
+
+        let (draining, until_draining) = watch::channel(false);
+        let health = HealthReporter::new();
+        tokio::spawn(grpc::report_health(
+            health.clone(),
+            key_stores.clone(),
+            until_draining.clone(),
+        ));
+        let loopback = match mode {
+            Mode::Dev => Loopback::Trusted,
+            Mode::Serve => Loopback::Nobody,
+        };
+        let faces = Faces::new(Foundation {
+            policy: Policy::new(&config.authz, rustix::process::getuid().as_raw(), loopback),
+            key_stores: key_stores.clone(),
+            keys,
+            clusters,
+            health,
+            draining: until_draining.clone(),
+            max_message_bytes: config.grpc.max_message_bytes,
+            mode,
+            key_store_quota: config.key_stores.quota,
+        });
+        let most = NonZeroUsize::new(64).expect("64");
+        let (lanes, threads) =
+            Lanes::start(&faces, most, &until_draining, config.grpc.drain_timeout).map_err(StartError::Process)?;
+        let bound = door::listen(&config.grpc, lanes, until_draining).await?;
+        tracing::info!(tcp = ?bound.tcp, unix = ?bound.unix, "serving");
+        Ok(Self {
+            bound,
+            key_stores,
+            lanes: threads,
+            draining,
+        })
+    }
+
+    /// Serves until SIGTERM or SIGINT, then drains.
+    pub async fn run(self) -> std::io::Result<()> {
+        let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        tokio::select! {
+            _ = term.recv() => tracing::info!("SIGTERM: draining"),
+            _ = int.recv() => tracing::info!("SIGINT: draining"),
+        }
+        self.drain().await;
+        Ok(())
+    }
+
+    /// Takes no new calls, lets running ones end, hands the links back to the workers.
+    async fn drain(self) {
+        self.draining.send_replace(true);
+        let lanes = self.lanes;
+        if tokio::task::spawn_blocking(move || lanes.join()).await.is_err() {
+            tracing::error!("the lanes could not be waited for");
+        }
+        self.key_stores.close_all(Closing::Drain(WORKERS_END)).await;
+        tracing::info!("drained");
+    }
+}
+
+/// No core dumps: they would hold passwords and plaintexts.
+fn private_process() -> std::io::Result<()> {
+    setrlimit(
+        Resource::Core,
+        Rlimit {
+            current: Some(0),
+            maximum: Some(0),
+        },
+    )?;
+    Ok(())
+}
+
+fn make_private(directory: &std::path::Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
+}

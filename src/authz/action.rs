@@ -1,0 +1,41 @@
+//! What can be permitted: one type for each rpc that is served, named as the rpc is.
+
+/// Something a caller asks to do.
+pub trait Action: Send + Sync + 'static {
+    const NAME: &'static str;
+}
+
+macro_rules! actions {
+    ($($name:ident),* $(,)?) => {
+        $(
+            #[derive(Debug, Clone, Copy)]
+            pub enum $name {}
+
+            impl Action for $name {
+                const NAME: &'static str = stringify!($name);
+            }
+        )*
+    };
+}
+
+actions!(
+    CreateKeyStore,
+    DescribeKeyStores,
+    DeleteKeyStore,
+    ConnectKeyStore,
+    DisconnectKeyStore,
+    WatchKeyStore,
+    DescribeClusters,
+    WatchCluster,
+    CreateKey,
+    DescribeKey,
+    ListKeys,
+    CreateAlias,
+    ListAliases,
+    Encrypt,
+    Decrypt,
+    GenerateDataKey,
+    GenerateDataKeyWithoutPlaintext,
+    GenerateRandom,
+    GetServerInfo,
+);

@@ -1,0 +1,55 @@
+//! `keyway serve`: the daemon, from a configuration file.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use crate::app::{App, StartError};
+use crate::config;
+use crate::door::grpc::Mode;
+use crate::telemetry;
+
+/// Bad configuration.
+const BAD_CONFIGURATION: u8 = 2;
+
+pub(super) fn run(file: &Path) -> ExitCode {
+    let config = match config::load(file, std::env::vars()) {
+        Ok(config) => config,
+        Err(problems) => {
+            eprintln!("{problems}");
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+    };
+    telemetry::start(&config.log);
+    on_a_runtime(async {
+        let app = App::start(config, Mode::Serve).await?;
+        app.run().await.map_err(StartError::Process)
+    })
+}
+
+/// Runs a daemon's whole life; an error is told with its causes.
+pub(super) fn on_a_runtime(life: impl Future<Output = Result<(), StartError>>) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: no runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(life) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprint!("error: {error}");
+            let mut cause = std::error::Error::source(&error);
+            while let Some(error) = cause {
+                eprint!(": {error}");
+                cause = error.source();
+            }
+            eprintln!();
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,473 @@
+//! A crypto user logged in on every reachable node of a cluster, with the nodes' session pools.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::host::Host;
+use crate::link::v1::{self, Request, request::Verb, response::Outcome};
+use crate::model::{CkaId, ClusterId, HsmId, KeySpec, PasswordVersion, Plaintext, Probe};
+use crate::node::{self, CallError, Credential, Load, Node};
+use crate::records::Records;
+
+use super::failover::{Effect, History, Next};
+use super::{prove, route};
+
+/// A key as the HSMs know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyInHsms {
+    pub id: CkaId,
+    pub probe: Probe,
+}
+
+/// An encryption's result: the IV the HSM's generator gave, and the ciphertext with its tag.
+#[derive(Debug)]
+pub struct Sealed {
+    pub iv: Vec<u8>,
+    pub sealed: Vec<u8>,
+}
+
+/// A data key made in an HSM.
+#[derive(Debug)]
+pub struct Generated {
+    pub plaintext: Plaintext,
+    pub sealed: Sealed,
+}
+
+/// A key just made on one node, ready to travel to the others.
+#[derive(Debug)]
+pub struct Made {
+    pub wrapped: Vec<u8>,
+    pub probe: Probe,
+}
+
+/// Why a Connection could not do what was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    #[error("the ciphertext was not made with this key and encryption context")]
+    BadCiphertext,
+    #[error("the HSM refused the request's form")]
+    BadInput,
+    #[error("no HSM of the cluster answers")]
+    NoNode,
+    #[error("no HSM that answers has the key")]
+    KeyUnavailable,
+    #[error("every session is busy and the queue is full")]
+    Busy,
+    #[error("the deadline passed")]
+    Late,
+    #[error("the HSM does not support {0}")]
+    Unsupported(String),
+    #[error("the answer was lost and the work may have been done")]
+    OutcomeUnknown,
+    #[error("two workers died under this request")]
+    Poisonous,
+    #[error("the worker answered out of turn")]
+    OutOfTurn,
+}
+
+/// How a Connection ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closing {
+    /// Running requests get this long.
+    Drain(Duration),
+    /// The kill switch: nothing waits.
+    Now,
+}
+
+/// One node's part in a Connection.
+#[derive(Debug)]
+pub struct Member {
+    pub node: Arc<Node>,
+    /// The login whose worker was proved to hold this cluster's keys; 0 = none.
+    proved: AtomicU64,
+    /// Keys known to be missing here. Everything else is taken to be there.
+    lacks: RwLock<HashSet<CkaId>>,
+    lacks_any: AtomicBool,
+    /// Something here contradicted what was proved; prove again.
+    pub(super) doubted: Notify,
+    supervision: Mutex<Option<Supervision>>,
+}
+
+#[derive(Debug)]
+struct Supervision {
+    stop: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// See the module's words.
+#[derive(Debug)]
+pub struct Connection {
+    pub cluster: ClusterId,
+    members: Vec<Member>,
+    pub(super) host: Host,
+    pub(super) records: Records,
+    pub(super) credential: Arc<Credential>,
+    /// One ceremony at a time.
+    pub(super) ceremony: tokio::sync::Mutex<()>,
+    turn: AtomicUsize,
+    /// Counts what became known of the members: logins proved, keys found missing.
+    changes: watch::Sender<u64>,
+    closed: watch::Sender<bool>,
+}
+
+impl Connection {
+    /// A Connection whose nodes are known and at rest. Nobody is logged in until [`Connection::bring_up`].
+    pub fn new(
+        cluster: ClusterId,
+        nodes: Vec<Arc<Node>>,
+        host: Host,
+        records: Records,
+        credential: Arc<Credential>,
+    ) -> Arc<Self> {
+        let members = nodes.into_iter().map(Member::new).collect();
+        Arc::new(Self {
+            cluster,
+            members,
+            host,
+            records,
+            credential,
+            ceremony: tokio::sync::Mutex::default(),
+            turn: AtomicUsize::new(0),
+            changes: watch::Sender::new(0),
+            closed: watch::Sender::new(false),
+        })
+    }
+
+    pub fn password_version(&self) -> PasswordVersion {
+        self.credential.version
+    }
+
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    pub fn member(&self, hsm: &HsmId) -> Option<&Member> {
+        self.members.iter().find(|member| member.node.hsm() == hsm)
+    }
+
+    /// Tells when something became known of the members.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Tells whoever follows [`Connection::changes`] to look again.
+    pub fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Resolves when the Connection is being closed.
+    pub async fn closed(&self) {
+        let _ = self.closed.subscribe().wait_for(|closed| *closed).await;
+    }
+
+    /// Starts keeping a node up: worker, login (one attempt, if the budget has one), proof. Nothing happens when that is under way.
+    pub fn bring_up(self: &Arc<Self>, index: usize) {
+        let member = &self.members[index];
+        let mut supervision = member.lock_supervision();
+        if supervision.is_some() || *self.closed.borrow() {
+            return;
+        }
+        let (stop, stopped) = watch::channel(false);
+        let keep_up = node::supervise(
+            member.node.clone(),
+            self.host.clone(),
+            self.records.clone(),
+            self.credential.clone(),
+            stopped.clone(),
+        );
+        let tasks = vec![
+            tokio::spawn(keep_up),
+            tokio::spawn(prove::keep_proved(self.clone(), index, stopped)),
+        ];
+        *supervision = Some(Supervision { stop, tasks });
+    }
+
+    /// Logs a node out and stops its worker, after its running calls.
+    pub async fn take_down(&self, index: usize) {
+        let supervision = self.members[index].lock_supervision().take();
+        if let Some(Supervision { stop, tasks }) = supervision {
+            stop.send_replace(true);
+            for task in tasks {
+                let _ = task.await;
+            }
+        }
+    }
+
+    /// Takes every node down. Workers end by themselves afterwards, in any case.
+    pub async fn close(&self, closing: Closing) {
+        self.closed.send_replace(true);
+        let patience = match closing {
+            Closing::Drain(patience) => patience,
+            Closing::Now => Duration::ZERO,
+        };
+        let all = futures_util::future::join_all((0..self.members.len()).map(|index| self.take_down(index)));
+        if tokio::time::timeout(patience, all).await.is_err() {
+            tracing::warn!(cluster = %self.cluster, "closing while calls are still running");
+            for member in &self.members {
+                if let Some(supervision) = member.lock_supervision().take() {
+                    supervision.stop.send_replace(true);
+                }
+            }
+        }
+    }
+
+    pub async fn encrypt(
+        &self,
+        key: &KeyInHsms,
+        aad: Vec<u8>,
+        plaintext: Plaintext,
+        deadline: Instant,
+    ) -> Result<Sealed, Failure> {
+        let verb = Verb::Encrypt(v1::Encrypt {
+            cka_id: key.id.as_bytes().to_vec(),
+            aad,
+            plaintext: plaintext.into_exposed(),
+        });
+        match self.run(Some(&key.id), verb, deadline).await? {
+            Outcome::Sealed(v1::Sealed { iv, sealed }) => Ok(Sealed { iv, sealed }),
+            _ => Err(Failure::OutOfTurn),
+        }
+    }
+
+    pub async fn decrypt(
+        &self,
+        key: &KeyInHsms,
+        aad: Vec<u8>,
+        sealed: Sealed,
+        deadline: Instant,
+    ) -> Result<Plaintext, Failure> {
+        let verb = Verb::Decrypt(v1::Decrypt {
+            cka_id: key.id.as_bytes().to_vec(),
+            aad,
+            iv: sealed.iv,
+            sealed: sealed.sealed,
+            probe: key.probe.0.clone(),
+        });
+        match self.run(Some(&key.id), verb, deadline).await? {
+            Outcome::Opaque(opaque) => Ok(Plaintext::new(opaque.bytes)),
+            _ => Err(Failure::OutOfTurn),
+        }
+    }
+
+    /// A data key of `number_of_bytes`, whose plaintext leaves the worker only when asked for.
+    pub async fn generate_data_key(
+        &self,
+        key: &KeyInHsms,
+        aad: Vec<u8>,
+        number_of_bytes: u32,
+        with_plaintext: bool,
+        deadline: Instant,
+    ) -> Result<Generated, Failure> {
+        let verb = Verb::GenerateDataKey(v1::GenerateDataKey {
+            cka_id: key.id.as_bytes().to_vec(),
+            aad,
+            number_of_bytes,
+            with_plaintext,
+        });
+        match self.run(Some(&key.id), verb, deadline).await? {
+            Outcome::DataKey(v1::DataKey { plaintext, iv, sealed }) => Ok(Generated {
+                plaintext: Plaintext::new(plaintext),
+                sealed: Sealed { iv, sealed },
+            }),
+            _ => Err(Failure::OutOfTurn),
+        }
+    }
+
+    pub async fn generate_random(&self, number_of_bytes: u32, deadline: Instant) -> Result<Plaintext, Failure> {
+        let verb = Verb::GenerateRandom(v1::GenerateRandom { number_of_bytes });
+        match self.run(None, verb, deadline).await? {
+            Outcome::Opaque(opaque) => Ok(Plaintext::new(opaque.bytes)),
+            _ => Err(Failure::OutOfTurn),
+        }
+    }
+
+    /// Repeatable work, on whichever node serves it.
+    async fn run(&self, key: Option<&CkaId>, verb: Verb, deadline: Instant) -> Result<Outcome, Failure> {
+        let mut request = Request {
+            verb: Some(verb),
+            ..Request::default()
+        };
+        let mut history = History::default();
+        let mut again = None;
+        loop {
+            let Some(index) = again.take().or_else(|| self.choose(key, &history.asked)) else {
+                return Err(history.exhausted(self.why_nobody(key)));
+            };
+            let error = match self.members[index].node.call(&mut request, deadline).await {
+                Ok(outcome) => return Ok(outcome),
+                Err(error) => error,
+            };
+            if let (CallError::Fault(fault), Some(key)) = (&error, key)
+                && fault.kind() == v1::fault::Kind::KeyMissing
+            {
+                self.doubt(index, *key);
+            }
+            match history.after(index, &error, Effect::Repeatable) {
+                Next::SameNode => again = Some(index),
+                Next::OtherNode => {
+                    tracing::debug!(hsm = %self.members[index].node.hsm(), %error, "asking another node")
+                }
+                Next::Stop(failure) => {
+                    if matches!(failure, Failure::BadInput | Failure::Poisonous) {
+                        tracing::warn!(hsm = %self.members[index].node.hsm(), %error, "request given up");
+                    }
+                    return Err(failure);
+                }
+            }
+        }
+    }
+
+    fn choose(&self, key: Option<&CkaId>, asked: &[usize]) -> Option<usize> {
+        let candidates = self
+            .members
+            .iter()
+            .enumerate()
+            .filter(|(index, member)| !asked.contains(index) && key.is_none_or(|key| member.has(key)));
+        let loads = candidates.filter_map(|(index, member)| Some((index, member.proved_load()?)));
+        route::choose(loads, self.turn.fetch_add(1, Relaxed), self.members.len())
+    }
+
+    fn why_nobody(&self, key: Option<&CkaId>) -> Failure {
+        let someone_serves = self.members.iter().any(Member::is_proved);
+        match key {
+            Some(_) if someone_serves => Failure::KeyUnavailable,
+            _ => Failure::NoNode,
+        }
+    }
+
+    /// A node said that it does not have a key it should: nothing is forgotten, but it is asked for this key no more until proved again.
+    fn doubt(&self, index: usize, key: CkaId) {
+        let member = &self.members[index];
+        tracing::warn!(hsm = %member.node.hsm(), ?key, "a key is missing on a node that should have it");
+        member.lacks([key]);
+        member.doubted.notify_one();
+    }
+
+    // ---- one node at a time, for the rooms above ----------------------------------------------
+
+    /// One request to one node, repeated on a fresh session at most once.
+    pub(super) async fn ask(
+        &self,
+        index: usize,
+        verb: Verb,
+        effect: Effect,
+        deadline: Instant,
+    ) -> Result<Outcome, Failure> {
+        let mut request = Request {
+            verb: Some(verb),
+            ..Request::default()
+        };
+        let mut history = History::default();
+        loop {
+            let error = match self.members[index].node.call(&mut request, deadline).await {
+                Ok(outcome) => return Ok(outcome),
+                Err(error) => error,
+            };
+            match history.after(index, &error, effect) {
+                Next::SameNode => {}
+                Next::OtherNode => {
+                    tracing::debug!(hsm = %self.members[index].node.hsm(), %error, "node failed");
+                    return Err(history.exhausted(Failure::NoNode));
+                }
+                Next::Stop(failure) => {
+                    tracing::debug!(hsm = %self.members[index].node.hsm(), %error, "node failed");
+                    return Err(failure);
+                }
+            }
+        }
+    }
+
+    /// The nodes a new key can be made on or copied to, least busy first; one at least in a second zone comes early.
+    pub fn ready_for_new_keys(&self) -> Vec<usize> {
+        let mut ready: Vec<(u64, usize)> = self
+            .members
+            .iter()
+            .enumerate()
+            .filter_map(|(index, member)| {
+                let load = member.proved_load()?;
+                Some((u64::from(load.in_flight + load.waiting), index))
+            })
+            .collect();
+        let start = self.turn.fetch_add(1, Relaxed);
+        let nodes = self.members.len();
+        ready.sort_by_key(|(busy, index)| (*busy, (index + nodes - start % nodes) % nodes));
+        ready.into_iter().map(|(_, index)| index).collect()
+    }
+
+    /// In how many zones these nodes are.
+    pub fn zones(&self, indexes: &[usize]) -> usize {
+        indexes
+            .iter()
+            .map(|index| (&self.members[*index].node.zone, ()))
+            .collect::<BTreeMap<_, _>>()
+            .len()
+    }
+}
+
+impl Member {
+    fn new(node: Arc<Node>) -> Self {
+        Self {
+            node,
+            proved: AtomicU64::new(0),
+            lacks: RwLock::default(),
+            lacks_any: AtomicBool::new(false),
+            doubted: Notify::new(),
+            supervision: Mutex::default(),
+        }
+    }
+
+    /// Whether the worker that serves now was proved to hold this cluster's keys.
+    pub fn is_proved(&self) -> bool {
+        self.proved_load().is_some()
+    }
+
+    /// What is outstanding on the worker that serves now, if that one was proved.
+    fn proved_load(&self) -> Option<Load> {
+        self.node.load().filter(|load| load.login == self.proved.load(Relaxed))
+    }
+
+    pub(super) fn set_proved(&self, login: u64) {
+        self.proved.store(login, Relaxed);
+    }
+
+    /// Whether the key is taken to be here.
+    pub fn has(&self, key: &CkaId) -> bool {
+        !self.lacks_any.load(Relaxed) || !self.lacks.read().unwrap_or_else(PoisonError::into_inner).contains(key)
+    }
+
+    /// How many keys are known to be missing here.
+    pub fn keys_missing(&self) -> usize {
+        self.lacks.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// These keys are not here.
+    pub fn lacks(&self, keys: impl IntoIterator<Item = CkaId>) {
+        let mut lacks = self.lacks.write().unwrap_or_else(PoisonError::into_inner);
+        lacks.extend(keys);
+        self.lacks_any.store(!lacks.is_empty(), Relaxed);
+    }
+
+    /// This key is here after all.
+    pub fn has_now(&self, key: &CkaId) {
+        let mut lacks = self.lacks.write().unwrap_or_else(PoisonError::into_inner);
+        lacks.remove(key);
+        self.lacks_any.store(!lacks.is_empty(), Relaxed);
+    }
+
+    fn lock_supervision(&self) -> std::sync::MutexGuard<'_, Option<Supervision>> {
+        self.supervision.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The kind of object a key spec is in a token.
+pub(super) const fn kind(spec: KeySpec) -> v1::KeyKind {
+    match spec {
+        KeySpec::SymmetricDefault => v1::KeyKind::Aes256,
+    }
+}

@@ -1,0 +1,16 @@
+//! Clusters: their topology, and the Connection that is one crypto user logged in on every node of one.
+//!
+//! A [`Connection`] is the only way to use a key. It chooses a node for each request ([`route`]),
+//! decides what a failure means ([`failover`]), proves every node that logs in and gives it the
+//! cluster's key-encryption key ([`prove`]), and copies keys from HSM to HSM ([`replicate`]). It
+//! knows keys by their `CKA_ID` and probe only; which keys there ought to be is for the rooms above.
+
+mod connection;
+pub mod failover;
+mod prove;
+mod replicate;
+pub mod route;
+mod settings;
+
+pub use connection::{Closing, Connection, Failure, Generated, KeyInHsms, Made, Member, Sealed};
+pub use settings::*;

@@ -1,0 +1,101 @@
+//! Making keys and copying them, HSM to HSM: wrapped under the cluster's key-encryption key, never in the clear.
+//!
+//! Each step is one node's and is told its outcome; which steps to take, and what the outcome
+//! means for a record, is for the rooms above.
+
+use tokio::time::Instant;
+
+use crate::link::v1::{self, presence::Found, request::Verb, response::Outcome};
+use crate::model::{CkaId, KeySpec, Probe};
+use crate::records::KekRecord;
+
+use super::connection::{Connection, Failure, KeyInHsms, Made, kind};
+use super::failover::Effect;
+
+impl Connection {
+    /// Makes a key on one node, wrapped for its siblings. An unknown outcome is settled by looking, once the worker is gone.
+    pub async fn make_key(&self, index: usize, id: CkaId, spec: KeySpec, deadline: Instant) -> Result<Made, Failure> {
+        let kek = self.kek().await?;
+        let verb = Verb::GenerateKey(v1::GenerateKey {
+            cka_id: id.as_bytes().to_vec(),
+            label: id.label(),
+            kind: kind(spec).into(),
+            kek_cka_id: kek.kek_id.to_vec(),
+        });
+        match self.ask(index, verb, Effect::Once, deadline).await? {
+            Outcome::NewKey(v1::NewKey { wrapped, probe }) => Ok(Made {
+                wrapped,
+                probe: Probe(probe),
+            }),
+            _ => Err(Failure::OutOfTurn),
+        }
+    }
+
+    /// Wraps a key on a node that has it, for another.
+    pub async fn wrap_key(&self, index: usize, id: CkaId, deadline: Instant) -> Result<Vec<u8>, Failure> {
+        let kek = self.kek().await?;
+        let verb = Verb::WrapKey(v1::WrapKey {
+            cka_id: id.as_bytes().to_vec(),
+            kek_cka_id: kek.kek_id.to_vec(),
+        });
+        match self.ask(index, verb, Effect::Repeatable, deadline).await? {
+            Outcome::Opaque(wrapped) => Ok(wrapped.bytes),
+            _ => Err(Failure::OutOfTurn),
+        }
+    }
+
+    /// Gives a node a key, unless it has it, and has it answer the probe.
+    pub async fn unwrap_key(
+        &self,
+        index: usize,
+        key: &KeyInHsms,
+        spec: KeySpec,
+        wrapped: Vec<u8>,
+        deadline: Instant,
+    ) -> Result<Found, Failure> {
+        let kek = self.kek().await?;
+        let verb = Verb::UnwrapKey(v1::UnwrapKey {
+            cka_id: key.id.as_bytes().to_vec(),
+            label: key.id.label(),
+            kind: kind(spec).into(),
+            wrapped,
+            kek_cka_id: kek.kek_id.to_vec(),
+            probe: key.probe.0.clone(),
+        });
+        self.presence(index, verb, Effect::Once, deadline).await
+    }
+
+    /// Whether the key is on this node and answers its probe.
+    pub async fn prove_key(&self, index: usize, key: &KeyInHsms, deadline: Instant) -> Result<Found, Failure> {
+        let verb = Verb::ProveKey(v1::ProveKey {
+            cka_id: key.id.as_bytes().to_vec(),
+            probe: key.probe.0.clone(),
+        });
+        self.presence(index, verb, Effect::Repeatable, deadline).await
+    }
+
+    /// Destroys whatever stands under the key's id on this node. Only for keys that were never acknowledged, or whose time is over.
+    pub async fn destroy_key(&self, index: usize, id: CkaId, deadline: Instant) -> Result<(), Failure> {
+        let verb = Verb::DestroyKey(v1::DestroyKey {
+            cka_id: id.as_bytes().to_vec(),
+        });
+        match self.ask(index, verb, Effect::Repeatable, deadline).await? {
+            Outcome::Done(_) => Ok(()),
+            _ => Err(Failure::OutOfTurn),
+        }
+    }
+
+    async fn presence(&self, index: usize, verb: Verb, effect: Effect, deadline: Instant) -> Result<Found, Failure> {
+        match self.ask(index, verb, effect, deadline).await? {
+            Outcome::Presence(presence) => Ok(presence.found()),
+            _ => Err(Failure::OutOfTurn),
+        }
+    }
+
+    async fn kek(&self) -> Result<KekRecord, Failure> {
+        match self.records.kek(&self.cluster, &self.credential.username).await {
+            Ok(Some(kek)) => Ok(kek),
+            Ok(None) | Err(_) => Err(Failure::NoNode),
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! The configuration: read once, checked whole, then carried.
+//!
+//! A TOML file, then environment variables over it, make one tree; the tree becomes a [`Config`]
+//! whose every value has been checked, or else the list of everything that is wrong with it. Each
+//! room declares its own `Settings`, and no room imports this one: only `app` and `cli` see all of
+//! it. It looks at files that the configuration names, but makes none.
+//!
+//! ```text
+//!   file ──┐
+//!          ├─ source ─▶ tree ─ section, value ─▶ daemon, clusters ─▶ Config
+//!   env ───┘                        └─────────▶ report ─▶ Problems
+//! ```
+
+mod clusters;
+mod daemon;
+mod file;
+mod problem;
+mod report;
+mod section;
+mod source;
+mod value;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::model::ClusterId;
+use crate::{authz, cluster, door, keys, keystore, telemetry};
+
+pub use problem::{KeyPath, Origin, Problem, Problems};
+
+use report::Report;
+
+/// What the operator decided, checked. Every path is absolute and nothing is left to a default.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Records and locks.
+    pub data_dir: PathBuf,
+    /// The key that seals passwords in the records; outside `data_dir` unless the operator allowed it. May not be there yet.
+    pub sealing_key_file: PathBuf,
+    pub log: telemetry::Settings,
+    pub grpc: door::Settings,
+    pub authz: authz::Settings,
+    pub key_stores: keystore::Settings,
+    pub keys: keys::Settings,
+    pub clusters: BTreeMap<ClusterId, cluster::Settings>,
+}
+
+/// Reads `file`, lays those variables of `environment` that start with `KEYWAY__` over it, and
+/// checks the whole. Relative paths start from the file's directory, wherever they were written.
+///
+/// # Errors
+/// Everything that is wrong.
+pub fn load(file: &Path, environment: impl Iterator<Item = (String, String)>) -> Result<Config, Problems> {
+    let (mut report, tree) = read(file, environment);
+    let config = tree.and_then(|tree| section::read(&mut report, tree, daemon::config));
+    report.conclude(config)
+}
+
+/// The tree, unless there is no sense in looking further.
+fn read(file: &Path, environment: impl Iterator<Item = (String, String)>) -> (Report, Option<source::Table>) {
+    let absolute = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    let base = absolute.parent().unwrap_or(Path::new("/")).to_owned();
+    let mut report = Report::new(file, base);
+    let mut tree = match source::read(file) {
+        Ok(tree) => tree,
+        Err(complaint) => {
+            report.note(Origin::File(file.to_owned()), None, complaint);
+            return (report, None);
+        }
+    };
+    for (variable, text) in source::variables(environment) {
+        if let Err(misplaced) = source::overlay(&mut tree, &variable, text) {
+            report.note(Origin::Variable(variable), Some(misplaced.key), misplaced.complaint);
+        }
+    }
+    (report, Some(tree))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,158 @@
+//! `CryptoService`.
+
+use tonic::{Request, Response, Status};
+
+use crate::authz::action;
+use crate::keys::Encrypted;
+use crate::proto::v1 as pb;
+use crate::proto::v1::crypto_service_server::CryptoService;
+
+use super::{Faces, convert, deadline, status};
+
+#[derive(Clone)]
+pub(super) struct Service(pub(super) Faces);
+
+#[tonic::async_trait]
+impl CryptoService for Service {
+    async fn encrypt(&self, request: Request<pb::EncryptRequest>) -> Result<Response<pb::EncryptResponse>, Status> {
+        let permit = self.0.permit::<action::Encrypt, _>(&request)?;
+        let deadline = deadline(&request);
+        let asked = request.into_inner();
+        let plaintext = convert::plaintext(asked.plaintext, asked.plaintext_crc32c)?;
+        let key = convert::key_ref(&asked.key_id)?;
+        let context = convert::context(asked.encryption_context)?;
+        convert::encryption_algorithm(asked.encryption_algorithm)?;
+        convert::dry_run(asked.dry_run)?;
+        let encrypted = self.0.0.keys.encrypt(permit, &key, plaintext, &context, deadline).await;
+        let Encrypted {
+            ciphertext,
+            arn,
+            version,
+            ..
+        } = encrypted.map_err(status::key)?;
+        Ok(Response::new(pb::EncryptResponse {
+            ciphertext_crc32c: crc32c::crc32c(&ciphertext),
+            ciphertext,
+            key_id: arn,
+            encryption_algorithm: pb::EncryptionAlgorithm::SymmetricDefault.into(),
+            verified_plaintext_crc32c: asked.plaintext_crc32c.is_some(),
+            key_version: version.0.cast_signed(),
+        }))
+    }
+
+    async fn decrypt(&self, request: Request<pb::DecryptRequest>) -> Result<Response<pb::DecryptResponse>, Status> {
+        let permit = self.0.permit::<action::Decrypt, _>(&request)?;
+        let deadline = deadline(&request);
+        let asked = request.into_inner();
+        let ciphertext = convert::ciphertext(asked.ciphertext, asked.ciphertext_crc32c)?;
+        let key = if asked.key_id.is_empty() {
+            None
+        } else {
+            Some(convert::key_ref(&asked.key_id)?)
+        };
+        let context = convert::context(asked.encryption_context)?;
+        convert::encryption_algorithm(asked.encryption_algorithm)?;
+        convert::dry_run(asked.dry_run)?;
+        let decrypted = self
+            .0
+            .0
+            .keys
+            .decrypt(permit, key.as_ref(), &ciphertext, &context, deadline)
+            .await;
+        let decrypted = decrypted.map_err(status::key)?;
+        Ok(Response::new(pb::DecryptResponse {
+            plaintext_crc32c: crc32c::crc32c(decrypted.plaintext.expose()),
+            plaintext: decrypted.plaintext.into_exposed(),
+            key_id: decrypted.arn,
+            encryption_algorithm: pb::EncryptionAlgorithm::SymmetricDefault.into(),
+            verified_ciphertext_crc32c: asked.ciphertext_crc32c.is_some(),
+            key_version: decrypted.version.0.cast_signed(),
+        }))
+    }
+
+    async fn generate_data_key(
+        &self,
+        request: Request<pb::GenerateDataKeyRequest>,
+    ) -> Result<Response<pb::GenerateDataKeyResponse>, Status> {
+        use pb::generate_data_key_request::Length;
+        let permit = self.0.permit::<action::GenerateDataKey, _>(&request)?;
+        let deadline = deadline(&request);
+        let asked = request.into_inner();
+        let (spec, number) = match asked.length {
+            Some(Length::DataKeySpec(spec)) => (Some(spec), None),
+            Some(Length::NumberOfBytes(number)) => (None, Some(number)),
+            None => (None, None),
+        };
+        let length = convert::data_key_length(spec, number)?;
+        let key = convert::key_ref(&asked.key_id)?;
+        let context = convert::context(asked.encryption_context)?;
+        convert::dry_run(asked.dry_run)?;
+        let made = self
+            .0
+            .0
+            .keys
+            .generate_data_key(permit, &key, length, &context, deadline)
+            .await;
+        let made = made.map_err(status::key)?;
+        Ok(Response::new(pb::GenerateDataKeyResponse {
+            ciphertext_crc32c: crc32c::crc32c(&made.encrypted.ciphertext),
+            plaintext_crc32c: crc32c::crc32c(made.plaintext.expose()),
+            ciphertext: made.encrypted.ciphertext,
+            plaintext: made.plaintext.into_exposed(),
+            key_id: made.encrypted.arn,
+            key_version: made.encrypted.version.0.cast_signed(),
+        }))
+    }
+
+    async fn generate_data_key_without_plaintext(
+        &self,
+        request: Request<pb::GenerateDataKeyWithoutPlaintextRequest>,
+    ) -> Result<Response<pb::GenerateDataKeyWithoutPlaintextResponse>, Status> {
+        use pb::generate_data_key_without_plaintext_request::Length;
+        let permit = self.0.permit::<action::GenerateDataKeyWithoutPlaintext, _>(&request)?;
+        let deadline = deadline(&request);
+        let asked = request.into_inner();
+        let (spec, number) = match asked.length {
+            Some(Length::DataKeySpec(spec)) => (Some(spec), None),
+            Some(Length::NumberOfBytes(number)) => (None, Some(number)),
+            None => (None, None),
+        };
+        let length = convert::data_key_length(spec, number)?;
+        let key = convert::key_ref(&asked.key_id)?;
+        let context = convert::context(asked.encryption_context)?;
+        convert::dry_run(asked.dry_run)?;
+        let keys = &self.0.0.keys;
+        let made = keys
+            .generate_data_key_without_plaintext(permit, &key, length, &context, deadline)
+            .await;
+        let made = made.map_err(status::key)?;
+        Ok(Response::new(pb::GenerateDataKeyWithoutPlaintextResponse {
+            ciphertext_crc32c: crc32c::crc32c(&made.ciphertext),
+            ciphertext: made.ciphertext,
+            key_id: made.arn,
+            key_version: made.version.0.cast_signed(),
+        }))
+    }
+
+    async fn generate_random(
+        &self,
+        request: Request<pb::GenerateRandomRequest>,
+    ) -> Result<Response<pb::GenerateRandomResponse>, Status> {
+        let permit = self.0.permit::<action::GenerateRandom, _>(&request)?;
+        let deadline = deadline(&request);
+        let asked = request.into_inner();
+        let number = convert::number_of_random_bytes(asked.number_of_bytes)?;
+        let store = convert::parse_optional("key_store_id", &asked.key_store_id)?;
+        let bytes = self
+            .0
+            .0
+            .keys
+            .generate_random(permit, store.as_ref(), number, deadline)
+            .await;
+        let bytes = bytes.map_err(status::key)?;
+        Ok(Response::new(pb::GenerateRandomResponse {
+            plaintext_crc32c: crc32c::crc32c(bytes.expose()),
+            plaintext: bytes.into_exposed(),
+        }))
+    }
+}

@@ -1,0 +1,98 @@
+//! The last touch on every answer: the request's id, and details on what tonic itself refused.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use http::{HeaderValue, Request, Response};
+use tonic::Status;
+use tonic::body::Body;
+use tonic_types::StatusExt;
+use tower::{Layer, Service};
+
+use super::status;
+
+/// Accepted from callers and echoed, or made here.
+const REQUEST_ID: &str = "x-request-id";
+const LONGEST_REQUEST_ID: usize = 128;
+
+#[derive(Clone)]
+pub(super) struct FinishLayer {
+    pub(super) max_message_bytes: usize,
+}
+
+impl<S> Layer<S> for FinishLayer {
+    type Service = Finish<S>;
+
+    fn layer(&self, inner: S) -> Finish<S> {
+        Finish {
+            inner,
+            max_message_bytes: self.max_message_bytes,
+        }
+    }
+}
+
+#[derive(Clone)]
+pub(super) struct Finish<S> {
+    inner: S,
+    max_message_bytes: usize,
+}
+
+impl<S> Service<Request<Body>> for Finish<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let id = request_id(&request);
+        let max_message_bytes = self.max_message_bytes;
+        let answering = self.inner.call(request);
+        Box::pin(async move {
+            let response = answering.await?;
+            let refused = response.headers().contains_key("grpc-status");
+            let mut response = if refused {
+                with_details(response, &id, max_message_bytes)
+            } else {
+                response
+            };
+            response.headers_mut().insert(REQUEST_ID, id);
+            Ok(response)
+        })
+    }
+}
+
+/// A refusal stands in the headers alone, without a body.
+fn with_details(response: Response<Body>, id: &HeaderValue, max_message_bytes: usize) -> Response<Body> {
+    let Some(refused) = Status::from_header_map(response.headers()) else {
+        return response;
+    };
+    if refused.code() == tonic::Code::Ok {
+        return response;
+    }
+    let refused = if refused.details().is_empty() {
+        status::complete(&refused, max_message_bytes)
+    } else {
+        refused
+    };
+    let mut details = refused.get_error_details();
+    details.set_request_info(id.to_str().unwrap_or_default(), "");
+    let mut finished = Status::with_error_details(refused.code(), refused.message(), details);
+    *finished.metadata_mut() = refused.metadata().clone();
+    finished.into_http()
+}
+
+fn request_id(request: &Request<Body>) -> HeaderValue {
+    let given = request.headers().get(REQUEST_ID).filter(|value| {
+        (1..=LONGEST_REQUEST_ID).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
+    });
+    given
+        .cloned()
+        .unwrap_or_else(|| HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).expect("a UUID is plain ASCII"))
+}

@@ -1,0 +1,114 @@
+//! `grpc.health.v1`: the daemon, each service, and each key store.
+//!
+//! `""` and the services are SERVING while calls are accepted, even with every HSM down;
+//! `key-store/<id>` is SERVING when the store is CONNECTED and at least one of its nodes can be used.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures_util::future::select_all;
+use tokio::sync::watch;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use crate::cluster::Member;
+use crate::keystore::{KeyStores, Store};
+use crate::model::{ConnectionState, KeyStoreId};
+
+use super::key_store::next_move;
+
+const SERVICES: [&str; 7] = [
+    "",
+    "keyway.v1.KeyStoreService",
+    "keyway.v1.ClusterService",
+    "keyway.v1.CryptoUserService",
+    "keyway.v1.KeyService",
+    "keyway.v1.CryptoService",
+    "keyway.v1.ServerService",
+];
+
+/// Keeps the health service's answers true until the daemon drains, and then says NOT_SERVING.
+pub async fn report(reporter: HealthReporter, key_stores: KeyStores, mut draining: watch::Receiver<bool>) {
+    for service in SERVICES {
+        reporter.set_service_status(service, ServingStatus::Serving).await;
+    }
+    let mut follower = reporter.clone();
+    let follow = async {
+        let mut known = BTreeMap::new();
+        loop {
+            let next = changed(&key_stores);
+            report_stores(&mut follower, &key_stores, &mut known).await;
+            next.await;
+        }
+    };
+    tokio::select! {
+        () = follow => {}
+        _ = draining.wait_for(|draining| *draining) => {}
+    }
+    for service in SERVICES {
+        reporter.set_service_status(service, ServingStatus::NotServing).await;
+    }
+}
+
+async fn report_stores(
+    reporter: &mut HealthReporter,
+    key_stores: &KeyStores,
+    known: &mut BTreeMap<KeyStoreId, ServingStatus>,
+) {
+    let now: BTreeMap<_, _> = key_stores
+        .list()
+        .iter()
+        .map(|store| (store.id(), status(store)))
+        .collect();
+    for (id, status) in &now {
+        if known.get(id) != Some(status) {
+            reporter.set_service_status(format!("key-store/{id}"), *status).await;
+        }
+    }
+    for gone in known.keys().filter(|id| !now.contains_key(id)) {
+        reporter.clear_service_status(&format!("key-store/{gone}")).await;
+    }
+    *known = now;
+}
+
+fn status(store: &Store) -> ServingStatus {
+    let connection = store.nodes().borrow().clone();
+    let usable = connection.is_some_and(|connection| connection.members().iter().any(Member::is_proved));
+    if usable && store.state() == ConnectionState::Connected {
+        ServingStatus::Serving
+    } else {
+        ServingStatus::NotServing
+    }
+}
+
+/// Resolves when any store or node changes after this call.
+fn changed(key_stores: &KeyStores) -> impl Future<Output = ()> + Send + use<> {
+    let mut listed = key_stores.listed();
+    listed.borrow_and_update();
+    let each: Vec<_> = key_stores.list().into_iter().map(store_changed).collect();
+    async move {
+        let any_store = async {
+            if each.is_empty() {
+                std::future::pending::<()>().await;
+            }
+            select_all(each.into_iter().map(Box::pin)).await;
+        };
+        tokio::select! {
+            _ = listed.changed() => {}
+            () = any_store => {}
+        }
+    }
+}
+
+fn store_changed(store: Arc<Store>) -> impl Future<Output = ()> + Send + use<> {
+    let (mut record, mut nodes) = (store.record_changes(), store.nodes());
+    let connection = nodes.borrow_and_update().clone();
+    let moved = next_move(connection.as_deref());
+    async move {
+        tokio::select! {
+            _ = record.changed() => {}
+            _ = nodes.changed() => {}
+            () = moved => {}
+        }
+    }
+}

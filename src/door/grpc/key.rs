@@ -1,0 +1,190 @@
+//! `KeyService`.
+
+use aws_lc_rs::digest;
+use prost::Message;
+use tonic::{Request, Response, Status};
+
+use crate::authz::action;
+use crate::keys::{NewKey, RequestClaim};
+use crate::model::{AliasName, KeyId, KeyRef};
+use crate::proto::v1 as pb;
+use crate::proto::v1::key_service_server::KeyService;
+
+use super::convert::Nodes;
+use super::{Faces, convert, deadline, status};
+
+#[derive(Clone)]
+pub(super) struct Service(pub(super) Faces);
+
+#[tonic::async_trait]
+impl KeyService for Service {
+    async fn create_key(
+        &self,
+        request: Request<pb::CreateKeyRequest>,
+    ) -> Result<Response<pb::CreateKeyResponse>, Status> {
+        let permit = self.0.permit::<action::CreateKey, _>(&request)?;
+        let deadline = deadline(&request);
+        let caller = permit.caller().name().to_owned();
+        let asked = request.into_inner();
+        if !asked.cluster_id.is_empty() || !asked.hsm_label.is_empty() {
+            return Err(status::field(
+                "cluster_id",
+                "with hsm_label needs a login, which this release does not serve",
+            ));
+        }
+        let request = convert::request_id(&asked.request_id)?.map(|request_id| RequestClaim {
+            caller,
+            request_id,
+            body_sha256: fingerprint(&asked),
+        });
+        let new = NewKey {
+            store: convert::key_store_id(&asked.key_store_id)?,
+            spec: convert::key_spec(asked.key_spec, asked.key_usage)?,
+            description: convert::description(asked.description)?,
+            tags: convert::tags(asked.tags)?,
+            alias: alias_name("alias", &asked.alias)?,
+            request,
+        };
+        let key = self.0.0.keys.create(permit, new, deadline).await.map_err(status::key)?;
+        let cluster = self.0.0.clusters.get(&key.record.cluster);
+        Ok(Response::new(pb::CreateKeyResponse {
+            key: Some(convert::key(&key, Nodes::Of(cluster))),
+        }))
+    }
+
+    async fn describe_key(
+        &self,
+        request: Request<pb::DescribeKeyRequest>,
+    ) -> Result<Response<pb::DescribeKeyResponse>, Status> {
+        let permit = self.0.permit::<action::DescribeKey, _>(&request)?;
+        let key = convert::key_ref(&request.get_ref().key_id)?;
+        let key = self.0.0.keys.describe(permit, &key).await.map_err(status::key)?;
+        let cluster = self.0.0.clusters.get(&key.record.cluster);
+        Ok(Response::new(pb::DescribeKeyResponse {
+            key: Some(convert::key(&key, Nodes::Of(cluster))),
+        }))
+    }
+
+    async fn list_keys(&self, request: Request<pb::ListKeysRequest>) -> Result<Response<pb::ListKeysResponse>, Status> {
+        let permit = self.0.permit::<action::ListKeys, _>(&request)?;
+        let asked = request.into_inner();
+        if !asked.cluster_id.is_empty() {
+            return Err(status::field(
+                "cluster_id",
+                "needs a login, which this release does not serve",
+            ));
+        }
+        let store = convert::parse_optional("key_store_id", &asked.key_store_id)?;
+        let limit = convert::page_size(asked.page_size)?;
+        let after = convert::page_token::<KeyId>(&asked.page_token)?;
+        // One more than asked for tells whether there is a next page.
+        let mut found = self
+            .0
+            .0
+            .keys
+            .list(permit, store.as_ref(), after, limit + 1)
+            .await
+            .map_err(status::key)?;
+        let next_page_token = cut(&mut found, limit, |key| key.record.id.to_string());
+        let keys = found.iter().map(|key| convert::key(key, Nodes::LeftOut)).collect();
+        Ok(Response::new(pb::ListKeysResponse { keys, next_page_token }))
+    }
+
+    async fn create_alias(
+        &self,
+        request: Request<pb::CreateAliasRequest>,
+    ) -> Result<Response<pb::CreateAliasResponse>, Status> {
+        let permit = self.0.permit::<action::CreateAlias, _>(&request)?;
+        let asked = request.into_inner();
+        let name = alias_name("alias_name", &asked.alias_name)?
+            .ok_or_else(|| status::field_reason("alias_name", "INVALID_ALIAS_NAME", "is required"))?;
+        let target: KeyRef = match asked.target_key_id.as_str() {
+            alias if alias.starts_with("alias/") || alias.contains(":alias/") => {
+                return Err(status::field("target_key_id", "is a key id or key ARN, not an alias"));
+            }
+            id => convert::parse("target_key_id", id)?,
+        };
+        let record = self
+            .0
+            .0
+            .keys
+            .create_alias(permit, name, &target)
+            .await
+            .map_err(status::key)?;
+        let arn = self.0.0.keys.alias_arn(&record).await.map_err(status::key)?;
+        Ok(Response::new(pb::CreateAliasResponse {
+            alias: Some(convert::alias(&record, arn)),
+        }))
+    }
+
+    async fn list_aliases(
+        &self,
+        request: Request<pb::ListAliasesRequest>,
+    ) -> Result<Response<pb::ListAliasesResponse>, Status> {
+        let permit = self.0.permit::<action::ListAliases, _>(&request)?;
+        let asked = request.into_inner();
+        let key = if asked.key_id.is_empty() {
+            None
+        } else {
+            Some(convert::key_ref(&asked.key_id)?)
+        };
+        let limit = convert::page_size(asked.page_size)?;
+        let after = convert::page_token::<AliasName>(&asked.page_token)?;
+        let listed = self
+            .0
+            .0
+            .keys
+            .list_aliases(permit, key.as_ref(), after.as_ref(), limit + 1)
+            .await;
+        let mut found = listed.map_err(status::key)?;
+        let next_page_token = cut(&mut found, limit, |alias| alias.name.to_string());
+        let mut aliases = Vec::new();
+        for alias in &found {
+            let arn = self.0.0.keys.alias_arn(alias).await.map_err(status::key)?;
+            aliases.push(convert::alias(alias, arn));
+        }
+        Ok(Response::new(pb::ListAliasesResponse {
+            aliases,
+            next_page_token,
+        }))
+    }
+}
+
+/// Shortens what was found to a page, and tells where the next one begins.
+fn cut<T>(found: &mut Vec<T>, limit: u32, cursor: impl Fn(&T) -> String) -> String {
+    if found.len() <= limit as usize {
+        return String::new();
+    }
+    found.truncate(limit as usize);
+    found
+        .last()
+        .map(|last| convert::next_page_token(cursor(last)))
+        .unwrap_or_default()
+}
+
+fn alias_name(field: &str, text: &str) -> Result<Option<AliasName>, Status> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse()
+        .map(Some)
+        .map_err(|why| status::field_reason(field, "INVALID_ALIAS_NAME", why))
+}
+
+/// What a request asks for, whatever its id and however its map was ordered: a repeat has the same.
+fn fingerprint(asked: &pb::CreateKeyRequest) -> [u8; 32] {
+    let mut context = digest::Context::new(&digest::SHA256);
+    let mut tags: Vec<_> = asked.tags.iter().collect();
+    tags.sort();
+    for part in tags.into_iter().flat_map(|(key, value)| [key, value]) {
+        context.update(&(part.len() as u64).to_be_bytes());
+        context.update(part.as_bytes());
+    }
+    let rest = pb::CreateKeyRequest {
+        request_id: String::new(),
+        tags: Default::default(),
+        ..asked.clone()
+    };
+    context.update(&rest.encode_to_vec());
+    context.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")
+}

@@ -1,0 +1,226 @@
+//! `KeyStoreService`.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::codegen::BoxStream;
+use tonic::{Request, Response, Status};
+
+use crate::authz::action;
+use crate::clock;
+use crate::cluster::{Closing, Connection};
+use crate::keystore::{NewKeyStore, Selector, Store};
+use crate::model::{KeyStoreName, Password, TrustAnchor};
+use crate::proto::v1 as pb;
+use crate::proto::v1::key_store_service_server::KeyStoreService;
+
+use super::{Faces, convert, status};
+
+/// Messages of a stream that wait for a slow reader.
+const STREAM_DEPTH: usize = 16;
+
+#[derive(Clone)]
+pub(super) struct Service(pub(super) Faces);
+
+impl Service {
+    async fn told(&self, store: &Store) -> Result<pb::KeyStore, Status> {
+        let keys = self.0.0.keys.count(&store.id()).await.map_err(status::key)?;
+        let connection = store.nodes().borrow().clone();
+        Ok(convert::key_store(&store.record(), connection.as_deref(), keys))
+    }
+}
+
+#[tonic::async_trait]
+impl KeyStoreService for Service {
+    async fn create_key_store(
+        &self,
+        request: Request<pb::CreateKeyStoreRequest>,
+    ) -> Result<Response<pb::CreateKeyStoreResponse>, Status> {
+        let permit = self.0.permit::<action::CreateKeyStore, _>(&request)?;
+        let asked = request.into_inner();
+        let password = Password::for_key_store(asked.key_store_password)
+            .map_err(|why| status::field("key_store_password", why))?;
+        let new = NewKeyStore {
+            name: convert::parse("key_store_name", &asked.key_store_name)?,
+            cluster: convert::parse("cluster_id", &asked.cluster_id)?,
+            password,
+            trust_anchor: TrustAnchor::parse(&asked.trust_anchor_certificate)
+                .map_err(|why| status::field("trust_anchor_certificate", why))?,
+        };
+        let store = self
+            .0
+            .0
+            .key_stores
+            .create(permit, new)
+            .await
+            .map_err(status::key_store)?;
+        let key_store = Some(self.told(&store).await?);
+        Ok(Response::new(pb::CreateKeyStoreResponse {
+            key_store_id: store.id().to_string(),
+            key_store,
+        }))
+    }
+
+    async fn describe_key_stores(
+        &self,
+        request: Request<pb::DescribeKeyStoresRequest>,
+    ) -> Result<Response<pb::DescribeKeyStoresResponse>, Status> {
+        let _permit = self.0.permit::<action::DescribeKeyStores, _>(&request)?;
+        let asked = request.into_inner();
+        let limit = convert::page_size(asked.page_size)? as usize;
+        let skip = convert::page_token::<usize>(&asked.page_token)?.unwrap_or(0);
+        use pb::describe_key_stores_request::Selector as Asked;
+        let stores = match asked.selector {
+            None => self.0.0.key_stores.list(),
+            Some(Asked::KeyStoreId(id)) => {
+                let selector = Selector::Id(convert::key_store_id(&id)?);
+                vec![self.0.0.key_stores.find(&selector).map_err(status::key_store)?]
+            }
+            Some(Asked::KeyStoreName(name)) => {
+                let selector = Selector::Name(convert::parse::<KeyStoreName>("key_store_name", &name)?);
+                vec![self.0.0.key_stores.find(&selector).map_err(status::key_store)?]
+            }
+        };
+        let mut key_stores = Vec::new();
+        for store in stores.iter().skip(skip).take(limit) {
+            key_stores.push(self.told(store).await?);
+        }
+        let end = skip.saturating_add(limit);
+        let next_page_token = if end < stores.len() {
+            convert::next_page_token(end)
+        } else {
+            String::new()
+        };
+        Ok(Response::new(pb::DescribeKeyStoresResponse {
+            key_stores,
+            next_page_token,
+        }))
+    }
+
+    async fn delete_key_store(
+        &self,
+        request: Request<pb::DeleteKeyStoreRequest>,
+    ) -> Result<Response<pb::DeleteKeyStoreResponse>, Status> {
+        let permit = self.0.permit::<action::DeleteKeyStore, _>(&request)?;
+        let id = convert::key_store_id(&request.get_ref().key_store_id)?;
+        self.0
+            .0
+            .key_stores
+            .delete(permit, &id)
+            .await
+            .map_err(status::key_store)?;
+        Ok(Response::new(pb::DeleteKeyStoreResponse {}))
+    }
+
+    async fn connect_key_store(
+        &self,
+        request: Request<pb::ConnectKeyStoreRequest>,
+    ) -> Result<Response<pb::ConnectKeyStoreResponse>, Status> {
+        let permit = self.0.permit::<action::ConnectKeyStore, _>(&request)?;
+        let id = convert::key_store_id(&request.get_ref().key_store_id)?;
+        let store = self
+            .0
+            .0
+            .key_stores
+            .connect(permit, &id)
+            .await
+            .map_err(status::key_store)?;
+        Ok(Response::new(pb::ConnectKeyStoreResponse {
+            key_store: Some(self.told(&store).await?),
+        }))
+    }
+
+    async fn disconnect_key_store(
+        &self,
+        request: Request<pb::DisconnectKeyStoreRequest>,
+    ) -> Result<Response<pb::DisconnectKeyStoreResponse>, Status> {
+        let permit = self.0.permit::<action::DisconnectKeyStore, _>(&request)?;
+        let asked = request.into_inner();
+        let id = convert::key_store_id(&asked.key_store_id)?;
+        let patience = convert::drain_timeout(asked.drain_timeout)?;
+        let closing = if patience.is_zero() {
+            Closing::Now
+        } else {
+            Closing::Drain(patience)
+        };
+        let store = self
+            .0
+            .0
+            .key_stores
+            .disconnect(permit, &id, closing)
+            .await
+            .map_err(status::key_store)?;
+        Ok(Response::new(pb::DisconnectKeyStoreResponse {
+            key_store: Some(self.told(&store).await?),
+        }))
+    }
+
+    async fn watch_key_store(
+        &self,
+        request: Request<pb::WatchKeyStoreRequest>,
+    ) -> Result<Response<BoxStream<pb::WatchKeyStoreResponse>>, Status> {
+        let _permit = self.0.permit::<action::WatchKeyStore, _>(&request)?;
+        let id = convert::key_store_id(&request.get_ref().key_store_id)?;
+        let store = self.0.0.key_stores.get(&id).map_err(status::key_store)?;
+        let (told, stream) = mpsc::channel(STREAM_DEPTH);
+        tokio::spawn(watch(self.clone(), store, told));
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+}
+
+/// Tells the store now, and again after each change, until the daemon drains, the store is deleted, or nobody reads.
+async fn watch(service: Service, store: Arc<Store>, told: mpsc::Sender<Result<pb::WatchKeyStoreResponse, Status>>) {
+    let faces = &service.0.0;
+    let mut record = store.record_changes();
+    let mut nodes = store.nodes();
+    let mut listed = faces.key_stores.listed();
+    let mut draining = faces.draining.clone();
+    loop {
+        record.borrow_and_update();
+        listed.borrow_and_update();
+        if faces.key_stores.get(&store.id()).is_err() {
+            return;
+        }
+        let connection = nodes.borrow_and_update().clone();
+        let moved = next_move(connection.as_deref());
+        let message = match service.told(&store).await {
+            Ok(key_store) => Ok(pb::WatchKeyStoreResponse {
+                key_store: Some(key_store),
+                steps: convert::connect_steps(connection.as_deref()),
+                time: convert::time(clock::now()),
+            }),
+            Err(status) => Err(status),
+        };
+        let broken = message.is_err();
+        if told.send(message).await.is_err() || broken {
+            return;
+        }
+        tokio::select! {
+            _ = draining.wait_for(|draining| *draining) => return,
+            () = told.closed() => return,
+            _ = record.changed() => {}
+            _ = nodes.changed() => {}
+            _ = listed.changed() => {}
+            () = moved => {}
+        }
+    }
+}
+
+/// Resolves when any node of the Connection changes after this call.
+pub(super) fn next_move(connection: Option<&Connection>) -> impl Future<Output = ()> + Send + use<> {
+    let watched = connection.map(|connection| {
+        let statuses: Vec<_> = connection.members().iter().map(|member| member.node.status()).collect();
+        (statuses, connection.changes())
+    });
+    async move {
+        let Some((mut statuses, mut changes)) = watched else {
+            return std::future::pending().await;
+        };
+        let any = futures_util::future::select_all(statuses.iter_mut().map(|status| Box::pin(status.changed())));
+        tokio::select! {
+            _ = any => {}
+            _ = changes.changed() => {}
+        }
+    }
+}

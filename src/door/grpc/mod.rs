@@ -1,0 +1,150 @@
+//! The gRPC face: services over the core, in the names of `proto/keyway/v1`.
+//!
+//! A handler asks who is calling, what is asked ([`convert`]), whether they may
+//! ([`Policy`]), and does it; every error becomes a status in [`status`] and nowhere else.
+//! What is not served yet answers UNIMPLEMENTED.
+
+mod cluster;
+mod convert;
+mod crypto;
+mod crypto_user;
+mod finish;
+mod health;
+mod key;
+mod key_store;
+mod server;
+mod status;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use tonic::transport::Server;
+
+use crate::authz::{Action, Caller, Permit, Policy};
+use crate::cluster as clusters;
+use crate::keys::Keys;
+use crate::keystore::KeyStores;
+use crate::model::ClusterId;
+use crate::proto::{self, v1 as pb};
+
+use super::listen::Io;
+
+pub use health::report as report_health;
+
+/// A call without a deadline gets this long.
+const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
+/// No call gets longer.
+const LONGEST_DEADLINE: Duration = Duration::from_secs(120);
+/// Idle connections are asked whether they are alive.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
+const KEEPALIVE_PATIENCE: Duration = Duration::from_secs(20);
+/// Streams of one connection that are served at once.
+const STREAMS_PER_CONNECTION: u32 = 1_024;
+
+/// What every service of this face stands on. Cheap to clone.
+#[derive(Clone)]
+pub struct Faces(Arc<Foundation>);
+
+pub struct Foundation {
+    pub policy: Policy,
+    pub key_stores: KeyStores,
+    pub keys: Keys,
+    pub clusters: Arc<BTreeMap<ClusterId, clusters::Settings>>,
+    pub health: tonic_health::server::HealthReporter,
+    pub draining: watch::Receiver<bool>,
+    pub max_message_bytes: usize,
+    pub mode: Mode,
+    pub key_store_quota: u32,
+}
+
+/// Whether this daemon is somebody's desk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Dev,
+    Serve,
+}
+
+impl Faces {
+    pub fn new(foundation: Foundation) -> Self {
+        Self(Arc::new(foundation))
+    }
+
+    /// Who is calling and may they: the proof, or the status to answer with.
+    fn permit<A: Action, T>(&self, request: &tonic::Request<T>) -> Result<Permit<A>, Status> {
+        let caller = caller(request)?;
+        self.0.policy.decide(caller).map_err(status::denied)
+    }
+}
+
+/// The caller that the listener found.
+fn caller<T>(request: &tonic::Request<T>) -> Result<&Caller, Status> {
+    request.extensions().get::<Caller>().ok_or_else(status::nobody)
+}
+
+/// When the caller stops waiting, within the bounds.
+fn deadline<T>(request: &tonic::Request<T>) -> Instant {
+    let asked = request
+        .metadata()
+        .get("grpc-timeout")
+        .and_then(|value| value.to_str().ok())
+        .and_then(convert::timeout);
+    Instant::now() + asked.unwrap_or(DEFAULT_DEADLINE).min(LONGEST_DEADLINE)
+}
+
+/// Serves one lane's connections until `drained`, then what is still in flight.
+pub(super) async fn serve(
+    faces: Faces,
+    incoming: ReceiverStream<std::io::Result<Io>>,
+    drained: impl Future<Output = ()>,
+) -> Result<(), tonic::transport::Error> {
+    let limit = faces.0.max_message_bytes;
+    let reflection = |builder: tonic_reflection::server::Builder<'static>| {
+        builder
+            .register_encoded_file_descriptor_set(proto::DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let v1 = reflection(tonic_reflection::server::Builder::configure()).build_v1();
+    let v1alpha = reflection(tonic_reflection::server::Builder::configure()).build_v1alpha();
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
+        .http2_keepalive_timeout(Some(KEEPALIVE_PATIENCE))
+        .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        .layer(finish::FinishLayer {
+            max_message_bytes: limit,
+        })
+        .add_service(
+            pb::key_store_service_server::KeyStoreServiceServer::new(key_store::Service(faces.clone()))
+                .max_decoding_message_size(limit),
+        )
+        .add_service(
+            pb::cluster_service_server::ClusterServiceServer::new(cluster::Service(faces.clone()))
+                .max_decoding_message_size(limit),
+        )
+        .add_service(
+            pb::crypto_user_service_server::CryptoUserServiceServer::new(crypto_user::Service(faces.clone()))
+                .max_decoding_message_size(limit),
+        )
+        .add_service(
+            pb::key_service_server::KeyServiceServer::new(key::Service(faces.clone())).max_decoding_message_size(limit),
+        )
+        .add_service(
+            pb::crypto_service_server::CryptoServiceServer::new(crypto::Service(faces.clone()))
+                .max_decoding_message_size(limit),
+        )
+        .add_service(
+            pb::server_service_server::ServerServiceServer::new(server::Service(faces.clone()))
+                .max_decoding_message_size(limit),
+        )
+        .add_service(tonic_health::pb::health_server::HealthServer::new(
+            tonic_health::server::HealthService::from_health_reporter(faces.0.health.clone()),
+        ))
+        .add_service(v1.expect("our own descriptors decode"))
+        .add_service(v1alpha.expect("our own descriptors decode"))
+        .serve_with_incoming_shutdown(incoming, drained)
+        .await
+}

@@ -1,0 +1,304 @@
+//! Errors become gRPC statuses here and nowhere else.
+//!
+//! Each has a code, a sentence a person can act on, and details: `ErrorInfo` with a reason that
+//! does not change, `BadRequest` for a field that is wrong, `RetryInfo` where a retry helps, a link to help.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::authz::Denied;
+use crate::cluster::Failure;
+use crate::keys;
+use crate::keystore;
+use crate::records::Unavailable;
+
+/// Where a caller reads more; `#REASON` is appended.
+const HELP: &str = "docs/errors.md";
+const DOMAIN: &str = "keyway";
+/// How soon a caller who met a full queue or an absent node may come back.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// A status in the making.
+struct Refusal {
+    code: Code,
+    reason: &'static str,
+    message: String,
+    metadata: HashMap<String, String>,
+    field: Option<String>,
+    retry: Option<Duration>,
+}
+
+impl Refusal {
+    fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            reason,
+            message: message.into(),
+            metadata: HashMap::new(),
+            field: None,
+            retry: None,
+        }
+    }
+
+    fn with(mut self, name: &str, value: impl ToString) -> Self {
+        self.metadata.insert(name.to_owned(), value.to_string());
+        self
+    }
+
+    fn field(mut self, field: &str) -> Self {
+        self.field = Some(field.to_owned());
+        self.with("field", field)
+    }
+
+    fn retry(mut self) -> Self {
+        self.retry = Some(RETRY);
+        self
+    }
+
+    fn status(self) -> Status {
+        let mut details = ErrorDetails::with_error_info(self.reason, DOMAIN, self.metadata);
+        if let Some(field) = &self.field {
+            details.add_bad_request_violation(field, &self.message);
+        }
+        if let Some(retry) = self.retry {
+            details.set_retry_info(Some(retry));
+        }
+        details.add_help_link(
+            format!("What {} means and what to do", self.reason),
+            format!("{HELP}#{}", self.reason),
+        );
+        let mut status = Status::with_error_details(self.code, self.message, details);
+        if let Some(retry) = self.retry {
+            let pushback = retry.as_millis().to_string();
+            status
+                .metadata_mut()
+                .insert("grpc-retry-pushback-ms", pushback.parse().expect("digits"));
+        }
+        status
+    }
+}
+
+/// A field of the request is wrong.
+pub(super) fn field(field: &str, why: impl std::fmt::Display) -> Status {
+    field_reason(field, "VALIDATION", why)
+}
+
+/// A field of the request is wrong in a way that has a reason of its own.
+pub(super) fn field_reason(field: &str, reason: &'static str, why: impl std::fmt::Display) -> Status {
+    Refusal::new(Code::InvalidArgument, reason, format!("{field}: {why}"))
+        .field(field)
+        .status()
+}
+
+/// The connection proved nobody's name.
+pub(super) fn nobody() -> Status {
+    let message = "the connection does not say who is calling; connect with a client certificate or the Unix socket";
+    Refusal::new(Code::Unauthenticated, "NO_CALLER_IDENTITY", message).status()
+}
+
+pub(super) fn denied(denied: Denied) -> Status {
+    Refusal::new(Code::PermissionDenied, "ACCESS_DENIED", denied.to_string())
+        .with("caller", denied.caller)
+        .with("action", denied.action)
+        .status()
+}
+
+pub(super) fn cluster_not_found(cluster: &str) -> Status {
+    Refusal::new(
+        Code::NotFound,
+        "CLOUD_HSM_CLUSTER_NOT_FOUND",
+        format!("no cluster {cluster} is declared"),
+    )
+    .with("clusterId", cluster)
+    .status()
+}
+
+pub(super) fn unsupported_key_spec(spec: &str) -> Status {
+    let message = format!("key_spec: this release makes SYMMETRIC_DEFAULT keys, not {spec}");
+    Refusal::new(Code::Unimplemented, "UNSUPPORTED_OPERATION", message)
+        .field("key_spec")
+        .with("keySpec", spec)
+        .status()
+}
+
+/// What tonic itself refused carries no details; these give it the same form as everything else.
+pub(super) fn complete(status: &Status, max_message_bytes: usize) -> Status {
+    let message = status.message();
+    match status.code() {
+        Code::Unimplemented => Refusal::new(
+            Code::Unimplemented,
+            "UNSUPPORTED_OPERATION",
+            "this daemon does not serve this call",
+        ),
+        Code::OutOfRange | Code::ResourceExhausted => Refusal::new(
+            Code::InvalidArgument,
+            "VALIDATION",
+            format!("the request message is longer than the limit of {max_message_bytes} bytes"),
+        )
+        .field("(message)")
+        .with("maxMessageBytes", max_message_bytes),
+        Code::Internal | Code::InvalidArgument => Refusal::new(
+            Code::InvalidArgument,
+            "VALIDATION",
+            format!("the request cannot be read: {message}"),
+        )
+        .field("(message)"),
+        Code::DeadlineExceeded => Refusal::new(Code::DeadlineExceeded, "DEADLINE", "the deadline passed"),
+        Code::Cancelled if message.contains("imeout") => {
+            Refusal::new(Code::DeadlineExceeded, "DEADLINE", "the deadline passed")
+        }
+        Code::Cancelled => Refusal::new(Code::Cancelled, "CANCELLED", "the call was cancelled"),
+        Code::Unavailable => Refusal::new(Code::Unavailable, "DRAINING", message).retry(),
+        _ => return status.clone(),
+    }
+    .status()
+}
+
+impl From<keystore::Error> for Refusal {
+    fn from(error: keystore::Error) -> Self {
+        use keystore::Error as E;
+        let message = error.to_string();
+        match error {
+            E::NotFound(name) => {
+                Self::new(Code::NotFound, "CUSTOM_KEY_STORE_NOT_FOUND", message).with("keyStore", name)
+            }
+            E::NameInUse(name) => {
+                Self::new(Code::AlreadyExists, "CUSTOM_KEY_STORE_NAME_IN_USE", message).with("keyStoreName", name)
+            }
+            E::ClusterInUse(cluster) => {
+                Self::new(Code::AlreadyExists, "CLOUD_HSM_CLUSTER_IN_USE", message).with("clusterId", cluster)
+            }
+            E::ClusterNotFound(cluster) => {
+                Self::new(Code::NotFound, "CLOUD_HSM_CLUSTER_NOT_FOUND", message).with("clusterId", cluster)
+            }
+            E::InvalidConfiguration { cluster, .. } => Self::new(
+                Code::FailedPrecondition,
+                "CLOUD_HSM_CLUSTER_INVALID_CONFIGURATION",
+                message,
+            )
+            .with("clusterId", cluster),
+            E::IncorrectTrustAnchor(cluster) => Self::new(Code::InvalidArgument, "INCORRECT_TRUST_ANCHOR", message)
+                .field("trust_anchor_certificate")
+                .with("clusterId", cluster),
+            E::QuotaReached(quota) => {
+                Self::new(Code::ResourceExhausted, "LIMIT_EXCEEDED", message).with("quota", quota)
+            }
+            E::InvalidState(refused) => Self::new(
+                Code::FailedPrecondition,
+                "CUSTOM_KEY_STORE_INVALID_STATE",
+                format!("{message}; {}", way_out(refused.state)),
+            )
+            .with("connectionState", refused.state),
+            E::HasKeys(keys) => {
+                Self::new(Code::FailedPrecondition, "CUSTOM_KEY_STORE_HAS_CMKS", message).with("keys", keys)
+            }
+            E::Conflict => Self::new(Code::Aborted, "CONFLICT", message).retry(),
+            E::Records(error) => error.into(),
+        }
+    }
+}
+
+impl From<keys::Error> for Refusal {
+    fn from(error: keys::Error) -> Self {
+        use keys::Error as E;
+        let message = error.to_string();
+        match error {
+            E::NotFound(key) => Self::new(Code::NotFound, "NOT_FOUND", message).with("key", key),
+            E::KeyStore(error) => error.into(),
+            E::StoreNotConnected { store, state } => Self::new(
+                Code::FailedPrecondition,
+                "CUSTOM_KEY_STORE_INVALID_STATE",
+                format!("{message}; {}", way_out(state)),
+            )
+            .with("keyStoreId", store)
+            .with("connectionState", state),
+            E::Unavailable { key, store, state } => Self::new(
+                Code::FailedPrecondition,
+                "KMS_INVALID_STATE",
+                format!("{message}; {}", way_out(state)),
+            )
+            .with("keyId", key)
+            .with("keyStoreId", store)
+            .with("connectionState", state),
+            E::NoConnectedStore => Self::new(
+                Code::FailedPrecondition,
+                "CUSTOM_KEY_STORE_INVALID_STATE",
+                format!("{message}; connect one"),
+            ),
+            E::TooFewNodes { nodes, zones } => Self::new(Code::Unavailable, "NO_NODE", message)
+                .with("hsms", nodes)
+                .with("availabilityZones", zones)
+                .retry(),
+            E::InvalidCiphertext => Self::new(Code::InvalidArgument, "INVALID_CIPHERTEXT", message).field("ciphertext"),
+            E::IncorrectKey => Self::new(Code::InvalidArgument, "INCORRECT_KEY", message).field("key_id"),
+            E::UseLimit(key) => Self::new(Code::FailedPrecondition, "KEY_USE_LIMIT", message).with("keyId", key),
+            E::AliasInUse(alias) => Self::new(Code::AlreadyExists, "ALREADY_EXISTS", message).with("aliasName", alias),
+            E::TooManyAliases(quota) | E::TooManyKeys(quota) => {
+                Self::new(Code::ResourceExhausted, "LIMIT_EXCEEDED", message).with("quota", quota)
+            }
+            E::RequestReused => Self::new(Code::InvalidArgument, "REQUEST_ID_REUSED", message).field("request_id"),
+            E::StillCreating(key) => Self::new(Code::Aborted, "CONFLICT", message).with("keyId", key).retry(),
+            E::OutcomeUnknown(key) => Self::new(Code::Aborted, "OUTCOME_UNKNOWN", message).with("keyId", key),
+            E::Hsm(failure) => failure.into(),
+            E::Records(error) => error.into(),
+        }
+    }
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        let message = failure.to_string();
+        match failure {
+            Failure::BadCiphertext => {
+                Self::new(Code::InvalidArgument, "INVALID_CIPHERTEXT", message).field("ciphertext")
+            }
+            Failure::NoNode => Self::new(Code::Unavailable, "NO_NODE", message).retry(),
+            Failure::KeyUnavailable => Self::new(Code::Unavailable, "KEY_UNAVAILABLE", message).retry(),
+            Failure::Busy => Self::new(Code::ResourceExhausted, "SESSIONS_EXHAUSTED", message).retry(),
+            Failure::Late => Self::new(Code::DeadlineExceeded, "DEADLINE", message),
+            Failure::Unsupported(what) => {
+                Self::new(Code::Unimplemented, "UNSUPPORTED_OPERATION", message).with("mechanism", what)
+            }
+            Failure::OutcomeUnknown => Self::new(Code::Aborted, "OUTCOME_UNKNOWN", message),
+            Failure::BadInput | Failure::Poisonous | Failure::OutOfTurn => {
+                tracing::error!(%failure, "internal error");
+                Self::new(Code::Internal, "KMS_INTERNAL", message)
+            }
+        }
+    }
+}
+
+impl From<Unavailable> for Refusal {
+    fn from(error: Unavailable) -> Self {
+        tracing::error!(%error, source = ?std::error::Error::source(&error), "the records cannot be reached");
+        Self::new(
+            Code::Unavailable,
+            "RECORDS_UNAVAILABLE",
+            "the records cannot be reached; nothing was changed",
+        )
+        .retry()
+    }
+}
+
+pub(super) fn key_store(error: keystore::Error) -> Status {
+    Refusal::from(error).status()
+}
+
+pub(super) fn key(error: keys::Error) -> Status {
+    Refusal::from(error).status()
+}
+
+/// What to do about a store that is in the way.
+fn way_out(state: crate::model::ConnectionState) -> &'static str {
+    use crate::model::ConnectionState as S;
+    match state {
+        S::Disconnected => "connect the key store first",
+        S::Connecting => "wait until it is connected",
+        S::Connected => "disconnect it first",
+        S::Disconnecting => "wait until it is disconnected",
+        S::Failed => "disconnect it, mend the cause, and connect it again",
+    }
+}

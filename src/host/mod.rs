@@ -1,0 +1,118 @@
+//! The host: starts workers and watches them end, one slot each, and runs admin jobs on tokens we manage.
+//!
+//! A *slot* is one node and one crypto user: at most one serving worker holds its lock, and a
+//! successor waits until the former one is gone before it looks at what that one did. Starts and
+//! logins on one node take turns, because a start during another process's login may not see the token.
+//! The host never decides whether a login may be tried; it only makes the attempt it is told to make.
+
+mod admin;
+mod opening;
+mod process;
+mod slot;
+mod softhsm;
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::link::v1::{self, open::Token};
+use crate::model::{ClusterId, HsmId, Password, Username};
+
+pub use admin::{AdminError, Joining, Kek};
+pub use opening::{OpeningError, WorkerLink};
+pub use process::WorkerProcess;
+pub use softhsm::TokenDirectory;
+
+/// Everything a worker needs to know of its node and user.
+#[derive(Debug, Clone)]
+pub struct WorkerSpec {
+    pub cluster: ClusterId,
+    pub hsm: HsmId,
+    pub username: Username,
+    /// The vendor's PKCS#11 library.
+    pub module: PathBuf,
+    pub token: Token,
+    pub environment: BTreeMap<String, String>,
+    /// How many sessions the worker's pool has.
+    pub sessions: u32,
+    /// How long one call may take before it counts as stuck.
+    pub patience: Duration,
+    /// The file with the SO PIN, for tokens we manage.
+    pub so_pin_file: Option<PathBuf>,
+}
+
+impl WorkerSpec {
+    /// How the slot shows in file names and in the process list.
+    fn slot_name(&self) -> String {
+        format!("{}.{}.{}", self.cluster, self.hsm, self.username)
+    }
+
+    fn open_frame(&self, sessions: u32) -> v1::Open {
+        v1::Open {
+            module: self.module.to_string_lossy().into_owned(),
+            token: Some(self.token.clone()),
+            sessions,
+            patience_ms: u32::try_from(self.patience.as_millis()).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+/// Starts workers on this machine. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// Slot locks, pid files and token copies.
+    directory: PathBuf,
+    /// One turn at a time for whoever starts or logs in on a node.
+    turns: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
+}
+
+impl Host {
+    /// # Errors
+    /// When the directory cannot be made.
+    pub fn new(directory: PathBuf) -> std::io::Result<Self> {
+        use std::os::unix::fs::DirBuilderExt;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&directory)?;
+        Ok(Self {
+            directory,
+            turns: Arc::default(),
+        })
+    }
+
+    /// Starts the slot's serving worker once its predecessor is gone, and opens its sessions. Nobody is logged in yet.
+    pub async fn start(&self, spec: &WorkerSpec) -> Result<WorkerLink, OpeningError> {
+        let lock = slot::take(&self.directory, &spec.slot_name(), spec.patience).await?;
+        let _turn = self.turn(spec).await;
+        softhsm::repair(&self.directory, spec)?;
+        let mut link = process::spawn(&self.directory, spec, lock)?;
+        link.open(spec.open_frame(spec.sessions)).await?;
+        Ok(link)
+    }
+
+    /// Logs a started worker's user in: one login attempt, which the caller has written down. `pin` is the text the token wants.
+    pub async fn log_in(&self, spec: &WorkerSpec, link: &mut WorkerLink, pin: &Password) -> Result<(), OpeningError> {
+        let _turn = self.turn(spec).await;
+        softhsm::save(&self.directory, spec)?;
+        link.log_in(pin).await
+    }
+
+    async fn turn(&self, spec: &WorkerSpec) -> tokio::sync::OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            turns
+                .entry(format!("{}.{}", spec.cluster, spec.hsm))
+                .or_default()
+                .clone()
+        };
+        turn.lock_owned().await
+    }
+}
+
+/// The PIN's text for a user of a SoftHSM2 or CloudHSM token: `user:password`.
+pub fn pin_text(username: &Username, password: &Password) -> Password {
+    Password::trusted(format!("{username}:{}", password.expose()))
+}

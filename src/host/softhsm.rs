@@ -1,0 +1,149 @@
+//! What SoftHSM2's token directories need from us: their layout, and a copy of `token.object` from before each login.
+//!
+//! SoftHSM2 2.6.1 truncates and rewrites `token.object` on every login and PIN change; a process
+//! killed in between leaves the file empty and the token gone. So a copy is kept from before the
+//! call, and put back when the file is found empty and nobody uses the token.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use super::{OpeningError, WorkerSpec};
+
+/// The directory of one node's and user's token, and the configuration that leads SoftHSM2 to it.
+#[derive(Debug, Clone)]
+pub struct TokenDirectory {
+    root: PathBuf,
+}
+
+impl TokenDirectory {
+    /// Makes the directory and its `softhsm2.conf`, or finds them.
+    pub fn make(root: PathBuf) -> std::io::Result<Self> {
+        use std::os::unix::fs::DirBuilderExt;
+        let tokens = root.join("tokens");
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&tokens)?;
+        let text = format!(
+            "directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n",
+            tokens.display()
+        );
+        std::fs::write(root.join("softhsm2.conf"), text)?;
+        Ok(Self { root })
+    }
+
+    /// The value of `SOFTHSM2_CONF` for workers on this token.
+    pub fn configuration(&self) -> PathBuf {
+        self.root.join("softhsm2.conf")
+    }
+}
+
+/// Keeps copies of the slot's `token.object` files, unless they are already damaged.
+pub(super) fn save(directory: &Path, spec: &WorkerSpec) -> Result<(), OpeningError> {
+    for token in token_objects(spec) {
+        let copy = copy_of(directory, spec, &token);
+        let result = std::fs::read(&token).and_then(|bytes| {
+            if bytes.is_empty() {
+                Ok(())
+            } else {
+                replace(&copy, &bytes)
+            }
+        });
+        result.map_err(|source| OpeningError::Files { path: token, source })?;
+    }
+    Ok(())
+}
+
+/// Puts back what a killed login emptied. Only while no worker uses the token.
+pub(super) fn repair(directory: &Path, spec: &WorkerSpec) -> Result<(), OpeningError> {
+    for token in token_objects(spec) {
+        let copy = copy_of(directory, spec, &token);
+        let Ok(saved) = std::fs::read(&copy) else { continue };
+        let damaged = std::fs::metadata(&token).is_ok_and(|now| now.len() < saved.len() as u64);
+        if damaged {
+            tracing::warn!(hsm = %spec.hsm, file = %token.display(), "token.object was damaged by a killed login; restoring its copy");
+            replace(&token, &saved).map_err(|source| OpeningError::Files { path: token, source })?;
+        }
+    }
+    Ok(())
+}
+
+/// Every `token.object` under the slot's token directory; none for modules other than SoftHSM2.
+fn token_objects(spec: &WorkerSpec) -> Vec<PathBuf> {
+    let Some(configuration) = spec.environment.get("SOFTHSM2_CONF") else {
+        return Vec::new();
+    };
+    let Ok(text) = std::fs::read_to_string(configuration) else {
+        return Vec::new();
+    };
+    let tokens = text
+        .lines()
+        .filter_map(|line| line.split_once('='))
+        .find(|(key, _)| key.trim() == "directories.tokendir");
+    let Some((_, tokens)) = tokens else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir(tokens.trim()) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .map(|entry| entry.path().join("token.object"))
+        .filter(|path| path.is_file())
+        .collect()
+}
+
+fn copy_of(directory: &Path, spec: &WorkerSpec, token: &Path) -> PathBuf {
+    let serial = token
+        .parent()
+        .and_then(Path::file_name)
+        .unwrap_or_default()
+        .to_string_lossy();
+    directory.join(format!("{}.{serial}.token.object", spec.slot_name()))
+}
+
+/// Whole or not at all.
+fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let fresh = path.with_extension("fresh");
+    let mut file = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(&fresh)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&fresh, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::link::v1::open::Token;
+
+    fn spec(root: &TokenDirectory) -> WorkerSpec {
+        WorkerSpec {
+            cluster: "cluster-2abcdefghij".parse().unwrap(),
+            hsm: "hsm-1".parse().unwrap(),
+            username: crate::model::Username::kmsuser(),
+            module: PathBuf::new(),
+            token: Token::Label("t".to_owned()),
+            environment: [("SOFTHSM2_CONF".to_owned(), root.configuration().display().to_string())].into(),
+            sessions: 1,
+            patience: std::time::Duration::ZERO,
+            so_pin_file: None,
+        }
+    }
+
+    #[test]
+    fn a_token_emptied_by_a_killed_login_is_restored_from_before_it() {
+        let home = tempfile::tempdir().unwrap();
+        let root = TokenDirectory::make(home.path().join("node")).unwrap();
+        let token = home.path().join("node/tokens/serial/token.object");
+        std::fs::create_dir_all(token.parent().unwrap()).unwrap();
+        std::fs::write(&token, b"a whole token").unwrap();
+
+        save(home.path(), &spec(&root)).unwrap();
+        std::fs::write(&token, b"").unwrap();
+        save(home.path(), &spec(&root)).unwrap();
+        repair(home.path(), &spec(&root)).unwrap();
+
+        assert_eq!(std::fs::read(&token).unwrap(), b"a whole token");
+    }
+}

@@ -1,0 +1,385 @@
+//! Making a key: in the records and in two zones' HSMs, or in neither.
+//!
+//! ```text
+//!   record CREATING, with the nodes about to be asked ─▶ made on one node, wrapped for the others
+//!     ─▶ unwrapped there, each answering the key's probe ─▶ two zones answered: ENABLED, and the caller told
+//!                                                        └▶ else: destroyed wherever it was, record gone
+//! ```
+//!
+//! The work runs in a task of its own: a caller who leaves changes nothing. Whatever ends it
+//! midway, a record that is still CREATING names every node that may hold the key, and [`super::reconcile`] settles it by looking.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::authz::{Permit, action};
+use crate::clock;
+use crate::cluster::{Connection, Failure, KeyInHsms, Made};
+use crate::keystore::Store;
+use crate::link::v1::presence::Found;
+use crate::model::{AliasName, CkaId, HsmId, KeyId, KeySpec, KeyVersion};
+use crate::records::{self, BegunKey, KeyLimits, Proof};
+
+pub use crate::records::RequestClaim;
+
+use super::{Description, Error, Keys};
+
+/// Steps of a creation are waited for this long: longer than a worker's patience, so that a step
+/// has either been answered or its worker is gone.
+const STEP: Duration = Duration::from_secs(10 * 60);
+/// How long a request id is remembered.
+const REQUEST_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What a caller asks for.
+#[derive(Debug)]
+pub struct NewKey {
+    pub store: crate::model::KeyStoreId,
+    pub spec: KeySpec,
+    pub description: String,
+    pub tags: BTreeMap<String, String>,
+    pub alias: Option<AliasName>,
+    pub request: Option<RequestClaim>,
+}
+
+/// A key on its way.
+struct Creation {
+    id: KeyId,
+    spec: KeySpec,
+    connection: Arc<Connection>,
+    /// The nodes named in the record, in the order they are asked.
+    nodes: Vec<usize>,
+}
+
+impl Keys {
+    pub async fn create(
+        &self,
+        _permit: Permit<action::CreateKey>,
+        new: NewKey,
+        deadline: Instant,
+    ) -> Result<Description, Error> {
+        let store = self.0.stores.get(&new.store)?;
+        let keys = self.clone();
+        let (answer, answered) = oneshot::channel();
+        let (begun, id) = oneshot::channel();
+        tokio::spawn(async move {
+            let made = keys.create_now(&store, new, begun, answer).await;
+            if let Err((answer, error)) = made {
+                let _ = answer.send(Err(error));
+            }
+        });
+        let outcome = tokio::time::timeout_at(deadline, answered).await;
+        match outcome {
+            Ok(Ok(Ok(id))) => {
+                let record = self
+                    .0
+                    .records
+                    .key(id)
+                    .await?
+                    .ok_or_else(|| Error::NotFound(id.to_string()))?;
+                Ok(self.describe_record(record))
+            }
+            Ok(Ok(Err(error))) => Err(error),
+            // The deadline passed, or the task panicked.
+            Ok(Err(_)) | Err(_) => match id.await {
+                Ok(id) => Err(Error::OutcomeUnknown(id)),
+                Err(_) => Err(Error::Hsm(Failure::Late)),
+            },
+        }
+    }
+
+    /// Answers through `answer` as soon as the key is enabled, and goes on to the nodes that are still missing it.
+    async fn create_now(
+        &self,
+        store: &Store,
+        new: NewKey,
+        begun: oneshot::Sender<KeyId>,
+        answer: Answer,
+    ) -> Result<(), (Answer, Error)> {
+        let (creation, live) = match self.begin(store, new).await {
+            Ok(Begun::New(creation, live)) => (creation, live),
+            Ok(Begun::Replay(id)) => {
+                let _ = answer.send(Ok(id));
+                return Ok(());
+            }
+            Err(error) => return Err((answer, error)),
+        };
+        let _ = begun.send(creation.id);
+        #[cfg(debug_assertions)]
+        crate::seams::stop_point("create-begun");
+        let (maker, made) = match self.make(&creation).await {
+            Ok(made) => made,
+            Err(error) => return Err((answer, error)),
+        };
+        #[cfg(debug_assertions)]
+        crate::seams::stop_point("create-made");
+        let spread = self.spread(&creation, maker, made, answer).await?;
+        if spread == Spread::Everywhere {
+            live.settled();
+        }
+        Ok(())
+    }
+
+    async fn begin(&self, store: &Store, new: NewKey) -> Result<Begun, Error> {
+        let connection = store.connected().map_err(|state| Error::StoreNotConnected {
+            store: store.id(),
+            state,
+        })?;
+        let nodes = connection.ready_for_new_keys();
+        let zones = connection.zones(&nodes);
+        if zones < 2 {
+            return Err(Error::TooFewNodes {
+                nodes: nodes.len(),
+                zones,
+            });
+        }
+        let record = store.record();
+        let id = KeyId::random();
+        let live = Live::new(self.clone(), id);
+        let row = records::NewKey {
+            id,
+            store: record.id.clone(),
+            cluster: record.cluster.clone(),
+            spec: new.spec,
+            description: new.description,
+            tags: new.tags,
+            alias: new.alias.clone(),
+            created: clock::now(),
+            hsms: nodes
+                .iter()
+                .map(|index| connection.members()[*index].node.hsm().clone())
+                .collect(),
+            request: new.request,
+        };
+        let limits = KeyLimits {
+            keys_per_store: self.0.settings.per_key_store,
+            request_retention: REQUEST_RETENTION,
+        };
+        match self.0.records.begin_key(&row, &limits).await? {
+            BegunKey::Begun => Ok(Begun::New(
+                Creation {
+                    id,
+                    spec: new.spec,
+                    connection,
+                    nodes,
+                },
+                live,
+            )),
+            BegunKey::Replay {
+                id,
+                state: crate::model::KeyState::Enabled,
+            } => Ok(Begun::Replay(id)),
+            BegunKey::Replay {
+                id,
+                state: crate::model::KeyState::Creating,
+            } => Err(Error::StillCreating(id)),
+            BegunKey::RequestReused => Err(Error::RequestReused),
+            BegunKey::AliasInUse => Err(Error::AliasInUse(new.alias.expect("only a named alias can be in use"))),
+            BegunKey::TooManyKeys => Err(Error::TooManyKeys(self.0.settings.per_key_store)),
+            BegunKey::StoreNotConnected => Err(Error::StoreNotConnected {
+                store: record.id,
+                state: store.state(),
+            }),
+        }
+    }
+
+    /// Makes the key on the first node that does. A node that refused before it began is passed over;
+    /// an answer that was lost ends the creation, for the key may be there.
+    async fn make(&self, creation: &Creation) -> Result<(usize, Made), Error> {
+        let cka = CkaId::of(creation.id, KeyVersion::FIRST);
+        let mut last = Failure::NoNode;
+        for index in &creation.nodes {
+            match creation
+                .connection
+                .make_key(*index, cka, creation.spec, Instant::now() + STEP)
+                .await
+            {
+                Ok(made) => return Ok((*index, made)),
+                Err(Failure::OutcomeUnknown | Failure::OutOfTurn | Failure::Poisonous) => {
+                    self.abandon(creation).await;
+                    return Err(Error::OutcomeUnknown(creation.id));
+                }
+                Err(failure) => last = failure,
+            }
+        }
+        self.abandon(creation).await;
+        Err(Error::Hsm(last))
+    }
+
+    /// Copies the key to the other nodes. Two zones make it ENABLED; the rest follow, now or when they come back.
+    async fn spread(
+        &self,
+        creation: &Creation,
+        maker: usize,
+        made: Made,
+        answer: Answer,
+    ) -> Result<Spread, (Answer, Error)> {
+        let cka = CkaId::of(creation.id, KeyVersion::FIRST);
+        let key = KeyInHsms {
+            id: cka,
+            probe: made.probe,
+        };
+        let others = creation.nodes.iter().copied().filter(|index| *index != maker);
+        let mut copies: FuturesUnordered<_> = others
+            .map(|index| {
+                let (key, wrapped) = (&key, made.wrapped.clone());
+                let unwrapped =
+                    creation
+                        .connection
+                        .unwrap_key(index, key, creation.spec, wrapped, Instant::now() + STEP);
+                async move { (index, unwrapped.await) }
+            })
+            .collect();
+        // Until a node has answered the probe, nothing is asked of it under this key.
+        for member in creation.connection.members() {
+            member.lacks([cka]);
+        }
+        creation.connection.members()[maker].has_now(&cka);
+        let mut proven = vec![maker];
+        let mut answer = Some(answer);
+        while let Some((index, found)) = copies.next().await {
+            let member = &creation.connection.members()[index];
+            match found {
+                Ok(Found::Proven) => member.has_now(&cka),
+                Ok(other) => {
+                    tracing::warn!(hsm = %member.node.hsm(), key = %creation.id, ?other, "a new key could not be proved");
+                    continue;
+                }
+                Err(error) => {
+                    tracing::warn!(hsm = %member.node.hsm(), key = %creation.id, %error, "a new key could not be copied");
+                    continue;
+                }
+            }
+            proven.push(index);
+            if answer.is_none() {
+                self.note_presence(creation, index).await;
+            } else if creation.connection.zones(&proven) >= 2 {
+                let hsms: Vec<HsmId> = proven
+                    .iter()
+                    .map(|index| creation.connection.members()[*index].node.hsm().clone())
+                    .collect();
+                let enabled = self
+                    .0
+                    .records
+                    .finish_key(creation.id, KeyVersion::FIRST, &key.probe, &hsms, clock::now())
+                    .await;
+                let answer = answer.take().expect("just looked");
+                match enabled {
+                    Ok(true) => {
+                        let _ = answer.send(Ok(creation.id));
+                    }
+                    Ok(false) => return Err((answer, Error::OutcomeUnknown(creation.id))),
+                    // Whether it was written is not known: nothing is destroyed, and the next start settles it.
+                    Err(error) => return Err((answer, Error::Records(error))),
+                }
+            }
+        }
+        match answer {
+            None if proven.len() == creation.connection.members().len() => Ok(Spread::Everywhere),
+            // Nodes that miss it get it when they are next brought level.
+            None => Ok(Spread::Enough),
+            Some(answer) => {
+                drop(copies);
+                self.abandon(creation).await;
+                let zones = creation.connection.zones(&proven);
+                Err((
+                    answer,
+                    Error::TooFewNodes {
+                        nodes: proven.len(),
+                        zones,
+                    },
+                ))
+            }
+        }
+    }
+
+    async fn note_presence(&self, creation: &Creation, index: usize) {
+        let hsm = creation.connection.members()[index].node.hsm();
+        let noted = self
+            .0
+            .records
+            .set_presence(creation.id, KeyVersion::FIRST, hsm, Proof::Used, clock::now())
+            .await;
+        if let Err(error) = noted {
+            tracing::warn!(%hsm, key = %creation.id, %error, "a copy could not be written down; it is looked for again");
+        }
+    }
+
+    /// The key was never acknowledged: destroy what there may be of it, as far as its nodes answer now. The rest is settled when they come back.
+    async fn abandon(&self, creation: &Creation) {
+        let cka = CkaId::of(creation.id, KeyVersion::FIRST);
+        for index in &creation.nodes {
+            if creation
+                .connection
+                .destroy_key(*index, cka, Instant::now() + STEP)
+                .await
+                .is_ok()
+            {
+                let hsm = creation.connection.members()[*index].node.hsm();
+                if let Err(error) = self.0.records.clear_creating(creation.id, hsm).await {
+                    tracing::warn!(key = %creation.id, %error, "an abandoned key stays in the records for now");
+                }
+            }
+        }
+    }
+}
+
+type Answer = oneshot::Sender<Result<KeyId, Error>>;
+
+enum Begun {
+    New(Creation, Live),
+    Replay(KeyId),
+}
+
+/// How far a key that is enabled has come.
+#[derive(PartialEq, Eq)]
+enum Spread {
+    Everywhere,
+    Enough,
+}
+
+/// Marks a creation as this daemon's live work, until it ends however it ends.
+struct Live {
+    keys: Keys,
+    id: KeyId,
+    settled: bool,
+}
+
+impl Live {
+    fn new(keys: Keys, id: KeyId) -> Self {
+        keys.lock_creating().insert(id);
+        Self {
+            keys,
+            id,
+            settled: false,
+        }
+    }
+
+    /// Nothing is left for anybody else to do.
+    fn settled(mut self) {
+        self.settled = true;
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.keys.lock_creating().remove(&self.id);
+        if !self.settled {
+            self.keys.0.unsettled.notify_waiters();
+        }
+    }
+}
+
+impl Keys {
+    pub(super) fn lock_creating(&self) -> std::sync::MutexGuard<'_, std::collections::HashSet<KeyId>> {
+        self.0
+            .creating
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}

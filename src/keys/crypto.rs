@@ -1,0 +1,200 @@
+//! Using keys: encrypt, decrypt, data keys, random bytes.
+
+use tokio::time::Instant;
+
+use crate::authz::{Permit, action};
+use crate::cluster::Failure;
+use crate::keystore::Store;
+use crate::model::{EncryptionContext, KeyId, KeyRef, KeyStoreId, KeyVersion, Plaintext};
+
+use super::{Error, Key, Keys, NoUse, envelope};
+
+/// A ciphertext, and what made it.
+#[derive(Debug)]
+pub struct Encrypted {
+    pub ciphertext: Vec<u8>,
+    pub key: KeyId,
+    pub arn: String,
+    pub version: KeyVersion,
+}
+
+/// A plaintext, and what its ciphertext was made with.
+#[derive(Debug)]
+pub struct Decrypted {
+    pub plaintext: Plaintext,
+    pub arn: String,
+    pub version: KeyVersion,
+}
+
+/// A data key, encrypted, and in the clear when asked for.
+#[derive(Debug)]
+pub struct NewDataKey {
+    pub encrypted: Encrypted,
+    pub plaintext: Plaintext,
+}
+
+/// Whether a data key's plaintext leaves the HSM's worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PlaintextPart {
+    Wanted,
+    Withheld,
+}
+
+impl Keys {
+    pub async fn encrypt(
+        &self,
+        _permit: Permit<action::Encrypt>,
+        key: &KeyRef,
+        plaintext: Plaintext,
+        context: &EncryptionContext,
+        deadline: Instant,
+    ) -> Result<Encrypted, Error> {
+        let key = self.find(self.resolve(key).await?).await?;
+        let connection = key.connection()?;
+        let version = self.take_use(&key).await?;
+        let aad = envelope::aad(key.id, version.version, context);
+        let sealed = connection.encrypt(&version.in_hsms, aad, plaintext, deadline).await?;
+        Ok(self.encrypted(&key, version.version, &sealed))
+    }
+
+    /// The key is the one the ciphertext names; when the caller names one too, they must agree.
+    pub async fn decrypt(
+        &self,
+        _permit: Permit<action::Decrypt>,
+        key: Option<&KeyRef>,
+        ciphertext: &[u8],
+        context: &EncryptionContext,
+        deadline: Instant,
+    ) -> Result<Decrypted, Error> {
+        let named = match key {
+            Some(key) => Some(self.find(self.resolve(key).await?).await?),
+            None => None,
+        };
+        let envelope = envelope::open(ciphertext).map_err(|_| Error::InvalidCiphertext)?;
+        let key = match named {
+            Some(key) if key.id != envelope.key => return Err(Error::IncorrectKey),
+            Some(key) => key,
+            None => self.find(envelope.key).await.map_err(|error| match error {
+                Error::NotFound(_) => Error::InvalidCiphertext,
+                other => other,
+            })?,
+        };
+        let version = key.version(envelope.version).ok_or(Error::InvalidCiphertext)?;
+        let connection = key.connection()?;
+        let aad = envelope::aad(key.id, version.version, context);
+        let plaintext = connection
+            .decrypt(&version.in_hsms, aad, envelope.sealed, deadline)
+            .await
+            .map_err(|failure| match failure {
+                Failure::BadCiphertext => Error::InvalidCiphertext,
+                other => Error::Hsm(other),
+            })?;
+        Ok(Decrypted {
+            plaintext,
+            arn: self.key_arn(&key),
+            version: version.version,
+        })
+    }
+
+    pub async fn generate_data_key(
+        &self,
+        _permit: Permit<action::GenerateDataKey>,
+        key: &KeyRef,
+        number_of_bytes: u32,
+        context: &EncryptionContext,
+        deadline: Instant,
+    ) -> Result<NewDataKey, Error> {
+        self.data_key(key, number_of_bytes, PlaintextPart::Wanted, context, deadline)
+            .await
+    }
+
+    pub async fn generate_data_key_without_plaintext(
+        &self,
+        _permit: Permit<action::GenerateDataKeyWithoutPlaintext>,
+        key: &KeyRef,
+        number_of_bytes: u32,
+        context: &EncryptionContext,
+        deadline: Instant,
+    ) -> Result<Encrypted, Error> {
+        Ok(self
+            .data_key(key, number_of_bytes, PlaintextPart::Withheld, context, deadline)
+            .await?
+            .encrypted)
+    }
+
+    /// Random bytes from an HSM of the named store, or of any connected one.
+    pub async fn generate_random(
+        &self,
+        _permit: Permit<action::GenerateRandom>,
+        store: Option<&KeyStoreId>,
+        number_of_bytes: u32,
+        deadline: Instant,
+    ) -> Result<Plaintext, Error> {
+        let connection = match store {
+            Some(id) => {
+                let store = self.0.stores.get(id)?;
+                store.connected().map_err(|state| Error::StoreNotConnected {
+                    store: id.clone(),
+                    state,
+                })?
+            }
+            None => {
+                let stores = self.0.stores.list();
+                let connected = stores
+                    .iter()
+                    .find_map(|store: &std::sync::Arc<Store>| store.connected().ok());
+                connected.ok_or(Error::NoConnectedStore)?
+            }
+        };
+        Ok(connection.generate_random(number_of_bytes, deadline).await?)
+    }
+
+    async fn data_key(
+        &self,
+        key: &KeyRef,
+        number_of_bytes: u32,
+        plaintext: PlaintextPart,
+        context: &EncryptionContext,
+        deadline: Instant,
+    ) -> Result<NewDataKey, Error> {
+        let key = self.find(self.resolve(key).await?).await?;
+        let connection = key.connection()?;
+        let version = self.take_use(&key).await?;
+        let aad = envelope::aad(key.id, version.version, context);
+        let wanted = plaintext == PlaintextPart::Wanted;
+        let generated = connection
+            .generate_data_key(&version.in_hsms, aad, number_of_bytes, wanted, deadline)
+            .await?;
+        let encrypted = self.encrypted(&key, version.version, &generated.sealed);
+        Ok(NewDataKey {
+            encrypted,
+            plaintext: generated.plaintext,
+        })
+    }
+
+    /// The current version, with one of its uses taken. Every attempt counts, also one that fails.
+    async fn take_use<'a>(&self, key: &'a Key) -> Result<&'a super::Version, Error> {
+        let version = key
+            .version(key.current)
+            .ok_or_else(|| Error::NotFound(key.id.to_string()))?;
+        match version.uses.take(&self.0.records, key.id, version.version).await {
+            Ok(()) => Ok(version),
+            Err(NoUse::Exhausted) => Err(Error::UseLimit(key.id)),
+            Err(NoUse::Records(error)) => Err(Error::Records(error)),
+        }
+    }
+
+    fn encrypted(&self, key: &Key, version: KeyVersion, sealed: &crate::cluster::Sealed) -> Encrypted {
+        let ciphertext = envelope::seal(key.id, version, sealed);
+        Encrypted {
+            ciphertext,
+            key: key.id,
+            arn: self.key_arn(key),
+            version,
+        }
+    }
+
+    fn key_arn(&self, key: &Key) -> String {
+        self.arn(&key.store.record().cluster, &format!("key/{}", key.id))
+    }
+}

@@ -1,0 +1,324 @@
+//! Keys: made once, found by id or alias, used through the Connection of their key store.
+//!
+//! The records are the truth about keys; the HSMs are the truth about their material. This room
+//! holds the two together: [`create`] makes a key in both or in neither, [`reconcile`] settles what
+//! a crash left and gives returning nodes what they lack. Nothing that a token fails to show ever deletes a record.
+
+mod create;
+mod crypto;
+pub mod envelope;
+pub mod reconcile;
+mod settings;
+mod uses;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use tokio::sync::Notify;
+
+use crate::authz::{Permit, action};
+use crate::clock;
+use crate::cluster::{self, Failure, KeyInHsms};
+use crate::keystore::{self, KeyStores, Store};
+use crate::model::{AliasName, CkaId, ClusterId, ConnectionState, KeyId, KeyRef, KeyState, KeyStoreId, KeyVersion};
+use crate::records::{AliasRecord, CreatedAlias, KeyRecord, Records, Unavailable};
+
+pub use create::{NewKey, RequestClaim};
+pub use crypto::{Decrypted, Encrypted, NewDataKey, PlaintextPart};
+pub use settings::Settings;
+use uses::{NoUse, Uses};
+
+/// AWS's bound: so many aliases point at one key.
+const ALIASES_PER_KEY: u32 = 50;
+/// Aliases remembered; beyond that, all are forgotten and looked up anew.
+const ALIASES_REMEMBERED: usize = 100_000;
+
+/// Why a key could not be made, found or used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("no key {0}")]
+    NotFound(String),
+    #[error(transparent)]
+    KeyStore(#[from] keystore::Error),
+    /// The store of the key, or the store asked for, is not connected.
+    #[error("key store {store} is {state}, not CONNECTED")]
+    StoreNotConnected { store: KeyStoreId, state: ConnectionState },
+    /// A key that exists cannot be used, since its store is not connected.
+    #[error("key {key} is UNAVAILABLE: its key store {store} is {state}")]
+    Unavailable {
+        key: KeyId,
+        store: KeyStoreId,
+        state: ConnectionState,
+    },
+    #[error("no connected key store can give random bytes")]
+    NoConnectedStore,
+    #[error("a new key needs two HSMs in two availability zones that answer; {nodes} in {zones} do")]
+    TooFewNodes { nodes: usize, zones: usize },
+    #[error("the ciphertext was not made by the key, or with another encryption context, or was changed")]
+    InvalidCiphertext,
+    #[error("the ciphertext was made by another key than the one named")]
+    IncorrectKey,
+    #[error("key {0} has been used as often as is safe")]
+    UseLimit(KeyId),
+    #[error("alias {0} is in use")]
+    AliasInUse(AliasName),
+    #[error("the key has {0} aliases already")]
+    TooManyAliases(u32),
+    #[error("the key store has {0} keys already, as many as the quota allows")]
+    TooManyKeys(u32),
+    #[error("request_id was used before, with another request")]
+    RequestReused,
+    #[error("a request with this request_id is still at work on key {0}")]
+    StillCreating(KeyId),
+    #[error("whether key {0} was made is not known yet; it is being settled")]
+    OutcomeUnknown(KeyId),
+    #[error(transparent)]
+    Hsm(#[from] Failure),
+    #[error("the records cannot be reached")]
+    Records(#[from] Unavailable),
+}
+
+/// Every key. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Keys(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    settings: Settings,
+    clusters: Arc<BTreeMap<ClusterId, cluster::Settings>>,
+    records: Records,
+    stores: KeyStores,
+    /// Enabled keys that were asked for since the start. Bounded by the quota of keys per store.
+    known: RwLock<HashMap<KeyId, Arc<Key>>>,
+    aliases: RwLock<HashMap<AliasName, KeyId>>,
+    /// Keys that this daemon is making right now: nobody else settles them.
+    creating: Mutex<HashSet<KeyId>>,
+    /// A creation ended without being settled.
+    unsettled: Notify,
+}
+
+/// An enabled key, ready for use.
+#[derive(Debug)]
+struct Key {
+    id: KeyId,
+    store: Arc<Store>,
+    current: KeyVersion,
+    versions: Vec<Version>,
+}
+
+#[derive(Debug)]
+struct Version {
+    version: KeyVersion,
+    in_hsms: KeyInHsms,
+    uses: Uses,
+}
+
+/// A key as it is told to callers.
+#[derive(Debug)]
+pub struct Description {
+    pub record: KeyRecord,
+    pub arn: String,
+    /// Why the key cannot be used although it is enabled.
+    pub unavailable: Option<ConnectionState>,
+}
+
+impl Keys {
+    pub fn new(
+        settings: Settings,
+        clusters: Arc<BTreeMap<ClusterId, cluster::Settings>>,
+        records: Records,
+        stores: KeyStores,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            settings,
+            clusters,
+            records,
+            stores,
+            known: RwLock::default(),
+            aliases: RwLock::default(),
+            creating: Mutex::default(),
+            unsettled: Notify::new(),
+        }))
+    }
+
+    pub async fn describe(&self, _permit: Permit<action::DescribeKey>, key: &KeyRef) -> Result<Description, Error> {
+        let id = self.resolve(key).await?;
+        let record = self
+            .0
+            .records
+            .key(id)
+            .await?
+            .ok_or_else(|| Error::NotFound(id.to_string()))?;
+        Ok(self.describe_record(record))
+    }
+
+    /// Keys that were acknowledged, ordered by id.
+    pub async fn list(
+        &self,
+        _permit: Permit<action::ListKeys>,
+        store: Option<&KeyStoreId>,
+        after: Option<KeyId>,
+        limit: u32,
+    ) -> Result<Vec<Description>, Error> {
+        if let Some(store) = store {
+            self.0.stores.get(store)?;
+        }
+        let records = self.0.records.list_keys(store, after, limit).await?;
+        Ok(records.into_iter().map(|record| self.describe_record(record)).collect())
+    }
+
+    pub async fn create_alias(
+        &self,
+        _permit: Permit<action::CreateAlias>,
+        name: AliasName,
+        key: &KeyRef,
+    ) -> Result<AliasRecord, Error> {
+        let key = self.resolve(key).await?;
+        let now = clock::now();
+        match self.0.records.create_alias(&name, key, now, ALIASES_PER_KEY).await? {
+            CreatedAlias::Created => Ok(AliasRecord {
+                name,
+                key,
+                created: now,
+                updated: now,
+            }),
+            CreatedAlias::InUse => Err(Error::AliasInUse(name)),
+            CreatedAlias::TooMany => Err(Error::TooManyAliases(ALIASES_PER_KEY)),
+            CreatedAlias::NoSuchKey => Err(Error::NotFound(key.to_string())),
+        }
+    }
+
+    /// Aliases, of one key or all, ordered by name.
+    pub async fn list_aliases(
+        &self,
+        _permit: Permit<action::ListAliases>,
+        key: Option<&KeyRef>,
+        after: Option<&AliasName>,
+        limit: u32,
+    ) -> Result<Vec<AliasRecord>, Error> {
+        let key = match key {
+            Some(key) => Some(self.resolve(key).await?),
+            None => None,
+        };
+        Ok(self.0.records.list_aliases(key, after, limit).await?)
+    }
+
+    /// How many keys each store has, in any state.
+    pub async fn count(&self, store: &KeyStoreId) -> Result<u64, Error> {
+        Ok(self.0.records.count_keys(store).await?)
+    }
+
+    /// The ARN under which SDKs know an alias of a key.
+    pub async fn alias_arn(&self, alias: &AliasRecord) -> Result<String, Error> {
+        let record = self
+            .0
+            .records
+            .key(alias.key)
+            .await?
+            .ok_or_else(|| Error::NotFound(alias.key.to_string()))?;
+        Ok(self.arn(&record.cluster, &alias.name.to_string()))
+    }
+
+    fn describe_record(&self, record: KeyRecord) -> Description {
+        let state = self
+            .0
+            .stores
+            .get(&record.store)
+            .map_or(ConnectionState::Disconnected, |store| store.state());
+        Description {
+            arn: self.arn(&record.cluster, &format!("key/{}", record.id)),
+            unavailable: (state != ConnectionState::Connected).then_some(state),
+            record,
+        }
+    }
+
+    fn arn(&self, cluster: &ClusterId, resource: &str) -> String {
+        match self.0.clusters.get(cluster) {
+            Some(cluster) => format!("arn:aws:kms:{}:{}:{resource}", cluster.region, cluster.account),
+            None => format!("arn:aws:kms:::{resource}"),
+        }
+    }
+
+    async fn resolve(&self, key: &KeyRef) -> Result<KeyId, Error> {
+        let name = match key {
+            KeyRef::Id(id) => return Ok(*id),
+            KeyRef::Alias(name) => name,
+        };
+        if let Some(id) = self.0.aliases.read().unwrap_or_else(PoisonError::into_inner).get(name) {
+            return Ok(*id);
+        }
+        let id = self
+            .0
+            .records
+            .key_id_of_alias(name)
+            .await?
+            .ok_or_else(|| Error::NotFound(name.to_string()))?;
+        let mut aliases = self.0.aliases.write().unwrap_or_else(PoisonError::into_inner);
+        if aliases.len() >= ALIASES_REMEMBERED {
+            aliases.clear();
+        }
+        aliases.insert(name.clone(), id);
+        Ok(id)
+    }
+
+    /// An enabled key, from memory or from the records.
+    async fn find(&self, id: KeyId) -> Result<Arc<Key>, Error> {
+        if let Some(key) = self.0.known.read().unwrap_or_else(PoisonError::into_inner).get(&id) {
+            return Ok(key.clone());
+        }
+        let record = self
+            .0
+            .records
+            .key(id)
+            .await?
+            .ok_or_else(|| Error::NotFound(id.to_string()))?;
+        match record.state {
+            KeyState::Enabled => {}
+            KeyState::Creating => return Err(Error::NotFound(id.to_string())),
+        }
+        let store = self.0.stores.get(&record.store)?;
+        let key = Arc::new(Key::new(record, store));
+        Ok(self
+            .0
+            .known
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(id)
+            .or_insert(key)
+            .clone())
+    }
+}
+
+impl Key {
+    fn new(record: KeyRecord, store: Arc<Store>) -> Self {
+        let versions = record.versions.into_iter().filter_map(|version| {
+            let in_hsms = KeyInHsms {
+                id: CkaId::of(record.id, version.version),
+                probe: version.probe?,
+            };
+            Some(Version {
+                version: version.version,
+                in_hsms,
+                uses: Uses::none(),
+            })
+        });
+        Self {
+            id: record.id,
+            store,
+            current: record.current_version,
+            versions: versions.collect(),
+        }
+    }
+
+    fn version(&self, version: KeyVersion) -> Option<&Version> {
+        self.versions.iter().find(|candidate| candidate.version == version)
+    }
+
+    fn connection(&self) -> Result<Arc<cluster::Connection>, Error> {
+        self.store.connected().map_err(|state| Error::Unavailable {
+            key: self.id,
+            store: self.store.id(),
+            state,
+        })
+    }
+}

@@ -1,0 +1,497 @@
+//! Custom key stores: made, connected, disconnected, deleted; who they are is in the records, that they are connected is a [`Connection`].
+//!
+//! The state machine ([`lifecycle`]) and the checks ([`prerequisites`]) are pure; this module
+//! stores their results by compare-and-set and runs what they ask for in tasks of their own, so that nothing is
+//! lost when a caller leaves. It never looks at keys: whether a store still has some is the records' answer.
+
+mod connect;
+pub mod lifecycle;
+pub mod prerequisites;
+mod settings;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+
+use crate::authz::{Permit, action};
+use crate::clock;
+use crate::cluster::{self, Closing, Connection};
+use crate::host::{Host, WorkerSpec};
+use crate::model::{
+    ClusterId, ConnectionState, KeyStoreId, KeyStoreName, Password, PasswordVersion, TrustAnchor, Username,
+};
+use crate::node::{Credential, Node};
+use crate::records::{AddedKeyStore, DeletedKeyStore, KeyStoreChange, KeyStoreRecord, Records, Unavailable};
+
+use lifecycle::{Event, Refused, Step};
+use prerequisites::Unmet;
+
+pub use connect::{Phase, Progress, progress};
+pub use settings::Settings;
+
+/// How long running requests get when a store is disconnected, unless told otherwise.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a key store could not be made or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("no key store {0}")]
+    NotFound(String),
+    #[error("another key store is named {0}")]
+    NameInUse(KeyStoreName),
+    #[error("cluster {0} is tied to another key store")]
+    ClusterInUse(ClusterId),
+    #[error("no cluster {0} is declared")]
+    ClusterNotFound(ClusterId),
+    #[error("cluster {cluster} does not meet the prerequisites: {unmet}")]
+    InvalidConfiguration {
+        cluster: ClusterId,
+        #[source]
+        unmet: Unmet,
+    },
+    #[error("the certificate is not the trust anchor of cluster {0}")]
+    IncorrectTrustAnchor(ClusterId),
+    #[error("there are {0} key stores already, as many as the quota allows")]
+    QuotaReached(u32),
+    #[error(transparent)]
+    InvalidState(#[from] Refused),
+    #[error("the key store still has {0} keys")]
+    HasKeys(u64),
+    #[error("another request changed the key store at the same time")]
+    Conflict,
+    #[error("the records cannot be reached")]
+    Records(#[from] Unavailable),
+}
+
+/// What an operator gives to make a key store.
+#[derive(Debug)]
+pub struct NewKeyStore {
+    pub name: KeyStoreName,
+    pub cluster: ClusterId,
+    pub password: Password,
+    pub trust_anchor: TrustAnchor,
+}
+
+/// Which key store is meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Selector {
+    Id(KeyStoreId),
+    Name(KeyStoreName),
+}
+
+/// One key store as this daemon knows it.
+#[derive(Debug)]
+pub struct Store {
+    record: watch::Sender<KeyStoreRecord>,
+    connection: watch::Sender<Option<Arc<Connection>>>,
+}
+
+/// Every key store. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct KeyStores(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    settings: Settings,
+    clusters: Arc<BTreeMap<ClusterId, cluster::Settings>>,
+    records: Records,
+    host: Host,
+    stores: RwLock<BTreeMap<KeyStoreId, Arc<Store>>>,
+    /// New Connections, for whoever keeps their keys level with the records.
+    opened: mpsc::Sender<Arc<Connection>>,
+    /// Counts stores made and deleted.
+    listed: watch::Sender<u64>,
+}
+
+impl KeyStores {
+    /// Reads the stores from the records. New Connections are told to `opened`.
+    pub async fn load(
+        settings: Settings,
+        clusters: Arc<BTreeMap<ClusterId, cluster::Settings>>,
+        records: Records,
+        host: Host,
+        opened: mpsc::Sender<Arc<Connection>>,
+    ) -> Result<Self, Unavailable> {
+        let found = records.key_stores().await?;
+        let stores = found
+            .into_iter()
+            .map(|record| (record.id.clone(), Store::new(record)))
+            .collect();
+        let listed = watch::Sender::new(0);
+        Ok(Self(Arc::new(Inner {
+            settings,
+            clusters,
+            records,
+            host,
+            stores: RwLock::new(stores),
+            opened,
+            listed,
+        })))
+    }
+
+    /// Takes up what a former daemon left: CONNECTED stores log in again, without rotating;
+    /// CONNECTING ones start over; DISCONNECTING ones finish.
+    pub async fn take_up(&self) -> Result<(), Unavailable> {
+        for store in self.list() {
+            self.take_up_one(store).await?;
+        }
+        Ok(())
+    }
+
+    /// Every store, oldest first.
+    pub fn list(&self) -> Vec<Arc<Store>> {
+        let mut stores: Vec<_> = self.read().values().cloned().collect();
+        stores.sort_by_key(|store| (store.record().created, store.record().id.clone()));
+        stores
+    }
+
+    /// Changes whenever a store is made or deleted.
+    pub fn listed(&self) -> watch::Receiver<u64> {
+        self.0.listed.subscribe()
+    }
+
+    pub fn find(&self, selector: &Selector) -> Result<Arc<Store>, Error> {
+        match selector {
+            Selector::Id(id) => self.get(id),
+            Selector::Name(name) => {
+                let stores = self.read();
+                let found = stores.values().find(|store| store.record.borrow().name == *name);
+                found.cloned().ok_or_else(|| Error::NotFound(name.to_string()))
+            }
+        }
+    }
+
+    pub fn get(&self, id: &KeyStoreId) -> Result<Arc<Store>, Error> {
+        self.read()
+            .get(id)
+            .cloned()
+            .ok_or_else(|| Error::NotFound(id.to_string()))
+    }
+
+    /// The store that stands on a cluster, if one does.
+    pub fn on_cluster(&self, cluster: &ClusterId) -> Option<Arc<Store>> {
+        self.read()
+            .values()
+            .find(|store| store.record.borrow().cluster == *cluster)
+            .cloned()
+    }
+
+    /// Makes a key store, DISCONNECTED. A request equal in everything to an existing DISCONNECTED store gives that store.
+    pub async fn create(&self, _permit: Permit<action::CreateKeyStore>, new: NewKeyStore) -> Result<Arc<Store>, Error> {
+        let this = self.clone();
+        outlive(async move { this.create_now(new).await }).await
+    }
+
+    async fn create_now(&self, new: NewKeyStore) -> Result<Arc<Store>, Error> {
+        let cluster = self
+            .0
+            .clusters
+            .get(&new.cluster)
+            .ok_or_else(|| Error::ClusterNotFound(new.cluster.clone()))?;
+        prerequisites::to_create(cluster).map_err(|unmet| Error::InvalidConfiguration {
+            cluster: new.cluster.clone(),
+            unmet,
+        })?;
+        if !prerequisites::is_trust_anchor_of(cluster, &new.trust_anchor) {
+            return Err(Error::IncorrectTrustAnchor(new.cluster));
+        }
+        if let Some(twin) = self.twin_of(&new).await? {
+            return Ok(twin);
+        }
+        let mut record = KeyStoreRecord {
+            id: KeyStoreId::random(),
+            name: new.name.clone(),
+            cluster: new.cluster.clone(),
+            trust_anchor: new.trust_anchor.pem().to_owned(),
+            state: ConnectionState::Disconnected,
+            state_changed: clock::now(),
+            connect_attempt: 0,
+            last_error: None,
+            password_version: PasswordVersion(0),
+            created: clock::now(),
+        };
+        match self
+            .0
+            .records
+            .add_key_store(&record, &new.password, self.0.settings.quota)
+            .await?
+        {
+            AddedKeyStore::Added(version) => record.password_version = version,
+            AddedKeyStore::NameInUse => return Err(Error::NameInUse(new.name)),
+            AddedKeyStore::ClusterInUse => return Err(Error::ClusterInUse(new.cluster)),
+            AddedKeyStore::Full => return Err(Error::QuotaReached(self.0.settings.quota)),
+        }
+        let store = Store::new(record);
+        self.0
+            .stores
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(store.id(), store.clone());
+        self.0.listed.send_modify(|count| *count += 1);
+        Ok(store)
+    }
+
+    /// The DISCONNECTED store that equals this request in everything, if there is one: the request is a repeat.
+    async fn twin_of(&self, new: &NewKeyStore) -> Result<Option<Arc<Store>>, Error> {
+        let Ok(store) = self.find(&Selector::Name(new.name.clone())) else {
+            return Ok(None);
+        };
+        let record = store.record();
+        let same_anchor = TrustAnchor::parse(&record.trust_anchor).is_ok_and(|anchor| anchor == new.trust_anchor);
+        if record.state != ConnectionState::Disconnected || record.cluster != new.cluster || !same_anchor {
+            return Ok(None);
+        }
+        let stored = self
+            .0
+            .records
+            .password(&record.cluster, &Username::kmsuser(), record.password_version)
+            .await?;
+        let same = stored.is_some_and(|stored| {
+            aws_lc_rs::constant_time::verify_slices_are_equal(
+                stored.expose().as_bytes(),
+                new.password.expose().as_bytes(),
+            )
+            .is_ok()
+        });
+        Ok(same.then_some(store))
+    }
+
+    /// Begins to connect: answers when CONNECTING is written down.
+    pub async fn connect(
+        &self,
+        _permit: Permit<action::ConnectKeyStore>,
+        id: &KeyStoreId,
+    ) -> Result<Arc<Store>, Error> {
+        let store = self.get(id)?;
+        let (this, connecting) = (self.clone(), store.clone());
+        outlive(async move { this.connect_now(connecting).await }).await?;
+        Ok(store)
+    }
+
+    async fn connect_now(&self, store: Arc<Store>) -> Result<(), Error> {
+        let record = store.record();
+        if lifecycle::next(record.state, Event::Connect)? == Step::Stay {
+            return Ok(());
+        }
+        let id = record.cluster.clone();
+        let cluster = self
+            .0
+            .clusters
+            .get(&id)
+            .ok_or_else(|| Error::ClusterNotFound(id.clone()))?;
+        prerequisites::to_connect(cluster).map_err(|unmet| Error::InvalidConfiguration { cluster: id, unmet })?;
+        // The operator's act: an attempt that a crash left open may be made once more.
+        let user = Username::kmsuser();
+        self.0
+            .records
+            .forgive_unsettled(&record.cluster, &user, record.password_version)
+            .await?;
+        self.advance(&store, Event::Connect, |record| record.connect_attempt += 1)
+            .await?;
+        tokio::spawn(connect::run(self.clone(), store));
+        Ok(())
+    }
+
+    /// Begins to disconnect: answers when DISCONNECTING is written down, and no request is taken any more.
+    pub async fn disconnect(
+        &self,
+        _permit: Permit<action::DisconnectKeyStore>,
+        id: &KeyStoreId,
+        closing: Closing,
+    ) -> Result<Arc<Store>, Error> {
+        let store = self.get(id)?;
+        let (this, closed) = (self.clone(), store.clone());
+        outlive(async move {
+            this.advance(&closed, Event::Disconnect, |_| ()).await?;
+            tokio::spawn(async move { this.drain(closed, closing).await });
+            Ok(())
+        })
+        .await?;
+        Ok(store)
+    }
+
+    pub async fn delete(&self, _permit: Permit<action::DeleteKeyStore>, id: &KeyStoreId) -> Result<(), Error> {
+        let store = self.get(id)?;
+        let this = self.clone();
+        outlive(async move {
+            let state = store.record().state;
+            lifecycle::next(state, Event::Delete)?;
+            match this.0.records.delete_key_store(&store.id()).await? {
+                DeletedKeyStore::Deleted | DeletedKeyStore::Gone => {}
+                DeletedKeyStore::HasKeys(keys) => return Err(Error::HasKeys(keys)),
+                DeletedKeyStore::NotDisconnected => return Err(Error::Conflict),
+            }
+            this.0
+                .stores
+                .write()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&store.id());
+            this.0.listed.send_modify(|count| *count += 1);
+            Ok(())
+        })
+        .await
+    }
+
+    /// For the daemon's end: every Connection is handed back to its workers. No state changes, so that the next daemon takes up where this one was.
+    pub async fn close_all(&self, closing: Closing) {
+        let open = self
+            .list()
+            .into_iter()
+            .filter_map(|store| store.connection.send_replace(None));
+        futures_util::future::join_all(open.map(|connection| async move { connection.close(closing).await })).await;
+    }
+
+    async fn take_up_one(&self, store: Arc<Store>) -> Result<(), Unavailable> {
+        match store.record().state {
+            ConnectionState::Connected => {
+                if let Some(connection) = self.open(&store).await? {
+                    for index in 0..connection.members().len() {
+                        connection.bring_up(index);
+                    }
+                }
+            }
+            ConnectionState::Connecting => {
+                tokio::spawn(connect::run(self.clone(), store));
+            }
+            ConnectionState::Disconnecting => self.drain(store, Closing::Now).await,
+            ConnectionState::Disconnected | ConnectionState::Failed => {}
+        }
+        Ok(())
+    }
+
+    async fn drain(&self, store: Arc<Store>, closing: Closing) {
+        if let Some(connection) = store.connection.send_replace(None) {
+            connection.close(closing).await;
+        }
+        if let Err(error) = self.advance(&store, Event::Drained, |_| ()).await {
+            tracing::error!(key_store = %store.id(), %error, "the end of a disconnect could not be written down");
+        }
+    }
+
+    /// A Connection for the store's cluster, its nodes at rest; `None` when the cluster is no longer declared.
+    async fn open(&self, store: &Store) -> Result<Option<Arc<Connection>>, Unavailable> {
+        let record = store.record();
+        let user = Username::kmsuser();
+        let Some(cluster) = self.0.clusters.get(&record.cluster) else {
+            tracing::error!(cluster = %record.cluster, key_store = %record.id, "the key store's cluster is not declared");
+            return Ok(None);
+        };
+        let Some(password) = self
+            .0
+            .records
+            .password(&record.cluster, &user, record.password_version)
+            .await?
+        else {
+            tracing::error!(key_store = %record.id, "the key store's password is not in the records");
+            return Ok(None);
+        };
+        let nodes = cluster.nodes.iter().map(|(hsm, settings)| {
+            let spec = WorkerSpec {
+                cluster: record.cluster.clone(),
+                hsm: hsm.clone(),
+                username: user.clone(),
+                module: settings.module.clone(),
+                token: settings.token.clone().into(),
+                environment: settings.environment.clone(),
+                sessions: settings.pool_size.get(),
+                patience: settings.patience,
+                so_pin_file: settings.so_pin_file.clone(),
+            };
+            Node::new(spec, settings.zone.clone(), settings.queue_limit)
+        });
+        let credential = Arc::new(Credential {
+            username: user.clone(),
+            password,
+            version: record.password_version,
+        });
+        let connection = Connection::new(
+            record.cluster.clone(),
+            nodes.collect(),
+            self.0.host.clone(),
+            self.0.records.clone(),
+            credential,
+        );
+        store.connection.send_replace(Some(connection.clone()));
+        if self.0.opened.send(connection.clone()).await.is_err() {
+            tracing::error!("nobody keeps keys level with the records");
+        }
+        Ok(Some(connection))
+    }
+
+    /// Moves the store as the table says, in the records first. Lost races are [`Error::Conflict`].
+    async fn advance(&self, store: &Store, event: Event, also: impl FnOnce(&mut KeyStoreRecord)) -> Result<(), Error> {
+        let before = store.record();
+        let Step::Move(to) = lifecycle::next(before.state, event)? else {
+            return Ok(());
+        };
+        let mut after = before.clone();
+        also(&mut after);
+        (after.state, after.state_changed) = (to, clock::now());
+        let change = KeyStoreChange {
+            to,
+            at: after.state_changed,
+            connect_attempt: after.connect_attempt,
+            last_error: after.last_error.clone(),
+        };
+        if !self.0.records.move_key_store(&before.id, before.state, &change).await? {
+            return Err(Error::Conflict);
+        }
+        tracing::info!(key_store = %before.id, from = %before.state, %to, "key store moved");
+        store.record.send_replace(after);
+        Ok(())
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<KeyStoreId, Arc<Store>>> {
+        self.0.stores.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Store {
+    fn new(record: KeyStoreRecord) -> Arc<Self> {
+        Arc::new(Self {
+            record: watch::Sender::new(record),
+            connection: watch::Sender::new(None),
+        })
+    }
+
+    pub fn id(&self) -> KeyStoreId {
+        self.record.borrow().id.clone()
+    }
+
+    pub fn record(&self) -> KeyStoreRecord {
+        self.record.borrow().clone()
+    }
+
+    pub fn state(&self) -> ConnectionState {
+        self.record.borrow().state
+    }
+
+    /// Tells each change of the record.
+    pub fn record_changes(&self) -> watch::Receiver<KeyStoreRecord> {
+        self.record.subscribe()
+    }
+
+    /// The nodes behind the store, while it is connecting or connected.
+    pub fn nodes(&self) -> watch::Receiver<Option<Arc<Connection>>> {
+        self.connection.subscribe()
+    }
+
+    /// The Connection through which keys are used; only while CONNECTED.
+    pub fn connected(&self) -> Result<Arc<Connection>, ConnectionState> {
+        let state = self.state();
+        if state != ConnectionState::Connected {
+            return Err(state);
+        }
+        self.connection.borrow().clone().ok_or(state)
+    }
+}
+
+/// Runs work to its end even when the caller leaves.
+async fn outlive<T: Send + 'static>(work: impl Future<Output = Result<T, Error>> + Send + 'static) -> Result<T, Error> {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+    }
+}

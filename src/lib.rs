@@ -1,0 +1,37 @@
+//! keyway: a self-hosted KMS whose keys live in HSMs its users own.
+//!
+//! A request's way through the rooms, in the order it meets them:
+//!
+//! - [`door`] takes it in and finds out who is calling and what is asked;
+//! - [`authz`] says whether they may, and a [`Permit`](authz::Permit) is the proof;
+//! - [`keystore`] and [`keys`] say whether it is allowed in this state, and keep records and HSMs level;
+//! - [`cluster`] chooses the node, and decides what a failure means;
+//! - [`node`] lets it wait, within bounds, and hands it over on
+//! - [`link`], the frames between the daemon and
+//! - [`worker`], the other process, the only kind with vendor code in it.
+//!
+//! Beside that way: [`host`] starts workers and runs admin jobs, [`records`] is what is written
+//! down, [`config`] is what the operator decided, [`app`] joins the rooms, [`cli`] is the commands.
+//! [`model`] is the words all share; [`clock`], [`proto`] and [`telemetry`] are leaves. Imports run one way, and `tests/tidy.rs` keeps it so.
+
+#![deny(unsafe_code)]
+
+pub mod app;
+pub mod authz;
+pub mod cli;
+mod clock;
+pub mod cluster;
+pub mod config;
+pub mod door;
+pub mod host;
+pub mod keys;
+pub mod keystore;
+pub mod link;
+pub mod model;
+pub mod node;
+pub mod proto;
+pub mod records;
+#[cfg(debug_assertions)]
+mod seams;
+pub mod telemetry;
+pub mod worker;

@@ -1,0 +1,6 @@
+//! Which of a crypto user's passwords is meant, without the password.
+
+/// Counts a user's passwords within a cluster: 1 is the one the operator gave first. A new
+/// password is a new version, so that a refused one is never tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PasswordVersion(pub u32);

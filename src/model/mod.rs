@@ -1,0 +1,20 @@
+//! The words every room shares: ids, key specs and states, secret types, the encryption context.
+//!
+//! Nothing here does I/O, waits, locks or reads a clock. A value of one of these types has
+//! been checked once, where it was made, and no room checks it again.
+
+pub mod context;
+pub mod credential;
+pub mod id;
+pub mod key;
+pub mod secret;
+pub mod store;
+pub mod trust_anchor;
+
+pub use context::EncryptionContext;
+pub use credential::PasswordVersion;
+pub use id::{AliasName, ClusterId, HsmId, Invalid, KeyId, KeyRef, KeyStoreId, KeyStoreName, Region, Username, Zone};
+pub use key::{CkaId, KeySpec, KeyState, KeyUsage, KeyVersion, Probe};
+pub use secret::{Password, Plaintext, SealingKey};
+pub use store::{ConnectionErrorCode, ConnectionState};
+pub use trust_anchor::TrustAnchor;

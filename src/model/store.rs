@@ -1,0 +1,125 @@
+//! The states a custom key store reports, and why a connection failed.
+
+use std::fmt;
+
+/// AWS's five connection states.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ConnectionState {
+    Disconnected,
+    Connecting,
+    Connected,
+    Disconnecting,
+    Failed,
+}
+
+impl ConnectionState {
+    pub const ALL: [Self; 5] = [
+        Self::Disconnected,
+        Self::Connecting,
+        Self::Connected,
+        Self::Disconnecting,
+        Self::Failed,
+    ];
+
+    /// The name as AWS writes it, and as it stands in the records.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Disconnected => "DISCONNECTED",
+            Self::Connecting => "CONNECTING",
+            Self::Connected => "CONNECTED",
+            Self::Disconnecting => "DISCONNECTING",
+            Self::Failed => "FAILED",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == text)
+    }
+}
+
+impl fmt::Display for ConnectionState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// AWS's ten reasons why connecting a CloudHSM key store failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ConnectionErrorCode {
+    InvalidCredentials,
+    ClusterNotFound,
+    NetworkErrors,
+    InternalError,
+    InsufficientCloudhsmHsms,
+    UserLockedOut,
+    UserNotFound,
+    UserLoggedIn,
+    SubnetNotFound,
+    InsufficientFreeAddressesInSubnet,
+}
+
+impl ConnectionErrorCode {
+    pub const ALL: [Self; 10] = [
+        Self::InvalidCredentials,
+        Self::ClusterNotFound,
+        Self::NetworkErrors,
+        Self::InternalError,
+        Self::InsufficientCloudhsmHsms,
+        Self::UserLockedOut,
+        Self::UserNotFound,
+        Self::UserLoggedIn,
+        Self::SubnetNotFound,
+        Self::InsufficientFreeAddressesInSubnet,
+    ];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidCredentials => "INVALID_CREDENTIALS",
+            Self::ClusterNotFound => "CLUSTER_NOT_FOUND",
+            Self::NetworkErrors => "NETWORK_ERRORS",
+            Self::InternalError => "INTERNAL_ERROR",
+            Self::InsufficientCloudhsmHsms => "INSUFFICIENT_CLOUDHSM_HSMS",
+            Self::UserLockedOut => "USER_LOCKED_OUT",
+            Self::UserNotFound => "USER_NOT_FOUND",
+            Self::UserLoggedIn => "USER_LOGGED_IN",
+            Self::SubnetNotFound => "SUBNET_NOT_FOUND",
+            Self::InsufficientFreeAddressesInSubnet => "INSUFFICIENT_FREE_ADDRESSES_IN_SUBNET",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|code| code.as_str() == text)
+    }
+
+    /// What the operator does about it.
+    pub const fn remedy(self) -> &'static str {
+        match self {
+            Self::InvalidCredentials => {
+                "Disconnect the key store, give it kmsuser's present password, and connect again."
+            }
+            Self::ClusterNotFound => {
+                "Declare the cluster in the daemon's configuration, or point the key store at a related cluster, and connect again."
+            }
+            Self::NetworkErrors => "Check that the HSMs' hosts answer from here, then disconnect and connect again.",
+            Self::InternalError => "Read the daemon's log for the cause, then disconnect and connect again.",
+            Self::InsufficientCloudhsmHsms => {
+                "Bring at least one HSM of the cluster into service, then disconnect and connect again."
+            }
+            Self::UserLockedOut => {
+                "Have an HSM administrator reset kmsuser's password, give the key store the new one, and connect again."
+            }
+            Self::UserNotFound => "Create the crypto user kmsuser on every HSM, then disconnect and connect again.",
+            Self::UserLoggedIn => "Log kmsuser out everywhere else, then disconnect and connect again.",
+            Self::SubnetNotFound => "Move the key store to a cluster whose subnets exist, and connect again.",
+            Self::InsufficientFreeAddressesInSubnet => {
+                "Free at least one address in each subnet, then disconnect and connect again."
+            }
+        }
+    }
+}
+
+impl fmt::Display for ConnectionErrorCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

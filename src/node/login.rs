@@ -1,0 +1,91 @@
+//! Spending login attempts: written down before the call, cleared by success, never spent twice.
+
+use std::sync::Arc;
+
+use crate::host::{Host, OpeningError, WorkerLink, WorkerSpec, pin_text};
+use crate::link::v1::fault::Kind;
+use crate::records::{self, LoginLeave, Records};
+
+use super::Credential;
+
+/// Why nobody is logged in to a node whose token can be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoginRefusal {
+    /// The token refused this password, now or earlier.
+    Incorrect,
+    /// The token has locked the user.
+    Locked,
+    /// The token says that this or another user is logged in already.
+    LoggedInElsewhere,
+    /// An earlier attempt was never answered; another needs an operator.
+    Unsettled,
+}
+
+/// How an attempt to log in ended.
+pub(super) enum LoginError {
+    /// No further attempt with this password without an operator.
+    Refused(LoginRefusal),
+    /// The worker failed. The attempt stays written down unless the password was good here before.
+    Worker(OpeningError),
+    Records(records::Unavailable),
+}
+
+/// Makes the one attempt that the budget allows.
+pub(super) async fn log_in(
+    host: &Host,
+    records: &Records,
+    spec: &WorkerSpec,
+    link: &mut WorkerLink,
+    credential: &Arc<Credential>,
+) -> Result<(), LoginError> {
+    let (cluster, hsm, user, version) = (&spec.cluster, &spec.hsm, &credential.username, credential.version);
+    match records
+        .begin_login(cluster, hsm, user, version)
+        .await
+        .map_err(LoginError::Records)?
+    {
+        LoginLeave::Granted => {}
+        LoginLeave::Refused => return Err(LoginError::Refused(LoginRefusal::Incorrect)),
+        LoginLeave::Unsettled => return Err(LoginError::Refused(LoginRefusal::Unsettled)),
+    }
+    #[cfg(debug_assertions)]
+    crate::seams::stop_point("login-begun");
+    match host.log_in(spec, link, &pin_text(user, &credential.password)).await {
+        Ok(()) => records
+            .login_succeeded(cluster, hsm, user, version)
+            .await
+            .map_err(LoginError::Records),
+        Err(OpeningError::Fault(fault)) => match refusal(fault.kind()) {
+            Some(refusal) => {
+                records
+                    .login_refused(cluster, hsm, user, version)
+                    .await
+                    .map_err(LoginError::Records)?;
+                Err(LoginError::Refused(refusal))
+            }
+            None => Err(LoginError::Worker(OpeningError::Fault(fault))),
+        },
+        Err(error) => Err(LoginError::Worker(error)),
+    }
+}
+
+/// Which faults are the token's verdict on the password.
+fn refusal(kind: Kind) -> Option<LoginRefusal> {
+    match kind {
+        Kind::PinIncorrect | Kind::PinRefused => Some(LoginRefusal::Incorrect),
+        Kind::PinLocked => Some(LoginRefusal::Locked),
+        Kind::UserLoggedIn => Some(LoginRefusal::LoggedInElsewhere),
+        Kind::Unspecified
+        | Kind::BadCiphertext
+        | Kind::BadInput
+        | Kind::KeyMissing
+        | Kind::Late
+        | Kind::Unsupported
+        | Kind::LoginLost
+        | Kind::Capacity
+        | Kind::TokenAbsent
+        | Kind::Module
+        | Kind::Protocol
+        | Kind::Device => None,
+    }
+}

@@ -1,0 +1,115 @@
+//! Aliases. An alias of a key that is still being made is reserved, but names nothing yet.
+
+use std::time::SystemTime;
+
+use crate::model::{AliasName, KeyId};
+
+use super::row::{key_id, millis, parsed, time};
+use super::{Records, Unavailable};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AliasRecord {
+    pub name: AliasName,
+    pub key: KeyId,
+    pub created: SystemTime,
+    pub updated: SystemTime,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CreatedAlias {
+    Created,
+    InUse,
+    TooMany,
+    NoSuchKey,
+}
+
+impl Records {
+    pub async fn key_id_of_alias(&self, name: &AliasName) -> Result<Option<KeyId>, Unavailable> {
+        let found = sqlx::query(
+            "SELECT a.key_id FROM aliases a JOIN keys k ON k.id = a.key_id WHERE a.name = ? AND k.state <> 'CREATING'",
+        )
+        .bind(name.as_str())
+        .fetch_optional(&self.0.read)
+        .await?;
+        found.map(|row| key_id(&row, "key_id")).transpose()
+    }
+
+    pub async fn create_alias(
+        &self,
+        name: &AliasName,
+        key: KeyId,
+        at: SystemTime,
+        per_key: u32,
+    ) -> Result<CreatedAlias, Unavailable> {
+        let mut change = self.begin().await?;
+        let there = sqlx::query("SELECT 1 FROM keys WHERE id = ? AND state <> 'CREATING'")
+            .bind(key.as_bytes().as_slice())
+            .fetch_optional(&mut *change)
+            .await?;
+        if there.is_none() {
+            return Ok(CreatedAlias::NoSuchKey);
+        }
+        let taken = sqlx::query("SELECT 1 FROM aliases WHERE name = ?").bind(name.as_str());
+        if taken.fetch_optional(&mut *change).await?.is_some() {
+            return Ok(CreatedAlias::InUse);
+        }
+        let aliases: i64 = sqlx::query_scalar("SELECT count(*) FROM aliases WHERE key_id = ?")
+            .bind(key.as_bytes().as_slice())
+            .fetch_one(&mut *change)
+            .await?;
+        if aliases >= i64::from(per_key) {
+            return Ok(CreatedAlias::TooMany);
+        }
+        sqlx::query("INSERT INTO aliases (name, key_id, created, updated) VALUES (?, ?, ?, ?)")
+            .bind(name.as_str())
+            .bind(key.as_bytes().as_slice())
+            .bind(millis(at))
+            .bind(millis(at))
+            .execute(&mut *change)
+            .await?;
+        change.commit().await?;
+        Ok(CreatedAlias::Created)
+    }
+
+    /// Aliases after `after`, by name; those of one key when one is named.
+    pub async fn list_aliases(
+        &self,
+        key: Option<KeyId>,
+        after: Option<&AliasName>,
+        limit: u32,
+    ) -> Result<Vec<AliasRecord>, Unavailable> {
+        let after = after.map_or("", AliasName::as_str);
+        let rows = match key {
+            Some(key) => {
+                sqlx::query(
+                    "SELECT a.* FROM aliases a JOIN keys k ON k.id = a.key_id
+                     WHERE a.key_id = ? AND a.name > ? AND k.state <> 'CREATING' ORDER BY a.name LIMIT ?",
+                )
+                .bind(key.as_bytes().as_slice().to_vec())
+                .bind(after)
+                .bind(limit)
+                .fetch_all(&self.0.read)
+                .await?
+            }
+            None => {
+                sqlx::query(
+                    "SELECT a.* FROM aliases a JOIN keys k ON k.id = a.key_id
+                     WHERE a.name > ? AND k.state <> 'CREATING' ORDER BY a.name LIMIT ?",
+                )
+                .bind(after)
+                .bind(limit)
+                .fetch_all(&self.0.read)
+                .await?
+            }
+        };
+        let alias = |row: &_| {
+            Ok(AliasRecord {
+                name: parsed(row, "name")?,
+                key: key_id(row, "key_id")?,
+                created: time(row, "created")?,
+                updated: time(row, "updated")?,
+            })
+        };
+        rows.iter().map(alias).collect()
+    }
+}

@@ -1,0 +1,268 @@
+//! Key stores, and the passwords they log in with.
+
+use std::time::SystemTime;
+
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, Sqlite, Transaction};
+
+use crate::model::{
+    ClusterId, ConnectionErrorCode, ConnectionState, HsmId, KeyStoreId, KeyStoreName, Password, PasswordVersion,
+    Username,
+};
+
+use super::row::{millis, named, number, parsed, time};
+use super::{Records, Unavailable};
+
+#[derive(Debug, Clone)]
+pub struct KeyStoreRecord {
+    pub id: KeyStoreId,
+    pub name: KeyStoreName,
+    pub cluster: ClusterId,
+    /// PEM, as it was uploaded.
+    pub trust_anchor: String,
+    pub state: ConnectionState,
+    pub state_changed: SystemTime,
+    /// How often connecting was begun.
+    pub connect_attempt: u32,
+    /// Survives disconnecting; gone once connected.
+    pub last_error: Option<ConnectionFault>,
+    pub password_version: PasswordVersion,
+    pub created: SystemTime,
+}
+
+/// Why connecting failed.
+#[derive(Debug, Clone)]
+pub struct ConnectionFault {
+    pub code: ConnectionErrorCode,
+    pub message: String,
+    pub hsm: Option<HsmId>,
+    pub time: SystemTime,
+}
+
+/// What a move from one state to another writes.
+#[derive(Debug)]
+pub struct KeyStoreChange {
+    pub to: ConnectionState,
+    pub at: SystemTime,
+    pub connect_attempt: u32,
+    pub last_error: Option<ConnectionFault>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AddedKeyStore {
+    /// Its password got this version.
+    Added(PasswordVersion),
+    NameInUse,
+    ClusterInUse,
+    Full,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeletedKeyStore {
+    Deleted,
+    HasKeys(u64),
+    NotDisconnected,
+    Gone,
+}
+
+impl Records {
+    pub async fn key_stores(&self) -> Result<Vec<KeyStoreRecord>, Unavailable> {
+        let rows = sqlx::query("SELECT * FROM key_stores ORDER BY created, id")
+            .fetch_all(&self.0.read)
+            .await?;
+        rows.iter().map(key_store).collect()
+    }
+
+    /// Adds a store with its password, sealed, unless the name or the cluster is taken or there are `quota` stores.
+    pub async fn add_key_store(
+        &self,
+        record: &KeyStoreRecord,
+        password: &Password,
+        quota: u32,
+    ) -> Result<AddedKeyStore, Unavailable> {
+        let mut change = self.begin().await?;
+        let stores: i64 = sqlx::query_scalar("SELECT count(*) FROM key_stores")
+            .fetch_one(&mut *change)
+            .await?;
+        let name_taken = sqlx::query("SELECT 1 FROM key_stores WHERE name = ?").bind(record.name.as_str());
+        if name_taken.fetch_optional(&mut *change).await?.is_some() {
+            return Ok(AddedKeyStore::NameInUse);
+        }
+        let cluster_taken = sqlx::query("SELECT 1 FROM key_stores WHERE cluster_id = ?").bind(record.cluster.as_str());
+        if cluster_taken.fetch_optional(&mut *change).await?.is_some() {
+            return Ok(AddedKeyStore::ClusterInUse);
+        }
+        if stores >= i64::from(quota) {
+            return Ok(AddedKeyStore::Full);
+        }
+        let version = self
+            .add_password(&mut change, &record.cluster, &Username::kmsuser(), password)
+            .await?;
+        sqlx::query(
+            "INSERT INTO key_stores (id, name, cluster_id, trust_anchor, state, state_changed, connect_attempt, password_version, created)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(record.id.as_str())
+        .bind(record.name.as_str())
+        .bind(record.cluster.as_str())
+        .bind(&record.trust_anchor)
+        .bind(record.state.as_str())
+        .bind(millis(record.state_changed))
+        .bind(record.connect_attempt)
+        .bind(version.0)
+        .bind(millis(record.created))
+        .execute(&mut *change)
+        .await?;
+        change.commit().await?;
+        Ok(AddedKeyStore::Added(version))
+    }
+
+    /// Moves a store, if it is still in the state `from`.
+    pub async fn move_key_store(
+        &self,
+        id: &KeyStoreId,
+        from: ConnectionState,
+        change: &KeyStoreChange,
+    ) -> Result<bool, Unavailable> {
+        let error = change.last_error.as_ref();
+        let moved = sqlx::query(
+            "UPDATE key_stores SET state = ?, state_changed = ?, connect_attempt = ?,
+                    error_code = ?, error_message = ?, error_hsm = ?, error_time = ?
+             WHERE id = ? AND state = ?",
+        )
+        .bind(change.to.as_str())
+        .bind(millis(change.at))
+        .bind(change.connect_attempt)
+        .bind(error.map(|error| error.code.as_str()))
+        .bind(error.map(|error| error.message.as_str()))
+        .bind(error.and_then(|error| error.hsm.as_ref()).map(HsmId::as_str))
+        .bind(error.map(|error| millis(error.time)))
+        .bind(id.as_str())
+        .bind(from.as_str())
+        .execute(&self.0.write)
+        .await?;
+        Ok(moved.rows_affected() == 1)
+    }
+
+    /// Deletes a DISCONNECTED store without keys, and its passwords. What stands in the HSMs stays, and so does what is known of it.
+    pub async fn delete_key_store(&self, id: &KeyStoreId) -> Result<DeletedKeyStore, Unavailable> {
+        let mut change = self.begin().await?;
+        let found = sqlx::query("SELECT state, cluster_id FROM key_stores WHERE id = ?").bind(id.as_str());
+        let Some(row) = found.fetch_optional(&mut *change).await? else {
+            return Ok(DeletedKeyStore::Gone);
+        };
+        if named(&row, "state", ConnectionState::parse)? != ConnectionState::Disconnected {
+            return Ok(DeletedKeyStore::NotDisconnected);
+        }
+        let keys: i64 = sqlx::query_scalar("SELECT count(*) FROM keys WHERE store_id = ?")
+            .bind(id.as_str())
+            .fetch_one(&mut *change)
+            .await?;
+        if keys > 0 {
+            return Ok(DeletedKeyStore::HasKeys(keys.unsigned_abs()));
+        }
+        let cluster: String = row.try_get("cluster_id")?;
+        sqlx::query("DELETE FROM passwords WHERE cluster_id = ? AND username = ?")
+            .bind(cluster)
+            .bind(Username::kmsuser().as_str())
+            .execute(&mut *change)
+            .await?;
+        sqlx::query("DELETE FROM key_stores WHERE id = ?")
+            .bind(id.as_str())
+            .execute(&mut *change)
+            .await?;
+        change.commit().await?;
+        Ok(DeletedKeyStore::Deleted)
+    }
+
+    pub async fn password(
+        &self,
+        cluster: &ClusterId,
+        user: &Username,
+        version: PasswordVersion,
+    ) -> Result<Option<Password>, Unavailable> {
+        let sealed: Option<Vec<u8>> =
+            sqlx::query_scalar("SELECT sealed FROM passwords WHERE cluster_id = ? AND username = ? AND version = ?")
+                .bind(cluster.as_str())
+                .bind(user.as_str())
+                .bind(version.0)
+                .fetch_optional(&self.0.read)
+                .await?;
+        let Some(sealed) = sealed else { return Ok(None) };
+        let secret = self
+            .0
+            .sealer
+            .open(&place(cluster, user, &version.0.to_string()), &sealed)?;
+        let text = String::from_utf8(secret.to_vec()).map_err(|_| Unavailable::sealed())?;
+        Ok(Some(Password::trusted(text)))
+    }
+
+    async fn add_password(
+        &self,
+        change: &mut Transaction<'_, Sqlite>,
+        cluster: &ClusterId,
+        user: &Username,
+        password: &Password,
+    ) -> Result<PasswordVersion, Unavailable> {
+        let version: i64 = sqlx::query_scalar(
+            "INSERT INTO password_versions (cluster_id, username, last) VALUES (?, ?, 1)
+             ON CONFLICT (cluster_id, username) DO UPDATE SET last = last + 1 RETURNING last",
+        )
+        .bind(cluster.as_str())
+        .bind(user.as_str())
+        .fetch_one(&mut **change)
+        .await?;
+        let version = u32::try_from(version).map_err(|_| Unavailable::row("last"))?;
+        let text = version.to_string();
+        let sealed = self
+            .0
+            .sealer
+            .seal(&place(cluster, user, &text), password.expose().as_bytes())?;
+        sqlx::query("INSERT INTO passwords (cluster_id, username, version, sealed) VALUES (?, ?, ?, ?)")
+            .bind(cluster.as_str())
+            .bind(user.as_str())
+            .bind(version)
+            .bind(sealed)
+            .execute(&mut **change)
+            .await?;
+        Ok(PasswordVersion(version))
+    }
+
+    /// A transaction that has the right to write from its start, so that it never fails halfway for want of it.
+    pub(super) async fn begin(&self) -> Result<Transaction<'static, Sqlite>, Unavailable> {
+        Ok(self.0.write.begin_with("BEGIN IMMEDIATE").await?)
+    }
+}
+
+/// Where a password stands, and nowhere else opens.
+fn place<'a>(cluster: &'a ClusterId, user: &'a Username, version: &'a str) -> [&'a str; 4] {
+    ["password", cluster.as_str(), user.as_str(), version]
+}
+
+fn key_store(row: &SqliteRow) -> Result<KeyStoreRecord, Unavailable> {
+    let code: Option<String> = row.try_get("error_code")?;
+    let last_error = match code {
+        None => None,
+        Some(code) => Some(ConnectionFault {
+            code: ConnectionErrorCode::parse(&code).ok_or(Unavailable::row("error_code"))?,
+            message: row.try_get("error_message")?,
+            hsm: match row.try_get::<Option<String>, _>("error_hsm")? {
+                Some(hsm) => Some(hsm.parse().map_err(|_| Unavailable::row("error_hsm"))?),
+                None => None,
+            },
+            time: time(row, "error_time")?,
+        }),
+    };
+    Ok(KeyStoreRecord {
+        id: parsed(row, "id")?,
+        name: parsed(row, "name")?,
+        cluster: parsed(row, "cluster_id")?,
+        trust_anchor: row.try_get("trust_anchor")?,
+        state: named(row, "state", ConnectionState::parse)?,
+        state_changed: time(row, "state_changed")?,
+        connect_attempt: number(row, "connect_attempt")?,
+        last_error,
+        password_version: PasswordVersion(number(row, "password_version")?),
+        created: time(row, "created")?,
+    })
+}

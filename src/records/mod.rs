@@ -1,0 +1,46 @@
+//! What is written down: key stores, passwords (sealed), login attempts, keys and where they are, aliases.
+//!
+//! SQL stands here and nowhere else. Every change is one transaction; what a caller was told is on
+//! the disk. This room decides nothing about keys or stores beyond what must hold between rows: business answers are
+//! return values, and the one error is that the records cannot be reached. It reads no clock: times are given.
+
+mod aliases;
+mod error;
+mod keks;
+mod key_stores;
+mod keys;
+mod logins;
+mod open;
+mod row;
+mod seal;
+mod uses;
+
+use std::sync::Arc;
+
+use sqlx::SqlitePool;
+
+pub use aliases::{AliasRecord, CreatedAlias};
+pub use error::{OpenError, Unavailable};
+pub use keks::KekRecord;
+pub use key_stores::{AddedKeyStore, ConnectionFault, DeletedKeyStore, KeyStoreChange, KeyStoreRecord};
+pub use keys::{
+    BegunKey, CreatingLeft, KeyLimits, KeyRecord, NewKey, PresenceRecord, Proof, RequestClaim, VersionRecord,
+};
+pub use logins::LoginLeave;
+pub use open::Settings;
+pub use uses::Reserved;
+
+use seal::Sealer;
+
+/// The records of one daemon. Cheap to clone; its directory stays locked while one is alive.
+#[derive(Debug, Clone)]
+pub struct Records(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    /// One connection: SQLite has one writer, and waiting for it here keeps the order.
+    write: SqlitePool,
+    read: SqlitePool,
+    sealer: Sealer,
+    _lock: std::fs::File,
+}

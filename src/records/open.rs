@@ -1,0 +1,171 @@
+//! Opening the records: the directory's lock, the database, its schema, the sealing key.
+
+use std::borrow::Cow;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{SqlSafeStr, SqlitePool};
+
+use crate::model::SealingKey;
+
+use super::seal::Sealer;
+use super::{Inner, OpenError, Records};
+
+const KEY_BYTES: usize = 32;
+const READERS: u32 = 4;
+const BUSY: Duration = Duration::from_secs(5);
+
+/// Where the records are.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The SQLite file; made when missing.
+    pub database: PathBuf,
+    /// 32 bytes that only the daemon's user can read; made together with the database.
+    pub sealing_key: PathBuf,
+}
+
+impl Records {
+    /// Opens the records, or makes them.
+    pub async fn open(settings: &Settings) -> Result<Self, OpenError> {
+        let lock = lock(&settings.database)?;
+        let write = pool(settings, 1).await?;
+        migrations().run(&write).await.map_err(OpenError::Migration)?;
+        let sealer = sealer(&settings.sealing_key, &write).await?;
+        let read = pool(settings, READERS).await?;
+        Ok(Self(Arc::new(Inner {
+            write,
+            read,
+            sealer,
+            _lock: lock,
+        })))
+    }
+}
+
+/// One daemon at a time. The lock goes with the process, however it ends.
+fn lock(database: &Path) -> Result<File, OpenError> {
+    let file = |path: &Path| {
+        let path = path.to_owned();
+        move |source| OpenError::File { path, source }
+    };
+    if let Some(parent) = database.parent() {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(parent)
+            .map_err(file(parent))?;
+    }
+    let path = database.with_extension("lock");
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(file(&path))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(database.to_owned())),
+        Err(TryLockError::Error(source)) => return Err(OpenError::File { path, source }),
+    }
+    // SQLite would make it with the process's umask.
+    OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(database)
+        .map_err(file(database))?;
+    Ok(lock)
+}
+
+async fn pool(settings: &Settings, connections: u32) -> Result<SqlitePool, sqlx::Error> {
+    let options = SqliteConnectOptions::new()
+        .filename(&settings.database)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .foreign_keys(true)
+        .busy_timeout(BUSY);
+    SqlitePoolOptions::new()
+        .max_connections(connections)
+        .connect_with(options)
+        .await
+}
+
+/// Every schema change there was, in order. They only ever widen.
+fn migrations() -> Migrator {
+    let first = Migration::new(
+        1,
+        Cow::Borrowed("first"),
+        MigrationType::Simple,
+        include_str!("migrations/0001_first.sql").into_sql_str(),
+        false,
+    );
+    Migrator {
+        migrations: Cow::Owned(vec![first]),
+        ..Migrator::DEFAULT
+    }
+}
+
+/// The sealing key, made only when there is nothing yet that another one sealed.
+async fn sealer(path: &Path, database: &SqlitePool) -> Result<Sealer, OpenError> {
+    let sealed: i64 = sqlx::query_scalar("SELECT count(*) FROM passwords")
+        .fetch_one(database)
+        .await?;
+    let key = match read_key(path)? {
+        Some(key) => key,
+        None if sealed > 0 => return Err(OpenError::NoSealingKey(path.to_owned())),
+        None => make_key(path).map_err(|source| OpenError::File {
+            path: path.to_owned(),
+            source,
+        })?,
+    };
+    Sealer::new(&key).ok_or_else(|| OpenError::BadSealingKey(path.to_owned()))
+}
+
+fn read_key(path: &Path) -> Result<Option<SealingKey>, OpenError> {
+    let failed = |source| OpenError::File {
+        path: path.to_owned(),
+        source,
+    };
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    if file.metadata().map_err(failed)?.mode() & 0o077 != 0 {
+        return Err(OpenError::OpenSealingKey(path.to_owned()));
+    }
+    let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(KEY_BYTES + 1));
+    (&mut file)
+        .take(KEY_BYTES as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
+    Ok(Some(SealingKey::new(bytes.to_vec())))
+}
+
+fn make_key(path: &Path) -> std::io::Result<SealingKey> {
+    let mut bytes = vec![0; KEY_BYTES];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| std::io::Error::other("no random bytes"))?;
+    let key = SealingKey::new(bytes);
+    if let Some(parent) = path.parent() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+    }
+    // Whole or not at all: half a key would lock out everything sealed after it.
+    let fresh = path.with_extension("fresh");
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(&fresh)?;
+    file.write_all(key.expose())?;
+    file.sync_all()?;
+    std::fs::rename(&fresh, path)?;
+    Ok(key)
+}

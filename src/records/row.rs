@@ -1,0 +1,50 @@
+//! Between columns and the words of the model.
+
+use std::str::FromStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+
+use crate::model::KeyId;
+
+use super::Unavailable;
+
+pub(super) fn millis(time: SystemTime) -> i64 {
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+pub(super) fn time(row: &SqliteRow, column: &'static str) -> Result<SystemTime, Unavailable> {
+    let millis: i64 = row.try_get(column)?;
+    Ok(UNIX_EPOCH + Duration::from_millis(u64::try_from(millis).unwrap_or(0)))
+}
+
+/// A text column as one of the model's types.
+pub(super) fn parsed<T: FromStr>(row: &SqliteRow, column: &'static str) -> Result<T, Unavailable> {
+    let text: String = row.try_get(column)?;
+    text.parse().map_err(|_| Unavailable::row(column))
+}
+
+/// A text column as one of the model's enums.
+pub(super) fn named<T>(
+    row: &SqliteRow,
+    column: &'static str,
+    parse: impl Fn(&str) -> Option<T>,
+) -> Result<T, Unavailable> {
+    let text: String = row.try_get(column)?;
+    parse(&text).ok_or(Unavailable::row(column))
+}
+
+pub(super) fn key_id(row: &SqliteRow, column: &'static str) -> Result<KeyId, Unavailable> {
+    let bytes: Vec<u8> = row.try_get(column)?;
+    bytes
+        .try_into()
+        .map(KeyId::from_bytes)
+        .map_err(|_| Unavailable::row(column))
+}
+
+pub(super) fn number(row: &SqliteRow, column: &'static str) -> Result<u32, Unavailable> {
+    let number: i64 = row.try_get(column)?;
+    u32::try_from(number).map_err(|_| Unavailable::row(column))
+}

@@ -1,0 +1,91 @@
+//! Passwords are sealed: AES-256-GCM under a key that is kept apart, each bound to the row it stands in.
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::rand;
+use zeroize::Zeroizing;
+
+use crate::model::SealingKey;
+
+use super::Unavailable;
+
+const FORMAT: u8 = 1;
+const NONCE: usize = 12;
+
+/// Seals and opens secrets.
+pub(super) struct Sealer(LessSafeKey);
+
+impl std::fmt::Debug for Sealer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Sealer(…)")
+    }
+}
+
+impl Sealer {
+    /// `None` unless the key has 32 bytes.
+    pub(super) fn new(key: &SealingKey) -> Option<Self> {
+        UnboundKey::new(&AES_256_GCM, key.expose())
+            .ok()
+            .map(|key| Self(LessSafeKey::new(key)))
+    }
+
+    /// Format byte, nonce, sealed secret. `place` says where it stands, and it opens nowhere else.
+    pub(super) fn seal(&self, place: &[&str], secret: &[u8]) -> Result<Vec<u8>, Unavailable> {
+        let mut nonce = [0; NONCE];
+        rand::fill(&mut nonce).map_err(|_| Unavailable::sealed())?;
+        let mut sealed = Zeroizing::new(secret.to_vec());
+        self.0
+            .seal_in_place_append_tag(
+                Nonce::assume_unique_for_key(nonce),
+                Aad::from(bound(place)),
+                &mut *sealed,
+            )
+            .map_err(|_| Unavailable::sealed())?;
+        Ok([&[FORMAT], nonce.as_slice(), &sealed].concat())
+    }
+
+    pub(super) fn open(&self, place: &[&str], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, Unavailable> {
+        let (&format, rest) = sealed.split_first().ok_or(Unavailable::sealed())?;
+        let (nonce, rest) = rest.split_first_chunk::<NONCE>().ok_or(Unavailable::sealed())?;
+        if format != FORMAT {
+            return Err(Unavailable::sealed());
+        }
+        let mut secret = Zeroizing::new(rest.to_vec());
+        let nonce = Nonce::assume_unique_for_key(*nonce);
+        let length = self
+            .0
+            .open_in_place(nonce, Aad::from(bound(place)), &mut secret)
+            .map_err(|_| Unavailable::sealed())?
+            .len();
+        secret.truncate(length);
+        Ok(secret)
+    }
+}
+
+/// Each part with its length, so that no two places give the same bytes.
+fn bound(place: &[&str]) -> Vec<u8> {
+    let parts = place.iter().flat_map(|part| {
+        let length = u32::try_from(part.len()).expect("ids are short").to_be_bytes();
+        length.into_iter().chain(part.bytes())
+    });
+    parts.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_opens_in_its_own_place_with_its_own_key_and_nowhere_else() {
+        let sealer = Sealer::new(&SealingKey::new(vec![7; 32])).unwrap();
+        let sealed = sealer.seal(&["password", "a"], b"hunter22").unwrap();
+        assert_eq!(**sealer.open(&["password", "a"], &sealed).unwrap(), *b"hunter22");
+        assert!(sealer.open(&["password", "b"], &sealed).is_err());
+        assert!(sealer.open(&["passworda"], &sealed).is_err());
+        let other = Sealer::new(&SealingKey::new(vec![8; 32])).unwrap();
+        assert!(other.open(&["password", "a"], &sealed).is_err());
+        let mut flipped = sealed.clone();
+        *flipped.last_mut().unwrap() ^= 1;
+        assert!(sealer.open(&["password", "a"], &flipped).is_err());
+        assert!(Sealer::new(&SealingKey::new(vec![7; 31])).is_none());
+    }
+}

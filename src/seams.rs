@@ -1,0 +1,40 @@
+//! What only a test may do to a daemon: shift its clock, and stop it at a named point until it is killed.
+//!
+//! Debug builds alone contain this room. Both work through files in a directory that the test
+//! makes before the daemon starts (`seams` in the data directory), so that nothing on the
+//! command line or in the environment reaches them:
+//!
+//! - `clock-offset`: seconds to add to the wall clock, read at each use;
+//! - `stop-<name>`: whoever passes the point of that name writes `reached-<name>` and blocks for ever.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
+
+/// Turns the seams on when `<data_dir>/seams` exists.
+pub fn watch(data_dir: &Path) {
+    let directory = data_dir.join("seams");
+    if directory.is_dir() {
+        let _ = DIRECTORY.set(directory);
+    }
+}
+
+pub fn clock_offset_seconds() -> i64 {
+    DIRECTORY
+        .get()
+        .and_then(|directory| std::fs::read_to_string(directory.join("clock-offset")).ok())
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+/// Blocks this thread for ever when the test asked for it: a crash at this very line is then a `kill -9` away.
+pub fn stop_point(name: &str) {
+    let Some(directory) = DIRECTORY.get() else { return };
+    if directory.join(format!("stop-{name}")).exists() {
+        let _ = std::fs::write(directory.join(format!("reached-{name}")), b"");
+        loop {
+            std::thread::park();
+        }
+    }
+}

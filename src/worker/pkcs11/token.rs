@@ -1,0 +1,228 @@
+//! A token in one slot: found by label or serial number, since slot numbers change.
+//!
+//! PKCS#11 keeps the login with the token and the process, not with a session, and drops it with
+//! the last session: whoever logs in keeps one session open that does nothing else.
+
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use cryptoki::session::SessionState;
+use cryptoki::slot::{Slot, TokenInfo};
+
+use super::fault::{Bucket, Kind};
+use super::handles::Handles;
+use super::{Fault, Module, Pin, Session};
+
+/// How a token is told from the others.
+#[derive(Debug, Clone, Copy)]
+pub enum TokenName<'a> {
+    Label(&'a str),
+    Serial(&'a str),
+}
+
+impl TokenName<'_> {
+    fn is_of(self, info: &TokenInfo) -> bool {
+        match self {
+            Self::Label(label) => info.label() == label,
+            Self::Serial(serial) => info.serial_number() == serial,
+        }
+    }
+
+    fn text(&self) -> &str {
+        match self {
+            Self::Label(text) | Self::Serial(text) => text,
+        }
+    }
+}
+
+/// A token, as it was found. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Token(Arc<Found>);
+
+#[derive(Debug)]
+struct Found {
+    module: Module,
+    slot: Slot,
+    info: TokenInfo,
+    handles: Handles,
+    /// Held for writing by who makes or destroys objects, for reading by who searches them.
+    objects: RwLock<()>,
+}
+
+impl Token {
+    /// `None` when no initialised token has this name; a fault when several do.
+    pub fn find(module: &Module, name: TokenName<'_>) -> Result<Option<Self>, Fault> {
+        if name.text().is_empty() {
+            return Err(Fault::bad_input("a token is named by its label or serial number"));
+        }
+        let mut named = module
+            .tokens()?
+            .into_iter()
+            .filter(|(_, info)| info.token_initialized() && name.is_of(info));
+        match (named.next(), named.next()) {
+            (None, _) => Ok(None),
+            (Some((slot, info)), None) => Ok(Some(Self::at(module, slot, info))),
+            (Some(_), Some(_)) => Err(absent("several tokens have this name")),
+        }
+    }
+
+    /// Makes a free slot a token with this label and gives its user a PIN, or finishes one that was begun.
+    /// The user's PIN is tried before the token is handed out.
+    pub fn initialise(module: &Module, label: &str, so_pin: &Pin, user_pin: &Pin) -> Result<Self, Fault> {
+        if label.is_empty() || label.len() > 32 {
+            return Err(Fault::bad_input("a token's label has 1 to 32 bytes"));
+        }
+        let (so, user) = (so_pin.for_setting()?, user_pin.for_setting()?);
+        let slot = match Self::find(module, TokenName::Label(label))? {
+            Some(token) if token.0.info.user_pin_initialized() => {
+                return Err(Fault::refused(
+                    Bucket::Input,
+                    Kind::BadInput,
+                    "a token with this label exists already",
+                ));
+            }
+            Some(begun) => begun.0.slot,
+            None => {
+                let free = module.tokens()?.into_iter().find(|(_, info)| !info.token_initialized());
+                let (slot, _) = free.ok_or_else(|| absent("there is no free slot"))?;
+                module.library.init_token(slot, &so, label)?;
+                slot
+            }
+        };
+        let token = Self::at(module, slot, module.library.get_token_info(slot)?);
+        let session = token.open_session()?;
+        session.as_security_officer(so_pin, |session| Ok(session.raw.init_pin(&user)?))?;
+        session.as_user(user_pin, |_| Ok(()))?;
+        Ok(token)
+    }
+
+    /// A read-write session: some libraries refuse the other kind.
+    pub fn open_session(&self) -> Result<Session, Fault> {
+        let raw = self.0.module.library.open_rw_session(self.0.slot)?;
+        Ok(Session::new(raw, self.clone()))
+    }
+
+    /// Whether this very token still answers. A token that has vanished can look like an empty one to everything else.
+    pub(super) fn still_there(&self) -> Result<(), Fault> {
+        let info = self.0.module.library.get_token_info(self.0.slot);
+        let info = info.map_err(|error| Fault {
+            kind: Kind::TokenAbsent,
+            ..error.into()
+        })?;
+        if info.serial_number() == self.serial() {
+            Ok(())
+        } else {
+            Err(absent("another token is in this slot"))
+        }
+    }
+
+    pub fn label(&self) -> &str {
+        self.0.info.label()
+    }
+
+    pub fn serial(&self) -> &str {
+        self.0.info.serial_number()
+    }
+
+    pub fn model(&self) -> &str {
+        self.0.info.model()
+    }
+
+    pub fn firmware_version(&self) -> String {
+        let version = self.0.info.firmware_version();
+        format!("{}.{}", version.major(), version.minor())
+    }
+
+    /// Every mechanism number the token lists, known to us or not.
+    pub fn mechanisms(&self) -> Result<Vec<u64>, Fault> {
+        self.module().calls.mechanisms(self.0.slot)
+    }
+
+    pub(super) fn module(&self) -> &Module {
+        &self.0.module
+    }
+
+    pub(super) fn handles(&self) -> &Handles {
+        &self.0.handles
+    }
+
+    /// The token's objects, to change them. SoftHSM2 fails a generation that another thread's search or generation comes
+    /// across, and every token has a moment in which a new key is nameless.
+    pub(super) fn changing(&self) -> RwLockWriteGuard<'_, ()> {
+        self.0.objects.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The token's objects, to search them.
+    pub(super) fn unchanging(&self) -> RwLockReadGuard<'_, ()> {
+        self.0.objects.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn at(module: &Module, slot: Slot, info: TokenInfo) -> Self {
+        Self(Arc::new(Found {
+            module: module.clone(),
+            slot,
+            info,
+            handles: Handles::default(),
+            objects: RwLock::default(),
+        }))
+    }
+}
+
+/// Logins. They hold for every session of the process on this token.
+impl Session {
+    /// Logs the crypto user in, for good. Spends a login attempt.
+    pub fn log_in(&self, pin: &Pin) -> Result<(), Fault> {
+        Ok(self
+            .raw
+            .login_with_raw(cryptoki::session::UserType::User, &pin.for_login())?)
+    }
+
+    pub(super) fn log_in_security_officer(&self, pin: &Pin) -> Result<(), Fault> {
+        Ok(self
+            .raw
+            .login_with_raw(cryptoki::session::UserType::So, &pin.for_login())?)
+    }
+
+    pub(super) fn log_out(&self) -> Result<(), Fault> {
+        Ok(self.raw.logout()?)
+    }
+
+    /// Does `work` as the user; nobody is logged in afterwards.
+    pub(super) fn as_user<T>(&self, pin: &Pin, work: impl FnOnce(&Self) -> Result<T, Fault>) -> Result<T, Fault> {
+        self.log_in(pin)?;
+        self.then_log_out(work)
+    }
+
+    /// Does `work` as the SO; nobody is logged in afterwards.
+    pub(super) fn as_security_officer<T>(
+        &self,
+        pin: &Pin,
+        work: impl FnOnce(&Self) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        self.log_in_security_officer(pin)?;
+        self.then_log_out(work)
+    }
+
+    fn then_log_out<T>(&self, work: impl FnOnce(&Self) -> Result<T, Fault>) -> Result<T, Fault> {
+        let result = work(self);
+        let logged_out = self.log_out();
+        let value = result?;
+        logged_out.map(|()| value)
+    }
+
+    /// That an empty answer may be believed: the token is there, and the user still logged in to it.
+    pub(super) fn sees_the_token(&self) -> Result<(), Fault> {
+        self.token.still_there()?;
+        match self.raw.get_session_info()?.session_state() {
+            SessionState::RwUser | SessionState::RoUser => Ok(()),
+            SessionState::RoPublic | SessionState::RwPublic | SessionState::RwSecurityOfficer => Err(Fault::refused(
+                Bucket::Node,
+                Kind::LoginLost,
+                "the user is no longer logged in",
+            )),
+        }
+    }
+}
+
+fn absent(why: &'static str) -> Fault {
+    Fault::refused(Bucket::Node, Kind::TokenAbsent, why)
+}

@@ -1,0 +1,174 @@
+//! The serving verbs, each turned into calls on a session and its result into an answer.
+
+use zeroize::Zeroizing;
+
+use crate::link::v1::presence::Found;
+use crate::link::v1::request::Verb;
+use crate::link::v1::response::Outcome;
+use crate::link::v1::{self, KeyKind};
+
+use super::pkcs11::{Fault, NewKey, Presence, Session};
+
+/// How long a verb may keep its thread, roughly: what decides whether others wait behind it in a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pace {
+    Quick,
+    Slow,
+}
+
+pub fn pace(verb: Option<&Verb>) -> Pace {
+    match verb {
+        Some(
+            Verb::GenerateKey(_)
+            | Verb::WrapKey(_)
+            | Verb::UnwrapKey(_)
+            | Verb::ProveKey(_)
+            | Verb::DestroyKey(_)
+            | Verb::ListObjects(_)
+            | Verb::SweepUnfinished(_),
+        ) => Pace::Slow,
+        Some(
+            Verb::Ping(_)
+            | Verb::Encrypt(_)
+            | Verb::Decrypt(_)
+            | Verb::GenerateDataKey(_)
+            | Verb::GenerateRandom(_)
+            // Refused here, which is quick.
+            | Verb::Open(_)
+            | Verb::LogIn(_)
+            | Verb::InitToken(_)
+            | Verb::MakeKek(_)
+            | Verb::OfferJoin(_)
+            | Verb::SealKek(_)
+            | Verb::AcceptKek(_),
+        )
+        | None => Pace::Quick,
+    }
+}
+
+/// Does what the verb asks, on this session.
+pub fn perform(session: &mut Session, verb: Verb) -> Result<Outcome, Fault> {
+    match verb {
+        Verb::Encrypt(ask) => encrypt(session, ask),
+        Verb::Decrypt(ask) => decrypt(session, &ask),
+        Verb::GenerateDataKey(ask) => generate_data_key(session, &ask),
+        Verb::GenerateRandom(ask) => generate_random(session, &ask),
+        Verb::GenerateKey(ask) => generate_key(session, &ask),
+        Verb::WrapKey(ask) => Ok(opaque(session.wrap(&ask.cka_id, &ask.kek_cka_id)?)),
+        Verb::UnwrapKey(ask) => unwrap_key(session, &ask),
+        Verb::ProveKey(ask) => Ok(presence(session.prove(&ask.cka_id, &ask.probe)?)),
+        Verb::DestroyKey(ask) => Ok(done(session.destroy(&ask.cka_id)?)),
+        Verb::ListObjects(_) => list_objects(session),
+        Verb::SweepUnfinished(_) => Ok(done(session.sweep_unfinished()?)),
+        Verb::Ping(_) => Err(Fault::protocol("a ping is for the pool")),
+        Verb::Open(_)
+        | Verb::LogIn(_)
+        | Verb::InitToken(_)
+        | Verb::MakeKek(_)
+        | Verb::OfferJoin(_)
+        | Verb::SealKek(_)
+        | Verb::AcceptKek(_) => Err(Fault::protocol("the pool is open already")),
+    }
+}
+
+fn encrypt(session: &mut Session, ask: v1::Encrypt) -> Result<Outcome, Fault> {
+    let plaintext = Zeroizing::new(ask.plaintext);
+    let sealed = session.encrypt(&ask.cka_id, &ask.aad, &plaintext)?;
+    Ok(Outcome::Sealed(v1::Sealed {
+        iv: sealed.nonce.to_vec(),
+        sealed: sealed.sealed,
+    }))
+}
+
+fn decrypt(session: &mut Session, ask: &v1::Decrypt) -> Result<Outcome, Fault> {
+    let mut plaintext = session.decrypt(&ask.cka_id, &ask.aad, &ask.iv, &ask.sealed, &ask.probe)?;
+    Ok(opaque(std::mem::take(&mut *plaintext)))
+}
+
+fn generate_data_key(session: &mut Session, ask: &v1::GenerateDataKey) -> Result<Outcome, Fault> {
+    let mut plaintext = session.random(count(ask.number_of_bytes))?;
+    let sealed = session.encrypt(&ask.cka_id, &ask.aad, &plaintext)?;
+    Ok(Outcome::DataKey(v1::DataKey {
+        plaintext: if ask.with_plaintext {
+            std::mem::take(&mut *plaintext)
+        } else {
+            Vec::new()
+        },
+        iv: sealed.nonce.to_vec(),
+        sealed: sealed.sealed,
+    }))
+}
+
+fn generate_random(session: &mut Session, ask: &v1::GenerateRandom) -> Result<Outcome, Fault> {
+    let mut bytes = session.random(count(ask.number_of_bytes))?;
+    Ok(opaque(std::mem::take(&mut *bytes)))
+}
+
+fn generate_key(session: &mut Session, ask: &v1::GenerateKey) -> Result<Outcome, Fault> {
+    check_kind(ask.kind())?;
+    let created = session.create(NewKey {
+        cka_id: &ask.cka_id,
+        label: &ask.label,
+        kek: named(&ask.kek_cka_id),
+    })?;
+    Ok(Outcome::NewKey(v1::NewKey {
+        wrapped: created.wrapped,
+        probe: created.probe,
+    }))
+}
+
+fn unwrap_key(session: &mut Session, ask: &v1::UnwrapKey) -> Result<Outcome, Fault> {
+    check_kind(ask.kind())?;
+    let new = NewKey {
+        cka_id: &ask.cka_id,
+        label: &ask.label,
+        kek: named(&ask.kek_cka_id),
+    };
+    Ok(presence(session.take_in(new, &ask.wrapped, &ask.probe)?))
+}
+
+fn list_objects(session: &mut Session) -> Result<Outcome, Fault> {
+    let objects = session.list()?.into_iter();
+    let objects = objects.map(|it| v1::objects::Object {
+        class: it.class,
+        cka_id: it.cka_id,
+        label: it.label,
+    });
+    Ok(Outcome::Objects(v1::Objects {
+        objects: objects.collect(),
+    }))
+}
+
+fn check_kind(kind: KeyKind) -> Result<(), Fault> {
+    match kind {
+        KeyKind::Aes256 => Ok(()),
+        KeyKind::Unspecified => Err(Fault::bad_input("the kind of key is not known here")),
+    }
+}
+
+fn named(kek_cka_id: &[u8]) -> Option<&[u8]> {
+    (!kek_cka_id.is_empty()).then_some(kek_cka_id)
+}
+
+fn count(number_of_bytes: u32) -> usize {
+    usize::try_from(number_of_bytes).expect("usize holds a u32")
+}
+
+fn opaque(bytes: Vec<u8>) -> Outcome {
+    Outcome::Opaque(v1::Opaque { bytes })
+}
+
+fn done(count: usize) -> Outcome {
+    Outcome::Done(v1::Done {
+        count: u32::try_from(count).unwrap_or(u32::MAX),
+    })
+}
+
+fn presence(presence: Presence) -> Outcome {
+    let found = match presence {
+        Presence::Proven => Found::Proven,
+        Presence::Missing => Found::Missing,
+        Presence::Different => Found::Different,
+    };
+    Outcome::Presence(v1::Presence { found: found.into() })
+}

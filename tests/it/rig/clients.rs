@@ -1,0 +1,218 @@
+//! Typed clients for the tests, and what they do over and over.
+
+use std::path::Path;
+
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+pub use keyway::proto::v1 as pb;
+
+use pb::cluster_service_client::ClusterServiceClient;
+use pb::crypto_service_client::CryptoServiceClient;
+use pb::crypto_user_service_client::CryptoUserServiceClient;
+use pb::key_service_client::KeyServiceClient;
+use pb::key_store_service_client::KeyStoreServiceClient;
+use pb::server_service_client::ServerServiceClient;
+
+use super::Rig;
+
+#[derive(Clone)]
+pub struct Clients {
+    pub channel: Channel,
+    pub stores: KeyStoreServiceClient<Channel>,
+    pub keys: KeyServiceClient<Channel>,
+    pub crypto: CryptoServiceClient<Channel>,
+    pub clusters: ClusterServiceClient<Channel>,
+    pub users: CryptoUserServiceClient<Channel>,
+    pub server: ServerServiceClient<Channel>,
+}
+
+/// The code and reason of an error, as clients read them.
+pub fn reason(status: &Status) -> (Code, String) {
+    let details = status.get_error_details();
+    let reason = details.error_info().map(|info| info.reason.clone()).unwrap_or_default();
+    (status.code(), reason)
+}
+
+impl Clients {
+    pub async fn unix(path: &Path) -> Self {
+        let path = path.to_owned();
+        let connector = tower::service_fn(move |_| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        });
+        let endpoint = Endpoint::from_static("http://keyway");
+        Self::over(
+            endpoint
+                .connect_with_connector(connector)
+                .await
+                .expect("the daemon listens"),
+        )
+    }
+
+    pub async fn tcp(address: &str) -> Self {
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
+        Self::over(endpoint.connect().await.expect("the daemon listens"))
+    }
+
+    pub fn over(channel: Channel) -> Self {
+        Self {
+            stores: KeyStoreServiceClient::new(channel.clone()),
+            keys: KeyServiceClient::new(channel.clone()),
+            crypto: CryptoServiceClient::new(channel.clone()),
+            clusters: ClusterServiceClient::new(channel.clone()),
+            users: CryptoUserServiceClient::new(channel.clone()),
+            server: ServerServiceClient::new(channel.clone()),
+            channel,
+        }
+    }
+
+    /// Makes a key store; its id.
+    pub async fn store(&mut self, rig: &Rig, name: &str) -> String {
+        let request = pb::CreateKeyStoreRequest {
+            key_store_name: name.to_owned(),
+            cluster_id: rig.cluster_id(),
+            key_store_password: rig.password(),
+            trust_anchor_certificate: rig.trust_anchor(),
+        };
+        self.stores
+            .create_key_store(request)
+            .await
+            .expect("a key store can be made")
+            .into_inner()
+            .key_store_id
+    }
+
+    /// Makes a key store and connects it; its id.
+    pub async fn connected_store(&mut self, rig: &Rig, name: &str) -> String {
+        let id = self.store(rig, name).await;
+        self.connect(&id).await;
+        assert_eq!(
+            self.settled(&id).await.connection_state(),
+            pb::ConnectionState::Connected
+        );
+        id
+    }
+
+    pub async fn connect(&mut self, id: &str) {
+        let request = pb::ConnectKeyStoreRequest {
+            key_store_id: id.to_owned(),
+        };
+        self.stores.connect_key_store(request).await.expect("connecting begins");
+    }
+
+    pub async fn disconnect(&mut self, id: &str) {
+        let request = pb::DisconnectKeyStoreRequest {
+            key_store_id: id.to_owned(),
+            drain_timeout: None,
+        };
+        self.stores
+            .disconnect_key_store(request)
+            .await
+            .expect("disconnecting begins");
+        assert_eq!(
+            self.settled(id).await.connection_state(),
+            pb::ConnectionState::Disconnected
+        );
+    }
+
+    /// Watches a key store until it is neither connecting nor disconnecting.
+    pub async fn settled(&mut self, id: &str) -> pb::KeyStore {
+        self.watch_until(id, |store| {
+            !matches!(
+                store.connection_state(),
+                pb::ConnectionState::Connecting | pb::ConnectionState::Disconnecting
+            )
+        })
+        .await
+    }
+
+    /// Watches a key store until `wanted` of it is true.
+    pub async fn watch_until(&mut self, id: &str, wanted: impl Fn(&pb::KeyStore) -> bool) -> pb::KeyStore {
+        let request = pb::WatchKeyStoreRequest {
+            key_store_id: id.to_owned(),
+        };
+        let mut stream = self
+            .stores
+            .watch_key_store(request)
+            .await
+            .expect("it can be watched")
+            .into_inner();
+        let watching = async {
+            loop {
+                let message = stream
+                    .message()
+                    .await
+                    .expect("the stream lasts")
+                    .expect("the stream lasts");
+                let store = message.key_store.expect("every message has it");
+                if wanted(&store) {
+                    return store;
+                }
+            }
+        };
+        tokio::time::timeout(super::PATIENCE, watching)
+            .await
+            .expect("the key store gets there")
+    }
+
+    /// Waits until every node of a connected store is healthy.
+    pub async fn all_healthy(&mut self, id: &str) -> pb::KeyStore {
+        let healthy = |node: &pb::NodeConnection| node.health() == pb::HsmHealth::Healthy;
+        self.watch_until(id, |store| !store.nodes.is_empty() && store.nodes.iter().all(healthy))
+            .await
+    }
+
+    pub async fn key(&mut self, store: &str) -> pb::Key {
+        let request = pb::CreateKeyRequest {
+            key_store_id: store.to_owned(),
+            ..Default::default()
+        };
+        self.keys
+            .create_key(request)
+            .await
+            .expect("a key can be made")
+            .into_inner()
+            .key
+            .expect("it is told")
+    }
+
+    pub async fn describe_key(&mut self, key: &str) -> pb::Key {
+        let request = pb::DescribeKeyRequest {
+            key_id: key.to_owned(),
+            ..Default::default()
+        };
+        self.keys
+            .describe_key(request)
+            .await
+            .expect("the key is there")
+            .into_inner()
+            .key
+            .expect("it is told")
+    }
+
+    pub async fn encrypt(&mut self, key: &str, plaintext: &[u8]) -> Vec<u8> {
+        let request = pb::EncryptRequest {
+            key_id: key.to_owned(),
+            plaintext: plaintext.to_vec(),
+            ..Default::default()
+        };
+        self.crypto
+            .encrypt(request)
+            .await
+            .expect("the key encrypts")
+            .into_inner()
+            .ciphertext
+    }
+
+    pub async fn decrypt(&mut self, ciphertext: &[u8]) -> Result<Vec<u8>, Status> {
+        let request = pb::DecryptRequest {
+            ciphertext: ciphertext.to_vec(),
+            ..Default::default()
+        };
+        Ok(self.crypto.decrypt(request).await?.into_inner().plaintext)
+    }
+}

@@ -1,0 +1,325 @@
+//! A development cluster of one's own, spoken of in zones, nodes and keys; gone when it is dropped.
+
+mod clients;
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+pub use clients::{Clients, pb, reason};
+
+/// How long anything here is waited for. Only a test that fails waits so long.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A daemon, its nodes, and their data directory.
+pub struct Rig {
+    pub home: tempfile::TempDir,
+    nodes: u8,
+    zones: u8,
+    daemon: Option<Child>,
+    announced: Value,
+}
+
+/// What a rig is to be like.
+pub struct Builder {
+    nodes: u8,
+    zones: u8,
+    seams: bool,
+}
+
+impl Rig {
+    /// Three nodes in three zones, unless told otherwise.
+    pub fn new() -> Builder {
+        Builder {
+            nodes: 3,
+            zones: 3,
+            seams: false,
+        }
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.home.path().join("dev")
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.data_dir().join(name)
+    }
+
+    pub fn cluster_id(&self) -> String {
+        self.announced["cluster_id"].as_str().expect("announced").to_owned()
+    }
+
+    /// `host:port` of the gRPC listener.
+    pub fn tcp(&self) -> String {
+        let url = self.announced["endpoints"]["grpc"].as_str().expect("announced");
+        url.trim_start_matches("http://").to_owned()
+    }
+
+    pub fn trust_anchor(&self) -> String {
+        std::fs::read_to_string(self.path("customerCA.crt")).expect("dev wrote it")
+    }
+
+    pub fn password(&self) -> String {
+        std::fs::read_to_string(self.path("kmsuser.password"))
+            .expect("dev wrote it")
+            .trim()
+            .to_owned()
+    }
+
+    /// Clients over the Unix socket.
+    pub async fn clients(&self) -> Clients {
+        Clients::unix(&self.path("keyway.sock")).await
+    }
+
+    /// A `keyway` client command that talks to this daemon.
+    pub fn keyway(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_keyway"));
+        command
+            .env("KEYWAY_ADDR", format!("unix:{}", self.path("keyway.sock").display()))
+            .args(args);
+        command
+    }
+
+    pub fn daemon_pid(&self) -> u32 {
+        self.daemon.as_ref().expect("running").id()
+    }
+
+    /// `kill -9`, as a power cut would: nothing is drained.
+    pub fn kill_daemon(&mut self) {
+        let mut daemon = self.daemon.take().expect("running");
+        daemon.kill().expect("it is ours");
+        daemon.wait().expect("it is ours");
+    }
+
+    /// SIGTERM, and waits for the orderly end.
+    pub fn stop_daemon(&mut self) -> std::process::ExitStatus {
+        let mut daemon = self.daemon.take().expect("running");
+        let pid = rustix::process::Pid::from_raw(daemon.id().cast_signed()).expect("a pid");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it is ours");
+        wait(|| daemon.try_wait().expect("it is ours"))
+    }
+
+    /// Starts the daemon on the same data again.
+    pub fn start_daemon(&mut self) {
+        let _ = std::fs::remove_file(self.path("cluster.json"));
+        let log = std::fs::File::create(self.home.path().join("daemon.log")).expect("our directory");
+        let mut daemon = Command::new(env!("CARGO_BIN_EXE_keyway"))
+            .args(["dev", "--grpc-addr", "127.0.0.1:0"])
+            .args(["--nodes", &self.nodes.to_string(), "--zones", &self.zones.to_string()])
+            .arg("--data-dir")
+            .arg(self.data_dir())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("the binary was built with the tests");
+        let announcement = self.path("cluster.json");
+        let begun = Instant::now();
+        self.announced = loop {
+            if let Ok(text) = std::fs::read_to_string(&announcement) {
+                break serde_json::from_str(&text).expect("written whole");
+            }
+            let ended = daemon.try_wait().expect("it is ours");
+            assert!(
+                ended.is_none() && begun.elapsed() < PATIENCE,
+                "the daemon did not start: {ended:?}\n{}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        self.daemon = Some(daemon);
+    }
+
+    /// What the daemon said on standard error.
+    pub fn log(&self) -> String {
+        let mut text = String::new();
+        if let Ok(mut file) = std::fs::File::open(self.home.path().join("daemon.log")) {
+            let _ = file.read_to_string(&mut text);
+        }
+        text
+    }
+
+    /// The worker processes of this daemon's nodes, by the name of their slot.
+    pub fn workers(&self) -> Vec<(u32, String)> {
+        let cluster = self.cluster_id();
+        processes()
+            .into_iter()
+            .filter(|(_, words)| {
+                words.get(1).is_some_and(|word| word == "worker")
+                    && words.get(2).is_some_and(|slot| slot.starts_with(&cluster))
+            })
+            .map(|(pid, words)| (pid, words[2].clone()))
+            .collect()
+    }
+
+    /// Asks the daemon to stop where a stop point of this name stands.
+    pub fn stop_at(&self, name: &str) {
+        std::fs::write(self.path("daemon/seams").join(format!("stop-{name}")), b"").expect("seams are on");
+    }
+
+    pub fn let_pass(&self, name: &str) {
+        let _ = std::fs::remove_file(self.path("daemon/seams").join(format!("stop-{name}")));
+        let _ = std::fs::remove_file(self.path("daemon/seams").join(format!("reached-{name}")));
+    }
+
+    /// Waits until the daemon has reached the stop point.
+    pub fn wait_until_stopped_at(&self, name: &str) {
+        let reached = self.path("daemon/seams").join(format!("reached-{name}"));
+        wait(|| reached.exists().then_some(()));
+    }
+
+    /// Every object of a node's token, as its own user sees them: class, `CKA_ID`, label.
+    pub fn objects(&self, hsm: &str) -> Vec<Object> {
+        objects(
+            &self.path(&format!("hsms/{hsm}/kmsuser/softhsm2.conf")),
+            &self.password(),
+        )
+    }
+}
+
+impl Builder {
+    pub fn nodes(mut self, nodes: u8) -> Self {
+        self.nodes = nodes;
+        self
+    }
+
+    pub fn zones(mut self, zones: u8) -> Self {
+        self.zones = zones;
+        self
+    }
+
+    /// With a clock that can be shifted and points to stop at.
+    pub fn seams(mut self) -> Self {
+        self.seams = true;
+        self
+    }
+
+    pub fn start(self) -> Rig {
+        let home = tempfile::Builder::new()
+            .prefix("keyway-it-")
+            .tempdir()
+            .expect("a temporary directory");
+        let mut rig = Rig {
+            home,
+            nodes: self.nodes,
+            zones: self.zones,
+            daemon: None,
+            announced: Value::Null,
+        };
+        if self.seams {
+            std::fs::create_dir_all(rig.path("daemon/seams")).expect("our directory");
+        }
+        rig.start_daemon();
+        rig
+    }
+
+    /// Started, with a connected key store called `main`.
+    pub async fn connected(self) -> (Rig, Clients, String) {
+        let rig = self.start();
+        let mut clients = rig.clients().await;
+        let store = clients.connected_store(&rig, "main").await;
+        (rig, clients, store)
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("---- the daemon said ----\n{}", self.log());
+        }
+        // Workers end by themselves once their daemon is gone; the tokens must not be pulled from under them.
+        let begun = Instant::now();
+        while !self.announced.is_null() && !self.workers().is_empty() && begun.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// Polls until there is an answer.
+pub fn wait<T>(mut look: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(begun.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Polls until there is an answer, letting other tasks run.
+pub async fn wait_async<T, F: Future<Output = Option<T>>>(mut look: impl FnMut() -> F) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(begun.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// An object in a token.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Object {
+    pub id: String,
+    pub label: String,
+}
+
+/// Reads a token with OpenSC's tool: nothing of keyway's between the test and the HSM.
+pub fn objects(configuration: &Path, password: &str) -> Vec<Object> {
+    let output = Command::new("pkcs11-tool")
+        .env("SOFTHSM2_CONF", configuration)
+        .args([
+            "--module",
+            "/usr/lib/softhsm/libsofthsm2.so",
+            "--list-objects",
+            "--login",
+            "--pin",
+        ])
+        .arg(format!("kmsuser:{password}"))
+        .output()
+        .expect("opensc is installed by scripts/test");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut objects: Vec<Object> = Vec::new();
+    for line in text.lines() {
+        if line.contains(" Object;") {
+            objects.push(Object {
+                id: String::new(),
+                label: String::new(),
+            });
+        }
+        if let (Some((key, value)), Some(last)) = (line.split_once(':'), objects.last_mut()) {
+            match key.trim() {
+                "ID" => value.trim().clone_into(&mut last.id),
+                "label" => value.trim().clone_into(&mut last.label),
+                _ => {}
+            }
+        }
+    }
+    objects.sort();
+    objects
+}
+
+/// Every process with its words on the command line.
+fn processes() -> Vec<(u32, Vec<String>)> {
+    let entries = std::fs::read_dir("/proc").expect("Linux").flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter_map(|pid| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let words = line
+            .split(|byte| *byte == 0)
+            .map(|word| String::from_utf8_lossy(word).into_owned())
+            .collect();
+        Some((pid, words))
+    })
+    .collect()
+}
