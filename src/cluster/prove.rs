@@ -122,7 +122,7 @@ async fn prove(connection: &Connection, index: usize) -> Result<(), Unproved> {
             Found::Proven if look(connection, index, &kek.kek_id, None).await? == Found::Proven => {}
             Found::Proven => join(connection, index, &kek).await?,
             Found::Missing | Found::Unspecified => {
-                tracing::warn!(%hsm, "the token does not hold the cluster's keys; giving them to it");
+                tracing::info!(%hsm, "the token does not hold the cluster's keys; giving them to it");
                 connection.records.doubt_presence(cluster, hsm, clock::now()).await?;
                 join(connection, index, &kek).await?;
                 give_canary(connection, index, &kek, probe).await?;

@@ -15,6 +15,9 @@ mod row;
 mod seal;
 mod uses;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use sqlx::SqlitePool;

@@ -2,6 +2,8 @@
 
 mod settings;
 
+use std::io::IsTerminal;
+
 use tracing::level_filters::LevelFilter;
 
 pub use settings::*;
@@ -10,7 +12,8 @@ pub use settings::*;
 pub fn start(settings: &Settings) {
     let log = tracing_subscriber::fmt()
         .with_max_level(LevelFilter::from(settings.level))
-        .with_writer(std::io::stderr);
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     // A second start in one process (a test's) keeps the first.
     let _ = match settings.format {
         Format::Text => log.with_target(false).try_init(),

@@ -59,7 +59,7 @@ fn live(mut incoming: wire::Incoming, outgoing: wire::Outgoing) -> std::convert:
     match opening::until_login(&mut incoming, &outgoing) {
         Ok(ready) => serve::serve(ready, incoming, outgoing),
         Err(why) => {
-            log(format_args!("{why}"));
+            log_end(&why);
             leave(ENDED)
         }
     }
@@ -82,6 +82,14 @@ fn keep_memory_private() {
 /// One line for whoever reads the daemon's log. Lost when nobody does: the daemon may be gone.
 fn log(line: fmt::Arguments<'_>) {
     let _ = writeln!(std::io::stderr(), "keyway worker {}: {line}", std::process::id());
+}
+
+/// Why the link ended, unless it ended as it should.
+fn log_end(why: &wire::Ended) {
+    match why {
+        wire::Ended::Closed => {}
+        wire::Ended::Failed(_) | wire::Ended::Garbled(_) => log(format_args!("{why}")),
+    }
 }
 
 fn late() -> Fault {

@@ -26,7 +26,7 @@ use super::pkcs11::{After, Fault, Session, Token, leave};
 use super::running::Board;
 use super::verbs::{self, Pace};
 use super::wire::{Answers, Incoming, Outgoing};
-use super::{ENDED, PANICKED, late, log};
+use super::{ENDED, PANICKED, late, log, log_end};
 
 struct Pool {
     reader: Mutex<Reader>,
@@ -138,7 +138,7 @@ impl Reader {
                 Ok(request) => batch.push(request),
                 Err(why) => {
                     self.ended = true;
-                    log(format_args!("{why}"));
+                    log_end(&why);
                     // Requests that came whole before the end were taken: they are done, though nobody may hear the answer.
                     return (!batch.is_empty()).then(|| self.incoming.read_at());
                 }

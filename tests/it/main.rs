@@ -4,5 +4,7 @@
 
 mod rig;
 
+mod crash;
+mod lifecycle;
 mod main_job;
 mod worker_process;

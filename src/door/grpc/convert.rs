@@ -230,10 +230,6 @@ pub(super) fn drain_timeout(asked: Option<prost_types::Duration>) -> Result<Dura
     }
 }
 
-pub(super) fn duration(duration: Duration) -> prost_types::Duration {
-    duration.try_into().unwrap_or_default()
-}
-
 pub(super) fn time(time: SystemTime) -> Option<prost_types::Timestamp> {
     Some(time.into())
 }

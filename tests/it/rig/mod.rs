@@ -83,10 +83,6 @@ impl Rig {
         command
     }
 
-    pub fn daemon_pid(&self) -> u32 {
-        self.daemon.as_ref().expect("running").id()
-    }
-
     /// `kill -9`, as a power cut would: nothing is drained.
     pub fn kill_daemon(&mut self) {
         let mut daemon = self.daemon.take().expect("running");
@@ -166,9 +162,9 @@ impl Rig {
     }
 
     /// Waits until the daemon has reached the stop point.
-    pub fn wait_until_stopped_at(&self, name: &str) {
+    pub async fn wait_until_stopped_at(&self, name: &str) {
         let reached = self.path("daemon/seams").join(format!("reached-{name}"));
-        wait(|| reached.exists().then_some(()));
+        wait_async(|| async { reached.exists().then_some(()) }).await;
     }
 
     /// Every object of a node's token, as its own user sees them: class, `CKA_ID`, label.

@@ -1,0 +1,582 @@
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::*;
+use crate::model::{
+    AliasName, ClusterId, ConnectionErrorCode, ConnectionState, HsmId, KeyId, KeySpec, KeyState, KeyStoreId,
+    KeyVersion, Password, PasswordVersion, Probe, Username,
+};
+
+const V1: KeyVersion = KeyVersion::FIRST;
+const LIMITS: KeyLimits = KeyLimits {
+    keys_per_store: 1_000,
+    request_retention: Duration::from_secs(60),
+};
+
+struct Home(tempfile::TempDir);
+
+impl Home {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn settings(&self) -> Settings {
+        Settings {
+            database: self.0.path().join("data/records.sqlite3"),
+            sealing_key: self.0.path().join("key"),
+        }
+    }
+
+    async fn open(&self) -> Records {
+        Records::open(&self.settings()).await.unwrap()
+    }
+}
+
+fn at(seconds: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(1_000_000 + seconds)
+}
+
+fn cluster(letter: char) -> ClusterId {
+    format!("cluster-2{}", letter.to_string().repeat(10)).parse().unwrap()
+}
+
+fn hsm(number: u8) -> HsmId {
+    format!("hsm-{number}").parse().unwrap()
+}
+
+fn store(name: &str, on: char) -> KeyStoreRecord {
+    KeyStoreRecord {
+        id: KeyStoreId::random(),
+        name: name.parse().unwrap(),
+        cluster: cluster(on),
+        trust_anchor: "PEM".to_owned(),
+        state: ConnectionState::Disconnected,
+        state_changed: at(0),
+        connect_attempt: 0,
+        last_error: None,
+        password_version: PasswordVersion(0),
+        created: at(0),
+    }
+}
+
+fn password(text: &str) -> Password {
+    Password::for_key_store(text.to_owned()).unwrap()
+}
+
+async fn moved(records: &Records, id: &KeyStoreId, from: ConnectionState, to: ConnectionState) -> bool {
+    let change = KeyStoreChange {
+        to,
+        at: at(1),
+        connect_attempt: 1,
+        last_error: None,
+    };
+    records.move_key_store(id, from, &change).await.unwrap()
+}
+
+async fn connected_store(records: &Records) -> KeyStoreRecord {
+    let record = store("main", 'a');
+    records.add_key_store(&record, &password("hunter22"), 10).await.unwrap();
+    assert!(
+        moved(
+            records,
+            &record.id,
+            ConnectionState::Disconnected,
+            ConnectionState::Connected
+        )
+        .await
+    );
+    record
+}
+
+fn new_key(store: &KeyStoreRecord) -> NewKey {
+    NewKey {
+        id: KeyId::random(),
+        store: store.id.clone(),
+        cluster: store.cluster.clone(),
+        spec: KeySpec::SymmetricDefault,
+        description: "d".to_owned(),
+        tags: [("k".to_owned(), "v".to_owned())].into(),
+        alias: None,
+        created: at(2),
+        hsms: vec![hsm(1), hsm(2), hsm(3)],
+        request: None,
+    }
+}
+
+async fn enabled_key(records: &Records, store: &KeyStoreRecord) -> KeyId {
+    let new = new_key(store);
+    assert_eq!(records.begin_key(&new, &LIMITS).await.unwrap(), BegunKey::Begun);
+    let proven = [hsm(1), hsm(2)];
+    assert!(
+        records
+            .finish_key(new.id, V1, &Probe(vec![1]), &proven, at(3))
+            .await
+            .unwrap()
+    );
+    new.id
+}
+
+#[tokio::test]
+async fn a_store_is_added_once_per_name_and_cluster_and_within_the_quota() {
+    let home = Home::new();
+    let records = home.open().await;
+    let secret = password("hunter22");
+    let first = store("one", 'a');
+    assert_eq!(
+        records.add_key_store(&first, &secret, 2).await.unwrap(),
+        AddedKeyStore::Added(PasswordVersion(1))
+    );
+    assert_eq!(
+        records.add_key_store(&store("one", 'b'), &secret, 2).await.unwrap(),
+        AddedKeyStore::NameInUse
+    );
+    assert_eq!(
+        records.add_key_store(&store("two", 'a'), &secret, 2).await.unwrap(),
+        AddedKeyStore::ClusterInUse
+    );
+    records.add_key_store(&store("two", 'b'), &secret, 2).await.unwrap();
+    assert_eq!(
+        records.add_key_store(&store("three", 'c'), &secret, 2).await.unwrap(),
+        AddedKeyStore::Full
+    );
+    assert_eq!(records.key_stores().await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn what_was_written_is_there_after_the_records_are_opened_again() {
+    let home = Home::new();
+    let records = home.open().await;
+    let record = connected_store(&records).await;
+    let key = enabled_key(&records, &record).await;
+    let fault = ConnectionFault {
+        code: ConnectionErrorCode::InvalidCredentials,
+        message: "refused".to_owned(),
+        hsm: Some(hsm(1)),
+        time: at(5),
+    };
+    let change = KeyStoreChange {
+        to: ConnectionState::Failed,
+        at: at(5),
+        connect_attempt: 2,
+        last_error: Some(fault),
+    };
+    assert!(
+        records
+            .move_key_store(&record.id, ConnectionState::Connected, &change)
+            .await
+            .unwrap()
+    );
+    drop(records);
+
+    let records = home.open().await;
+    let found = records.key_stores().await.unwrap().remove(0);
+    assert_eq!(
+        (found.id, found.state, found.connect_attempt),
+        (record.id, ConnectionState::Failed, 2)
+    );
+    assert_eq!(found.last_error.unwrap().hsm, Some(hsm(1)));
+    let stored = records
+        .password(&record.cluster, &Username::kmsuser(), PasswordVersion(1))
+        .await
+        .unwrap();
+    assert_eq!(stored.unwrap().expose(), "hunter22");
+    let key = records.key(key).await.unwrap().unwrap();
+    assert_eq!(
+        (key.state, key.versions[0].probe.clone()),
+        (KeyState::Enabled, Some(Probe(vec![1])))
+    );
+    assert_eq!(key.created, at(2));
+}
+
+#[tokio::test]
+async fn one_daemon_at_a_time_holds_the_records() {
+    let home = Home::new();
+    let records = home.open().await;
+    let second = Records::open(&home.settings()).await.unwrap_err();
+    assert!(matches!(second, OpenError::InUse(_)), "{second}");
+    drop(records);
+    home.open().await;
+}
+
+#[tokio::test]
+async fn a_lost_short_or_readable_sealing_key_is_refused_and_never_replaced() {
+    use std::os::unix::fs::PermissionsExt;
+    let home = Home::new();
+    let records = home.open().await;
+    connected_store(&records).await;
+    drop(records);
+    let path = home.settings().sealing_key;
+    let key = std::fs::read(&path).unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+
+    std::fs::remove_file(&path).unwrap();
+    assert!(matches!(
+        Records::open(&home.settings()).await,
+        Err(OpenError::NoSealingKey(_))
+    ));
+    assert!(!path.exists());
+    std::fs::write(&path, &key).unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o640)).unwrap();
+    assert!(matches!(
+        Records::open(&home.settings()).await,
+        Err(OpenError::OpenSealingKey(_))
+    ));
+    std::fs::write(&path, &key[..31]).unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+    assert!(matches!(
+        Records::open(&home.settings()).await,
+        Err(OpenError::BadSealingKey(_))
+    ));
+    std::fs::write(&path, vec![9; 32]).unwrap();
+    let records = home.open().await;
+    let opened = records
+        .password(&cluster('a'), &Username::kmsuser(), PasswordVersion(1))
+        .await;
+    assert!(opened.is_err(), "another key opens nothing");
+}
+
+#[tokio::test]
+async fn a_store_moves_only_from_the_state_it_is_in() {
+    let home = Home::new();
+    let records = home.open().await;
+    let record = connected_store(&records).await;
+    use ConnectionState::{Connected, Disconnected, Disconnecting};
+    assert!(!moved(&records, &record.id, Disconnected, Connected).await);
+    assert!(moved(&records, &record.id, Connected, Disconnecting).await);
+}
+
+#[tokio::test]
+async fn a_store_is_deleted_when_disconnected_and_empty_and_its_password_version_never_comes_again() {
+    let home = Home::new();
+    let records = home.open().await;
+    let record = connected_store(&records).await;
+    assert_eq!(
+        records.delete_key_store(&record.id).await.unwrap(),
+        DeletedKeyStore::NotDisconnected
+    );
+    let new = new_key(&record);
+    records.begin_key(&new, &LIMITS).await.unwrap();
+    moved(
+        &records,
+        &record.id,
+        ConnectionState::Connected,
+        ConnectionState::Disconnected,
+    )
+    .await;
+    assert_eq!(
+        records.delete_key_store(&record.id).await.unwrap(),
+        DeletedKeyStore::HasKeys(1)
+    );
+    for number in 1..=3 {
+        records.clear_creating(new.id, &hsm(number)).await.unwrap();
+    }
+    assert_eq!(
+        records.delete_key_store(&record.id).await.unwrap(),
+        DeletedKeyStore::Deleted
+    );
+    assert_eq!(
+        records.delete_key_store(&record.id).await.unwrap(),
+        DeletedKeyStore::Gone
+    );
+    let gone = records
+        .password(&record.cluster, &Username::kmsuser(), PasswordVersion(1))
+        .await
+        .unwrap();
+    assert!(gone.is_none());
+    let again = records
+        .add_key_store(&store("main", 'a'), &password("hunter23"), 10)
+        .await
+        .unwrap();
+    assert_eq!(again, AddedKeyStore::Added(PasswordVersion(2)));
+}
+
+#[tokio::test]
+async fn a_login_is_tried_once_unless_it_was_good_before() {
+    let home = Home::new();
+    let records = home.open().await;
+    let (on, user, version) = (cluster('a'), Username::kmsuser(), PasswordVersion(1));
+    let begin = |node| {
+        let (records, on, user) = (records.clone(), on.clone(), user.clone());
+        async move { records.begin_login(&on, &hsm(node), &user, version).await.unwrap() }
+    };
+    // Never answered: not again, until an operator says so.
+    assert_eq!(begin(1).await, LoginLeave::Granted);
+    assert_eq!(begin(1).await, LoginLeave::Unsettled);
+    assert_eq!(begin(2).await, LoginLeave::Granted, "each node has its own");
+    records.forgive_unsettled(&on, &user, version).await.unwrap();
+    assert_eq!(begin(1).await, LoginLeave::Granted);
+    // Good once: again and again, until the first refusal.
+    records.login_succeeded(&on, &hsm(1), &user, version).await.unwrap();
+    assert_eq!(begin(1).await, LoginLeave::Granted);
+    assert_eq!(begin(1).await, LoginLeave::Granted);
+    records.login_refused(&on, &hsm(1), &user, version).await.unwrap();
+    assert_eq!(begin(1).await, LoginLeave::Refused);
+    records.forgive_unsettled(&on, &user, version).await.unwrap();
+    assert_eq!(begin(1).await, LoginLeave::Refused, "a refusal is not forgiven");
+    assert_eq!(
+        records
+            .begin_login(&on, &hsm(1), &user, PasswordVersion(2))
+            .await
+            .unwrap(),
+        LoginLeave::Granted
+    );
+}
+
+#[tokio::test]
+async fn the_first_names_of_a_kek_and_the_first_probe_stand() {
+    let home = Home::new();
+    let records = home.open().await;
+    let kek = |byte| KekRecord {
+        cluster: cluster('a'),
+        username: Username::kmsuser(),
+        kek_id: [byte; 16],
+        canary_id: [byte; 16],
+        made_on: hsm(byte),
+        canary_probe: None,
+    };
+    assert_eq!(records.begin_kek(&kek(1)).await.unwrap(), kek(1));
+    assert_eq!(records.begin_kek(&kek(2)).await.unwrap(), kek(1));
+    for probe in [vec![1], vec![2]] {
+        records
+            .finish_kek(&cluster('a'), &Username::kmsuser(), &Probe(probe))
+            .await
+            .unwrap();
+    }
+    let found = records.kek(&cluster('a'), &Username::kmsuser()).await.unwrap().unwrap();
+    assert_eq!(found.canary_probe, Some(Probe(vec![1])));
+}
+
+#[tokio::test]
+async fn a_key_that_is_being_made_is_neither_listed_nor_named() {
+    let home = Home::new();
+    let records = home.open().await;
+    let record = connected_store(&records).await;
+    let alias: AliasName = "alias/x".parse().unwrap();
+    let new = NewKey {
+        alias: Some(alias.clone()),
+        ..new_key(&record)
+    };
+    records.begin_key(&new, &LIMITS).await.unwrap();
+    assert_eq!(records.key_id_of_alias(&alias).await.unwrap(), None);
+    assert!(records.list_keys(None, None, 10).await.unwrap().is_empty());
+    assert!(records.list_aliases(None, None, 10).await.unwrap().is_empty());
+    assert!(
+        records
+            .keys_lacking(&record.cluster, &hsm(1), None, 10)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    let creating = records.creating_keys(&record.cluster).await.unwrap();
+    assert_eq!(creating[0].versions[0].on.len(), 3);
+    let taken = NewKey {
+        alias: Some(alias.clone()),
+        ..new_key(&record)
+    };
+    assert_eq!(records.begin_key(&taken, &LIMITS).await.unwrap(), BegunKey::AliasInUse);
+
+    assert!(
+        records
+            .finish_key(new.id, V1, &Probe(vec![1]), &[hsm(1), hsm(2)], at(3))
+            .await
+            .unwrap()
+    );
+    assert_eq!(records.key_id_of_alias(&alias).await.unwrap(), Some(new.id));
+    assert!(
+        !records
+            .finish_key(new.id, V1, &Probe(vec![2]), &[], at(4))
+            .await
+            .unwrap(),
+        "only once"
+    );
+    let left = records.clear_creating(new.id, &hsm(3)).await.unwrap();
+    assert_eq!(left.hsms, 3, "an enabled key is not cleared");
+}
+
+#[tokio::test]
+async fn a_request_id_makes_one_key_even_when_used_at_the_same_time() {
+    let home = Home::new();
+    let records = home.open().await;
+    let record = connected_store(&records).await;
+    let claim = |body| RequestClaim {
+        caller: "me".to_owned(),
+        request_id: "r".to_owned(),
+        body_sha256: [body; 32],
+    };
+    let tries = (0..20).map(|_| {
+        let (records, new) = (
+            records.clone(),
+            NewKey {
+                request: Some(claim(1)),
+                ..new_key(&record)
+            },
+        );
+        async move { records.begin_key(&new, &LIMITS).await.unwrap() }
+    });
+    let outcomes = futures_util::future::join_all(tries).await;
+    assert_eq!(
+        outcomes.iter().filter(|outcome| **outcome == BegunKey::Begun).count(),
+        1
+    );
+    let replays = outcomes
+        .iter()
+        .filter(|outcome| matches!(outcome, BegunKey::Replay { .. }))
+        .count();
+    assert_eq!(replays, 19);
+    let other = NewKey {
+        request: Some(claim(2)),
+        ..new_key(&record)
+    };
+    assert_eq!(
+        records.begin_key(&other, &LIMITS).await.unwrap(),
+        BegunKey::RequestReused
+    );
+    let much_later = NewKey {
+        created: at(1_000),
+        ..other
+    };
+    assert_eq!(
+        records.begin_key(&much_later, &LIMITS).await.unwrap(),
+        BegunKey::Begun,
+        "ids are forgotten in time"
+    );
+}
+
+#[tokio::test]
+async fn keys_are_begun_only_in_a_connected_store_with_room() {
+    let home = Home::new();
+    let records = home.open().await;
+    let record = connected_store(&records).await;
+    let narrow = KeyLimits {
+        keys_per_store: 1,
+        ..LIMITS
+    };
+    assert_eq!(
+        records.begin_key(&new_key(&record), &narrow).await.unwrap(),
+        BegunKey::Begun
+    );
+    assert_eq!(
+        records.begin_key(&new_key(&record), &narrow).await.unwrap(),
+        BegunKey::TooManyKeys
+    );
+    moved(
+        &records,
+        &record.id,
+        ConnectionState::Connected,
+        ConnectionState::Disconnecting,
+    )
+    .await;
+    assert_eq!(
+        records.begin_key(&new_key(&record), &LIMITS).await.unwrap(),
+        BegunKey::StoreNotConnected
+    );
+}
+
+#[tokio::test]
+async fn what_a_node_lacks_is_what_was_never_proven_there() {
+    let home = Home::new();
+    let records = home.open().await;
+    let record = connected_store(&records).await;
+    let mut keys = Vec::new();
+    for _ in 0..5 {
+        keys.push(enabled_key(&records, &record).await);
+    }
+    keys.sort();
+    let lacking = |node, after, limit| {
+        let (records, on) = (records.clone(), record.cluster.clone());
+        async move { records.keys_lacking(&on, &hsm(node), after, limit).await.unwrap() }
+    };
+    assert!(lacking(1, None, 10).await.is_empty());
+    let first = lacking(3, None, 2).await;
+    assert_eq!(first, [(keys[0], V1), (keys[1], V1)]);
+    assert_eq!(lacking(3, Some(first[1]), 10).await.len(), 3);
+    records
+        .set_presence(keys[0], V1, &hsm(3), Proof::Used, at(9))
+        .await
+        .unwrap();
+    assert_eq!(lacking(3, None, 10).await.len(), 4);
+    records.doubt_presence(&record.cluster, &hsm(1), at(9)).await.unwrap();
+    assert_eq!(lacking(1, None, 10).await.len(), 5);
+    assert_eq!(lacking(2, None, 10).await.len(), 0);
+    assert_eq!(
+        lacking(9, None, 10).await.len(),
+        5,
+        "a node nobody has seen lacks everything"
+    );
+}
+
+#[tokio::test]
+async fn uses_are_reserved_in_blocks_up_to_the_ceiling() {
+    let home = Home::new();
+    let records = home.open().await;
+    let record = connected_store(&records).await;
+    let key = enabled_key(&records, &record).await;
+    assert_eq!(
+        records.reserve_uses(key, V1, 10, 25).await.unwrap(),
+        Reserved::Block { from: 1, to: 11 }
+    );
+    assert_eq!(
+        records.reserve_uses(key, V1, 10, 25).await.unwrap(),
+        Reserved::Block { from: 11, to: 21 }
+    );
+    assert_eq!(
+        records.reserve_uses(key, V1, 10, 25).await.unwrap(),
+        Reserved::Block { from: 21, to: 25 }
+    );
+    assert_eq!(
+        records.reserve_uses(key, V1, 10, 25).await.unwrap(),
+        Reserved::Exhausted
+    );
+}
+
+#[tokio::test]
+async fn aliases_are_unique_bounded_and_listed_in_order() {
+    let home = Home::new();
+    let records = home.open().await;
+    let record = connected_store(&records).await;
+    let (key, other) = (
+        enabled_key(&records, &record).await,
+        enabled_key(&records, &record).await,
+    );
+    let create = |name: &str, key, most| {
+        let (records, name) = (records.clone(), name.parse::<AliasName>().unwrap());
+        async move { records.create_alias(&name, key, at(4), most).await.unwrap() }
+    };
+    assert_eq!(create("alias/b", key, 2).await, CreatedAlias::Created);
+    assert_eq!(create("alias/a", key, 2).await, CreatedAlias::Created);
+    assert_eq!(create("alias/c", key, 2).await, CreatedAlias::TooMany);
+    assert_eq!(create("alias/a", other, 2).await, CreatedAlias::InUse);
+    assert_eq!(create("alias/z", KeyId::random(), 2).await, CreatedAlias::NoSuchKey);
+    let names: Vec<_> = records
+        .list_aliases(Some(key), None, 10)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|alias| alias.name.to_string())
+        .collect();
+    assert_eq!(names, ["alias/a", "alias/b"]);
+    let after: AliasName = "alias/a".parse().unwrap();
+    assert_eq!(records.list_aliases(None, Some(&after), 10).await.unwrap().len(), 1);
+}
+
+/// Plans, not times: a query that reads whole tables grows with the number of keys.
+#[tokio::test]
+async fn queries_over_many_keys_go_through_an_index() {
+    let home = Home::new();
+    let records = home.open().await;
+    let queries = [
+        "SELECT k.id FROM keys k WHERE k.store_id = 'x' AND k.id > x'00' ORDER BY k.id LIMIT 5",
+        "SELECT k.id FROM keys k JOIN key_versions v ON v.key_id = k.id WHERE k.cluster_id = 'c' AND k.state <> 'CREATING'
+           AND k.id > x'00' AND NOT EXISTS (SELECT 1 FROM presences p WHERE p.key_id = k.id AND p.version = v.version
+           AND p.hsm_id = 'h' AND p.proof = 'USED') ORDER BY k.id, v.version LIMIT 5",
+        "SELECT * FROM keys WHERE cluster_id = 'c' AND state = 'CREATING' ORDER BY id",
+        "SELECT * FROM aliases WHERE key_id = x'00' AND name > 'a' ORDER BY name LIMIT 5",
+    ];
+    for query in queries {
+        let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {query}"));
+        let rows = sqlx::query(explain).fetch_all(&records.0.read).await.unwrap();
+        for row in rows {
+            let step: String = sqlx::Row::try_get(&row, "detail").unwrap();
+            assert!(!step.starts_with("SCAN"), "{query}: {step}");
+        }
+    }
+}
