@@ -58,10 +58,8 @@ impl App {
     /// Joins the rooms, bottom up. When this returns, callers are served.
     pub async fn start(config: Config, mode: Mode) -> Result<Self, StartError> {
         private_process().map_err(StartError::Process)?;
-        make_private(&config.data_dir).map_err(|source| StartError::Directory {
-            path: config.data_dir.clone(),
-            source,
-        })?;
+        make_private(&config.data_dir)
+            .map_err(|source| StartError::Directory { path: config.data_dir.clone(), source })?;
         #[cfg(debug_assertions)]
         crate::seams::watch(&config.data_dir);
 
@@ -82,11 +80,7 @@ impl App {
 
         let (draining, until_draining) = watch::channel(false);
         let health = HealthReporter::new();
-        tokio::spawn(grpc::report_health(
-            health.clone(),
-            key_stores.clone(),
-            until_draining.clone(),
-        ));
+        tokio::spawn(grpc::report_health(health.clone(), key_stores.clone(), until_draining.clone()));
         let loopback = match mode {
             Mode::Dev => Loopback::Trusted,
             Mode::Serve => Loopback::Nobody,
@@ -107,12 +101,7 @@ impl App {
             Lanes::start(&faces, most, &until_draining, config.grpc.drain_timeout).map_err(StartError::Process)?;
         let bound = door::listen(&config.grpc, lanes, until_draining).await?;
         tracing::info!(tcp = ?bound.tcp, unix = ?bound.unix, "serving");
-        Ok(Self {
-            bound,
-            key_stores,
-            lanes: threads,
-            draining,
-        })
+        Ok(Self { bound, key_stores, lanes: threads, draining })
     }
 
     /// Serves until SIGTERM or SIGINT, then drains.
@@ -140,13 +129,7 @@ impl App {
 
 /// No core dumps: they would hold passwords and plaintexts.
 fn private_process() -> std::io::Result<()> {
-    setrlimit(
-        Resource::Core,
-        Rlimit {
-            current: Some(0),
-            maximum: Some(0),
-        },
-    )?;
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     Ok(())
 }
 

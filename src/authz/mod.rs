@@ -56,11 +56,7 @@ pub struct Policy {
 
 impl Policy {
     pub fn new(settings: &Settings, own_uid: u32, loopback: Loopback) -> Self {
-        Self {
-            admins: settings.admins.iter().cloned().collect(),
-            own_uid,
-            loopback,
-        }
+        Self { admins: settings.admins.iter().cloned().collect(), own_uid, loopback }
     }
 
     /// # Errors
@@ -72,15 +68,9 @@ impl Policy {
             CallerSource::Certificate => self.admins.contains(caller.name()),
         };
         if allowed {
-            Ok(Permit {
-                caller: caller.clone(),
-                _action: PhantomData,
-            })
+            Ok(Permit { caller: caller.clone(), _action: PhantomData })
         } else {
-            Err(Denied {
-                caller: caller.name().to_owned(),
-                action: A::NAME,
-            })
+            Err(Denied { caller: caller.name().to_owned(), action: A::NAME })
         }
     }
 }
@@ -91,22 +81,14 @@ mod tests {
     use super::*;
 
     fn policy(loopback: Loopback) -> Policy {
-        Policy::new(
-            &Settings {
-                admins: vec!["ops".to_owned()],
-            },
-            1000,
-            loopback,
-        )
+        Policy::new(&Settings { admins: vec!["ops".to_owned()] }, 1000, loopback)
     }
 
     #[test]
     fn a_certificate_named_among_the_admins_may_and_another_may_not() {
         let policy = policy(Loopback::Nobody);
         assert!(policy.decide::<Encrypt>(&Caller::certificate("ops".into())).is_ok());
-        let denied = policy
-            .decide::<Encrypt>(&Caller::certificate("mallory".into()))
-            .unwrap_err();
+        let denied = policy.decide::<Encrypt>(&Caller::certificate("mallory".into())).unwrap_err();
         assert_eq!(denied.to_string(), "mallory may not Encrypt");
     }
 

@@ -40,10 +40,7 @@ const SOFTHSM2: [&str; 5] = [
 ];
 
 pub(super) fn run(args: DevArgs) -> ExitCode {
-    telemetry::start(&telemetry::Settings {
-        level: telemetry::Level::Warn,
-        format: telemetry::Format::Text,
-    });
+    telemetry::start(&telemetry::Settings { level: telemetry::Level::Warn, format: telemetry::Format::Text });
     match prepare(&args) {
         Ok(ready) => super::serve::on_a_runtime(live(ready)),
         Err(error) => {
@@ -95,10 +92,7 @@ fn prepare(args: &DevArgs) -> Result<Ready, DevError> {
         reset(&assets)?;
     }
     if args.zones > args.nodes {
-        return Err(DevError::MoreZonesThanNodes {
-            zones: args.zones,
-            nodes: args.nodes,
-        });
+        return Err(DevError::MoreZonesThanNodes { zones: args.zones, nodes: args.nodes });
     }
     let listen = match args.grpc_addr {
         Listen::Off => None,
@@ -108,25 +102,15 @@ fn prepare(args: &DevArgs) -> Result<Ready, DevError> {
     if let (Some(address), false) = (beyond_loopback, args.insecure) {
         return Err(DevError::NotLoopback(address));
     }
-    let module = SOFTHSM2
-        .iter()
-        .map(Path::new)
-        .find(|path| path.is_file())
-        .ok_or(DevError::NoSoftHsm)?;
+    let module = SOFTHSM2.iter().map(Path::new).find(|path| path.is_file()).ok_or(DevError::NoSoftHsm)?;
     let shape = shape(args, &assets)?;
-    let cluster_id: ClusterId = shape
-        .cluster_id
-        .parse()
-        .map_err(|_| DevError::OtherShape(assets.root().to_owned()))?;
+    let cluster_id: ClusterId = shape.cluster_id.parse().map_err(|_| DevError::OtherShape(assets.root().to_owned()))?;
     material::make(&assets)?;
     let cluster = declare(&assets, &shape, module, args.pool_size.into())?;
     let config = Config {
         data_dir: assets.daemon(),
         sealing_key_file: assets.path("secrets/sealing.key"),
-        log: telemetry::Settings {
-            level: telemetry::Level::Warn,
-            format: telemetry::Format::Text,
-        },
+        log: telemetry::Settings { level: telemetry::Level::Warn, format: telemetry::Format::Text },
         grpc: door::Settings {
             unix_socket: Some(assets.path("keyway.sock")),
             tcp: listen.map(|listen| TcpSettings {
@@ -141,22 +125,12 @@ fn prepare(args: &DevArgs) -> Result<Ready, DevError> {
             max_message_bytes: 1 << 20,
             drain_timeout: Duration::from_secs(10),
         },
-        authz: authz::Settings {
-            admins: vec![ADMIN.to_owned()],
-        },
-        key_stores: keystore::Settings {
-            quota: 10,
-            connect_timeout: Duration::from_secs(600),
-        },
+        authz: authz::Settings { admins: vec![ADMIN.to_owned()] },
+        key_stores: keystore::Settings { quota: 10, connect_timeout: Duration::from_secs(600) },
         keys: keys::Settings { per_key_store: 100_000 },
         clusters: [(cluster_id.clone(), cluster)].into(),
     };
-    Ok(Ready {
-        assets,
-        cluster_id,
-        config,
-        insecure_listen: beyond_loopback.is_some(),
-    })
+    Ok(Ready { assets, cluster_id, config, insecure_listen: beyond_loopback.is_some() })
 }
 
 /// Removes what a former dev made here, and nothing else.
@@ -177,11 +151,7 @@ fn shape(args: &DevArgs, assets: &Assets) -> Result<Shape, DevError> {
         Some(shape) if shape.nodes == args.nodes && shape.zones == args.zones => Ok(shape),
         Some(_) => Err(DevError::OtherShape(assets.root().to_owned())),
         None => {
-            let shape = Shape {
-                cluster_id: random_cluster_id(),
-                nodes: args.nodes,
-                zones: args.zones,
-            };
+            let shape = Shape { cluster_id: random_cluster_id(), nodes: args.nodes, zones: args.zones };
             assets.write_json(assets::SHAPE, &shape)?;
             Ok(shape)
         }
@@ -192,10 +162,8 @@ fn shape(args: &DevArgs, assets: &Assets) -> Result<Shape, DevError> {
 fn random_cluster_id() -> String {
     const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
     let random = uuid::Uuid::new_v4();
-    let tail: String = random.as_bytes()[..11]
-        .iter()
-        .map(|byte| char::from(ALPHABET[usize::from(*byte % 32)]))
-        .collect();
+    let tail: String =
+        random.as_bytes()[..11].iter().map(|byte| char::from(ALPHABET[usize::from(*byte % 32)])).collect();
     format!("cluster-{tail}")
 }
 
@@ -205,11 +173,7 @@ fn declare(assets: &Assets, shape: &Shape, module: &Path, pool_size: u32) -> Res
         let name = format!("us-east-1{}", char::from(b'a' + number % 26));
         name.parse::<crate::model::Zone>().expect("a zone's alphabet")
     };
-    let subnet = |number: u8| {
-        format!("subnet-dev{}", number + 1)
-            .parse::<cluster::SubnetId>()
-            .expect("its alphabet")
-    };
+    let subnet = |number: u8| format!("subnet-dev{}", number + 1).parse::<cluster::SubnetId>().expect("its alphabet");
     let mut nodes = std::collections::BTreeMap::new();
     for number in 0..shape.nodes {
         let hsm: HsmId = format!("hsm-{}", number + 1).parse().expect("its alphabet");
@@ -222,11 +186,7 @@ fn declare(assets: &Assets, shape: &Shape, module: &Path, pool_size: u32) -> Res
             zone: zone(number % shape.zones),
             module: module.to_owned(),
             token: cluster::TokenName::Label(format!("{hsm}.kmsuser")),
-            environment: [(
-                "SOFTHSM2_CONF".to_owned(),
-                directory.configuration().display().to_string(),
-            )]
-            .into(),
+            environment: [("SOFTHSM2_CONF".to_owned(), directory.configuration().display().to_string())].into(),
             pool_size: NonZeroU32::new(pool_size).unwrap_or(NonZeroU32::MIN),
             queue_limit: NonZeroU32::new(1024).expect("1024"),
             patience: Duration::from_secs(5),
@@ -248,21 +208,11 @@ fn declare(assets: &Assets, shape: &Shape, module: &Path, pool_size: u32) -> Res
 }
 
 async fn live(ready: Ready) -> Result<(), StartError> {
-    let Ready {
-        assets,
-        cluster_id,
-        config,
-        insecure_listen,
-    } = ready;
-    let failed = |source| StartError::Directory {
-        path: assets.root().to_owned(),
-        source,
-    };
+    let Ready { assets, cluster_id, config, insecure_listen } = ready;
+    let failed = |source| StartError::Directory { path: assets.root().to_owned(), source };
     assets.forget_announcement();
     let cluster = config.clusters[&cluster_id].clone();
-    init_tokens(&assets, &cluster_id, &cluster, &config.data_dir)
-        .await
-        .map_err(failed)?;
+    init_tokens(&assets, &cluster_id, &cluster, &config.data_dir).await.map_err(failed)?;
     let app = App::start(config, Mode::Dev).await?;
     announce(&assets, &cluster_id, &cluster, &app.bound).map_err(failed)?;
     if insecure_listen {
@@ -288,12 +238,7 @@ async fn init_tokens(
         if made.exists() {
             continue;
         }
-        eprintln!(
-            "making the token of {hsm} in {} ({} of {})",
-            node.zone,
-            number + 1,
-            cluster.nodes.len()
-        );
+        eprintln!("making the token of {hsm} in {} ({} of {})", node.zone, number + 1, cluster.nodes.len());
         let home = assets.path(&format!("hsms/{hsm}/kmsuser"));
         std::fs::remove_dir_all(&home)?;
         TokenDirectory::make(home)?;
@@ -308,9 +253,7 @@ async fn init_tokens(
             patience: node.patience,
             so_pin_file: node.so_pin_file.clone(),
         };
-        host.init_token(&spec, &user, &password)
-            .await
-            .map_err(std::io::Error::other)?;
+        host.init_token(&spec, &user, &password).await.map_err(std::io::Error::other)?;
         std::fs::write(made, b"")?;
     }
     Ok(())
@@ -339,23 +282,18 @@ struct Endpoints {
 }
 
 fn announce(assets: &Assets, id: &ClusterId, cluster: &cluster::Settings, bound: &Bound) -> std::io::Result<()> {
-    let hsms = cluster.nodes.iter().map(|(hsm, node)| AnnouncedHsm {
-        hsm_id: hsm.to_string(),
-        availability_zone: node.zone.to_string(),
-    });
+    let hsms = cluster
+        .nodes
+        .iter()
+        .map(|(hsm, node)| AnnouncedHsm { hsm_id: hsm.to_string(), availability_zone: node.zone.to_string() });
     let announcement = Announcement {
         cluster_id: id.as_str(),
         region: cluster.region.as_str(),
         account: cluster.account.to_string(),
         hsms: hsms.collect(),
-        endpoints: Endpoints {
-            grpc: bound.tcp.map(|address| format!("http://{address}")),
-            unix: bound.unix.clone(),
-        },
+        endpoints: Endpoints { grpc: bound.tcp.map(|address| format!("http://{address}")), unix: bound.unix.clone() },
     };
-    assets
-        .write_json(assets::ANNOUNCEMENT, &announcement)
-        .map_err(std::io::Error::other)
+    assets.write_json(assets::ANNOUNCEMENT, &announcement).map_err(std::io::Error::other)
 }
 
 fn welcome(assets: &Assets, id: &ClusterId, cluster: &cluster::Settings, bound: &Bound) {

@@ -28,11 +28,7 @@ pub(super) fn run(file: &Path) -> ExitCode {
 
 /// Runs a daemon's whole life; an error is told with its causes.
 pub(super) fn on_a_runtime(life: impl Future<Output = Result<(), StartError>>) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-    {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("error: no runtime: {error}");

@@ -181,10 +181,7 @@ impl Connection {
             self.credential.clone(),
             stopped.clone(),
         );
-        let tasks = vec![
-            tokio::spawn(keep_up),
-            tokio::spawn(prove::keep_proved(self.clone(), index, stopped)),
-        ];
+        let tasks = vec![tokio::spawn(keep_up), tokio::spawn(prove::keep_proved(self.clone(), index, stopped))];
         *supervision = Some(Supervision { stop, tasks });
     }
 
@@ -224,11 +221,8 @@ impl Connection {
         plaintext: Plaintext,
         deadline: Instant,
     ) -> Result<Sealed, Failure> {
-        let verb = Verb::Encrypt(v1::Encrypt {
-            cka_id: key.id.as_bytes().to_vec(),
-            aad,
-            plaintext: plaintext.into_exposed(),
-        });
+        let verb =
+            Verb::Encrypt(v1::Encrypt { cka_id: key.id.as_bytes().to_vec(), aad, plaintext: plaintext.into_exposed() });
         match self.run(Some(&key.id), verb, deadline).await? {
             Outcome::Sealed(v1::Sealed { iv, sealed }) => Ok(Sealed { iv, sealed }),
             _ => Err(Failure::OutOfTurn),
@@ -271,10 +265,9 @@ impl Connection {
             with_plaintext,
         });
         match self.run(Some(&key.id), verb, deadline).await? {
-            Outcome::DataKey(v1::DataKey { plaintext, iv, sealed }) => Ok(Generated {
-                plaintext: Plaintext::new(plaintext),
-                sealed: Sealed { iv, sealed },
-            }),
+            Outcome::DataKey(v1::DataKey { plaintext, iv, sealed }) => {
+                Ok(Generated { plaintext: Plaintext::new(plaintext), sealed: Sealed { iv, sealed } })
+            }
             _ => Err(Failure::OutOfTurn),
         }
     }
@@ -289,10 +282,7 @@ impl Connection {
 
     /// Repeatable work, on whichever node serves it.
     async fn run(&self, key: Option<&CkaId>, verb: Verb, deadline: Instant) -> Result<Outcome, Failure> {
-        let mut request = Request {
-            verb: Some(verb),
-            ..Request::default()
-        };
+        let mut request = Request { verb: Some(verb), ..Request::default() };
         let mut history = History::default();
         let mut again = None;
         loop {
@@ -359,10 +349,7 @@ impl Connection {
         effect: Effect,
         deadline: Instant,
     ) -> Result<Outcome, Failure> {
-        let mut request = Request {
-            verb: Some(verb),
-            ..Request::default()
-        };
+        let mut request = Request { verb: Some(verb), ..Request::default() };
         let mut history = History::default();
         loop {
             let error = match self.members[index].node.call(&mut request, deadline).await {
@@ -402,11 +389,7 @@ impl Connection {
 
     /// In how many zones these nodes are.
     pub fn zones(&self, indexes: &[usize]) -> usize {
-        indexes
-            .iter()
-            .map(|index| (&self.members[*index].node.zone, ()))
-            .collect::<BTreeMap<_, _>>()
-            .len()
+        indexes.iter().map(|index| (&self.members[*index].node.zone, ())).collect::<BTreeMap<_, _>>().len()
     }
 }
 

@@ -133,19 +133,12 @@ mod tests {
     fn repeatable_work_moves_once_when_a_worker_dies_under_it() {
         let mut history = History::default();
         assert_eq!(history.after(0, &CallError::Lost, Effect::Repeatable), Next::OtherNode);
-        assert_eq!(
-            history.after(1, &CallError::Lost, Effect::Repeatable),
-            Next::Stop(Failure::Poisonous)
-        );
+        assert_eq!(history.after(1, &CallError::Lost, Effect::Repeatable), Next::Stop(Failure::Poisonous));
     }
 
     #[test]
     fn work_that_may_have_been_done_is_never_done_again() {
-        for error in [
-            CallError::Lost,
-            CallError::LateAfter,
-            fault(Bucket::Unknown, Kind::Device),
-        ] {
+        for error in [CallError::Lost, CallError::LateAfter, fault(Bucket::Unknown, Kind::Device)] {
             let next = History::default().after(0, &error, Effect::Once);
             assert_eq!(next, Next::Stop(Failure::OutcomeUnknown), "{error}");
         }
@@ -154,10 +147,7 @@ mod tests {
     #[test]
     fn work_that_was_refused_before_it_began_moves_even_when_it_must_not_be_repeated() {
         let mut history = History::default();
-        assert_eq!(
-            history.after(2, &fault(Bucket::Node, Kind::TokenAbsent), Effect::Once),
-            Next::OtherNode
-        );
+        assert_eq!(history.after(2, &fault(Bucket::Node, Kind::TokenAbsent), Effect::Once), Next::OtherNode);
         assert_eq!(history.exhausted(Failure::KeyUnavailable), Failure::NoNode);
     }
 }

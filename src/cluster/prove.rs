@@ -70,17 +70,14 @@ async fn keep(connection: &Connection, index: usize) {
     let member = &connection.members()[index];
     let mut status = member.node.status();
     loop {
-        let login = match status
-            .wait_for(|status| matches!(status.health, Health::Syncing | Health::Healthy))
-            .await
-        {
+        let login = match status.wait_for(|status| matches!(status.health, Health::Syncing | Health::Healthy)).await {
             Ok(status) => status.login,
             Err(_) => return,
         };
         match prove(connection, index).await {
             Ok(()) => {
-                // What it lacks is known before anything is asked of it.
                 member.set_proved(login);
+                member.node.proved(login);
                 connection.changed();
                 tokio::select! {
                     _ = status.wait_for(|status| status.login != login || status.health == Health::Unreachable) => {}
@@ -130,6 +127,7 @@ async fn prove(connection: &Connection, index: usize) -> Result<(), Unproved> {
             Found::Different => return Err(Unproved::OtherCluster),
         },
     }
+    // What it lacks is known before anything is asked of it.
     note_missing(connection, index).await
 }
 
@@ -138,10 +136,7 @@ async fn note_missing(connection: &Connection, index: usize) -> Result<(), Unpro
     let member = &connection.members()[index];
     let mut after = None;
     loop {
-        let page = connection
-            .records
-            .keys_lacking(&connection.cluster, member.node.hsm(), after, PAGE)
-            .await?;
+        let page = connection.records.keys_lacking(&connection.cluster, member.node.hsm(), after, PAGE).await?;
         let Some(last) = page.last() else { return Ok(()) };
         after = Some(*last);
         member.lacks(page.iter().map(|(key, version)| CkaId::of(*key, *version)));
@@ -169,10 +164,7 @@ async fn found(connection: &Connection, index: usize, kek: &KekRecord) -> Result
     }
     tracing::info!(hsm = %member.node.hsm(), "making the cluster's key-encryption key");
     let pin = pin_text(&connection.credential.username, &connection.credential.password);
-    let by_id = Kek {
-        id: &kek.kek_id,
-        user_pin: &pin,
-    };
+    let by_id = Kek { id: &kek.kek_id, user_pin: &pin };
     connection.host.make_kek(&member.node.spec, by_id).await?;
     #[cfg(debug_assertions)]
     crate::seams::stop_point("kek-made");
@@ -187,10 +179,7 @@ async fn found(connection: &Connection, index: usize, kek: &KekRecord) -> Result
         return Err(Failure::OutOfTurn.into());
     };
     let user = &connection.credential.username;
-    connection
-        .records
-        .finish_kek(&connection.cluster, user, &Probe(canary.probe))
-        .await?;
+    connection.records.finish_kek(&connection.cluster, user, &Probe(canary.probe)).await?;
     Ok(())
 }
 
@@ -198,17 +187,11 @@ async fn found(connection: &Connection, index: usize, kek: &KekRecord) -> Result
 /// is not known to be the KEK, and goes first.
 async fn join(connection: &Connection, index: usize, kek: &KekRecord) -> Result<(), Unproved> {
     let source = source(connection, index).ok_or(Unproved::NoSource)?;
-    let (joiner, source) = (
-        &connection.members()[index].node.spec,
-        &connection.members()[source].node.spec,
-    );
+    let (joiner, source) = (&connection.members()[index].node.spec, &connection.members()[source].node.spec);
     tracing::info!(hsm = %joiner.hsm, from = %source.hsm, "giving the node the cluster's key-encryption key");
     destroy(connection, index, &kek.kek_id).await?;
     let pin = pin_text(&connection.credential.username, &connection.credential.password);
-    let by_id = Kek {
-        id: &kek.kek_id,
-        user_pin: &pin,
-    };
+    let by_id = Kek { id: &kek.kek_id, user_pin: &pin };
     let joining = connection.host.offer_join(joiner).await?;
     let sealed = connection.host.seal_kek(source, by_id, &joining).await?;
     connection.host.accept_kek(joiner, by_id, joining, sealed).await?;
@@ -217,13 +200,8 @@ async fn join(connection: &Connection, index: usize, kek: &KekRecord) -> Result<
 
 async fn give_canary(connection: &Connection, index: usize, kek: &KekRecord, probe: &Probe) -> Result<(), Unproved> {
     let source = source(connection, index).ok_or(Unproved::NoSource)?;
-    let wrap = Verb::WrapKey(v1::WrapKey {
-        cka_id: kek.canary_id.to_vec(),
-        kek_cka_id: kek.kek_id.to_vec(),
-    });
-    let Outcome::Opaque(wrapped) = connection
-        .ask(source, wrap, Effect::Repeatable, Instant::now() + STEP)
-        .await?
+    let wrap = Verb::WrapKey(v1::WrapKey { cka_id: kek.canary_id.to_vec(), kek_cka_id: kek.kek_id.to_vec() });
+    let Outcome::Opaque(wrapped) = connection.ask(source, wrap, Effect::Repeatable, Instant::now() + STEP).await?
     else {
         return Err(Failure::OutOfTurn.into());
     };
@@ -235,10 +213,7 @@ async fn give_canary(connection: &Connection, index: usize, kek: &KekRecord, pro
         kek_cka_id: kek.kek_id.to_vec(),
         probe: probe.0.clone(),
     });
-    match connection
-        .ask(index, unwrap, Effect::Once, Instant::now() + STEP)
-        .await?
-    {
+    match connection.ask(index, unwrap, Effect::Once, Instant::now() + STEP).await? {
         Outcome::Presence(presence) if presence.found() == Found::Proven => Ok(()),
         Outcome::Presence(_) => Err(Unproved::OtherCluster),
         _ => Err(Failure::OutOfTurn.into()),
@@ -246,19 +221,13 @@ async fn give_canary(connection: &Connection, index: usize, kek: &KekRecord, pro
 }
 
 fn source(connection: &Connection, joiner: usize) -> Option<usize> {
-    connection
-        .ready_for_new_keys()
-        .into_iter()
-        .find(|index| *index != joiner)
+    connection.ready_for_new_keys().into_iter().find(|index| *index != joiner)
 }
 
 /// Half-made objects that a killed worker left: nameless, and the token is ours alone.
 async fn sweep(connection: &Connection, index: usize) -> Result<(), Unproved> {
     let verb = Verb::SweepUnfinished(v1::SweepUnfinished {});
-    match connection
-        .ask(index, verb, Effect::Repeatable, Instant::now() + STEP)
-        .await?
-    {
+    match connection.ask(index, verb, Effect::Repeatable, Instant::now() + STEP).await? {
         Outcome::Done(v1::Done { count: 0 }) => Ok(()),
         Outcome::Done(v1::Done { count }) => {
             tracing::warn!(hsm = %connection.members()[index].node.hsm(), count, "destroyed half-made objects");
@@ -270,22 +239,14 @@ async fn sweep(connection: &Connection, index: usize) -> Result<(), Unproved> {
 
 async fn destroy(connection: &Connection, index: usize, id: &[u8]) -> Result<(), Unproved> {
     let verb = Verb::DestroyKey(v1::DestroyKey { cka_id: id.to_vec() });
-    connection
-        .ask(index, verb, Effect::Repeatable, Instant::now() + STEP)
-        .await?;
+    connection.ask(index, verb, Effect::Repeatable, Instant::now() + STEP).await?;
     Ok(())
 }
 
 async fn look(connection: &Connection, index: usize, id: &[u8], probe: Option<&Probe>) -> Result<Found, Unproved> {
     let probe = probe.map(|probe| probe.0.clone()).unwrap_or_default();
-    let verb = Verb::ProveKey(v1::ProveKey {
-        cka_id: id.to_vec(),
-        probe,
-    });
-    match connection
-        .ask(index, verb, Effect::Repeatable, Instant::now() + STEP)
-        .await?
-    {
+    let verb = Verb::ProveKey(v1::ProveKey { cka_id: id.to_vec(), probe });
+    match connection.ask(index, verb, Effect::Repeatable, Instant::now() + STEP).await? {
         Outcome::Presence(presence) => Ok(presence.found()),
         _ => Err(Failure::OutOfTurn.into()),
     }

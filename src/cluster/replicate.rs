@@ -23,10 +23,7 @@ impl Connection {
             kek_cka_id: kek.kek_id.to_vec(),
         });
         match self.ask(index, verb, Effect::Once, deadline).await? {
-            Outcome::NewKey(v1::NewKey { wrapped, probe }) => Ok(Made {
-                wrapped,
-                probe: Probe(probe),
-            }),
+            Outcome::NewKey(v1::NewKey { wrapped, probe }) => Ok(Made { wrapped, probe: Probe(probe) }),
             _ => Err(Failure::OutOfTurn),
         }
     }
@@ -34,10 +31,7 @@ impl Connection {
     /// Wraps a key on a node that has it, for another.
     pub async fn wrap_key(&self, index: usize, id: CkaId, deadline: Instant) -> Result<Vec<u8>, Failure> {
         let kek = self.kek().await?;
-        let verb = Verb::WrapKey(v1::WrapKey {
-            cka_id: id.as_bytes().to_vec(),
-            kek_cka_id: kek.kek_id.to_vec(),
-        });
+        let verb = Verb::WrapKey(v1::WrapKey { cka_id: id.as_bytes().to_vec(), kek_cka_id: kek.kek_id.to_vec() });
         match self.ask(index, verb, Effect::Repeatable, deadline).await? {
             Outcome::Opaque(wrapped) => Ok(wrapped.bytes),
             _ => Err(Failure::OutOfTurn),
@@ -67,18 +61,13 @@ impl Connection {
 
     /// Whether the key is on this node and answers its probe.
     pub async fn prove_key(&self, index: usize, key: &KeyInHsms, deadline: Instant) -> Result<Found, Failure> {
-        let verb = Verb::ProveKey(v1::ProveKey {
-            cka_id: key.id.as_bytes().to_vec(),
-            probe: key.probe.0.clone(),
-        });
+        let verb = Verb::ProveKey(v1::ProveKey { cka_id: key.id.as_bytes().to_vec(), probe: key.probe.0.clone() });
         self.presence(index, verb, Effect::Repeatable, deadline).await
     }
 
     /// Destroys whatever stands under the key's id on this node. Only for keys that were never acknowledged, or whose time is over.
     pub async fn destroy_key(&self, index: usize, id: CkaId, deadline: Instant) -> Result<(), Failure> {
-        let verb = Verb::DestroyKey(v1::DestroyKey {
-            cka_id: id.as_bytes().to_vec(),
-        });
+        let verb = Verb::DestroyKey(v1::DestroyKey { cka_id: id.as_bytes().to_vec() });
         match self.ask(index, verb, Effect::Repeatable, deadline).await? {
             Outcome::Done(_) => Ok(()),
             _ => Err(Failure::OutOfTurn),

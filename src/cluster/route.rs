@@ -7,9 +7,7 @@ use crate::node::Load;
 /// The index of the least busy candidate. A node that does not answer pings is taken only when no
 /// other can be. Among equals, the first at or after `start`, so that callers who count `start` up take turns.
 pub fn choose(candidates: impl Iterator<Item = (usize, Load)>, start: usize, nodes: usize) -> Option<usize> {
-    candidates
-        .min_by_key(|(index, load)| Cost::of(*index, *load, start, nodes))
-        .map(|(index, _)| index)
+    candidates.min_by_key(|(index, load)| Cost::of(*index, *load, start, nodes)).map(|(index, _)| index)
 }
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
@@ -37,13 +35,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn load(sessions: u32, in_flight: u32, waiting: u32) -> Load {
-        Load {
-            login: 1,
-            sessions,
-            in_flight,
-            waiting,
-            answers_pings: true,
-        }
+        Load { login: 1, sessions, in_flight, waiting, answers_pings: true }
     }
 
     #[test]
@@ -55,18 +47,13 @@ mod tests {
     #[test]
     fn equals_take_turns() {
         let nodes = [load(1, 0, 0), load(1, 0, 0), load(1, 0, 0)];
-        let taken: Vec<_> = (0..4)
-            .filter_map(|start| choose(nodes.into_iter().enumerate(), start, 3))
-            .collect();
+        let taken: Vec<_> = (0..4).filter_map(|start| choose(nodes.into_iter().enumerate(), start, 3)).collect();
         assert_eq!(taken, [0, 1, 2, 0]);
     }
 
     #[test]
     fn a_node_that_does_not_answer_is_the_last_resort() {
-        let silent = Load {
-            answers_pings: false,
-            ..load(1, 0, 0)
-        };
+        let silent = Load { answers_pings: false, ..load(1, 0, 0) };
         assert_eq!(choose([(0, silent), (1, load(1, 9, 9))].into_iter(), 0, 2), Some(1));
         assert_eq!(choose([(0, silent)].into_iter(), 0, 2), Some(0));
         assert_eq!(choose(std::iter::empty(), 0, 0), None);

@@ -93,9 +93,7 @@ impl FromStr for SyncMode {
     fn from_str(text: &str) -> Result<Self, Invalid> {
         match text {
             "wrap" => Ok(Self::Wrap),
-            _ => Err(Invalid::new(
-                "must be `wrap` in this release (`native` comes in a later one)",
-            )),
+            _ => Err(Invalid::new("must be `wrap` in this release (`native` comes in a later one)")),
         }
     }
 }
@@ -135,9 +133,7 @@ impl FromStr for SubnetId {
         if (1..=17).contains(&tail.len()) && alphabet {
             Ok(Self(text.into()))
         } else {
-            Err(Invalid::new(
-                "a subnet id is `subnet-` and 1 to 17 lower-case letters or digits",
-            ))
+            Err(Invalid::new("a subnet id is `subnet-` and 1 to 17 lower-case letters or digits"))
         }
     }
 }

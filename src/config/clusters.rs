@@ -97,9 +97,7 @@ fn place(written: &Written<'_>, subnets: &Subnets) -> Result<(SubnetId, Zone), S
     let id: SubnetId = text(written)?;
     match subnets.get(&id) {
         Some(subnet) => Ok((id, subnet.zone.clone())),
-        None => Err(format!(
-            "there is no {id} among the cluster's subnets: declare it there"
-        )),
+        None => Err(format!("there is no {id} among the cluster's subnets: declare it there")),
     }
 }
 

@@ -59,25 +59,18 @@ fn sealing_key_file(root: &mut Section<'_>, data_dir: Option<&Path>) -> Option<P
         }
         if allowed == Some(false) && together(&path) {
             return Err(
-                "must not be in data_dir: keep it elsewhere, or set allow_sealing_key_in_data_dir = true".into(),
+                "must not be in data_dir: keep it elsewhere, or set allow_sealing_key_in_data_dir = true".into()
             );
         }
         Ok(path)
     };
-    root.required(
-        "sealing_key_file",
-        apart,
-        "name the file with the key that seals passwords, outside data_dir",
-    )
+    root.required("sealing_key_file", apart, "name the file with the key that seals passwords, outside data_dir")
 }
 
 fn log(log: &mut Section<'_>) -> Option<telemetry::Settings> {
     let level = log.defaulted("level", telemetry::Level::Info, text);
     let format = log.defaulted("format", telemetry::Format::Text, text);
-    Some(telemetry::Settings {
-        level: level?,
-        format: format?,
-    })
+    Some(telemetry::Settings { level: level?, format: format? })
 }
 
 fn grpc(grpc: &mut Section<'_>) -> Option<door::Settings> {
@@ -102,10 +95,7 @@ fn grpc(grpc: &mut Section<'_>) -> Option<door::Settings> {
 fn socket_path(written: &Written<'_>) -> Result<PathBuf, String> {
     let path = path(written)?;
     if path.as_os_str().len() > LONGEST_SOCKET_PATH {
-        return Err(format!(
-            "a Unix socket's path has at most {LONGEST_SOCKET_PATH} bytes, not {}",
-            path.display()
-        ));
+        return Err(format!("a Unix socket's path has at most {LONGEST_SOCKET_PATH} bytes, not {}", path.display()));
     }
     Ok(path)
 }
@@ -115,35 +105,16 @@ fn tcp(grpc: &mut Section<'_>) -> Option<Option<TcpSettings>> {
     if !grpc.has("listen") && !grpc.has("tls") {
         return Some(None);
     }
-    let listen = grpc.required(
-        "listen",
-        address,
-        "tls needs an address and port, such as \"0.0.0.0:50051\"",
-    );
+    let listen = grpc.required("listen", address, "tls needs an address and port, such as \"0.0.0.0:50051\"");
     let files = grpc.section("tls", tls);
-    Some(Some(TcpSettings {
-        listen: listen?,
-        protection: Protection::MutualTls(files?),
-    }))
+    Some(Some(TcpSettings { listen: listen?, protection: Protection::MutualTls(files?) }))
 }
 
 fn tls(tls: &mut Section<'_>) -> Option<TlsFiles> {
-    let certificate = tls.required(
-        "certificate",
-        existing_file,
-        "name the server's certificate chain (PEM)",
-    );
+    let certificate = tls.required("certificate", existing_file, "name the server's certificate chain (PEM)");
     let private_key = tls.required("private_key", existing_file, "name the server's private key (PEM)");
-    let client_ca = tls.required(
-        "client_ca",
-        existing_file,
-        "name the CA that client certificates come from (PEM)",
-    );
-    Some(TlsFiles {
-        certificate: certificate?,
-        private_key: private_key?,
-        client_ca: client_ca?,
-    })
+    let client_ca = tls.required("client_ca", existing_file, "name the CA that client certificates come from (PEM)");
+    Some(TlsFiles { certificate: certificate?, private_key: private_key?, client_ca: client_ca? })
 }
 
 fn authz(authz: &mut Section<'_>) -> Option<authz::Settings> {
@@ -153,9 +124,7 @@ fn authz(authz: &mut Section<'_>) -> Option<authz::Settings> {
         names => Ok(names),
     };
     let admins = authz.required("admins", names, FIX)?;
-    Some(authz::Settings {
-        admins: admins.into_iter().map(|CallerName(name)| name).collect(),
-    })
+    Some(authz::Settings { admins: admins.into_iter().map(|CallerName(name)| name).collect() })
 }
 
 /// A name that a client certificate can map to.
@@ -177,15 +146,10 @@ impl FromStr for CallerName {
 fn key_stores(key_stores: &mut Section<'_>) -> Option<keystore::Settings> {
     let quota = key_stores.defaulted("quota", 10, number(1..=1_000));
     let connect_timeout = key_stores.defaulted("connect_timeout", 10 * MINUTE, duration(SECOND..=60 * MINUTE));
-    Some(keystore::Settings {
-        quota: quota?,
-        connect_timeout: connect_timeout?,
-    })
+    Some(keystore::Settings { quota: quota?, connect_timeout: connect_timeout? })
 }
 
 fn keys(keys: &mut Section<'_>) -> Option<keys::Settings> {
     let per_key_store = keys.defaulted("per_key_store", 100_000, number(1..=10_000_000));
-    Some(keys::Settings {
-        per_key_store: per_key_store?,
-    })
+    Some(keys::Settings { per_key_store: per_key_store? })
 }

@@ -29,10 +29,7 @@ pub(super) fn is_private(path: &Path) -> Result<(), String> {
         Ok(())
     } else {
         let path = path.display();
-        Err(format!(
-            "{path} is open to others than its owner (mode {:o}): chmod 600 {path}",
-            mode & 0o777
-        ))
+        Err(format!("{path} is open to others than its owner (mode {:o}): chmod 600 {path}", mode & 0o777))
     }
 }
 
@@ -47,11 +44,7 @@ pub(super) fn resolved(path: &Path) -> PathBuf {
 
 fn metadata_of_file(path: &Path) -> Result<fs::Metadata, String> {
     let metadata = fs::metadata(path).map_err(|error| unreadable(path, &error))?;
-    if metadata.is_file() {
-        Ok(metadata)
-    } else {
-        Err(format!("{} is not a file", path.display()))
-    }
+    if metadata.is_file() { Ok(metadata) } else { Err(format!("{} is not a file", path.display())) }
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> String {

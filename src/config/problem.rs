@@ -70,16 +70,9 @@ impl fmt::Display for Origin {
 
 impl KeyPath {
     pub(super) fn child(&self, name: &str) -> Self {
-        let bare = !name.is_empty()
-            && name
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
+        let bare = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
         let name = if bare { name.to_owned() } else { format!("{name:?}") };
-        Self(if self.0.is_empty() {
-            name
-        } else {
-            format!("{}.{name}", self.0)
-        })
+        Self(if self.0.is_empty() { name } else { format!("{}.{name}", self.0) })
     }
 }
 

@@ -30,13 +30,7 @@ pub(super) struct Unknown {
 impl Report {
     pub(super) fn new(file: &Path, base: PathBuf) -> Self {
         let file = file.to_owned();
-        Self {
-            file,
-            base,
-            problems: Vec::new(),
-            known: BTreeSet::new(),
-            unknown: Vec::new(),
-        }
+        Self { file, base, problems: Vec::new(), known: BTreeSet::new(), unknown: Vec::new() }
     }
 
     pub(super) fn file(&self) -> &Path {
@@ -44,11 +38,7 @@ impl Report {
     }
 
     pub(super) fn note(&mut self, origin: Origin, key: Option<KeyPath>, complaint: impl Into<String>) {
-        self.problems.push(Problem {
-            origin,
-            key,
-            complaint: complaint.into(),
-        });
+        self.problems.push(Problem { origin, key, complaint: complaint.into() });
     }
 
     /// What was read, when nothing was wrong with it.
@@ -87,12 +77,7 @@ impl Report {
         let distance = |sibling: &str| strsim::osa_distance(&unknown.name, sibling);
         let nearest = unknown.siblings.iter().min_by_key(|sibling| distance(sibling));
         let near = nearest.filter(|sibling| distance(sibling) <= (sibling.len() / 3).max(1));
-        let elsewhere = || {
-            self.known
-                .iter()
-                .find(|key| key.rsplit('.').next() == Some(&unknown.name))
-                .cloned()
-        };
+        let elsewhere = || self.known.iter().find(|key| key.rsplit('.').next() == Some(&unknown.name)).cloned();
         near.map(ToString::to_string).or_else(elsewhere)
     }
 
@@ -105,9 +90,6 @@ impl Report {
 
     /// Puts a value before a reader.
     pub(super) fn written<'a>(&'a self, value: &'a Value) -> Written<'a> {
-        Written {
-            value,
-            base: &self.base,
-        }
+        Written { value, base: &self.base }
     }
 }

@@ -42,14 +42,7 @@ impl<'r> Section<'r> {
         table: Table,
         read: impl FnOnce(&mut Section<'_>) -> Option<T>,
     ) -> Option<T> {
-        let mut section = Section {
-            report,
-            origin,
-            path,
-            pattern,
-            table,
-            asked: BTreeSet::new(),
-        };
+        let mut section = Section { report, origin, path, pattern, table, asked: BTreeSet::new() };
         let outcome = read(&mut section);
         section.end();
         outcome
@@ -125,10 +118,7 @@ impl<'r> Section<'r> {
         K: FromStr<Err = Invalid> + Ord,
     {
         let (_, table) = self.take_table(name)?;
-        let (path, pattern) = (
-            self.path.child(name),
-            format!("{}.{placeholder}", self.pattern_of(name)),
-        );
+        let (path, pattern) = (self.path.child(name), format!("{}.{placeholder}", self.pattern_of(name)));
         let mut found = Some(BTreeMap::new());
         for (key, value) in sorted(table) {
             let written = id_spelling(key, &value);
@@ -154,10 +144,7 @@ impl<'r> Section<'r> {
         rule: impl Fn(&str, &Written<'_>) -> Result<String, String>,
     ) -> Option<BTreeMap<String, String>> {
         let (_, table) = self.take_table(name)?;
-        let (path, pattern) = (
-            self.path.child(name),
-            format!("{}.{placeholder}", self.pattern_of(name)),
-        );
+        let (path, pattern) = (self.path.child(name), format!("{}.{placeholder}", self.pattern_of(name)));
         self.report.knows(pattern);
         let mut found = Some(BTreeMap::new());
         for (key, value) in sorted(table) {
@@ -178,14 +165,12 @@ impl<'r> Section<'r> {
 
     /// Notes what is wrong with the section as a whole.
     pub(super) fn complain(&mut self, complaint: impl Into<String>) {
-        self.report
-            .note(self.origin.clone(), Some(self.path.clone()), complaint);
+        self.report.note(self.origin.clone(), Some(self.path.clone()), complaint);
     }
 
     /// Notes what is wrong with a key that is not there.
     pub(super) fn complain_of(&mut self, name: &str, complaint: impl Into<String>) {
-        self.report
-            .note(self.origin.clone(), Some(self.path.child(name)), complaint);
+        self.report.note(self.origin.clone(), Some(self.path.child(name)), complaint);
     }
 
     pub(super) fn path(&self) -> &KeyPath {
@@ -198,12 +183,7 @@ impl<'r> Section<'r> {
             let name = shown(&key, &value);
             for (origin, key) in writers(self.report, &value, self.path.child(&name)) {
                 let (name, siblings) = (name.clone(), self.asked.clone());
-                self.report.note_unknown(Unknown {
-                    origin,
-                    key,
-                    name,
-                    siblings,
-                });
+                self.report.note_unknown(Unknown { origin, key, name, siblings });
             }
         }
     }
@@ -220,9 +200,7 @@ impl<'r> Section<'r> {
             return Some(key);
         }
         let mut variables = self.table.iter().filter(|(_, value)| value.origin().is_some());
-        variables
-            .find(|(key, _)| is_meant(name, key))
-            .map(|(key, _)| key.as_str())
+        variables.find(|(key, _)| is_meant(name, key)).map(|(key, _)| key.as_str())
     }
 
     fn take_table(&mut self, name: &'static str) -> Option<(Origin, Table)> {
@@ -237,8 +215,7 @@ impl<'r> Section<'r> {
         match value.kind {
             ValueKind::Table(table) => Some((origin, table)),
             _ => {
-                self.report
-                    .note(origin, Some(path.clone()), "must be a section with keys of its own");
+                self.report.note(origin, Some(path.clone()), "must be a section with keys of its own");
                 None
             }
         }
@@ -249,11 +226,7 @@ impl<'r> Section<'r> {
     }
 
     fn pattern_of(&self, name: &str) -> String {
-        if self.pattern.is_empty() {
-            name.to_owned()
-        } else {
-            format!("{}.{name}", self.pattern)
-        }
+        if self.pattern.is_empty() { name.to_owned() } else { format!("{}.{name}", self.pattern) }
     }
 }
 
@@ -279,11 +252,7 @@ fn writers(report: &Report, value: &Value, path: KeyPath) -> Vec<(Origin, KeyPat
 
 /// An id as it is meant: ids have hyphens where variables can only have underscores.
 fn id_spelling(key: String, value: &Value) -> String {
-    if value.origin().is_some() {
-        key.to_lowercase().replace('_', "-")
-    } else {
-        key
-    }
+    if value.origin().is_some() { key.to_lowercase().replace('_', "-") } else { key }
 }
 
 fn sorted(table: Table) -> BTreeMap<String, Value> {

@@ -29,12 +29,10 @@ pub(super) struct Misplaced {
 /// Reads the file as TOML.
 pub(super) fn read(path: &Path) -> Result<Table, String> {
     let text = file::text(path, LONGEST_FILE)?;
-    File::from_str(&text, FileFormat::Toml)
-        .collect()
-        .map_err(|error| match error {
-            ConfigError::FileParse { cause, .. } => syntax(&cause.to_string()),
-            other => other.to_string(),
-        })
+    File::from_str(&text, FileFormat::Toml).collect().map_err(|error| match error {
+        ConfigError::FileParse { cause, .. } => syntax(&cause.to_string()),
+        other => other.to_string(),
+    })
 }
 
 /// The parser draws the line with its place marked, on lines of their own: the first line says where, the last what.
@@ -68,9 +66,7 @@ pub(super) fn overlay(root: &mut Table, variable: &str, text: String) -> Result<
     let (mut table, mut path) = (root, KeyPath::default());
     for segment in sections {
         let key = spelling(table, segment);
-        let value = table
-            .entry(key.clone())
-            .or_insert_with(|| Value::new(Some(&origin), Table::new()));
+        let value = table.entry(key.clone()).or_insert_with(|| Value::new(Some(&origin), Table::new()));
         path = path.child(&shown(&key, value));
         let ValueKind::Table(inner) = &mut value.kind else {
             return Err(Misplaced::new(path, "is a value, not a section with keys of its own"));
@@ -87,10 +83,7 @@ pub(super) fn overlay(root: &mut Table, variable: &str, text: String) -> Result<
 
 impl Misplaced {
     fn new(key: KeyPath, complaint: impl Into<String>) -> Self {
-        Self {
-            key,
-            complaint: complaint.into(),
-        }
+        Self { key, complaint: complaint.into() }
     }
 }
 
@@ -120,9 +113,5 @@ pub(super) fn is_meant(key: &str, segment: &str) -> bool {
 
 /// A key as complaints show it: variables shout, keys do not.
 pub(super) fn shown(key: &str, value: &Value) -> String {
-    if value.origin().is_some() {
-        key.to_lowercase()
-    } else {
-        key.to_owned()
-    }
+    if value.origin().is_some() { key.to_lowercase() } else { key.to_owned() }
 }

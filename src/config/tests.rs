@@ -66,32 +66,20 @@ impl Site {
 
     fn load(&self, toml: &str, environment: &[(&str, &str)]) -> Result<Config, Problems> {
         self.put("keyway.toml", toml);
-        let environment = environment
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         load(&self.path("keyway.toml"), environment)
     }
 
     /// The lines that are printed, without the directory.
     fn problems(&self, toml: &str, environment: &[(&str, &str)]) -> Vec<String> {
         let directory = format!("{}/", self.0.path().display());
-        let problems = self
-            .load(toml, environment)
-            .expect_err("the configuration was accepted");
-        problems
-            .to_string()
-            .replace(&directory, "")
-            .lines()
-            .map(str::to_owned)
-            .collect()
+        let problems = self.load(toml, environment).expect_err("the configuration was accepted");
+        problems.to_string().replace(&directory, "").lines().map(str::to_owned).collect()
     }
 }
 
 fn certificate() -> String {
-    rcgen::generate_simple_self_signed(["ca".to_owned()])
-        .unwrap()
-        .cert
-        .pem()
+    rcgen::generate_simple_self_signed(["ca".to_owned()]).unwrap().cert.pem()
 }
 
 /// [`GOOD`] with one of its lines exchanged.
@@ -109,13 +97,7 @@ fn what_is_left_out_gets_its_default_and_paths_start_from_the_files_directory() 
     assert_eq!(config.grpc.tcp, None);
     assert_eq!(config.grpc.drain_timeout, Duration::from_secs(10));
     assert_eq!(config.key_stores.quota, 10);
-    assert_eq!(
-        config.log,
-        telemetry::Settings {
-            level: telemetry::Level::Info,
-            format: telemetry::Format::Text
-        }
-    );
+    assert_eq!(config.log, telemetry::Settings { level: telemetry::Level::Info, format: telemetry::Format::Text });
     let cluster = &config.clusters[&"cluster-2abcdefghij".parse().unwrap()];
     assert!(cluster.trust_anchor.starts_with("-----BEGIN CERTIFICATE-----"));
     let node = &cluster.nodes[&"hsm-2".parse().unwrap()];
@@ -134,9 +116,7 @@ fn a_port_is_protected_by_client_certificates() {
     let config = site.load(&with("unix_socket = \"keyway.sock\"", tls), &[]).unwrap();
     let tcp = config.grpc.tcp.unwrap();
     assert_eq!(tcp.listen, "[::1]:1".parse().unwrap());
-    let Protection::MutualTls(files) = tcp.protection else {
-        panic!("{:?}", tcp.protection)
-    };
+    let Protection::MutualTls(files) = tcp.protection else { panic!("{:?}", tcp.protection) };
     assert_eq!(files.client_ca, site.path("clients-ca.crt"));
 }
 
@@ -211,10 +191,7 @@ so_pin_file = "so-pin"
         "key_stores.qouta: unknown key; did you mean quota?",
         "max_connections: unknown key; did you mean grpc.max_connections?",
     ];
-    let expected: Vec<_> = expected
-        .iter()
-        .map(|problem| format!("keyway.toml: {problem}"))
-        .collect();
+    let expected: Vec<_> = expected.iter().map(|problem| format!("keyway.toml: {problem}")).collect();
     assert_eq!(problems, expected);
 }
 
@@ -236,11 +213,7 @@ fn unknown_keys_and_sections_are_reported_with_a_suggestion() {
 #[test]
 fn without_an_admin_nothing_starts() {
     let site = Site::new();
-    for (line, other) in [
-        ("admins = [\"ops\"]", ""),
-        ("[authz]\nadmins = [\"ops\"]", ""),
-        ("[\"ops\"]", "[]"),
-    ] {
+    for (line, other) in [("admins = [\"ops\"]", ""), ("[authz]\nadmins = [\"ops\"]", ""), ("[\"ops\"]", "[]")] {
         let problems = site.problems(&with(line, other), &[]);
         assert_eq!(problems.len(), 1, "{problems:?}");
         assert!(problems[0].starts_with("keyway.toml: authz.admins: "), "{problems:?}");
@@ -250,10 +223,7 @@ fn without_an_admin_nothing_starts() {
 #[test]
 fn without_a_listener_nothing_starts() {
     let problems = Site::new().problems(&with("unix_socket = \"keyway.sock\"", ""), &[]);
-    assert_eq!(
-        problems,
-        ["keyway.toml: grpc: has no listener: set unix_socket, or listen and tls, or all three"]
-    );
+    assert_eq!(problems, ["keyway.toml: grpc: has no listener: set unix_socket, or listen and tls, or all three"]);
 }
 
 #[test]
@@ -264,10 +234,7 @@ fn tls_without_a_port_and_a_port_without_tls_are_refused() {
     let tls = "tls = { certificate = \"server.crt\", private_key = \"server.key\", client_ca = \"clients-ca.crt\" }\nunix_socket";
     let problems = site.problems(&with("unix_socket", tls), &[]);
     assert_eq!(problems.len(), 1, "{problems:?}");
-    assert!(
-        problems[0].starts_with("keyway.toml: grpc.listen: is missing"),
-        "{problems:?}"
-    );
+    assert!(problems[0].starts_with("keyway.toml: grpc.listen: is missing"), "{problems:?}");
 }
 
 #[test]
@@ -275,18 +242,10 @@ fn the_sealing_key_is_kept_out_of_the_data_directory_unless_allowed() {
     let site = Site::new();
     fs::create_dir(site.path("data")).unwrap();
     std::os::unix::fs::symlink(site.path("data"), site.path("elsewhere")).unwrap();
-    for path in [
-        "data/sealing.key",
-        "elsewhere/sealing.key",
-        "./data/x/sealing.key",
-        "data/x/../sealing.key",
-    ] {
+    for path in ["data/sealing.key", "elsewhere/sealing.key", "./data/x/sealing.key", "data/x/../sealing.key"] {
         let toml = with("\"sealing.key\"", &format!("{path:?}"));
         let problems = site.problems(&toml, &[]);
-        assert!(
-            problems[0].contains("sealing_key_file: must not be in data_dir"),
-            "{path}: {problems:?}"
-        );
+        assert!(problems[0].contains("sealing_key_file: must not be in data_dir"), "{path}: {problems:?}");
         let allowed = format!("allow_sealing_key_in_data_dir = true\n{toml}");
         assert!(site.load(&allowed, &[]).is_ok(), "{path}");
     }
@@ -294,10 +253,7 @@ fn the_sealing_key_is_kept_out_of_the_data_directory_unless_allowed() {
 
 #[test]
 fn two_nodes_on_one_token_are_refused() {
-    let toml = with(
-        "token.label = \"two\"\nenvironment.SOFTHSM2_CONF = \"two.conf\"",
-        "token.label = \"one\"",
-    );
+    let toml = with("token.label = \"two\"\nenvironment.SOFTHSM2_CONF = \"two.conf\"", "token.label = \"one\"");
     let problems = Site::new().problems(&toml, &[]);
     assert_eq!(
         problems,
@@ -323,17 +279,12 @@ fn a_managed_token_needs_its_so_pin() {
 #[test]
 fn a_missing_file_and_a_broken_one_are_named() {
     let site = Site::new();
-    let problems = load(&site.path("none.toml"), std::iter::empty())
-        .unwrap_err()
-        .to_string();
+    let problems = load(&site.path("none.toml"), std::iter::empty()).unwrap_err().to_string();
     let none = site.path("none.toml").display().to_string();
     assert_eq!(problems, format!("{none}: there is no file {none}"));
     let problems = site.problems("data_dir = \"x\"\n\n[grpc\n", &[]);
     assert_eq!(problems.len(), 1);
-    assert!(
-        problems[0].starts_with("keyway.toml: TOML parse error at line 3, column 6: "),
-        "{problems:?}"
-    );
+    assert!(problems[0].starts_with("keyway.toml: TOML parse error at line 3, column 6: "), "{problems:?}");
     let problems = site.problems("[keys]\nper_key_store = 99999999999999999999\n", &[]);
     assert_eq!(problems.len(), 1, "{problems:?}");
 }
@@ -342,10 +293,7 @@ fn a_missing_file_and_a_broken_one_are_named() {
 fn a_variable_overrides_a_nodes_key() {
     let environment = [
         ("KEYWAY__CLUSTERS__CLUSTER_2ABCDEFGHIJ__NODES__HSM_1__POOL_SIZE", "8"),
-        (
-            "KEYWAY__CLUSTERS__CLUSTER_2ABCDEFGHIJ__NODES__HSM_2__ENVIRONMENT__SOFTHSM2_CONF",
-            "/other.conf",
-        ),
+        ("KEYWAY__CLUSTERS__CLUSTER_2ABCDEFGHIJ__NODES__HSM_2__ENVIRONMENT__SOFTHSM2_CONF", "/other.conf"),
         ("KEYWAY__AUTHZ__ADMINS", "alice, bob"),
         ("KEYWAY__log__level", "debug"),
         ("KEYWAY__ALLOW_SEALING_KEY_IN_DATA_DIR", "true"),
@@ -356,10 +304,7 @@ fn a_variable_overrides_a_nodes_key() {
     let nodes = &config.clusters[&"cluster-2abcdefghij".parse().unwrap()].nodes;
     assert_eq!(nodes[&"hsm-1".parse().unwrap()].pool_size.get(), 8);
     assert_eq!(nodes[&"hsm-2".parse().unwrap()].pool_size.get(), 2);
-    assert_eq!(
-        nodes[&"hsm-2".parse().unwrap()].environment["SOFTHSM2_CONF"],
-        "/other.conf"
-    );
+    assert_eq!(nodes[&"hsm-2".parse().unwrap()].environment["SOFTHSM2_CONF"], "/other.conf");
     assert_eq!(config.authz.admins, ["alice", "bob"]);
     assert_eq!(config.log.level, telemetry::Level::Debug);
 }
@@ -368,14 +313,7 @@ fn a_variable_overrides_a_nodes_key() {
 fn variables_can_add_a_node_that_the_file_does_not_have() {
     let site = Site::new();
     let of = |key: &str| format!("KEYWAY__CLUSTERS__CLUSTER_2ABCDEFGHIJ__NODES__HSM_3__{key}");
-    let names = [
-        "SUBNET",
-        "MODULE",
-        "TOKEN__SERIAL",
-        "SO_PIN_FILE",
-        "ENVIRONMENT__Some_Name",
-    ]
-    .map(of);
+    let names = ["SUBNET", "MODULE", "TOKEN__SERIAL", "SO_PIN_FILE", "ENVIRONMENT__Some_Name"].map(of);
     let values = ["subnet-1a", "pkcs11.so", "0123456789abcdef", "so-pin", "x"];
     let environment: Vec<_> = names.iter().map(String::as_str).zip(values).collect();
     let config = site.load(GOOD, &environment).unwrap();
@@ -429,11 +367,7 @@ fn a_file_as_deep_or_as_long_as_can_be_is_refused_and_nothing_overflows() {
 /// The example as it would be installed in the directory: its absolute paths start there, and every file is there.
 fn installed_example(site: &Site) -> String {
     let example = include_str!("../../deploy/keyway.example.toml");
-    for name in [
-        "usr/lib/softhsm/libsofthsm2.so",
-        "etc/keyway/hsm-1/so-pin",
-        "etc/keyway/hsm-2/so-pin",
-    ] {
+    for name in ["usr/lib/softhsm/libsofthsm2.so", "etc/keyway/hsm-1/so-pin", "etc/keyway/hsm-2/so-pin"] {
         site.put(name, "");
     }
     example.replace("\"/", &format!("\"{}/", site.0.path().display()))
@@ -472,9 +406,7 @@ fn documented(text: &str) -> std::collections::BTreeSet<String> {
     let mut found = std::collections::BTreeSet::new();
     for line in keys.lines() {
         if let Some(heading) = line.strip_prefix("### ") {
-            section = heading
-                .strip_prefix('`')
-                .map_or(String::new(), |name| name.replace('`', "."));
+            section = heading.strip_prefix('`').map_or(String::new(), |name| name.replace('`', "."));
         } else if let Some((key, _)) = line.strip_prefix("| `").and_then(|row| row.split_once('`')) {
             found.insert(format!("{section}{key}"));
         }

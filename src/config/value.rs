@@ -56,10 +56,7 @@ impl Written<'_> {
 
 /// Text with a rule of its own.
 pub(super) fn text<T: FromStr<Err: Display>>(written: &Written<'_>) -> Result<T, String> {
-    written
-        .text()?
-        .parse()
-        .map_err(|rule| format!("{rule}, not {}", written.shown()))
+    written.text()?.parse().map_err(|rule| format!("{rule}, not {}", written.shown()))
 }
 
 /// A whole number.
@@ -70,17 +67,9 @@ pub(super) fn number<T: TryFrom<u32>>(range: RangeInclusive<u32>) -> impl Fn(&Wr
             (None, ValueKind::I64(number)) => u32::try_from(*number).ok(),
             (None, _) => None,
         };
-        number
-            .filter(|number| range.contains(number))
-            .and_then(|number| T::try_from(number).ok())
-            .ok_or_else(|| {
-                format!(
-                    "must be a whole number from {} to {}, not {}",
-                    range.start(),
-                    range.end(),
-                    written.shown()
-                )
-            })
+        number.filter(|number| range.contains(number)).and_then(|number| T::try_from(number).ok()).ok_or_else(|| {
+            format!("must be a whole number from {} to {}, not {}", range.start(), range.end(), written.shown())
+        })
     }
 }
 
@@ -103,10 +92,7 @@ pub(super) fn duration(range: RangeInclusive<Duration>) -> impl Fn(&Written<'_>)
         };
         duration.filter(|duration| range.contains(duration)).ok_or_else(|| {
             let (from, to) = (spell_duration(*range.start()), spell_duration(*range.end()));
-            format!(
-                "must be a duration such as \"10s\", from {from} to {to}, not {}",
-                written.shown()
-            )
+            format!("must be a duration such as \"10s\", from {from} to {to}, not {}", written.shown())
         })
     }
 }
@@ -140,12 +126,8 @@ pub(super) fn address(written: &Written<'_>) -> Result<SocketAddr, String> {
         ValueKind::String(text) => text.parse().ok(),
         _ => None,
     };
-    address.ok_or_else(|| {
-        format!(
-            "must be an IP address and a port, such as \"0.0.0.0:50051\", not {}",
-            written.shown()
-        )
-    })
+    address
+        .ok_or_else(|| format!("must be an IP address and a port, such as \"0.0.0.0:50051\", not {}", written.shown()))
 }
 
 /// A list of texts, each with its rule; a variable separates them by commas.
@@ -156,10 +138,7 @@ pub(super) fn list<T: FromStr<Err: Display>>(written: &Written<'_>) -> Result<Ve
             text(&Written { value, ..*written })
         })),
         (None, ValueKind::Array(values)) => all(values.iter().map(|value| text(&Written { value, ..*written }))),
-        (None, _) => Err(format!(
-            "must be a list such as [\"a\", \"b\"], not {}",
-            written.shown()
-        )),
+        (None, _) => Err(format!("must be a list such as [\"a\", \"b\"], not {}", written.shown())),
     }
 }
 
@@ -172,11 +151,7 @@ fn all<T>(items: impl Iterator<Item = Result<T, String>>) -> Result<Vec<T>, Stri
             Err(complaint) => complaints.push(complaint),
         }
     }
-    if complaints.is_empty() {
-        Ok(good)
-    } else {
-        Err(complaints.join("; "))
-    }
+    if complaints.is_empty() { Ok(good) } else { Err(complaints.join("; ")) }
 }
 
 /// A path, made absolute.
@@ -226,19 +201,7 @@ mod tests {
         for text in ["500ms", "0s", "10s", "2m", "60m"] {
             assert_eq!(parse_duration(text).map(spell_duration).as_deref(), Some(text));
         }
-        for text in [
-            "",
-            "10",
-            "s",
-            "1.5s",
-            "-1s",
-            " 1s",
-            "1 s",
-            "1d",
-            "99999999999s",
-            "1S",
-            "10sm",
-        ] {
+        for text in ["", "10", "s", "1.5s", "-1s", " 1s", "1 s", "1d", "99999999999s", "1S", "10sm"] {
             assert_eq!(parse_duration(text), None, "{text:?}");
         }
     }
@@ -246,11 +209,7 @@ mod tests {
     #[test]
     fn a_complaint_repeats_only_the_beginning_of_a_long_value() {
         let value = Value::new(None, "x".repeat(10_000));
-        let complaint = number::<u32>(1..=2)(&Written {
-            value: &value,
-            base: Path::new("/"),
-        })
-        .unwrap_err();
+        let complaint = number::<u32>(1..=2)(&Written { value: &value, base: Path::new("/") }).unwrap_err();
         assert!(complaint.len() < 200, "{complaint}");
     }
 

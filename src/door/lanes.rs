@@ -45,13 +45,7 @@ impl Lanes {
             threads.push(thread.spawn(move || runtime.block_on(run(faces, arrivals, draining, drain_timeout)))?);
             ways_in.push(way_in);
         }
-        Ok((
-            Self {
-                ways_in: ways_in.into(),
-                turn: Arc::default(),
-            },
-            LaneThreads(threads),
-        ))
+        Ok((Self { ways_in: ways_in.into(), turn: Arc::default() }, LaneThreads(threads)))
     }
 
     /// The next lane takes the connection.

@@ -77,10 +77,8 @@ pub async fn listen(settings: &Settings, lanes: Lanes, draining: watch::Receiver
     let places = Arc::new(Semaphore::new(settings.max_connections));
     let mut bound = Bound::default();
     if let Some(path) = &settings.unix_socket {
-        let listener = bind_unix(path).map_err(|source| ListenError::Bind {
-            address: path.display().to_string(),
-            source,
-        })?;
+        let listener =
+            bind_unix(path).map_err(|source| ListenError::Bind { address: path.display().to_string(), source })?;
         bound.unix = Some(path.clone());
         tokio::spawn(accept_unix(listener, lanes.clone(), places.clone(), draining.clone()));
     }
@@ -89,14 +87,8 @@ pub async fn listen(settings: &Settings, lanes: Lanes, draining: watch::Receiver
             Protection::MutualTls(files) => (files, Plaintext::Refused),
             Protection::DevLoopback(files) => (files, Plaintext::FromLoopback),
         };
-        let rules = TcpRules {
-            acceptor: tls::acceptor(files)?,
-            plaintext,
-        };
-        let bind = |source| ListenError::Bind {
-            address: tcp.listen.to_string(),
-            source,
-        };
+        let rules = TcpRules { acceptor: tls::acceptor(files)?, plaintext };
+        let bind = |source| ListenError::Bind { address: tcp.listen.to_string(), source };
         let listener = TcpListener::bind(tcp.listen).await.map_err(bind)?;
         bound.tcp = Some(listener.local_addr().map_err(bind)?);
         tokio::spawn(accept_tcp(listener, rules, lanes, places, draining));
@@ -182,11 +174,7 @@ pub(super) async fn greet(arrival: Arrival) -> io::Result<Io> {
     match tokio::time::timeout(GREETING, identify(arrival.socket)).await {
         Ok(identified) => {
             let (stream, caller) = identified?;
-            Ok(Io {
-                stream,
-                caller,
-                _place: arrival.place,
-            })
+            Ok(Io { stream, caller, _place: arrival.place })
         }
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
     }

@@ -29,10 +29,8 @@ pub enum TlsError {
 pub(super) fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, TlsError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let chain = certificates(&files.certificate)?;
-    let key = PrivateKeyDer::from_pem_file(&files.private_key).map_err(|error| TlsError::File {
-        path: files.private_key.clone(),
-        why: error.to_string(),
-    })?;
+    let key = PrivateKeyDer::from_pem_file(&files.private_key)
+        .map_err(|error| TlsError::File { path: files.private_key.clone(), why: error.to_string() })?;
     let mut roots = RootCertStore::empty();
     for certificate in certificates(&files.client_ca)? {
         roots.add(certificate).map_err(TlsError::Material)?;
@@ -70,31 +68,16 @@ pub(super) fn caller(certificate: &CertificateDer<'_>) -> Option<Caller> {
         GeneralName::DNSName(dns) => Some(*dns),
         _ => None,
     });
-    let common = certificate
-        .subject()
-        .iter_common_name()
-        .next()
-        .and_then(|name| name.as_str().ok());
-    spiffe
-        .or(dns)
-        .or(common)
-        .map(|name| Caller::certificate(name.to_owned()))
+    let common = certificate.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
+    spiffe.or(dns).or(common).map(|name| Caller::certificate(name.to_owned()))
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let file = |why: String| TlsError::File {
-        path: path.to_owned(),
-        why,
-    };
-    let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path)
-        .map_err(|error| file(error.to_string()))?
-        .collect();
+    let file = |why: String| TlsError::File { path: path.to_owned(), why };
+    let found: Result<Vec<_>, _> =
+        CertificateDer::pem_file_iter(path).map_err(|error| file(error.to_string()))?.collect();
     let found = found.map_err(|error| file(error.to_string()))?;
-    if found.is_empty() {
-        Err(file("holds no certificate".to_owned()))
-    } else {
-        Ok(found)
-    }
+    if found.is_empty() { Err(file("holds no certificate".to_owned())) } else { Ok(found) }
 }
 
 #[cfg(test)]

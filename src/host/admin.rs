@@ -80,10 +80,7 @@ impl Host {
 
     /// The joining token offers a public key that lives as long as its worker.
     pub async fn offer_join(&self, spec: &WorkerSpec) -> Result<Joining, AdminError> {
-        match self
-            .job(spec, Verb::OfferJoin(v1::OfferJoin { so_pin: so_pin(spec)? }))
-            .await?
-        {
+        match self.job(spec, Verb::OfferJoin(v1::OfferJoin { so_pin: so_pin(spec)? })).await? {
             (link, Outcome::JoinOffer(offer)) => Ok(Joining { link, offer }),
             (_, other) => Err(unexpected(other).into()),
         }
@@ -147,10 +144,7 @@ impl Host {
 }
 
 fn so_pin(spec: &WorkerSpec) -> Result<Vec<u8>, AdminError> {
-    let path = spec
-        .so_pin_file
-        .as_ref()
-        .ok_or_else(|| AdminError::NoSoPin(spec.hsm.clone()))?;
+    let path = spec.so_pin_file.as_ref().ok_or_else(|| AdminError::NoSoPin(spec.hsm.clone()))?;
     let text = zeroize::Zeroizing::new(std::fs::read(path).map_err(AdminError::SoPin)?);
     Ok(text.trim_ascii_end().to_vec())
 }

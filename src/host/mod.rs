@@ -73,14 +73,8 @@ impl Host {
     /// When the directory cannot be made.
     pub fn new(directory: PathBuf) -> std::io::Result<Self> {
         use std::os::unix::fs::DirBuilderExt;
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&directory)?;
-        Ok(Self {
-            directory,
-            turns: Arc::default(),
-        })
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+        Ok(Self { directory, turns: Arc::default() })
     }
 
     /// Starts the slot's serving worker once its predecessor is gone, and opens its sessions. Nobody is logged in yet.
@@ -103,10 +97,7 @@ impl Host {
     async fn turn(&self, spec: &WorkerSpec) -> tokio::sync::OwnedMutexGuard<()> {
         let turn = {
             let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-            turns
-                .entry(format!("{}.{}", spec.cluster, spec.hsm))
-                .or_default()
-                .clone()
+            turns.entry(format!("{}.{}", spec.cluster, spec.hsm)).or_default().clone()
         };
         turn.lock_owned().await
     }

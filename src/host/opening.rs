@@ -52,13 +52,7 @@ pub struct WorkerLink {
 
 impl WorkerLink {
     pub(super) fn new(stream: UnixStream, process: WorkerProcess) -> Self {
-        Self {
-            stream,
-            frames: FramesBox::default(),
-            process,
-            opened: v1::Opened::default(),
-            next_id: 1,
-        }
+        Self { stream, frames: FramesBox::default(), process, opened: v1::Opened::default(), next_id: 1 }
     }
 
     /// What the token said of itself.
@@ -82,12 +76,7 @@ impl WorkerLink {
     }
 
     pub(super) async fn log_in(&mut self, pin: &Password) -> Result<(), OpeningError> {
-        match self
-            .ask(Verb::LogIn(v1::LogIn {
-                pin: pin.expose().as_bytes().to_vec(),
-            }))
-            .await?
-        {
+        match self.ask(Verb::LogIn(v1::LogIn { pin: pin.expose().as_bytes().to_vec() })).await? {
             Outcome::Done(_) => Ok(()),
             other => Err(unexpected(other)),
         }
@@ -109,24 +98,13 @@ impl WorkerLink {
         self.next_id += 1;
         let remaining_ms = u32::try_from(OPENING_PATIENCE.as_millis()).expect("seconds");
         let mut bytes = zeroize::Zeroizing::new(Vec::new());
-        link::push(
-            &v1::Request {
-                id,
-                remaining_ms,
-                verb: Some(verb),
-            },
-            &mut bytes,
-        )
-        .map_err(OpeningError::Frame)?;
+        link::push(&v1::Request { id, remaining_ms, verb: Some(verb) }, &mut bytes).map_err(OpeningError::Frame)?;
         self.stream.write_all(&bytes).await.map_err(|_| OpeningError::Ended)?;
         let mut chunk = zeroize::Zeroizing::new([0; 16 * 1024]);
         loop {
             if let Some(response) = self.frames.0.take::<v1::Response>().map_err(OpeningError::Frame)? {
                 return match response {
-                    v1::Response {
-                        id: answered,
-                        outcome: Some(outcome),
-                    } if answered == id => Ok(outcome),
+                    v1::Response { id: answered, outcome: Some(outcome) } if answered == id => Ok(outcome),
                     v1::Response { .. } => Err(OpeningError::OutOfTurn),
                 };
             }

@@ -33,10 +33,8 @@ impl WorkerProcess {
 pub(super) fn spawn(directory: &Path, spec: &WorkerSpec, lock: SlotLock) -> Result<WorkerLink, OpeningError> {
     let slot = spec.slot_name();
     let (link, process) = spawn_as(spec, &slot, Stdio::from(lock.0))?;
-    slot::note_holder(directory, &slot, process.pid).map_err(|source| OpeningError::Files {
-        path: directory.to_owned(),
-        source,
-    })?;
+    slot::note_holder(directory, &slot, process.pid)
+        .map_err(|source| OpeningError::Files { path: directory.to_owned(), source })?;
     Ok(WorkerLink::new(link, process))
 }
 
@@ -54,11 +52,7 @@ fn spawn_as(spec: &WorkerSpec, name: &str, stdout: Stdio) -> Result<(UnixStream,
         .arg0("keyway")
         .args(["worker", name])
         .env_clear()
-        .envs(
-            INHERITED
-                .iter()
-                .filter_map(|name| Some((name, std::env::var_os(name)?))),
-        )
+        .envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
         .envs(&spec.environment)
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(stdout)
@@ -66,10 +60,7 @@ fn spawn_as(spec: &WorkerSpec, name: &str, stdout: Stdio) -> Result<(UnixStream,
         .spawn()
         .map_err(OpeningError::Spawn)?;
     let pid = child.id().expect("not waited for yet");
-    let raw = i32::try_from(pid)
-        .ok()
-        .and_then(rustix::process::Pid::from_raw)
-        .expect("a child's pid is positive");
+    let raw = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).expect("a child's pid is positive");
     let pinned = pidfd_open(raw, PidfdFlags::empty()).map_err(|errno| OpeningError::Spawn(errno.into()))?;
     // Reaped whenever it ends; the link's end tells everybody else.
     tokio::spawn(async move {

@@ -25,10 +25,7 @@ pub(super) struct SlotLock(pub(super) File);
 /// Waits until the slot is free. Its former worker ends by itself when its link has ended and its running calls have returned; past `patience` it is stuck, and killed.
 pub(super) async fn take(directory: &Path, slot: &str, patience: Duration) -> Result<SlotLock, OpeningError> {
     let path = directory.join(format!("{slot}.lock"));
-    let file = open(&path).map_err(|source| OpeningError::Files {
-        path: path.clone(),
-        source,
-    })?;
+    let file = open(&path).map_err(|source| OpeningError::Files { path: path.clone(), source })?;
     let give_up = Instant::now() + patience + GRACE;
     let mut killed = false;
     loop {
@@ -56,12 +53,7 @@ pub(super) fn note_holder(directory: &Path, slot: &str, pid: u32) -> std::io::Re
 
 fn open(path: &Path) -> std::io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
-    OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(path)?;
+    OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
     File::open(path)
 }
 
@@ -71,24 +63,15 @@ fn pid_file(directory: &Path, slot: &str) -> PathBuf {
 
 /// Kills the slot's worker, and nobody else: the process is pinned first, then recognised by its command line.
 fn kill_holder(directory: &Path, slot: &str) {
-    let pid = std::fs::read_to_string(pid_file(directory, slot))
-        .ok()
-        .and_then(|text| text.trim().parse().ok());
+    let pid = std::fs::read_to_string(pid_file(directory, slot)).ok().and_then(|text| text.trim().parse().ok());
     let Some(pid) = pid.and_then(Pid::from_raw) else { return };
     let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else {
         return;
     };
     let command_line = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
     let expected = format!("worker\0{slot}\0");
-    if command_line
-        .windows(expected.len())
-        .any(|part| part == expected.as_bytes())
-    {
-        tracing::warn!(
-            slot,
-            pid = pid.as_raw_nonzero(),
-            "killing a worker that is stuck past its patience"
-        );
+    if command_line.windows(expected.len()).any(|part| part == expected.as_bytes()) {
+        tracing::warn!(slot, pid = pid.as_raw_nonzero(), "killing a worker that is stuck past its patience");
         let _ = pidfd_send_signal(process, Signal::KILL);
     }
 }
@@ -105,10 +88,7 @@ mod tests {
             let directory = directory.path().to_owned();
             async move { take(&directory, "a", Duration::from_secs(30)).await }
         });
-        assert!(
-            take(directory.path(), "b", Duration::ZERO).await.is_ok(),
-            "another slot is free"
-        );
+        assert!(take(directory.path(), "b", Duration::ZERO).await.is_ok(), "another slot is free");
         drop(held);
         assert!(waiting.await.unwrap().is_ok());
     }

@@ -21,10 +21,8 @@ impl TokenDirectory {
         use std::os::unix::fs::DirBuilderExt;
         let tokens = root.join("tokens");
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&tokens)?;
-        let text = format!(
-            "directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n",
-            tokens.display()
-        );
+        let text =
+            format!("directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n", tokens.display());
         std::fs::write(root.join("softhsm2.conf"), text)?;
         Ok(Self { root })
     }
@@ -39,13 +37,8 @@ impl TokenDirectory {
 pub(super) fn save(directory: &Path, spec: &WorkerSpec) -> Result<(), OpeningError> {
     for token in token_objects(spec) {
         let copy = copy_of(directory, spec, &token);
-        let result = std::fs::read(&token).and_then(|bytes| {
-            if bytes.is_empty() {
-                Ok(())
-            } else {
-                replace(&copy, &bytes)
-            }
-        });
+        let result =
+            std::fs::read(&token).and_then(|bytes| if bytes.is_empty() { Ok(()) } else { replace(&copy, &bytes) });
         result.map_err(|source| OpeningError::Files { path: token, source })?;
     }
     Ok(())
@@ -73,27 +66,17 @@ fn token_objects(spec: &WorkerSpec) -> Vec<PathBuf> {
     let Ok(text) = std::fs::read_to_string(configuration) else {
         return Vec::new();
     };
-    let tokens = text
-        .lines()
-        .filter_map(|line| line.split_once('='))
-        .find(|(key, _)| key.trim() == "directories.tokendir");
+    let tokens =
+        text.lines().filter_map(|line| line.split_once('=')).find(|(key, _)| key.trim() == "directories.tokendir");
     let Some((_, tokens)) = tokens else { return Vec::new() };
     let Ok(entries) = std::fs::read_dir(tokens.trim()) else {
         return Vec::new();
     };
-    entries
-        .flatten()
-        .map(|entry| entry.path().join("token.object"))
-        .filter(|path| path.is_file())
-        .collect()
+    entries.flatten().map(|entry| entry.path().join("token.object")).filter(|path| path.is_file()).collect()
 }
 
 fn copy_of(directory: &Path, spec: &WorkerSpec, token: &Path) -> PathBuf {
-    let serial = token
-        .parent()
-        .and_then(Path::file_name)
-        .unwrap_or_default()
-        .to_string_lossy();
+    let serial = token.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
     directory.join(format!("{}.{serial}.token.object", spec.slot_name()))
 }
 
@@ -101,12 +84,7 @@ fn copy_of(directory: &Path, spec: &WorkerSpec, token: &Path) -> PathBuf {
 fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
     let fresh = path.with_extension("fresh");
-    let mut file = std::fs::OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(0o600)
-        .open(&fresh)?;
+    let mut file = std::fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&fresh)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     std::fs::rename(&fresh, path)

@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{Stream, StreamExt};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -24,7 +24,7 @@ use crate::cluster::{Connection, Failure, KeyInHsms, Made};
 use crate::keystore::Store;
 use crate::link::v1::presence::Found;
 use crate::model::{AliasName, CkaId, HsmId, KeyId, KeySpec, KeyVersion};
-use crate::records::{self, BegunKey, KeyLimits, Proof};
+use crate::records::{self, BegunKey, KeyLimits, Proof, Unavailable};
 
 pub use crate::records::RequestClaim;
 
@@ -33,6 +33,8 @@ use super::{Description, Error, Keys};
 /// Steps of a creation are waited for this long: longer than a worker's patience, so that a step
 /// has either been answered or its worker is gone.
 const STEP: Duration = Duration::from_secs(10 * 60);
+/// Once two zones have the key, the other nodes get this long before the caller is told.
+const GRACE: Duration = Duration::from_millis(250);
 /// How long a request id is remembered.
 const REQUEST_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -76,12 +78,7 @@ impl Keys {
         let outcome = tokio::time::timeout_at(deadline, answered).await;
         match outcome {
             Ok(Ok(Ok(id))) => {
-                let record = self
-                    .0
-                    .records
-                    .key(id)
-                    .await?
-                    .ok_or_else(|| Error::NotFound(id.to_string()))?;
+                let record = self.0.records.key(id).await?.ok_or_else(|| Error::NotFound(id.to_string()))?;
                 Ok(self.describe_record(record))
             }
             Ok(Ok(Err(error))) => Err(error),
@@ -126,17 +123,11 @@ impl Keys {
     }
 
     async fn begin(&self, store: &Store, new: NewKey) -> Result<Begun, Error> {
-        let connection = store.connected().map_err(|state| Error::StoreNotConnected {
-            store: store.id(),
-            state,
-        })?;
+        let connection = store.connected().map_err(|state| Error::StoreNotConnected { store: store.id(), state })?;
         let nodes = connection.ready_for_new_keys();
         let zones = connection.zones(&nodes);
         if zones < 2 {
-            return Err(Error::TooFewNodes {
-                nodes: nodes.len(),
-                zones,
-            });
+            return Err(Error::TooFewNodes { nodes: nodes.len(), zones });
         }
         let record = store.record();
         let id = KeyId::random();
@@ -150,41 +141,18 @@ impl Keys {
             tags: new.tags,
             alias: new.alias.clone(),
             created: clock::now(),
-            hsms: nodes
-                .iter()
-                .map(|index| connection.members()[*index].node.hsm().clone())
-                .collect(),
+            hsms: nodes.iter().map(|index| connection.members()[*index].node.hsm().clone()).collect(),
             request: new.request,
         };
-        let limits = KeyLimits {
-            keys_per_store: self.0.settings.per_key_store,
-            request_retention: REQUEST_RETENTION,
-        };
+        let limits = KeyLimits { keys_per_store: self.0.settings.per_key_store, request_retention: REQUEST_RETENTION };
         match self.0.records.begin_key(&row, &limits).await? {
-            BegunKey::Begun => Ok(Begun::New(
-                Creation {
-                    id,
-                    spec: new.spec,
-                    connection,
-                    nodes,
-                },
-                live,
-            )),
-            BegunKey::Replay {
-                id,
-                state: crate::model::KeyState::Enabled,
-            } => Ok(Begun::Replay(id)),
-            BegunKey::Replay {
-                id,
-                state: crate::model::KeyState::Creating,
-            } => Err(Error::StillCreating(id)),
+            BegunKey::Begun => Ok(Begun::New(Creation { id, spec: new.spec, connection, nodes }, live)),
+            BegunKey::Replay { id, state: crate::model::KeyState::Enabled } => Ok(Begun::Replay(id)),
+            BegunKey::Replay { id, state: crate::model::KeyState::Creating } => Err(Error::StillCreating(id)),
             BegunKey::RequestReused => Err(Error::RequestReused),
             BegunKey::AliasInUse => Err(Error::AliasInUse(new.alias.expect("only a named alias can be in use"))),
             BegunKey::TooManyKeys => Err(Error::TooManyKeys(self.0.settings.per_key_store)),
-            BegunKey::StoreNotConnected => Err(Error::StoreNotConnected {
-                store: record.id,
-                state: store.state(),
-            }),
+            BegunKey::StoreNotConnected => Err(Error::StoreNotConnected { store: record.id, state: store.state() }),
         }
     }
 
@@ -194,11 +162,7 @@ impl Keys {
         let cka = CkaId::of(creation.id, KeyVersion::FIRST);
         let mut last = Failure::NoNode;
         for index in &creation.nodes {
-            match creation
-                .connection
-                .make_key(*index, cka, creation.spec, Instant::now() + STEP)
-                .await
-            {
+            match creation.connection.make_key(*index, cka, creation.spec, Instant::now() + STEP).await {
                 Ok(made) => return Ok((*index, made)),
                 Err(Failure::OutcomeUnknown | Failure::OutOfTurn | Failure::Poisonous) => {
                     self.abandon(creation).await;
@@ -219,92 +183,55 @@ impl Keys {
         made: Made,
         answer: Answer,
     ) -> Result<Spread, (Answer, Error)> {
-        let cka = CkaId::of(creation.id, KeyVersion::FIRST);
-        let key = KeyInHsms {
-            id: cka,
-            probe: made.probe,
-        };
-        let others = creation.nodes.iter().copied().filter(|index| *index != maker);
-        let mut copies: FuturesUnordered<_> = others
-            .map(|index| {
-                let (key, wrapped) = (&key, made.wrapped.clone());
-                let unwrapped =
-                    creation
-                        .connection
-                        .unwrap_key(index, key, creation.spec, wrapped, Instant::now() + STEP);
-                async move { (index, unwrapped.await) }
-            })
-            .collect();
-        // Until a node has answered the probe, nothing is asked of it under this key.
-        for member in creation.connection.members() {
-            member.lacks([cka]);
-        }
-        creation.connection.members()[maker].has_now(&cka);
+        let key = KeyInHsms { id: CkaId::of(creation.id, KeyVersion::FIRST), probe: made.probe };
+        creation.ask_nothing_yet(&key.id, maker);
+        let mut copies = creation.copy(&key, maker, &made.wrapped);
         let mut proven = vec![maker];
-        let mut answer = Some(answer);
-        while let Some((index, found)) = copies.next().await {
-            let member = &creation.connection.members()[index];
-            match found {
-                Ok(Found::Proven) => member.has_now(&cka),
-                Ok(other) => {
-                    tracing::warn!(hsm = %member.node.hsm(), key = %creation.id, ?other, "a new key could not be proved");
-                    continue;
-                }
-                Err(error) => {
-                    tracing::warn!(hsm = %member.node.hsm(), key = %creation.id, %error, "a new key could not be copied");
-                    continue;
+        while creation.connection.zones(&proven) < 2 {
+            match creation.next_proven(&mut copies, &key.id).await {
+                Some(index) => proven.push(index),
+                None => {
+                    drop(copies);
+                    self.abandon(creation).await;
+                    let zones = creation.connection.zones(&proven);
+                    return Err((answer, Error::TooFewNodes { nodes: proven.len(), zones }));
                 }
             }
+        }
+        // The others are mostly as quick, and one write for all costs less than one each.
+        let _ = tokio::time::timeout(GRACE, async {
+            while let Some(index) = creation.next_proven(&mut copies, &key.id).await {
+                proven.push(index);
+            }
+        })
+        .await;
+        match self.enable(creation, &key, &proven).await {
+            Ok(true) => drop(answer.send(Ok(creation.id))),
+            Ok(false) => return Err((answer, Error::OutcomeUnknown(creation.id))),
+            // Whether it was written is not known: nothing is destroyed here, and reconciling settles it.
+            Err(error) => return Err((answer, Error::Records(error))),
+        }
+        while let Some(index) = creation.next_proven(&mut copies, &key.id).await {
+            self.note_presence(creation, index).await;
             proven.push(index);
-            if answer.is_none() {
-                self.note_presence(creation, index).await;
-            } else if creation.connection.zones(&proven) >= 2 {
-                let hsms: Vec<HsmId> = proven
-                    .iter()
-                    .map(|index| creation.connection.members()[*index].node.hsm().clone())
-                    .collect();
-                let enabled = self
-                    .0
-                    .records
-                    .finish_key(creation.id, KeyVersion::FIRST, &key.probe, &hsms, clock::now())
-                    .await;
-                let answer = answer.take().expect("just looked");
-                match enabled {
-                    Ok(true) => {
-                        let _ = answer.send(Ok(creation.id));
-                    }
-                    Ok(false) => return Err((answer, Error::OutcomeUnknown(creation.id))),
-                    // Whether it was written is not known: nothing is destroyed, and the next start settles it.
-                    Err(error) => return Err((answer, Error::Records(error))),
-                }
-            }
         }
-        match answer {
-            None if proven.len() == creation.connection.members().len() => Ok(Spread::Everywhere),
+        if proven.len() == creation.connection.members().len() {
+            Ok(Spread::Everywhere)
+        } else {
             // Nodes that miss it get it when they are next brought level.
-            None => Ok(Spread::Enough),
-            Some(answer) => {
-                drop(copies);
-                self.abandon(creation).await;
-                let zones = creation.connection.zones(&proven);
-                Err((
-                    answer,
-                    Error::TooFewNodes {
-                        nodes: proven.len(),
-                        zones,
-                    },
-                ))
-            }
+            Ok(Spread::Enough)
         }
+    }
+
+    async fn enable(&self, creation: &Creation, key: &KeyInHsms, proven: &[usize]) -> Result<bool, Unavailable> {
+        let members = creation.connection.members();
+        let hsms: Vec<HsmId> = proven.iter().map(|index| members[*index].node.hsm().clone()).collect();
+        self.0.records.finish_key(creation.id, KeyVersion::FIRST, &key.probe, &hsms, clock::now()).await
     }
 
     async fn note_presence(&self, creation: &Creation, index: usize) {
         let hsm = creation.connection.members()[index].node.hsm();
-        let noted = self
-            .0
-            .records
-            .set_presence(creation.id, KeyVersion::FIRST, hsm, Proof::Used, clock::now())
-            .await;
+        let noted = self.0.records.set_presence(creation.id, KeyVersion::FIRST, hsm, Proof::Used, clock::now()).await;
         if let Err(error) = noted {
             tracing::warn!(%hsm, key = %creation.id, %error, "a copy could not be written down; it is looked for again");
         }
@@ -314,18 +241,62 @@ impl Keys {
     async fn abandon(&self, creation: &Creation) {
         let cka = CkaId::of(creation.id, KeyVersion::FIRST);
         for index in &creation.nodes {
-            if creation
-                .connection
-                .destroy_key(*index, cka, Instant::now() + STEP)
-                .await
-                .is_ok()
-            {
+            if creation.connection.destroy_key(*index, cka, Instant::now() + STEP).await.is_ok() {
                 let hsm = creation.connection.members()[*index].node.hsm();
                 if let Err(error) = self.0.records.clear_creating(creation.id, hsm).await {
                     tracing::warn!(key = %creation.id, %error, "an abandoned key stays in the records for now");
                 }
             }
         }
+    }
+}
+
+impl Creation {
+    /// Until a node has answered the probe, nothing is asked of it under this key.
+    fn ask_nothing_yet(&self, key: &CkaId, maker: usize) {
+        for member in self.connection.members() {
+            member.lacks([*key]);
+        }
+        self.connection.members()[maker].has_now(key);
+    }
+
+    /// Gives the key to every other node at once.
+    fn copy<'a>(
+        &'a self,
+        key: &'a KeyInHsms,
+        maker: usize,
+        wrapped: &'a [u8],
+    ) -> FuturesUnordered<impl Future<Output = (usize, Result<Found, Failure>)> + 'a> {
+        let others = self.nodes.iter().copied().filter(move |index| *index != maker);
+        let copying = others.map(move |index| async move {
+            let deadline = Instant::now() + STEP;
+            (index, self.connection.unwrap_key(index, key, self.spec, wrapped.to_vec(), deadline).await)
+        });
+        copying.collect()
+    }
+
+    /// The next node that proved the key; `None` when no more will.
+    async fn next_proven(
+        &self,
+        copies: &mut (impl Stream<Item = (usize, Result<Found, Failure>)> + Unpin),
+        key: &CkaId,
+    ) -> Option<usize> {
+        while let Some((index, found)) = copies.next().await {
+            let member = &self.connection.members()[index];
+            match found {
+                Ok(Found::Proven) => {
+                    member.has_now(key);
+                    return Some(index);
+                }
+                Ok(other) => {
+                    tracing::warn!(hsm = %member.node.hsm(), key = %self.id, ?other, "a new key could not be proved");
+                }
+                Err(error) => {
+                    tracing::warn!(hsm = %member.node.hsm(), key = %self.id, %error, "a new key could not be copied");
+                }
+            }
+        }
+        None
     }
 }
 
@@ -353,11 +324,7 @@ struct Live {
 impl Live {
     fn new(keys: Keys, id: KeyId) -> Self {
         keys.lock_creating().insert(id);
-        Self {
-            keys,
-            id,
-            settled: false,
-        }
+        Self { keys, id, settled: false }
     }
 
     /// Nothing is left for anybody else to do.
@@ -377,9 +344,6 @@ impl Drop for Live {
 
 impl Keys {
     pub(super) fn lock_creating(&self) -> std::sync::MutexGuard<'_, std::collections::HashSet<KeyId>> {
-        self.0
-            .creating
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.0.creating.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }

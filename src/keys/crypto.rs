@@ -82,18 +82,13 @@ impl Keys {
         let version = key.version(envelope.version).ok_or(Error::InvalidCiphertext)?;
         let connection = key.connection()?;
         let aad = envelope::aad(key.id, version.version, context);
-        let plaintext = connection
-            .decrypt(&version.in_hsms, aad, envelope.sealed, deadline)
-            .await
-            .map_err(|failure| match failure {
+        let plaintext = connection.decrypt(&version.in_hsms, aad, envelope.sealed, deadline).await.map_err(
+            |failure| match failure {
                 Failure::BadCiphertext => Error::InvalidCiphertext,
                 other => Error::Hsm(other),
-            })?;
-        Ok(Decrypted {
-            plaintext,
-            arn: self.key_arn(&key),
-            version: version.version,
-        })
+            },
+        )?;
+        Ok(Decrypted { plaintext, arn: self.key_arn(&key), version: version.version })
     }
 
     pub async fn generate_data_key(
@@ -104,8 +99,7 @@ impl Keys {
         context: &EncryptionContext,
         deadline: Instant,
     ) -> Result<NewDataKey, Error> {
-        self.data_key(key, number_of_bytes, PlaintextPart::Wanted, context, deadline)
-            .await
+        self.data_key(key, number_of_bytes, PlaintextPart::Wanted, context, deadline).await
     }
 
     pub async fn generate_data_key_without_plaintext(
@@ -116,10 +110,7 @@ impl Keys {
         context: &EncryptionContext,
         deadline: Instant,
     ) -> Result<Encrypted, Error> {
-        Ok(self
-            .data_key(key, number_of_bytes, PlaintextPart::Withheld, context, deadline)
-            .await?
-            .encrypted)
+        Ok(self.data_key(key, number_of_bytes, PlaintextPart::Withheld, context, deadline).await?.encrypted)
     }
 
     /// Random bytes from an HSM of the named store, or of any connected one.
@@ -133,16 +124,11 @@ impl Keys {
         let connection = match store {
             Some(id) => {
                 let store = self.0.stores.get(id)?;
-                store.connected().map_err(|state| Error::StoreNotConnected {
-                    store: id.clone(),
-                    state,
-                })?
+                store.connected().map_err(|state| Error::StoreNotConnected { store: id.clone(), state })?
             }
             None => {
                 let stores = self.0.stores.list();
-                let connected = stores
-                    .iter()
-                    .find_map(|store: &std::sync::Arc<Store>| store.connected().ok());
+                let connected = stores.iter().find_map(|store: &std::sync::Arc<Store>| store.connected().ok());
                 connected.ok_or(Error::NoConnectedStore)?
             }
         };
@@ -162,21 +148,14 @@ impl Keys {
         let version = self.take_use(&key).await?;
         let aad = envelope::aad(key.id, version.version, context);
         let wanted = plaintext == PlaintextPart::Wanted;
-        let generated = connection
-            .generate_data_key(&version.in_hsms, aad, number_of_bytes, wanted, deadline)
-            .await?;
+        let generated = connection.generate_data_key(&version.in_hsms, aad, number_of_bytes, wanted, deadline).await?;
         let encrypted = self.encrypted(&key, version.version, &generated.sealed);
-        Ok(NewDataKey {
-            encrypted,
-            plaintext: generated.plaintext,
-        })
+        Ok(NewDataKey { encrypted, plaintext: generated.plaintext })
     }
 
     /// The current version, with one of its uses taken. Every attempt counts, also one that fails.
     async fn take_use<'a>(&self, key: &'a Key) -> Result<&'a super::Version, Error> {
-        let version = key
-            .version(key.current)
-            .ok_or_else(|| Error::NotFound(key.id.to_string()))?;
+        let version = key.version(key.current).ok_or_else(|| Error::NotFound(key.id.to_string()))?;
         match version.uses.take(&self.0.records, key.id, version.version).await {
             Ok(()) => Ok(version),
             Err(NoUse::Exhausted) => Err(Error::UseLimit(key.id)),
@@ -186,12 +165,7 @@ impl Keys {
 
     fn encrypted(&self, key: &Key, version: KeyVersion, sealed: &crate::cluster::Sealed) -> Encrypted {
         let ciphertext = envelope::seal(key.id, version, sealed);
-        Encrypted {
-            ciphertext,
-            key: key.id,
-            arn: self.key_arn(key),
-            version,
-        }
+        Encrypted { ciphertext, key: key.id, arn: self.key_arn(key), version }
     }
 
     fn key_arn(&self, key: &Key) -> String {

@@ -58,10 +58,7 @@ pub fn open(bytes: &[u8]) -> Result<Envelope, NotOurs> {
     Ok(Envelope {
         key: KeyId::from_bytes(head[4..20].try_into().expect("16 of 24 bytes")),
         version: KeyVersion(u32::from_be_bytes(head[20..].try_into().expect("the last 4"))),
-        sealed: Sealed {
-            iv: iv.to_vec(),
-            sealed: sealed.to_vec(),
-        },
+        sealed: Sealed { iv: iv.to_vec(), sealed: sealed.to_vec() },
     })
 }
 

@@ -45,11 +45,7 @@ pub enum Error {
     StoreNotConnected { store: KeyStoreId, state: ConnectionState },
     /// A key that exists cannot be used, since its store is not connected.
     #[error("key {key} is UNAVAILABLE: its key store {store} is {state}")]
-    Unavailable {
-        key: KeyId,
-        store: KeyStoreId,
-        state: ConnectionState,
-    },
+    Unavailable { key: KeyId, store: KeyStoreId, state: ConnectionState },
     #[error("no connected key store can give random bytes")]
     NoConnectedStore,
     #[error("a new key needs two HSMs in two availability zones that answer; {nodes} in {zones} do")]
@@ -143,12 +139,7 @@ impl Keys {
 
     pub async fn describe(&self, _permit: Permit<action::DescribeKey>, key: &KeyRef) -> Result<Description, Error> {
         let id = self.resolve(key).await?;
-        let record = self
-            .0
-            .records
-            .key(id)
-            .await?
-            .ok_or_else(|| Error::NotFound(id.to_string()))?;
+        let record = self.0.records.key(id).await?.ok_or_else(|| Error::NotFound(id.to_string()))?;
         Ok(self.describe_record(record))
     }
 
@@ -176,12 +167,7 @@ impl Keys {
         let key = self.resolve(key).await?;
         let now = clock::now();
         match self.0.records.create_alias(&name, key, now, ALIASES_PER_KEY).await? {
-            CreatedAlias::Created => Ok(AliasRecord {
-                name,
-                key,
-                created: now,
-                updated: now,
-            }),
+            CreatedAlias::Created => Ok(AliasRecord { name, key, created: now, updated: now }),
             CreatedAlias::InUse => Err(Error::AliasInUse(name)),
             CreatedAlias::TooMany => Err(Error::TooManyAliases(ALIASES_PER_KEY)),
             CreatedAlias::NoSuchKey => Err(Error::NotFound(key.to_string())),
@@ -210,21 +196,12 @@ impl Keys {
 
     /// The ARN under which SDKs know an alias of a key.
     pub async fn alias_arn(&self, alias: &AliasRecord) -> Result<String, Error> {
-        let record = self
-            .0
-            .records
-            .key(alias.key)
-            .await?
-            .ok_or_else(|| Error::NotFound(alias.key.to_string()))?;
+        let record = self.0.records.key(alias.key).await?.ok_or_else(|| Error::NotFound(alias.key.to_string()))?;
         Ok(self.arn(&record.cluster, &alias.name.to_string()))
     }
 
     fn describe_record(&self, record: KeyRecord) -> Description {
-        let state = self
-            .0
-            .stores
-            .get(&record.store)
-            .map_or(ConnectionState::Disconnected, |store| store.state());
+        let state = self.0.stores.get(&record.store).map_or(ConnectionState::Disconnected, |store| store.state());
         Description {
             arn: self.arn(&record.cluster, &format!("key/{}", record.id)),
             unavailable: (state != ConnectionState::Connected).then_some(state),
@@ -247,12 +224,7 @@ impl Keys {
         if let Some(id) = self.0.aliases.read().unwrap_or_else(PoisonError::into_inner).get(name) {
             return Ok(*id);
         }
-        let id = self
-            .0
-            .records
-            .key_id_of_alias(name)
-            .await?
-            .ok_or_else(|| Error::NotFound(name.to_string()))?;
+        let id = self.0.records.key_id_of_alias(name).await?.ok_or_else(|| Error::NotFound(name.to_string()))?;
         let mut aliases = self.0.aliases.write().unwrap_or_else(PoisonError::into_inner);
         if aliases.len() >= ALIASES_REMEMBERED {
             aliases.clear();
@@ -266,48 +238,24 @@ impl Keys {
         if let Some(key) = self.0.known.read().unwrap_or_else(PoisonError::into_inner).get(&id) {
             return Ok(key.clone());
         }
-        let record = self
-            .0
-            .records
-            .key(id)
-            .await?
-            .ok_or_else(|| Error::NotFound(id.to_string()))?;
+        let record = self.0.records.key(id).await?.ok_or_else(|| Error::NotFound(id.to_string()))?;
         match record.state {
             KeyState::Enabled => {}
             KeyState::Creating => return Err(Error::NotFound(id.to_string())),
         }
         let store = self.0.stores.get(&record.store)?;
         let key = Arc::new(Key::new(record, store));
-        Ok(self
-            .0
-            .known
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .entry(id)
-            .or_insert(key)
-            .clone())
+        Ok(self.0.known.write().unwrap_or_else(PoisonError::into_inner).entry(id).or_insert(key).clone())
     }
 }
 
 impl Key {
     fn new(record: KeyRecord, store: Arc<Store>) -> Self {
         let versions = record.versions.into_iter().filter_map(|version| {
-            let in_hsms = KeyInHsms {
-                id: CkaId::of(record.id, version.version),
-                probe: version.probe?,
-            };
-            Some(Version {
-                version: version.version,
-                in_hsms,
-                uses: Uses::none(),
-            })
+            let in_hsms = KeyInHsms { id: CkaId::of(record.id, version.version), probe: version.probe? };
+            Some(Version { version: version.version, in_hsms, uses: Uses::none() })
         });
-        Self {
-            id: record.id,
-            store,
-            current: record.current_version,
-            versions: versions.collect(),
-        }
+        Self { id: record.id, store, current: record.current_version, versions: versions.collect() }
     }
 
     fn version(&self, version: KeyVersion) -> Option<&Version> {
@@ -315,10 +263,6 @@ impl Key {
     }
 
     fn connection(&self) -> Result<Arc<cluster::Connection>, Error> {
-        self.store.connected().map_err(|state| Error::Unavailable {
-            key: self.id,
-            store: self.store.id(),
-            state,
-        })
+        self.store.connected().map_err(|state| Error::Unavailable { key: self.id, store: self.store.id(), state })
     }
 }

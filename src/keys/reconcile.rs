@@ -88,9 +88,7 @@ async fn bring_level(keys: &Keys, connection: &Connection, index: usize) -> bool
             true
         }
         Err(error) => {
-            let cause = std::error::Error::source(&error)
-                .map(|cause| format!(": {cause}"))
-                .unwrap_or_default();
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
             tracing::warn!(hsm = %member.node.hsm(), %error, cause, "node not level");
             if member.node.status().borrow().health == Health::Syncing {
                 member.node.not_level(login, &format!("{error}{cause}"));
@@ -105,11 +103,7 @@ async fn try_level(keys: &Keys, connection: &Connection, index: usize) -> Result
     let hsm = connection.members()[index].node.hsm();
     let (mut after, mut missing) = (None, 0);
     loop {
-        let page = keys
-            .0
-            .records
-            .keys_lacking(&connection.cluster, hsm, after, PAGE)
-            .await?;
+        let page = keys.0.records.keys_lacking(&connection.cluster, hsm, after, PAGE).await?;
         let Some(last) = page.last() else { break };
         after = Some(*last);
         for (key, version) in page {
@@ -118,11 +112,7 @@ async fn try_level(keys: &Keys, connection: &Connection, index: usize) -> Result
             }
         }
     }
-    if missing == 0 {
-        Ok(())
-    } else {
-        Err(NotLevel::Missing(missing))
-    }
+    if missing == 0 { Ok(()) } else { Err(NotLevel::Missing(missing)) }
 }
 
 /// Destroys what this node holds of keys that were never acknowledged. Its former worker is gone, so nothing more can come of them.
@@ -130,18 +120,12 @@ async fn settle(keys: &Keys, connection: &Connection, index: usize) -> Result<()
     let hsm = connection.members()[index].node.hsm();
     for record in keys.0.records.creating_keys(&connection.cluster).await? {
         let version = KeyVersion::FIRST;
-        let here = record
-            .versions
-            .iter()
-            .any(|version| version.on.iter().any(|on| on.hsm == *hsm));
+        let here = record.versions.iter().any(|version| version.on.iter().any(|on| on.hsm == *hsm));
         if !here || keys.lock_creating().contains(&record.id) {
             continue;
         }
         let cka = CkaId::of(record.id, version);
-        connection
-            .destroy_key(index, cka, Instant::now() + STEP)
-            .await
-            .map_err(NotLevel::Unsettled)?;
+        connection.destroy_key(index, cka, Instant::now() + STEP).await.map_err(NotLevel::Unsettled)?;
         let left = keys.0.records.clear_creating(record.id, hsm).await?;
         tracing::info!(key = %record.id, %hsm, nodes_left = left.hsms, "settled a key that was never acknowledged");
     }
@@ -163,16 +147,10 @@ async fn give(
     let Some(record) = keys.0.records.key(id).await? else {
         return Ok(true);
     };
-    let probe = record
-        .versions
-        .iter()
-        .find(|candidate| candidate.version == version)
-        .and_then(|found| found.probe.clone());
+    let probe =
+        record.versions.iter().find(|candidate| candidate.version == version).and_then(|found| found.probe.clone());
     let Some(probe) = probe else { return Ok(true) };
-    let key = KeyInHsms {
-        id: CkaId::of(id, version),
-        probe,
-    };
+    let key = KeyInHsms { id: CkaId::of(id, version), probe };
     let member = &connection.members()[index];
     let hsm = member.node.hsm();
     let mut found = prove(connection, index, &key).await;
@@ -181,10 +159,7 @@ async fn give(
     }
     match found {
         Some(Found::Proven) => {
-            keys.0
-                .records
-                .set_presence(id, version, hsm, Proof::Used, clock::now())
-                .await?;
+            keys.0.records.set_presence(id, version, hsm, Proof::Used, clock::now()).await?;
             member.has_now(&key.id);
             Ok(true)
         }
@@ -206,10 +181,7 @@ async fn copy(connection: &Connection, index: usize, key: &KeyInHsms, spec: crat
     for (holder, member) in holders {
         match connection.wrap_key(holder, key.id, Instant::now() + STEP).await {
             Ok(wrapped) => {
-                return connection
-                    .unwrap_key(index, key, spec, wrapped, Instant::now() + STEP)
-                    .await
-                    .ok();
+                return connection.unwrap_key(index, key, spec, wrapped, Instant::now() + STEP).await.ok();
             }
             Err(error) => {
                 tracing::warn!(hsm = %member.node.hsm(), key = ?key.id, %error, "a key could not be wrapped here")

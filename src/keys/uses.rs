@@ -32,10 +32,7 @@ pub struct Uses {
 impl Uses {
     /// Nothing reserved yet: the first use reserves a block.
     pub fn none() -> Self {
-        Self {
-            left: AtomicU64::new(0),
-            reserving: tokio::sync::Mutex::default(),
-        }
+        Self { left: AtomicU64::new(0), reserving: tokio::sync::Mutex::default() }
     }
 
     /// Takes one use, reserving another block when none is left.
@@ -57,8 +54,6 @@ impl Uses {
     }
 
     fn try_take(&self) -> bool {
-        self.left
-            .fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1))
-            .is_ok()
+        self.left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok()
     }
 }

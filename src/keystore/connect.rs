@@ -56,12 +56,7 @@ fn progress_of(member: &Member) -> Progress {
         Health::Syncing => (Phase::Probe, false),
         Health::Healthy => (Phase::Ready, false),
     };
-    Progress {
-        hsm: member.node.hsm().clone(),
-        phase,
-        failed,
-        reason: status.reason.clone(),
-    }
+    Progress { hsm: member.node.hsm().clone(), phase, failed, reason: status.reason.clone() }
 }
 
 /// Connects a CONNECTING store, or says why that failed. Gives up quietly when the store is disconnected meanwhile.
@@ -74,26 +69,16 @@ pub(super) async fn run(stores: KeyStores, store: Arc<Store>) {
         outcome = tokio::time::timeout(stores.0.settings.connect_timeout, attempt(&stores, &store)) => outcome,
     };
     let outcome = outcome.unwrap_or_else(|_| {
-        Err(fault(
-            ConnectionErrorCode::NetworkErrors,
-            "the attempt took longer than connect_timeout".to_owned(),
-            None,
-        ))
+        Err(fault(ConnectionErrorCode::NetworkErrors, "the attempt took longer than connect_timeout".to_owned(), None))
     });
     let moved = match outcome {
-        Ok(()) => {
-            stores
-                .advance(&store, Event::Connected, |record| record.last_error = None)
-                .await
-        }
+        Ok(()) => stores.advance(&store, Event::Connected, |record| record.last_error = None).await,
         Err(fault) => {
             tracing::warn!(key_store = %store.id(), code = %fault.code, message = %fault.message, "connecting failed");
             if let Some(connection) = store.connection.send_replace(None) {
                 connection.close(Closing::Now).await;
             }
-            stores
-                .advance(&store, Event::Failed, |record| record.last_error = Some(fault))
-                .await
+            stores.advance(&store, Event::Failed, |record| record.last_error = Some(fault)).await
         }
     };
     if let Err(error) = moved {
@@ -106,11 +91,7 @@ async fn attempt(stores: &KeyStores, store: &Store) -> Result<(), ConnectionFaul
         Ok(Some(connection)) => connection,
         Ok(None) => {
             let cluster = store.record().cluster;
-            return Err(fault(
-                ConnectionErrorCode::ClusterNotFound,
-                format!("cluster {cluster} cannot be used"),
-                None,
-            ));
+            return Err(fault(ConnectionErrorCode::ClusterNotFound, format!("cluster {cluster} cannot be used"), None));
         }
         Err(error) => return Err(fault(ConnectionErrorCode::InternalError, error.to_string(), None)),
     };
@@ -118,12 +99,7 @@ async fn attempt(stores: &KeyStores, store: &Store) -> Result<(), ConnectionFaul
     for index in (0..connection.members().len()).filter(|index| *index != first) {
         connection.bring_up(index);
     }
-    let all_decided = || {
-        connection
-            .members()
-            .iter()
-            .all(|member| member.is_proved() || is_out(member))
-    };
+    let all_decided = || connection.members().iter().all(|member| member.is_proved() || is_out(member));
     let _ = tokio::time::timeout(OTHERS, until(&connection, all_decided)).await;
     if connection.members().iter().any(Member::is_proved) {
         return Ok(());
@@ -137,11 +113,7 @@ async fn attempt(stores: &KeyStores, store: &Store) -> Result<(), ConnectionFaul
         return Ok(());
     }
     let reasons = reasons(&connection);
-    Err(fault(
-        ConnectionErrorCode::InternalError,
-        format!("no HSM could be proved: {reasons}"),
-        None,
-    ))
+    Err(fault(ConnectionErrorCode::InternalError, format!("no HSM could be proved: {reasons}"), None))
 }
 
 /// Logs in on one node; the index of the one that accepted the password. A node that cannot be reached is passed over.
@@ -165,11 +137,7 @@ async fn prove_password(connection: &Arc<Connection>) -> Result<usize, Connectio
         // Not left to come up by itself: it would try a password that nobody has proved yet.
         connection.take_down(index).await;
     }
-    Err(fault(
-        ConnectionErrorCode::NetworkErrors,
-        "no HSM of the cluster can be reached".to_owned(),
-        None,
-    ))
+    Err(fault(ConnectionErrorCode::NetworkErrors, "no HSM of the cluster can be reached".to_owned(), None))
 }
 
 fn is_logged_in(member: &Member) -> bool {
@@ -177,10 +145,7 @@ fn is_logged_in(member: &Member) -> bool {
 }
 
 fn is_out(member: &Member) -> bool {
-    matches!(
-        member.node.status().borrow().health,
-        Health::Unreachable | Health::LoginRefused
-    )
+    matches!(member.node.status().borrow().health, Health::Unreachable | Health::LoginRefused)
 }
 
 /// Waits until the condition holds, looking again whenever a node changes.
@@ -197,17 +162,10 @@ async fn until(connection: &Connection, condition: impl Fn() -> bool) {
 }
 
 fn reasons(connection: &Connection) -> String {
-    let each = progress(connection)
-        .into_iter()
-        .map(|node| format!("{}: {}", node.hsm, node.reason));
+    let each = progress(connection).into_iter().map(|node| format!("{}: {}", node.hsm, node.reason));
     each.collect::<Vec<_>>().join("; ")
 }
 
 fn fault(code: ConnectionErrorCode, message: String, hsm: Option<HsmId>) -> ConnectionFault {
-    ConnectionFault {
-        code,
-        message,
-        hsm,
-        time: clock::now(),
-    }
+    ConnectionFault { code, message, hsm, time: clock::now() }
 }

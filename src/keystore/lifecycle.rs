@@ -70,14 +70,8 @@ mod tests {
     #[test]
     fn every_cell_of_the_table() {
         use ConnectionState::{Connected, Connecting, Disconnected, Disconnecting, Failed};
-        let events = [
-            Event::Connect,
-            Event::Disconnect,
-            Event::Delete,
-            Event::Connected,
-            Event::Failed,
-            Event::Drained,
-        ];
+        let events =
+            [Event::Connect, Event::Disconnect, Event::Delete, Event::Connected, Event::Failed, Event::Drained];
         let (no, stay, gone) = (None, Some(Step::Stay), Some(Step::Gone));
         let to = |state| Some(Step::Move(state));
         let table = [
@@ -97,9 +91,6 @@ mod tests {
     #[test]
     fn a_refusal_names_the_state_and_the_event() {
         let refused = next(ConnectionState::Failed, Event::Connect).unwrap_err();
-        assert_eq!(
-            refused.to_string(),
-            "Connect is not possible while the key store is FAILED"
-        );
+        assert_eq!(refused.to_string(), "Connect is not possible while the key store is FAILED");
     }
 }

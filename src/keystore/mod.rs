@@ -115,20 +115,9 @@ impl KeyStores {
         opened: mpsc::Sender<Arc<Connection>>,
     ) -> Result<Self, Unavailable> {
         let found = records.key_stores().await?;
-        let stores = found
-            .into_iter()
-            .map(|record| (record.id.clone(), Store::new(record)))
-            .collect();
+        let stores = found.into_iter().map(|record| (record.id.clone(), Store::new(record))).collect();
         let listed = watch::Sender::new(0);
-        Ok(Self(Arc::new(Inner {
-            settings,
-            clusters,
-            records,
-            host,
-            stores: RwLock::new(stores),
-            opened,
-            listed,
-        })))
+        Ok(Self(Arc::new(Inner { settings, clusters, records, host, stores: RwLock::new(stores), opened, listed })))
     }
 
     /// Takes up what a former daemon left: CONNECTED stores log in again, without rotating;
@@ -164,18 +153,12 @@ impl KeyStores {
     }
 
     pub fn get(&self, id: &KeyStoreId) -> Result<Arc<Store>, Error> {
-        self.read()
-            .get(id)
-            .cloned()
-            .ok_or_else(|| Error::NotFound(id.to_string()))
+        self.read().get(id).cloned().ok_or_else(|| Error::NotFound(id.to_string()))
     }
 
     /// The store that stands on a cluster, if one does.
     pub fn on_cluster(&self, cluster: &ClusterId) -> Option<Arc<Store>> {
-        self.read()
-            .values()
-            .find(|store| store.record.borrow().cluster == *cluster)
-            .cloned()
+        self.read().values().find(|store| store.record.borrow().cluster == *cluster).cloned()
     }
 
     /// Makes a key store, DISCONNECTED. A request equal in everything to an existing DISCONNECTED store gives that store.
@@ -185,15 +168,9 @@ impl KeyStores {
     }
 
     async fn create_now(&self, new: NewKeyStore) -> Result<Arc<Store>, Error> {
-        let cluster = self
-            .0
-            .clusters
-            .get(&new.cluster)
-            .ok_or_else(|| Error::ClusterNotFound(new.cluster.clone()))?;
-        prerequisites::to_create(cluster).map_err(|unmet| Error::InvalidConfiguration {
-            cluster: new.cluster.clone(),
-            unmet,
-        })?;
+        let cluster = self.0.clusters.get(&new.cluster).ok_or_else(|| Error::ClusterNotFound(new.cluster.clone()))?;
+        prerequisites::to_create(cluster)
+            .map_err(|unmet| Error::InvalidConfiguration { cluster: new.cluster.clone(), unmet })?;
         if !prerequisites::is_trust_anchor_of(cluster, &new.trust_anchor) {
             return Err(Error::IncorrectTrustAnchor(new.cluster));
         }
@@ -212,23 +189,14 @@ impl KeyStores {
             password_version: PasswordVersion(0),
             created: clock::now(),
         };
-        match self
-            .0
-            .records
-            .add_key_store(&record, &new.password, self.0.settings.quota)
-            .await?
-        {
+        match self.0.records.add_key_store(&record, &new.password, self.0.settings.quota).await? {
             AddedKeyStore::Added(version) => record.password_version = version,
             AddedKeyStore::NameInUse => return Err(Error::NameInUse(new.name)),
             AddedKeyStore::ClusterInUse => return Err(Error::ClusterInUse(new.cluster)),
             AddedKeyStore::Full => return Err(Error::QuotaReached(self.0.settings.quota)),
         }
         let store = Store::new(record);
-        self.0
-            .stores
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(store.id(), store.clone());
+        self.0.stores.write().unwrap_or_else(PoisonError::into_inner).insert(store.id(), store.clone());
         self.0.listed.send_modify(|count| *count += 1);
         Ok(store)
     }
@@ -243,11 +211,7 @@ impl KeyStores {
         if record.state != ConnectionState::Disconnected || record.cluster != new.cluster || !same_anchor {
             return Ok(None);
         }
-        let stored = self
-            .0
-            .records
-            .password(&record.cluster, &Username::kmsuser(), record.password_version)
-            .await?;
+        let stored = self.0.records.password(&record.cluster, &Username::kmsuser(), record.password_version).await?;
         let same = stored.is_some_and(|stored| {
             aws_lc_rs::constant_time::verify_slices_are_equal(
                 stored.expose().as_bytes(),
@@ -276,20 +240,12 @@ impl KeyStores {
             return Ok(());
         }
         let id = record.cluster.clone();
-        let cluster = self
-            .0
-            .clusters
-            .get(&id)
-            .ok_or_else(|| Error::ClusterNotFound(id.clone()))?;
+        let cluster = self.0.clusters.get(&id).ok_or_else(|| Error::ClusterNotFound(id.clone()))?;
         prerequisites::to_connect(cluster).map_err(|unmet| Error::InvalidConfiguration { cluster: id, unmet })?;
         // The operator's act: an attempt that a crash left open may be made once more.
         let user = Username::kmsuser();
-        self.0
-            .records
-            .forgive_unsettled(&record.cluster, &user, record.password_version)
-            .await?;
-        self.advance(&store, Event::Connect, |record| record.connect_attempt += 1)
-            .await?;
+        self.0.records.forgive_unsettled(&record.cluster, &user, record.password_version).await?;
+        self.advance(&store, Event::Connect, |record| record.connect_attempt += 1).await?;
         tokio::spawn(connect::run(self.clone(), store));
         Ok(())
     }
@@ -323,11 +279,7 @@ impl KeyStores {
                 DeletedKeyStore::HasKeys(keys) => return Err(Error::HasKeys(keys)),
                 DeletedKeyStore::NotDisconnected => return Err(Error::Conflict),
             }
-            this.0
-                .stores
-                .write()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&store.id());
+            this.0.stores.write().unwrap_or_else(PoisonError::into_inner).remove(&store.id());
             this.0.listed.send_modify(|count| *count += 1);
             Ok(())
         })
@@ -336,10 +288,7 @@ impl KeyStores {
 
     /// For the daemon's end: every Connection is handed back to its workers. No state changes, so that the next daemon takes up where this one was.
     pub async fn close_all(&self, closing: Closing) {
-        let open = self
-            .list()
-            .into_iter()
-            .filter_map(|store| store.connection.send_replace(None));
+        let open = self.list().into_iter().filter_map(|store| store.connection.send_replace(None));
         futures_util::future::join_all(open.map(|connection| async move { connection.close(closing).await })).await;
     }
 
@@ -378,12 +327,7 @@ impl KeyStores {
             tracing::error!(cluster = %record.cluster, key_store = %record.id, "the key store's cluster is not declared");
             return Ok(None);
         };
-        let Some(password) = self
-            .0
-            .records
-            .password(&record.cluster, &user, record.password_version)
-            .await?
-        else {
+        let Some(password) = self.0.records.password(&record.cluster, &user, record.password_version).await? else {
             tracing::error!(key_store = %record.id, "the key store's password is not in the records");
             return Ok(None);
         };
@@ -401,11 +345,7 @@ impl KeyStores {
             };
             Node::new(spec, settings.zone.clone(), settings.queue_limit)
         });
-        let credential = Arc::new(Credential {
-            username: user.clone(),
-            password,
-            version: record.password_version,
-        });
+        let credential = Arc::new(Credential { username: user.clone(), password, version: record.password_version });
         let connection = Connection::new(
             record.cluster.clone(),
             nodes.collect(),
@@ -450,10 +390,7 @@ impl KeyStores {
 
 impl Store {
     fn new(record: KeyStoreRecord) -> Arc<Self> {
-        Arc::new(Self {
-            record: watch::Sender::new(record),
-            connection: watch::Sender::new(None),
-        })
+        Arc::new(Self { record: watch::Sender::new(record), connection: watch::Sender::new(None) })
     }
 
     pub fn id(&self) -> KeyStoreId {

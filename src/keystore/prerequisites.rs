@@ -21,10 +21,7 @@ pub fn to_create(cluster: &cluster::Settings) -> Result<(), Unmet> {
     subnets_span_zones(cluster)?;
     let zones: BTreeSet<_> = cluster.nodes.values().map(|node| &node.zone).collect();
     if cluster.nodes.len() < 2 || zones.len() < 2 {
-        return Err(Unmet::TooFewHsms {
-            hsms: cluster.nodes.len(),
-            zones: zones.len(),
-        });
+        return Err(Unmet::TooFewHsms { hsms: cluster.nodes.len(), zones: zones.len() });
     }
     Ok(())
 }
@@ -32,11 +29,7 @@ pub fn to_create(cluster: &cluster::Settings) -> Result<(), Unmet> {
 /// One HSM suffices to connect.
 pub fn to_connect(cluster: &cluster::Settings) -> Result<(), Unmet> {
     subnets_span_zones(cluster)?;
-    if cluster.nodes.is_empty() {
-        Err(Unmet::NoHsm)
-    } else {
-        Ok(())
-    }
+    if cluster.nodes.is_empty() { Err(Unmet::NoHsm) } else { Ok(()) }
 }
 
 /// Whether this is the certificate the cluster was initialised with.
@@ -46,9 +39,5 @@ pub fn is_trust_anchor_of(cluster: &cluster::Settings, uploaded: &TrustAnchor) -
 
 fn subnets_span_zones(cluster: &cluster::Settings) -> Result<(), Unmet> {
     let zones: BTreeSet<_> = cluster.subnets.values().map(|subnet| &subnet.zone).collect();
-    if zones.len() < 2 {
-        Err(Unmet::SubnetsInOneZone)
-    } else {
-        Ok(())
-    }
+    if zones.len() < 2 { Err(Unmet::SubnetsInOneZone) } else { Ok(()) }
 }

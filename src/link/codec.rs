@@ -91,9 +91,7 @@ mod tests {
         Request {
             id,
             remaining_ms: 5,
-            verb: Some(Verb::GenerateRandom(crate::link::v1::GenerateRandom {
-                number_of_bytes: bytes,
-            })),
+            verb: Some(Verb::GenerateRandom(crate::link::v1::GenerateRandom { number_of_bytes: bytes })),
         }
     }
 
@@ -128,9 +126,7 @@ mod tests {
         let mut frames = Frames::default();
         frames.feed(&u32::MAX.to_be_bytes());
         assert!(matches!(frames.take::<Request>(), Err(BadFrame::TooLong(_))));
-        let long = crate::link::v1::Opaque {
-            bytes: vec![0; MAX_FRAME + 1],
-        };
+        let long = crate::link::v1::Opaque { bytes: vec![0; MAX_FRAME + 1] };
         assert!(matches!(push(&long, &mut Vec::new()), Err(BadFrame::TooLong(_))));
     }
 }

@@ -17,14 +17,10 @@ impl EncryptionContext {
     pub fn new(pairs: impl IntoIterator<Item = (String, String)>) -> Result<Self, Invalid> {
         let pairs: BTreeMap<String, String> = pairs.into_iter().collect();
         if pairs.len() > MAX_PAIRS {
-            return Err(Invalid::new(format!(
-                "an encryption context has at most {MAX_PAIRS} pairs"
-            )));
+            return Err(Invalid::new(format!("an encryption context has at most {MAX_PAIRS} pairs")));
         }
         if pairs.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>() > MAX_BYTES {
-            return Err(Invalid::new(format!(
-                "an encryption context has at most {MAX_BYTES} bytes"
-            )));
+            return Err(Invalid::new(format!("an encryption context has at most {MAX_BYTES} bytes")));
         }
         if pairs.keys().any(String::is_empty) {
             return Err(Invalid::new("an encryption context has no empty key"));
@@ -36,11 +32,7 @@ impl EncryptionContext {
     /// value in order, every number and length a big-endian `u32`. Two contexts give the same
     /// bytes only when they are the same. Final: see `docs/formats.md`.
     pub fn canonical(&self) -> Vec<u8> {
-        let length = |n: usize| {
-            u32::try_from(n)
-                .expect("bounded by MAX_PAIRS and MAX_BYTES")
-                .to_be_bytes()
-        };
+        let length = |n: usize| u32::try_from(n).expect("bounded by MAX_PAIRS and MAX_BYTES").to_be_bytes();
         let mut bytes = length(self.0.len()).to_vec();
         for part in self.0.iter().flat_map(|(key, value)| [key, value]) {
             bytes.extend_from_slice(&length(part.len()));
@@ -61,10 +53,7 @@ mod tests {
 
     #[test]
     fn the_order_of_pairs_does_not_matter_but_their_borders_do() {
-        assert_eq!(
-            context(&[("a", "1"), ("b", "2")]).canonical(),
-            context(&[("b", "2"), ("a", "1")]).canonical()
-        );
+        assert_eq!(context(&[("a", "1"), ("b", "2")]).canonical(), context(&[("b", "2"), ("a", "1")]).canonical());
         assert_ne!(context(&[("ab", "c")]).canonical(), context(&[("a", "bc")]).canonical());
     }
 

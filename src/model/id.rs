@@ -204,9 +204,7 @@ impl FromStr for KeyId {
     fn from_str(text: &str) -> Result<Self, Invalid> {
         // Uuid also accepts braces, URNs and bare hex: one spelling is enough for an id that is compared as text elsewhere.
         if text.len() != 36 {
-            return Err(Invalid::new(
-                "a key id is a UUID such as 1234abcd-12ab-34cd-56ef-1234567890ab",
-            ));
+            return Err(Invalid::new("a key id is a UUID such as 1234abcd-12ab-34cd-56ef-1234567890ab"));
         }
         Uuid::try_parse(text)
             .map(Self)
@@ -246,9 +244,7 @@ impl FromStr for KeyRef {
             match (service, region, account, resource) {
                 (Some("kms"), Some(_), Some(_), Some(resource)) => resource,
                 _ => {
-                    return Err(Invalid::new(
-                        "a key ARN is arn:aws:kms:<region>:<account>:key/<id> or …:alias/<name>",
-                    ));
+                    return Err(Invalid::new("a key ARN is arn:aws:kms:<region>:<account>:key/<id> or …:alias/<name>"));
                 }
             }
         } else {
@@ -268,15 +264,11 @@ impl FromStr for KeyRef {
 }
 
 fn short_name(text: &str, what: &str) -> Result<(), Invalid> {
-    let alphabet = text
-        .bytes()
-        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    let alphabet = text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     if (1..=64).contains(&text.len()) && alphabet {
         Ok(())
     } else {
-        Err(Invalid::new(format!(
-            "{what} is 1 to 64 lower-case letters, digits or hyphens"
-        )))
+        Err(Invalid::new(format!("{what} is 1 to 64 lower-case letters, digits or hyphens")))
     }
 }
 
@@ -289,15 +281,9 @@ mod tests {
         let id = KeyId::random();
         let alias: AliasName = "alias/orders".parse().unwrap();
         assert_eq!(id.to_string().parse(), Ok(KeyRef::Id(id)));
-        assert_eq!(
-            format!("arn:aws:kms:us-east-1:000000000000:key/{id}").parse(),
-            Ok(KeyRef::Id(id))
-        );
+        assert_eq!(format!("arn:aws:kms:us-east-1:000000000000:key/{id}").parse(), Ok(KeyRef::Id(id)));
         assert_eq!("alias/orders".parse(), Ok(KeyRef::Alias(alias.clone())));
-        assert_eq!(
-            "arn:aws:kms:us-east-1:000000000000:alias/orders".parse(),
-            Ok(KeyRef::Alias(alias))
-        );
+        assert_eq!("arn:aws:kms:us-east-1:000000000000:alias/orders".parse(), Ok(KeyRef::Alias(alias)));
     }
 
     #[test]

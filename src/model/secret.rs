@@ -93,10 +93,7 @@ mod tests {
     fn a_secret_does_not_print_itself() {
         let password = Password::for_key_store("hunter2hunter2".into()).unwrap();
         assert_eq!(format!("{password:?}"), "Password(…)");
-        assert_eq!(
-            format!("{:?}", Plaintext::new(b"attack at dawn".to_vec())),
-            "Plaintext(…)"
-        );
+        assert_eq!(format!("{:?}", Plaintext::new(b"attack at dawn".to_vec())), "Plaintext(…)");
     }
 
     #[test]

@@ -13,13 +13,8 @@ pub enum ConnectionState {
 }
 
 impl ConnectionState {
-    pub const ALL: [Self; 5] = [
-        Self::Disconnected,
-        Self::Connecting,
-        Self::Connected,
-        Self::Disconnecting,
-        Self::Failed,
-    ];
+    pub const ALL: [Self; 5] =
+        [Self::Disconnected, Self::Connecting, Self::Connected, Self::Disconnecting, Self::Failed];
 
     /// The name as AWS writes it, and as it stands in the records.
     pub const fn as_str(self) -> &'static str {

@@ -30,10 +30,7 @@ impl TrustAnchor {
         if block.label != "CERTIFICATE" || block.parse_x509().is_err() {
             return Err(Invalid::new("the PEM block is not an X.509 certificate"));
         }
-        Ok(Self {
-            pem: pem.to_owned(),
-            der: block.contents,
-        })
+        Ok(Self { pem: pem.to_owned(), der: block.contents })
     }
 
     pub fn pem(&self) -> &str {
@@ -55,11 +52,7 @@ mod tests {
 
     fn certificate() -> String {
         let key = rcgen::KeyPair::generate().unwrap();
-        rcgen::CertificateParams::new(vec!["ca".to_owned()])
-            .unwrap()
-            .self_signed(&key)
-            .unwrap()
-            .pem()
+        rcgen::CertificateParams::new(vec!["ca".to_owned()]).unwrap().self_signed(&key).unwrap().pem()
     }
 
     #[test]
@@ -67,10 +60,7 @@ mod tests {
         let pem = certificate();
         let padded = format!("# the cluster's CA\n{}", pem.replace("\r\n", "\n"));
         assert_eq!(TrustAnchor::parse(&pem).unwrap(), TrustAnchor::parse(&padded).unwrap());
-        assert_ne!(
-            TrustAnchor::parse(&pem).unwrap(),
-            TrustAnchor::parse(&certificate()).unwrap()
-        );
+        assert_ne!(TrustAnchor::parse(&pem).unwrap(), TrustAnchor::parse(&certificate()).unwrap());
     }
 
     #[test]

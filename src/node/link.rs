@@ -224,20 +224,14 @@ impl Link {
         loop {
             match inbound.take::<Response>() {
                 Ok(None) => return true,
-                Ok(Some(Response {
-                    id,
-                    outcome: Some(outcome),
-                })) => {
+                Ok(Some(Response { id, outcome: Some(outcome) })) => {
                     let waiting = self.lock_pending().remove(&id);
                     if let Some(pending) = waiting {
                         let _ = pending.reply.send(outcome);
                     }
                 }
                 Ok(Some(Response { outcome: None, .. })) | Err(_) => {
-                    tracing::error!(
-                        pid = self.process.pid,
-                        "a worker's answer cannot be read; its link is given up"
-                    );
+                    tracing::error!(pid = self.process.pid, "a worker's answer cannot be read; its link is given up");
                     return false;
                 }
             }
@@ -253,10 +247,7 @@ impl Link {
                 () = tokio::time::sleep(PING_EVERY) => {}
             }
             let asked = Instant::now();
-            let ping = &mut Request {
-                verb: Some(Verb::Ping(Ping {})),
-                ..Request::default()
-            };
+            let ping = &mut Request { verb: Some(Verb::Ping(Ping {})), ..Request::default() };
             // A ping takes no place: it must get through when every place is taken.
             let Ok(mut answer) = self.hand_over(ping, None, asked + patience) else {
                 return;
@@ -268,11 +259,7 @@ impl Link {
                     match tokio::time::timeout(patience, answer).await {
                         Ok(pong) => pong,
                         Err(_) => {
-                            tracing::warn!(
-                                pid = self.process.pid,
-                                ?patience,
-                                "a worker does not answer; killing it"
-                            );
+                            tracing::warn!(pid = self.process.pid, ?patience, "a worker does not answer; killing it");
                             self.process.kill();
                             return;
                         }
@@ -283,11 +270,7 @@ impl Link {
             if let Ok(Outcome::Pong(pong)) = pong
                 && past(&pong, patience)
             {
-                tracing::warn!(
-                    pid = self.process.pid,
-                    ?patience,
-                    "a call is past its patience; killing its worker"
-                );
+                tracing::warn!(pid = self.process.pid, ?patience, "a call is past its patience; killing its worker");
                 self.process.kill();
                 return;
             }
@@ -323,9 +306,7 @@ impl Drop for Waiting<'_> {
 }
 
 fn past(pong: &Pong, patience: Duration) -> bool {
-    pong.running
-        .iter()
-        .any(|running| Duration::from_millis(running.age_ms.into()) > patience)
+    pong.running.iter().any(|running| Duration::from_millis(running.age_ms.into()) > patience)
 }
 
 /// Writes as much as the socket takes without waiting. An error shows at the reading side as the link's end.

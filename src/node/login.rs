@@ -39,11 +39,7 @@ pub(super) async fn log_in(
     credential: &Arc<Credential>,
 ) -> Result<(), LoginError> {
     let (cluster, hsm, user, version) = (&spec.cluster, &spec.hsm, &credential.username, credential.version);
-    match records
-        .begin_login(cluster, hsm, user, version)
-        .await
-        .map_err(LoginError::Records)?
-    {
+    match records.begin_login(cluster, hsm, user, version).await.map_err(LoginError::Records)? {
         LoginLeave::Granted => {}
         LoginLeave::Refused => return Err(LoginError::Refused(LoginRefusal::Incorrect)),
         LoginLeave::Unsettled => return Err(LoginError::Refused(LoginRefusal::Unsettled)),
@@ -51,16 +47,10 @@ pub(super) async fn log_in(
     #[cfg(debug_assertions)]
     crate::seams::stop_point("login-begun");
     match host.log_in(spec, link, &pin_text(user, &credential.password)).await {
-        Ok(()) => records
-            .login_succeeded(cluster, hsm, user, version)
-            .await
-            .map_err(LoginError::Records),
+        Ok(()) => records.login_succeeded(cluster, hsm, user, version).await.map_err(LoginError::Records),
         Err(OpeningError::Fault(fault)) => match refusal(fault.kind()) {
             Some(refusal) => {
-                records
-                    .login_refused(cluster, hsm, user, version)
-                    .await
-                    .map_err(LoginError::Records)?;
+                records.login_refused(cluster, hsm, user, version).await.map_err(LoginError::Records)?;
                 Err(LoginError::Refused(refusal))
             }
             None => Err(LoginError::Worker(OpeningError::Fault(fault))),

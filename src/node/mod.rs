@@ -126,13 +126,7 @@ impl Node {
             token: None,
             login: 0,
         };
-        Arc::new(Self {
-            spec,
-            zone,
-            queue_limit,
-            status: watch::Sender::new(status),
-            serving: RwLock::new(None),
-        })
+        Arc::new(Self { spec, zone, queue_limit, status: watch::Sender::new(status), serving: RwLock::new(None) })
     }
 
     pub fn hsm(&self) -> &HsmId {
@@ -157,7 +151,18 @@ impl Node {
         }
     }
 
-    /// The room above has proved the worker of this login and brought its token level.
+    /// The room above has proved the worker of this login.
+    pub fn proved(&self, login: u64) {
+        self.status.send_if_modified(|status| {
+            let applies = status.login == login && status.health == Health::Syncing;
+            if applies {
+                change(status, Health::Syncing, "proved; keys it lacks are being copied to it");
+            }
+            applies
+        });
+    }
+
+    /// The room above has brought the token of this login level.
     pub fn level(&self, login: u64) {
         self.status.send_if_modified(|status| {
             let applies = status.login == login && status.health == Health::Syncing;

@@ -70,8 +70,7 @@ pub async fn supervise(
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
-    node.status
-        .send_modify(|status| change(status, Health::NotProbed, "disconnected"));
+    node.status.send_modify(|status| change(status, Health::NotProbed, "disconnected"));
 }
 
 /// A worker with its user logged in, serving.

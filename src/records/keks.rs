@@ -55,9 +55,7 @@ impl Records {
         .bind(record.made_on.as_str())
         .execute(&self.0.write)
         .await?;
-        self.kek(&record.cluster, &record.username)
-            .await?
-            .ok_or(Unavailable::row("keks"))
+        self.kek(&record.cluster, &record.username).await?.ok_or(Unavailable::row("keks"))
     }
 
     /// Both exist. A probe that stands is never replaced.

@@ -67,9 +67,7 @@ pub enum DeletedKeyStore {
 
 impl Records {
     pub async fn key_stores(&self) -> Result<Vec<KeyStoreRecord>, Unavailable> {
-        let rows = sqlx::query("SELECT * FROM key_stores ORDER BY created, id")
-            .fetch_all(&self.0.read)
-            .await?;
+        let rows = sqlx::query("SELECT * FROM key_stores ORDER BY created, id").fetch_all(&self.0.read).await?;
         rows.iter().map(key_store).collect()
     }
 
@@ -81,9 +79,7 @@ impl Records {
         quota: u32,
     ) -> Result<AddedKeyStore, Unavailable> {
         let mut change = self.begin().await?;
-        let stores: i64 = sqlx::query_scalar("SELECT count(*) FROM key_stores")
-            .fetch_one(&mut *change)
-            .await?;
+        let stores: i64 = sqlx::query_scalar("SELECT count(*) FROM key_stores").fetch_one(&mut *change).await?;
         let name_taken = sqlx::query("SELECT 1 FROM key_stores WHERE name = ?").bind(record.name.as_str());
         if name_taken.fetch_optional(&mut *change).await?.is_some() {
             return Ok(AddedKeyStore::NameInUse);
@@ -95,9 +91,7 @@ impl Records {
         if stores >= i64::from(quota) {
             return Ok(AddedKeyStore::Full);
         }
-        let version = self
-            .add_password(&mut change, &record.cluster, &Username::kmsuser(), password)
-            .await?;
+        let version = self.add_password(&mut change, &record.cluster, &Username::kmsuser(), password).await?;
         sqlx::query(
             "INSERT INTO key_stores (id, name, cluster_id, trust_anchor, state, state_changed, connect_attempt, password_version, created)
              VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -167,10 +161,7 @@ impl Records {
             .bind(Username::kmsuser().as_str())
             .execute(&mut *change)
             .await?;
-        sqlx::query("DELETE FROM key_stores WHERE id = ?")
-            .bind(id.as_str())
-            .execute(&mut *change)
-            .await?;
+        sqlx::query("DELETE FROM key_stores WHERE id = ?").bind(id.as_str()).execute(&mut *change).await?;
         change.commit().await?;
         Ok(DeletedKeyStore::Deleted)
     }
@@ -189,10 +180,7 @@ impl Records {
                 .fetch_optional(&self.0.read)
                 .await?;
         let Some(sealed) = sealed else { return Ok(None) };
-        let secret = self
-            .0
-            .sealer
-            .open(&place(cluster, user, &version.0.to_string()), &sealed)?;
+        let secret = self.0.sealer.open(&place(cluster, user, &version.0.to_string()), &sealed)?;
         let text = String::from_utf8(secret.to_vec()).map_err(|_| Unavailable::sealed())?;
         Ok(Some(Password::trusted(text)))
     }
@@ -214,10 +202,7 @@ impl Records {
         .await?;
         let version = u32::try_from(version).map_err(|_| Unavailable::row("last"))?;
         let text = version.to_string();
-        let sealed = self
-            .0
-            .sealer
-            .seal(&place(cluster, user, &text), password.expose().as_bytes())?;
+        let sealed = self.0.sealer.seal(&place(cluster, user, &text), password.expose().as_bytes())?;
         sqlx::query("INSERT INTO passwords (cluster_id, username, version, sealed) VALUES (?, ?, ?, ?)")
             .bind(cluster.as_str())
             .bind(user.as_str())

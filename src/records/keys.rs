@@ -134,10 +134,7 @@ impl Records {
         if let Some(request) = &new.request {
             let forgotten =
                 millis(new.created) - i64::try_from(limits.request_retention.as_millis()).unwrap_or(i64::MAX);
-            sqlx::query("DELETE FROM requests WHERE created < ?")
-                .bind(forgotten)
-                .execute(&mut *change)
-                .await?;
+            sqlx::query("DELETE FROM requests WHERE created < ?").bind(forgotten).execute(&mut *change).await?;
             if let Some(before) = earlier(&mut change, request).await? {
                 change.commit().await?;
                 return Ok(before);
@@ -205,9 +202,7 @@ impl Records {
                 .await?;
         }
         change.commit().await?;
-        Ok(CreatingLeft {
-            hsms: usize::try_from(left).unwrap_or(usize::MAX),
-        })
+        Ok(CreatingLeft { hsms: usize::try_from(left).unwrap_or(usize::MAX) })
     }
 
     pub async fn creating_keys(&self, cluster: &ClusterId) -> Result<Vec<KeyRecord>, Unavailable> {
@@ -333,9 +328,7 @@ impl Records {
         .bind(limit)
         .fetch_all(&self.0.read)
         .await?;
-        rows.iter()
-            .map(|row| Ok((key_id(row, "id")?, KeyVersion(number(row, "version")?))))
-            .collect()
+        rows.iter().map(|row| Ok((key_id(row, "id")?, KeyVersion(number(row, "version")?)))).collect()
     }
 }
 
@@ -355,10 +348,7 @@ async fn earlier(
     if row.try_get::<Vec<u8>, _>("body_sha256")? != request.body_sha256 {
         return Ok(Some(BegunKey::RequestReused));
     }
-    Ok(Some(BegunKey::Replay {
-        id: key_id(&row, "id")?,
-        state: named(&row, "state", KeyState::parse)?,
-    }))
+    Ok(Some(BegunKey::Replay { id: key_id(&row, "id")?, state: named(&row, "state", KeyState::parse)? }))
 }
 
 async fn in_the_way(
@@ -486,11 +476,7 @@ async fn with_versions(read: &SqlitePool, row: &SqliteRow) -> Result<KeyRecord, 
             proof: named(row, "proof", Proof::parse)?,
             time: time(row, "time")?,
         };
-        if let Some(of) = record
-            .versions
-            .iter_mut()
-            .find(|candidate| candidate.version == version)
-        {
+        if let Some(of) = record.versions.iter_mut().find(|candidate| candidate.version == version) {
             of.on.push(presence);
         }
     }

@@ -38,12 +38,7 @@ impl Records {
         migrations().run(&write).await.map_err(OpenError::Migration)?;
         let sealer = sealer(&settings.sealing_key, &write).await?;
         let read = pool(settings, READERS).await?;
-        Ok(Self(Arc::new(Inner {
-            write,
-            read,
-            sealer,
-            _lock: lock,
-        })))
+        Ok(Self(Arc::new(Inner { write, read, sealer, _lock: lock })))
     }
 }
 
@@ -54,33 +49,18 @@ fn lock(database: &Path) -> Result<File, OpenError> {
         move |source| OpenError::File { path, source }
     };
     if let Some(parent) = database.parent() {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(parent)
-            .map_err(file(parent))?;
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(file(parent))?;
     }
     let path = database.with_extension("lock");
-    let lock = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(file(&path))?;
+    let lock =
+        OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(file(&path))?;
     match lock.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(database.to_owned())),
         Err(TryLockError::Error(source)) => return Err(OpenError::File { path, source }),
     }
     // SQLite would make it with the process's umask.
-    OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(database)
-        .map_err(file(database))?;
+    OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(database).map_err(file(database))?;
     Ok(lock)
 }
 
@@ -91,10 +71,7 @@ async fn pool(settings: &Settings, connections: u32) -> Result<SqlitePool, sqlx:
         .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
         .busy_timeout(BUSY);
-    SqlitePoolOptions::new()
-        .max_connections(connections)
-        .connect_with(options)
-        .await
+    SqlitePoolOptions::new().max_connections(connections).connect_with(options).await
 }
 
 /// Every schema change there was, in order. They only ever widen.
@@ -106,33 +83,22 @@ fn migrations() -> Migrator {
         include_str!("migrations/0001_first.sql").into_sql_str(),
         false,
     );
-    Migrator {
-        migrations: Cow::Owned(vec![first]),
-        ..Migrator::DEFAULT
-    }
+    Migrator { migrations: Cow::Owned(vec![first]), ..Migrator::DEFAULT }
 }
 
 /// The sealing key, made only when there is nothing yet that another one sealed.
 async fn sealer(path: &Path, database: &SqlitePool) -> Result<Sealer, OpenError> {
-    let sealed: i64 = sqlx::query_scalar("SELECT count(*) FROM passwords")
-        .fetch_one(database)
-        .await?;
+    let sealed: i64 = sqlx::query_scalar("SELECT count(*) FROM passwords").fetch_one(database).await?;
     let key = match read_key(path)? {
         Some(key) => key,
         None if sealed > 0 => return Err(OpenError::NoSealingKey(path.to_owned())),
-        None => make_key(path).map_err(|source| OpenError::File {
-            path: path.to_owned(),
-            source,
-        })?,
+        None => make_key(path).map_err(|source| OpenError::File { path: path.to_owned(), source })?,
     };
     Sealer::new(&key).ok_or_else(|| OpenError::BadSealingKey(path.to_owned()))
 }
 
 fn read_key(path: &Path) -> Result<Option<SealingKey>, OpenError> {
-    let failed = |source| OpenError::File {
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| OpenError::File { path: path.to_owned(), source };
     let mut file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -142,10 +108,7 @@ fn read_key(path: &Path) -> Result<Option<SealingKey>, OpenError> {
         return Err(OpenError::OpenSealingKey(path.to_owned()));
     }
     let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(KEY_BYTES + 1));
-    (&mut file)
-        .take(KEY_BYTES as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
+    (&mut file).take(KEY_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
     Ok(Some(SealingKey::new(bytes.to_vec())))
 }
 
@@ -158,12 +121,7 @@ fn make_key(path: &Path) -> std::io::Result<SealingKey> {
     }
     // Whole or not at all: half a key would lock out everything sealed after it.
     let fresh = path.with_extension("fresh");
-    let mut file = OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(0o600)
-        .open(&fresh)?;
+    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&fresh)?;
     file.write_all(key.expose())?;
     file.sync_all()?;
     std::fs::rename(&fresh, path)?;

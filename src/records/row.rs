@@ -11,8 +11,7 @@ use crate::model::KeyId;
 use super::Unavailable;
 
 pub(super) fn millis(time: SystemTime) -> i64 {
-    time.duration_since(UNIX_EPOCH)
-        .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
 pub(super) fn time(row: &SqliteRow, column: &'static str) -> Result<SystemTime, Unavailable> {
@@ -38,10 +37,7 @@ pub(super) fn named<T>(
 
 pub(super) fn key_id(row: &SqliteRow, column: &'static str) -> Result<KeyId, Unavailable> {
     let bytes: Vec<u8> = row.try_get(column)?;
-    bytes
-        .try_into()
-        .map(KeyId::from_bytes)
-        .map_err(|_| Unavailable::row(column))
+    bytes.try_into().map(KeyId::from_bytes).map_err(|_| Unavailable::row(column))
 }
 
 pub(super) fn number(row: &SqliteRow, column: &'static str) -> Result<u32, Unavailable> {

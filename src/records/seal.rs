@@ -23,9 +23,7 @@ impl std::fmt::Debug for Sealer {
 impl Sealer {
     /// `None` unless the key has 32 bytes.
     pub(super) fn new(key: &SealingKey) -> Option<Self> {
-        UnboundKey::new(&AES_256_GCM, key.expose())
-            .ok()
-            .map(|key| Self(LessSafeKey::new(key)))
+        UnboundKey::new(&AES_256_GCM, key.expose()).ok().map(|key| Self(LessSafeKey::new(key)))
     }
 
     /// Format byte, nonce, sealed secret. `place` says where it stands, and it opens nowhere else.
@@ -34,11 +32,7 @@ impl Sealer {
         rand::fill(&mut nonce).map_err(|_| Unavailable::sealed())?;
         let mut sealed = Zeroizing::new(secret.to_vec());
         self.0
-            .seal_in_place_append_tag(
-                Nonce::assume_unique_for_key(nonce),
-                Aad::from(bound(place)),
-                &mut *sealed,
-            )
+            .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(bound(place)), &mut *sealed)
             .map_err(|_| Unavailable::sealed())?;
         Ok([&[FORMAT], nonce.as_slice(), &sealed].concat())
     }
@@ -51,11 +45,8 @@ impl Sealer {
         }
         let mut secret = Zeroizing::new(rest.to_vec());
         let nonce = Nonce::assume_unique_for_key(*nonce);
-        let length = self
-            .0
-            .open_in_place(nonce, Aad::from(bound(place)), &mut secret)
-            .map_err(|_| Unavailable::sealed())?
-            .len();
+        let length =
+            self.0.open_in_place(nonce, Aad::from(bound(place)), &mut secret).map_err(|_| Unavailable::sealed())?.len();
         secret.truncate(length);
         Ok(secret)
     }

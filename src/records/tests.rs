@@ -7,10 +7,7 @@ use crate::model::{
 };
 
 const V1: KeyVersion = KeyVersion::FIRST;
-const LIMITS: KeyLimits = KeyLimits {
-    keys_per_store: 1_000,
-    request_retention: Duration::from_secs(60),
-};
+const LIMITS: KeyLimits = KeyLimits { keys_per_store: 1_000, request_retention: Duration::from_secs(60) };
 
 struct Home(tempfile::TempDir);
 
@@ -20,10 +17,7 @@ impl Home {
     }
 
     fn settings(&self) -> Settings {
-        Settings {
-            database: self.0.path().join("data/records.sqlite3"),
-            sealing_key: self.0.path().join("key"),
-        }
+        Settings { database: self.0.path().join("data/records.sqlite3"), sealing_key: self.0.path().join("key") }
     }
 
     async fn open(&self) -> Records {
@@ -63,27 +57,14 @@ fn password(text: &str) -> Password {
 }
 
 async fn moved(records: &Records, id: &KeyStoreId, from: ConnectionState, to: ConnectionState) -> bool {
-    let change = KeyStoreChange {
-        to,
-        at: at(1),
-        connect_attempt: 1,
-        last_error: None,
-    };
+    let change = KeyStoreChange { to, at: at(1), connect_attempt: 1, last_error: None };
     records.move_key_store(id, from, &change).await.unwrap()
 }
 
 async fn connected_store(records: &Records) -> KeyStoreRecord {
     let record = store("main", 'a');
     records.add_key_store(&record, &password("hunter22"), 10).await.unwrap();
-    assert!(
-        moved(
-            records,
-            &record.id,
-            ConnectionState::Disconnected,
-            ConnectionState::Connected
-        )
-        .await
-    );
+    assert!(moved(records, &record.id, ConnectionState::Disconnected, ConnectionState::Connected).await);
     record
 }
 
@@ -106,12 +87,7 @@ async fn enabled_key(records: &Records, store: &KeyStoreRecord) -> KeyId {
     let new = new_key(store);
     assert_eq!(records.begin_key(&new, &LIMITS).await.unwrap(), BegunKey::Begun);
     let proven = [hsm(1), hsm(2)];
-    assert!(
-        records
-            .finish_key(new.id, V1, &Probe(vec![1]), &proven, at(3))
-            .await
-            .unwrap()
-    );
+    assert!(records.finish_key(new.id, V1, &Probe(vec![1]), &proven, at(3)).await.unwrap());
     new.id
 }
 
@@ -121,23 +97,11 @@ async fn a_store_is_added_once_per_name_and_cluster_and_within_the_quota() {
     let records = home.open().await;
     let secret = password("hunter22");
     let first = store("one", 'a');
-    assert_eq!(
-        records.add_key_store(&first, &secret, 2).await.unwrap(),
-        AddedKeyStore::Added(PasswordVersion(1))
-    );
-    assert_eq!(
-        records.add_key_store(&store("one", 'b'), &secret, 2).await.unwrap(),
-        AddedKeyStore::NameInUse
-    );
-    assert_eq!(
-        records.add_key_store(&store("two", 'a'), &secret, 2).await.unwrap(),
-        AddedKeyStore::ClusterInUse
-    );
+    assert_eq!(records.add_key_store(&first, &secret, 2).await.unwrap(), AddedKeyStore::Added(PasswordVersion(1)));
+    assert_eq!(records.add_key_store(&store("one", 'b'), &secret, 2).await.unwrap(), AddedKeyStore::NameInUse);
+    assert_eq!(records.add_key_store(&store("two", 'a'), &secret, 2).await.unwrap(), AddedKeyStore::ClusterInUse);
     records.add_key_store(&store("two", 'b'), &secret, 2).await.unwrap();
-    assert_eq!(
-        records.add_key_store(&store("three", 'c'), &secret, 2).await.unwrap(),
-        AddedKeyStore::Full
-    );
+    assert_eq!(records.add_key_store(&store("three", 'c'), &secret, 2).await.unwrap(), AddedKeyStore::Full);
     assert_eq!(records.key_stores().await.unwrap().len(), 2);
 }
 
@@ -153,37 +117,18 @@ async fn what_was_written_is_there_after_the_records_are_opened_again() {
         hsm: Some(hsm(1)),
         time: at(5),
     };
-    let change = KeyStoreChange {
-        to: ConnectionState::Failed,
-        at: at(5),
-        connect_attempt: 2,
-        last_error: Some(fault),
-    };
-    assert!(
-        records
-            .move_key_store(&record.id, ConnectionState::Connected, &change)
-            .await
-            .unwrap()
-    );
+    let change = KeyStoreChange { to: ConnectionState::Failed, at: at(5), connect_attempt: 2, last_error: Some(fault) };
+    assert!(records.move_key_store(&record.id, ConnectionState::Connected, &change).await.unwrap());
     drop(records);
 
     let records = home.open().await;
     let found = records.key_stores().await.unwrap().remove(0);
-    assert_eq!(
-        (found.id, found.state, found.connect_attempt),
-        (record.id, ConnectionState::Failed, 2)
-    );
+    assert_eq!((found.id, found.state, found.connect_attempt), (record.id, ConnectionState::Failed, 2));
     assert_eq!(found.last_error.unwrap().hsm, Some(hsm(1)));
-    let stored = records
-        .password(&record.cluster, &Username::kmsuser(), PasswordVersion(1))
-        .await
-        .unwrap();
+    let stored = records.password(&record.cluster, &Username::kmsuser(), PasswordVersion(1)).await.unwrap();
     assert_eq!(stored.unwrap().expose(), "hunter22");
     let key = records.key(key).await.unwrap().unwrap();
-    assert_eq!(
-        (key.state, key.versions[0].probe.clone()),
-        (KeyState::Enabled, Some(Probe(vec![1])))
-    );
+    assert_eq!((key.state, key.versions[0].probe.clone()), (KeyState::Enabled, Some(Probe(vec![1]))));
     assert_eq!(key.created, at(2));
 }
 
@@ -209,28 +154,17 @@ async fn a_lost_short_or_readable_sealing_key_is_refused_and_never_replaced() {
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
 
     std::fs::remove_file(&path).unwrap();
-    assert!(matches!(
-        Records::open(&home.settings()).await,
-        Err(OpenError::NoSealingKey(_))
-    ));
+    assert!(matches!(Records::open(&home.settings()).await, Err(OpenError::NoSealingKey(_))));
     assert!(!path.exists());
     std::fs::write(&path, &key).unwrap();
     std::fs::set_permissions(&path, PermissionsExt::from_mode(0o640)).unwrap();
-    assert!(matches!(
-        Records::open(&home.settings()).await,
-        Err(OpenError::OpenSealingKey(_))
-    ));
+    assert!(matches!(Records::open(&home.settings()).await, Err(OpenError::OpenSealingKey(_))));
     std::fs::write(&path, &key[..31]).unwrap();
     std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
-    assert!(matches!(
-        Records::open(&home.settings()).await,
-        Err(OpenError::BadSealingKey(_))
-    ));
+    assert!(matches!(Records::open(&home.settings()).await, Err(OpenError::BadSealingKey(_))));
     std::fs::write(&path, vec![9; 32]).unwrap();
     let records = home.open().await;
-    let opened = records
-        .password(&cluster('a'), &Username::kmsuser(), PasswordVersion(1))
-        .await;
+    let opened = records.password(&cluster('a'), &Username::kmsuser(), PasswordVersion(1)).await;
     assert!(opened.is_err(), "another key opens nothing");
 }
 
@@ -249,43 +183,19 @@ async fn a_store_is_deleted_when_disconnected_and_empty_and_its_password_version
     let home = Home::new();
     let records = home.open().await;
     let record = connected_store(&records).await;
-    assert_eq!(
-        records.delete_key_store(&record.id).await.unwrap(),
-        DeletedKeyStore::NotDisconnected
-    );
+    assert_eq!(records.delete_key_store(&record.id).await.unwrap(), DeletedKeyStore::NotDisconnected);
     let new = new_key(&record);
     records.begin_key(&new, &LIMITS).await.unwrap();
-    moved(
-        &records,
-        &record.id,
-        ConnectionState::Connected,
-        ConnectionState::Disconnected,
-    )
-    .await;
-    assert_eq!(
-        records.delete_key_store(&record.id).await.unwrap(),
-        DeletedKeyStore::HasKeys(1)
-    );
+    moved(&records, &record.id, ConnectionState::Connected, ConnectionState::Disconnected).await;
+    assert_eq!(records.delete_key_store(&record.id).await.unwrap(), DeletedKeyStore::HasKeys(1));
     for number in 1..=3 {
         records.clear_creating(new.id, &hsm(number)).await.unwrap();
     }
-    assert_eq!(
-        records.delete_key_store(&record.id).await.unwrap(),
-        DeletedKeyStore::Deleted
-    );
-    assert_eq!(
-        records.delete_key_store(&record.id).await.unwrap(),
-        DeletedKeyStore::Gone
-    );
-    let gone = records
-        .password(&record.cluster, &Username::kmsuser(), PasswordVersion(1))
-        .await
-        .unwrap();
+    assert_eq!(records.delete_key_store(&record.id).await.unwrap(), DeletedKeyStore::Deleted);
+    assert_eq!(records.delete_key_store(&record.id).await.unwrap(), DeletedKeyStore::Gone);
+    let gone = records.password(&record.cluster, &Username::kmsuser(), PasswordVersion(1)).await.unwrap();
     assert!(gone.is_none());
-    let again = records
-        .add_key_store(&store("main", 'a'), &password("hunter23"), 10)
-        .await
-        .unwrap();
+    let again = records.add_key_store(&store("main", 'a'), &password("hunter23"), 10).await.unwrap();
     assert_eq!(again, AddedKeyStore::Added(PasswordVersion(2)));
 }
 
@@ -312,13 +222,7 @@ async fn a_login_is_tried_once_unless_it_was_good_before() {
     assert_eq!(begin(1).await, LoginLeave::Refused);
     records.forgive_unsettled(&on, &user, version).await.unwrap();
     assert_eq!(begin(1).await, LoginLeave::Refused, "a refusal is not forgiven");
-    assert_eq!(
-        records
-            .begin_login(&on, &hsm(1), &user, PasswordVersion(2))
-            .await
-            .unwrap(),
-        LoginLeave::Granted
-    );
+    assert_eq!(records.begin_login(&on, &hsm(1), &user, PasswordVersion(2)).await.unwrap(), LoginLeave::Granted);
 }
 
 #[tokio::test]
@@ -336,10 +240,7 @@ async fn the_first_names_of_a_kek_and_the_first_probe_stand() {
     assert_eq!(records.begin_kek(&kek(1)).await.unwrap(), kek(1));
     assert_eq!(records.begin_kek(&kek(2)).await.unwrap(), kek(1));
     for probe in [vec![1], vec![2]] {
-        records
-            .finish_kek(&cluster('a'), &Username::kmsuser(), &Probe(probe))
-            .await
-            .unwrap();
+        records.finish_kek(&cluster('a'), &Username::kmsuser(), &Probe(probe)).await.unwrap();
     }
     let found = records.kek(&cluster('a'), &Username::kmsuser()).await.unwrap().unwrap();
     assert_eq!(found.canary_probe, Some(Probe(vec![1])));
@@ -351,43 +252,20 @@ async fn a_key_that_is_being_made_is_neither_listed_nor_named() {
     let records = home.open().await;
     let record = connected_store(&records).await;
     let alias: AliasName = "alias/x".parse().unwrap();
-    let new = NewKey {
-        alias: Some(alias.clone()),
-        ..new_key(&record)
-    };
+    let new = NewKey { alias: Some(alias.clone()), ..new_key(&record) };
     records.begin_key(&new, &LIMITS).await.unwrap();
     assert_eq!(records.key_id_of_alias(&alias).await.unwrap(), None);
     assert!(records.list_keys(None, None, 10).await.unwrap().is_empty());
     assert!(records.list_aliases(None, None, 10).await.unwrap().is_empty());
-    assert!(
-        records
-            .keys_lacking(&record.cluster, &hsm(1), None, 10)
-            .await
-            .unwrap()
-            .is_empty()
-    );
+    assert!(records.keys_lacking(&record.cluster, &hsm(1), None, 10).await.unwrap().is_empty());
     let creating = records.creating_keys(&record.cluster).await.unwrap();
     assert_eq!(creating[0].versions[0].on.len(), 3);
-    let taken = NewKey {
-        alias: Some(alias.clone()),
-        ..new_key(&record)
-    };
+    let taken = NewKey { alias: Some(alias.clone()), ..new_key(&record) };
     assert_eq!(records.begin_key(&taken, &LIMITS).await.unwrap(), BegunKey::AliasInUse);
 
-    assert!(
-        records
-            .finish_key(new.id, V1, &Probe(vec![1]), &[hsm(1), hsm(2)], at(3))
-            .await
-            .unwrap()
-    );
+    assert!(records.finish_key(new.id, V1, &Probe(vec![1]), &[hsm(1), hsm(2)], at(3)).await.unwrap());
     assert_eq!(records.key_id_of_alias(&alias).await.unwrap(), Some(new.id));
-    assert!(
-        !records
-            .finish_key(new.id, V1, &Probe(vec![2]), &[], at(4))
-            .await
-            .unwrap(),
-        "only once"
-    );
+    assert!(!records.finish_key(new.id, V1, &Probe(vec![2]), &[], at(4)).await.unwrap(), "only once");
     let left = records.clear_creating(new.id, &hsm(3)).await.unwrap();
     assert_eq!(left.hsms, 3, "an enabled key is not cleared");
 }
@@ -397,48 +275,19 @@ async fn a_request_id_makes_one_key_even_when_used_at_the_same_time() {
     let home = Home::new();
     let records = home.open().await;
     let record = connected_store(&records).await;
-    let claim = |body| RequestClaim {
-        caller: "me".to_owned(),
-        request_id: "r".to_owned(),
-        body_sha256: [body; 32],
-    };
+    let claim = |body| RequestClaim { caller: "me".to_owned(), request_id: "r".to_owned(), body_sha256: [body; 32] };
     let tries = (0..20).map(|_| {
-        let (records, new) = (
-            records.clone(),
-            NewKey {
-                request: Some(claim(1)),
-                ..new_key(&record)
-            },
-        );
+        let (records, new) = (records.clone(), NewKey { request: Some(claim(1)), ..new_key(&record) });
         async move { records.begin_key(&new, &LIMITS).await.unwrap() }
     });
     let outcomes = futures_util::future::join_all(tries).await;
-    assert_eq!(
-        outcomes.iter().filter(|outcome| **outcome == BegunKey::Begun).count(),
-        1
-    );
-    let replays = outcomes
-        .iter()
-        .filter(|outcome| matches!(outcome, BegunKey::Replay { .. }))
-        .count();
+    assert_eq!(outcomes.iter().filter(|outcome| **outcome == BegunKey::Begun).count(), 1);
+    let replays = outcomes.iter().filter(|outcome| matches!(outcome, BegunKey::Replay { .. })).count();
     assert_eq!(replays, 19);
-    let other = NewKey {
-        request: Some(claim(2)),
-        ..new_key(&record)
-    };
-    assert_eq!(
-        records.begin_key(&other, &LIMITS).await.unwrap(),
-        BegunKey::RequestReused
-    );
-    let much_later = NewKey {
-        created: at(1_000),
-        ..other
-    };
-    assert_eq!(
-        records.begin_key(&much_later, &LIMITS).await.unwrap(),
-        BegunKey::Begun,
-        "ids are forgotten in time"
-    );
+    let other = NewKey { request: Some(claim(2)), ..new_key(&record) };
+    assert_eq!(records.begin_key(&other, &LIMITS).await.unwrap(), BegunKey::RequestReused);
+    let much_later = NewKey { created: at(1_000), ..other };
+    assert_eq!(records.begin_key(&much_later, &LIMITS).await.unwrap(), BegunKey::Begun, "ids are forgotten in time");
 }
 
 #[tokio::test]
@@ -446,29 +295,11 @@ async fn keys_are_begun_only_in_a_connected_store_with_room() {
     let home = Home::new();
     let records = home.open().await;
     let record = connected_store(&records).await;
-    let narrow = KeyLimits {
-        keys_per_store: 1,
-        ..LIMITS
-    };
-    assert_eq!(
-        records.begin_key(&new_key(&record), &narrow).await.unwrap(),
-        BegunKey::Begun
-    );
-    assert_eq!(
-        records.begin_key(&new_key(&record), &narrow).await.unwrap(),
-        BegunKey::TooManyKeys
-    );
-    moved(
-        &records,
-        &record.id,
-        ConnectionState::Connected,
-        ConnectionState::Disconnecting,
-    )
-    .await;
-    assert_eq!(
-        records.begin_key(&new_key(&record), &LIMITS).await.unwrap(),
-        BegunKey::StoreNotConnected
-    );
+    let narrow = KeyLimits { keys_per_store: 1, ..LIMITS };
+    assert_eq!(records.begin_key(&new_key(&record), &narrow).await.unwrap(), BegunKey::Begun);
+    assert_eq!(records.begin_key(&new_key(&record), &narrow).await.unwrap(), BegunKey::TooManyKeys);
+    moved(&records, &record.id, ConnectionState::Connected, ConnectionState::Disconnecting).await;
+    assert_eq!(records.begin_key(&new_key(&record), &LIMITS).await.unwrap(), BegunKey::StoreNotConnected);
 }
 
 #[tokio::test]
@@ -489,19 +320,12 @@ async fn what_a_node_lacks_is_what_was_never_proven_there() {
     let first = lacking(3, None, 2).await;
     assert_eq!(first, [(keys[0], V1), (keys[1], V1)]);
     assert_eq!(lacking(3, Some(first[1]), 10).await.len(), 3);
-    records
-        .set_presence(keys[0], V1, &hsm(3), Proof::Used, at(9))
-        .await
-        .unwrap();
+    records.set_presence(keys[0], V1, &hsm(3), Proof::Used, at(9)).await.unwrap();
     assert_eq!(lacking(3, None, 10).await.len(), 4);
     records.doubt_presence(&record.cluster, &hsm(1), at(9)).await.unwrap();
     assert_eq!(lacking(1, None, 10).await.len(), 5);
     assert_eq!(lacking(2, None, 10).await.len(), 0);
-    assert_eq!(
-        lacking(9, None, 10).await.len(),
-        5,
-        "a node nobody has seen lacks everything"
-    );
+    assert_eq!(lacking(9, None, 10).await.len(), 5, "a node nobody has seen lacks everything");
 }
 
 #[tokio::test]
@@ -510,22 +334,10 @@ async fn uses_are_reserved_in_blocks_up_to_the_ceiling() {
     let records = home.open().await;
     let record = connected_store(&records).await;
     let key = enabled_key(&records, &record).await;
-    assert_eq!(
-        records.reserve_uses(key, V1, 10, 25).await.unwrap(),
-        Reserved::Block { from: 1, to: 11 }
-    );
-    assert_eq!(
-        records.reserve_uses(key, V1, 10, 25).await.unwrap(),
-        Reserved::Block { from: 11, to: 21 }
-    );
-    assert_eq!(
-        records.reserve_uses(key, V1, 10, 25).await.unwrap(),
-        Reserved::Block { from: 21, to: 25 }
-    );
-    assert_eq!(
-        records.reserve_uses(key, V1, 10, 25).await.unwrap(),
-        Reserved::Exhausted
-    );
+    assert_eq!(records.reserve_uses(key, V1, 10, 25).await.unwrap(), Reserved::Block { from: 1, to: 11 });
+    assert_eq!(records.reserve_uses(key, V1, 10, 25).await.unwrap(), Reserved::Block { from: 11, to: 21 });
+    assert_eq!(records.reserve_uses(key, V1, 10, 25).await.unwrap(), Reserved::Block { from: 21, to: 25 });
+    assert_eq!(records.reserve_uses(key, V1, 10, 25).await.unwrap(), Reserved::Exhausted);
 }
 
 #[tokio::test]
@@ -533,10 +345,7 @@ async fn aliases_are_unique_bounded_and_listed_in_order() {
     let home = Home::new();
     let records = home.open().await;
     let record = connected_store(&records).await;
-    let (key, other) = (
-        enabled_key(&records, &record).await,
-        enabled_key(&records, &record).await,
-    );
+    let (key, other) = (enabled_key(&records, &record).await, enabled_key(&records, &record).await);
     let create = |name: &str, key, most| {
         let (records, name) = (records.clone(), name.parse::<AliasName>().unwrap());
         async move { records.create_alias(&name, key, at(4), most).await.unwrap() }

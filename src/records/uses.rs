@@ -41,9 +41,6 @@ impl Records {
             .execute(&mut *change)
             .await?;
         change.commit().await?;
-        Ok(Reserved::Block {
-            from: from.unsigned_abs(),
-            to: to.unsigned_abs(),
-        })
+        Ok(Reserved::Block { from: from.unsigned_abs(), to: to.unsigned_abs() })
     }
 }

@@ -41,9 +41,7 @@ impl FromStr for Level {
             "info" => Ok(Self::Info),
             "debug" => Ok(Self::Debug),
             "trace" => Ok(Self::Trace),
-            _ => Err(Invalid::new(
-                "a level is `off`, `error`, `warn`, `info`, `debug` or `trace`",
-            )),
+            _ => Err(Invalid::new("a level is `off`, `error`, `warn`, `info`, `debug` or `trace`")),
         }
     }
 }

@@ -28,14 +28,7 @@ impl Admin {
 
     pub fn make_kek(&mut self, ask: v1::MakeKek) -> Result<Outcome, Fault> {
         let (so_pin, user_pin) = (Pin::new(ask.so_pin), Pin::new(ask.user_pin));
-        self.session.make_kek(
-            &so_pin,
-            &user_pin,
-            Kek {
-                cka_id: &ask.kek_cka_id,
-                label: &ask.label,
-            },
-        )?;
+        self.session.make_kek(&so_pin, &user_pin, Kek { cka_id: &ask.kek_cka_id, label: &ask.label })?;
         Ok(Outcome::Done(v1::Done::default()))
     }
 
@@ -53,23 +46,14 @@ impl Admin {
     pub fn seal_kek(&mut self, ask: v1::SealKek) -> Result<Outcome, Fault> {
         let (so_pin, user_pin) = (Pin::new(ask.so_pin), Pin::new(ask.user_pin));
         let pins = (&so_pin, &user_pin);
-        let sealed = self
-            .session
-            .seal_kek(pins, &ask.kek_cka_id, &ask.modulus, &ask.public_exponent)?;
+        let sealed = self.session.seal_kek(pins, &ask.kek_cka_id, &ask.modulus, &ask.public_exponent)?;
         Ok(Outcome::Opaque(v1::Opaque { bytes: sealed }))
     }
 
     pub fn accept_kek(&mut self, ask: v1::AcceptKek) -> Result<Outcome, Fault> {
-        let offer = self
-            .offer
-            .take()
-            .ok_or_else(|| Fault::protocol("no offer to join was made here"))?;
-        let kek = Kek {
-            cka_id: &ask.kek_cka_id,
-            label: &ask.label,
-        };
-        self.session
-            .accept_kek(&offer, &Pin::new(ask.user_pin), kek, &ask.sealed_kek)?;
+        let offer = self.offer.take().ok_or_else(|| Fault::protocol("no offer to join was made here"))?;
+        let kek = Kek { cka_id: &ask.kek_cka_id, label: &ask.label };
+        self.session.accept_kek(&offer, &Pin::new(ask.user_pin), kek, &ask.sealed_kek)?;
         Ok(Outcome::Done(v1::Done::default()))
     }
 }

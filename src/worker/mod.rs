@@ -44,9 +44,7 @@ pub fn run() -> ExitCode {
     let (incoming, outgoing) = match wire::link() {
         Ok(link) => link,
         Err(error) => {
-            log(format_args!(
-                "a worker is started by its daemon, with their link as standard input: {error}"
-            ));
+            log(format_args!("a worker is started by its daemon, with their link as standard input: {error}"));
             return ExitCode::from(NOT_A_WORKER);
         }
     };
@@ -67,10 +65,7 @@ fn live(mut incoming: wire::Incoming, outgoing: wire::Outgoing) -> std::convert:
 
 /// PINs and plaintexts pass through this process: no core dumps, and no reading by others of the same user.
 fn keep_memory_private() {
-    let nothing = Rlimit {
-        current: Some(0),
-        maximum: Some(0),
-    };
+    let nothing = Rlimit { current: Some(0), maximum: Some(0) };
     if let Err(error) = setrlimit(Resource::Core, nothing) {
         log(format_args!("core dumps could not be turned off: {error}"));
     }

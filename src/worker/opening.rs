@@ -61,10 +61,9 @@ impl Opening {
     fn answer(&mut self, request: Request) -> Result<Outcome, Fault> {
         let verb = request.verb.ok_or_else(|| Fault::protocol("the request has no verb"))?;
         match (verb, &mut *self) {
-            (Verb::Ping(_), _) => Ok(Outcome::Pong(v1::Pong {
-                running: Vec::new(),
-                resident_bytes: running::resident_bytes(),
-            })),
+            (Verb::Ping(_), _) => {
+                Ok(Outcome::Pong(v1::Pong { running: Vec::new(), resident_bytes: running::resident_bytes() }))
+            }
             _ if request.remaining_ms == 0 => Err(super::late()),
             (Verb::Open(ask), Self::Nothing) => self.open(&ask),
             (Verb::LogIn(ask), Self::Opened(_)) => self.log_in(&Pin::new(ask.pin)),
@@ -119,22 +118,13 @@ impl Opening {
         match (token, ask.sessions) {
             (Some(token), 0) => opened(&token, 0),
             (None, 0) => Ok(Outcome::Opened(v1::Opened::default())),
-            (None, _) => Err(Fault::refused(
-                super::pkcs11::Bucket::Node,
-                Kind::TokenAbsent,
-                "no slot has this token",
-            )),
+            (None, _) => Err(Fault::refused(super::pkcs11::Bucket::Node, Kind::TokenAbsent, "no slot has this token")),
             (Some(token), wanted) => {
                 let admin = Admin::new(token.open_session()?);
                 let sessions = open_sessions(&token, wanted)?;
                 let answer = opened(&token, sessions.len())?;
                 let patience = Duration::from_millis(ask.patience_ms.into());
-                *self = Self::Opened(LoggedOut {
-                    token,
-                    admin,
-                    sessions,
-                    patience,
-                });
+                *self = Self::Opened(LoggedOut { token, admin, sessions, patience });
                 Ok(answer)
             }
         }
@@ -146,18 +136,8 @@ impl Opening {
         };
         it.admin.session().log_in(pin)?;
         if let Self::Opened(it) = std::mem::replace(self, Self::Nothing) {
-            let LoggedOut {
-                token,
-                admin,
-                sessions,
-                patience,
-            } = it;
-            *self = Self::LoggedIn(LoggedIn {
-                token,
-                anchor: admin.into_session(),
-                sessions,
-                patience,
-            });
+            let LoggedOut { token, admin, sessions, patience } = it;
+            *self = Self::LoggedIn(LoggedIn { token, anchor: admin.into_session(), sessions, patience });
         }
         Ok(Outcome::Done(v1::Done::default()))
     }

@@ -38,9 +38,7 @@ impl Board {
     pub fn begin(&self, seat: usize, id: u64) -> Instant {
         let now = Instant::now();
         self.seats[seat].id.store(id, Relaxed);
-        self.seats[seat]
-            .began
-            .store(nanoseconds(now - self.since).max(IDLE + 1), Relaxed);
+        self.seats[seat].began.store(nanoseconds(now - self.since).max(IDLE + 1), Relaxed);
         now
     }
 
@@ -70,25 +68,18 @@ impl Board {
             IDLE => None,
             began => {
                 let age_ms = u32::try_from(now.saturating_sub(began) / 1_000_000).unwrap_or(u32::MAX);
-                Some(Running {
-                    id: seat.id.load(Relaxed),
-                    age_ms,
-                })
+                Some(Running { id: seat.id.load(Relaxed), age_ms })
             }
         });
-        Pong {
-            running: running.collect(),
-            resident_bytes: resident_bytes(),
-        }
+        Pong { running: running.collect(), resident_bytes: resident_bytes() }
     }
 }
 
 /// Memory of this process that is in RAM; 0 when the kernel does not tell.
 pub fn resident_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let kibibytes = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok());
+    let kibibytes =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok());
     kibibytes.unwrap_or(0_u64) * 1024
 }
 

@@ -50,12 +50,7 @@ enum Left {
 
 /// Serves until the link ends, and then leaves the process.
 pub fn serve(ready: LoggedIn, incoming: Incoming, outgoing: Outgoing) -> ! {
-    let LoggedIn {
-        token,
-        anchor: _anchor,
-        sessions,
-        patience,
-    } = ready;
+    let LoggedIn { token, anchor: _anchor, sessions, patience } = ready;
     let threads = sessions.len();
     let pool = Pool {
         reader: Mutex::new(Reader { incoming, ended: false }),
@@ -143,9 +138,7 @@ impl Reader {
                     return (!batch.is_empty()).then(|| self.incoming.read_at());
                 }
             }
-            let slow = batch
-                .last()
-                .is_some_and(|request| verbs::pace(request.verb.as_ref()) == Pace::Slow);
+            let slow = batch.last().is_some_and(|request| verbs::pace(request.verb.as_ref()) == Pace::Slow);
             if slow || !self.incoming.has_next() || batch.len() >= most().unwrap_or(1) {
                 return Some(self.incoming.read_at());
             }

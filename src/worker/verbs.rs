@@ -74,10 +74,7 @@ pub fn perform(session: &mut Session, verb: Verb) -> Result<Outcome, Fault> {
 fn encrypt(session: &mut Session, ask: v1::Encrypt) -> Result<Outcome, Fault> {
     let plaintext = Zeroizing::new(ask.plaintext);
     let sealed = session.encrypt(&ask.cka_id, &ask.aad, &plaintext)?;
-    Ok(Outcome::Sealed(v1::Sealed {
-        iv: sealed.nonce.to_vec(),
-        sealed: sealed.sealed,
-    }))
+    Ok(Outcome::Sealed(v1::Sealed { iv: sealed.nonce.to_vec(), sealed: sealed.sealed }))
 }
 
 fn decrypt(session: &mut Session, ask: &v1::Decrypt) -> Result<Outcome, Fault> {
@@ -89,11 +86,7 @@ fn generate_data_key(session: &mut Session, ask: &v1::GenerateDataKey) -> Result
     let mut plaintext = session.random(count(ask.number_of_bytes))?;
     let sealed = session.encrypt(&ask.cka_id, &ask.aad, &plaintext)?;
     Ok(Outcome::DataKey(v1::DataKey {
-        plaintext: if ask.with_plaintext {
-            std::mem::take(&mut *plaintext)
-        } else {
-            Vec::new()
-        },
+        plaintext: if ask.with_plaintext { std::mem::take(&mut *plaintext) } else { Vec::new() },
         iv: sealed.nonce.to_vec(),
         sealed: sealed.sealed,
     }))
@@ -106,37 +99,20 @@ fn generate_random(session: &mut Session, ask: &v1::GenerateRandom) -> Result<Ou
 
 fn generate_key(session: &mut Session, ask: &v1::GenerateKey) -> Result<Outcome, Fault> {
     check_kind(ask.kind())?;
-    let created = session.create(NewKey {
-        cka_id: &ask.cka_id,
-        label: &ask.label,
-        kek: named(&ask.kek_cka_id),
-    })?;
-    Ok(Outcome::NewKey(v1::NewKey {
-        wrapped: created.wrapped,
-        probe: created.probe,
-    }))
+    let created = session.create(NewKey { cka_id: &ask.cka_id, label: &ask.label, kek: named(&ask.kek_cka_id) })?;
+    Ok(Outcome::NewKey(v1::NewKey { wrapped: created.wrapped, probe: created.probe }))
 }
 
 fn unwrap_key(session: &mut Session, ask: &v1::UnwrapKey) -> Result<Outcome, Fault> {
     check_kind(ask.kind())?;
-    let new = NewKey {
-        cka_id: &ask.cka_id,
-        label: &ask.label,
-        kek: named(&ask.kek_cka_id),
-    };
+    let new = NewKey { cka_id: &ask.cka_id, label: &ask.label, kek: named(&ask.kek_cka_id) };
     Ok(presence(session.take_in(new, &ask.wrapped, &ask.probe)?))
 }
 
 fn list_objects(session: &mut Session) -> Result<Outcome, Fault> {
     let objects = session.list()?.into_iter();
-    let objects = objects.map(|it| v1::objects::Object {
-        class: it.class,
-        cka_id: it.cka_id,
-        label: it.label,
-    });
-    Ok(Outcome::Objects(v1::Objects {
-        objects: objects.collect(),
-    }))
+    let objects = objects.map(|it| v1::objects::Object { class: it.class, cka_id: it.cka_id, label: it.label });
+    Ok(Outcome::Objects(v1::Objects { objects: objects.collect() }))
 }
 
 fn check_kind(kind: KeyKind) -> Result<(), Fault> {
@@ -159,9 +135,7 @@ fn opaque(bytes: Vec<u8>) -> Outcome {
 }
 
 fn done(count: usize) -> Outcome {
-    Outcome::Done(v1::Done {
-        count: u32::try_from(count).unwrap_or(u32::MAX),
-    })
+    Outcome::Done(v1::Done { count: u32::try_from(count).unwrap_or(u32::MAX) })
 }
 
 fn presence(presence: Presence) -> Outcome {

@@ -53,12 +53,7 @@ pub struct Incoming {
 
 impl Incoming {
     fn new(stream: UnixStream) -> Self {
-        Self {
-            stream,
-            frames: Frames::default(),
-            chunk: Zeroizing::new(vec![0; CHUNK]),
-            read_at: Instant::now(),
-        }
+        Self { stream, frames: Frames::default(), chunk: Zeroizing::new(vec![0; CHUNK]), read_at: Instant::now() }
     }
 
     /// The next request. Waits for it.
@@ -121,11 +116,7 @@ impl Outgoing {
         if answers.0.is_empty() {
             return Ok(());
         }
-        let sent = self
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .write_all(&answers.0);
+        let sent = self.0.lock().unwrap_or_else(PoisonError::into_inner).write_all(&answers.0);
         answers.wipe();
         sent
     }
@@ -138,16 +129,10 @@ pub struct Answers(Zeroizing<Vec<u8>>);
 impl Answers {
     pub fn push(&mut self, id: u64, result: Result<Outcome, Fault>) {
         let outcome = result.unwrap_or_else(|fault| Outcome::Fault(fault.into()));
-        let mut response = Response {
-            id,
-            outcome: Some(outcome),
-        };
+        let mut response = Response { id, outcome: Some(outcome) };
         if link::push(&response, &mut self.0).is_err() {
             let fault = Fault::refused(Bucket::Node, Kind::Capacity, "the answer is too long for the link");
-            let refused = Response {
-                id,
-                outcome: Some(Outcome::Fault(fault.into())),
-            };
+            let refused = Response { id, outcome: Some(Outcome::Fault(fault.into())) };
             link::push(&refused, &mut self.0).expect("a fault of ours is short");
         }
         wipe(&mut response);
@@ -186,11 +171,7 @@ mod tests {
 
     fn pair() -> (UnixStream, Incoming, Outgoing) {
         let (daemon, worker) = UnixStream::pair().unwrap();
-        (
-            daemon,
-            Incoming::new(worker.try_clone().unwrap()),
-            Outgoing(Mutex::new(worker)),
-        )
+        (daemon, Incoming::new(worker.try_clone().unwrap()), Outgoing(Mutex::new(worker)))
     }
 
     #[test]
@@ -198,15 +179,7 @@ mod tests {
         let (mut daemon, mut incoming, _) = pair();
         let mut bytes = Vec::new();
         for id in [7, 8] {
-            link::push(
-                &Request {
-                    id,
-                    remaining_ms: 1,
-                    verb: Some(Verb::Ping(Ping {})),
-                },
-                &mut bytes,
-            )
-            .unwrap();
+            link::push(&Request { id, remaining_ms: 1, verb: Some(Verb::Ping(Ping {})) }, &mut bytes).unwrap();
         }
         daemon.write_all(&bytes).unwrap();
         drop(daemon);
@@ -223,25 +196,14 @@ mod tests {
         let (mut daemon, mut incoming, _) = pair();
         let mut bytes = Vec::new();
         for id in [7, 8] {
-            link::push(
-                &Request {
-                    id,
-                    remaining_ms: 1,
-                    verb: Some(Verb::Ping(Ping {})),
-                },
-                &mut bytes,
-            )
-            .unwrap();
+            link::push(&Request { id, remaining_ms: 1, verb: Some(Verb::Ping(Ping {})) }, &mut bytes).unwrap();
         }
         bytes.extend_from_slice(&u32::MAX.to_be_bytes());
         daemon.write_all(&bytes).unwrap();
 
         assert_eq!(incoming.next_alone().unwrap().id, 7);
         assert_eq!(incoming.next_alone().unwrap().id, 8);
-        assert!(matches!(
-            incoming.next_alone(),
-            Err(Ended::Garbled(BadFrame::TooLong(_)))
-        ));
+        assert!(matches!(incoming.next_alone(), Err(Ended::Garbled(BadFrame::TooLong(_)))));
         drop(daemon);
         assert!(matches!(incoming.next_alone(), Err(Ended::Closed)));
     }
@@ -250,12 +212,7 @@ mod tests {
     fn an_answer_too_long_for_the_link_becomes_a_fault() {
         let (mut daemon, _, outgoing) = pair();
         let mut answers = Answers::default();
-        answers.push(
-            9,
-            Ok(Outcome::Opaque(Opaque {
-                bytes: vec![0; link::MAX_FRAME + 1],
-            })),
-        );
+        answers.push(9, Ok(Outcome::Opaque(Opaque { bytes: vec![0; link::MAX_FRAME + 1] })));
         outgoing.send(&mut answers).unwrap();
 
         let mut bytes = [0; 512];

@@ -1,6 +1,8 @@
 //! `kill -9` at any point: what was acknowledged stays, what was not leaves nothing behind.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use tonic::Code;
 
@@ -16,11 +18,8 @@ async fn a_kill_in_the_middle_of_200_creations_leaves_every_acknowledged_key_and
     for number in 0..200 {
         let (mut clients, store, acknowledged) = (clients.clone(), store.clone(), acknowledged.clone());
         tokio::spawn(async move {
-            let request = pb::CreateKeyRequest {
-                key_store_id: store,
-                request_id: format!("r{number}"),
-                ..Default::default()
-            };
+            let request =
+                pb::CreateKeyRequest { key_store_id: store, request_id: format!("r{number}"), ..Default::default() };
             if let Ok(made) = clients.keys.create_key(request).await {
                 let _ = acknowledged.send(made.into_inner().key.unwrap().key_id);
             }
@@ -86,19 +85,8 @@ async fn a_creation_killed_before_or_after_the_hsm_made_the_key_leaves_nothing()
             assert_eq!(rig.objects(hsm), before, "{point}: {hsm}");
         }
         // The same request, repeated, makes the key, and the alias was not lost to the dead one.
-        let key = clients
-            .keys
-            .create_key(request)
-            .await
-            .unwrap()
-            .into_inner()
-            .key
-            .unwrap();
-        assert_eq!(
-            clients.describe_key("alias/interrupted").await.key_id,
-            key.key_id,
-            "{point}"
-        );
+        let key = clients.keys.create_key(request).await.unwrap().into_inner().key.unwrap();
+        assert_eq!(clients.describe_key("alias/interrupted").await.key_id, key.key_id, "{point}");
     }
 }
 
@@ -116,11 +104,7 @@ async fn a_founding_killed_halfway_is_finished_by_the_next_daemon() {
     rig.start_daemon();
     let mut clients = rig.clients().await;
     let settled = clients.settled(&store).await;
-    assert_eq!(
-        settled.connection_state(),
-        pb::ConnectionState::Connected,
-        "CONNECTING resumes: {settled:?}"
-    );
+    assert_eq!(settled.connection_state(), pb::ConnectionState::Connected, "CONNECTING resumes: {settled:?}");
     clients.all_healthy(&store).await;
     let key = clients.key(&store).await;
     assert_eq!(clients.describe_key(&key.key_id).await.state(), pb::KeyState::Enabled);
@@ -145,17 +129,10 @@ async fn a_login_whose_answer_was_lost_is_not_tried_again_until_an_operator_says
     let mut clients = rig.clients().await;
     let settled = clients.settled(&store).await;
     assert_eq!(settled.connection_state(), pb::ConnectionState::Failed);
-    assert!(
-        settled.connection_error_message.contains("never answered"),
-        "{}",
-        settled.connection_error_message
-    );
+    assert!(settled.connection_error_message.contains("never answered"), "{}", settled.connection_error_message);
     clients.disconnect(&store).await;
     clients.connect(&store).await;
-    assert_eq!(
-        clients.settled(&store).await.connection_state(),
-        pb::ConnectionState::Connected
-    );
+    assert_eq!(clients.settled(&store).await.connection_state(), pb::ConnectionState::Connected);
 }
 
 #[tokio::test]
@@ -163,16 +140,14 @@ async fn killing_one_worker_under_load_loses_no_encryption() {
     let (rig, mut clients, store) = Rig::new().connected().await;
     clients.all_healthy(&store).await;
     let key = clients.key(&store).await;
-    let victim = rig
-        .workers()
-        .into_iter()
-        .find(|(_, slot)| slot.contains("hsm-2"))
-        .expect("it runs")
-        .0;
+    let victim = rig.workers().into_iter().find(|(_, slot)| slot.contains("hsm-2")).expect("it runs").0;
+    let done = Arc::new(AtomicU32::new(0));
     let load: Vec<_> = (0..16u8)
-        .map(|caller| tokio::spawn(encrypt_many(clients.clone(), key.key_id.clone(), caller)))
+        .map(|caller| tokio::spawn(encrypt_many(clients.clone(), key.key_id.clone(), caller, done.clone())))
         .collect();
+    wait_async(|| async { (done.load(Relaxed) > 100).then_some(()) }).await;
     kill(victim);
+    assert!(done.load(Relaxed) < 16 * 100, "the kill came when the load was over");
     for caller in load {
         caller.await.unwrap();
     }
@@ -181,10 +156,11 @@ async fn killing_one_worker_under_load_loses_no_encryption() {
     assert_eq!(restarts, 1, "one worker was replaced: {back:?}");
 }
 
-async fn encrypt_many(mut clients: Clients, key: String, caller: u8) {
-    for round in 0..50u8 {
+async fn encrypt_many(mut clients: Clients, key: String, caller: u8, done: Arc<AtomicU32>) {
+    for round in 0..100u8 {
         let ciphertext = clients.encrypt(&key, &[caller, round]).await;
         assert_eq!(clients.decrypt(&ciphertext).await.unwrap(), [caller, round]);
+        done.fetch_add(1, Relaxed);
     }
 }
 
@@ -205,16 +181,9 @@ async fn a_node_whose_token_was_emptied_gets_every_key_back_from_its_siblings() 
             }
         }
     }
-    let victim = rig
-        .workers()
-        .into_iter()
-        .find(|(_, slot)| slot.contains("hsm-3"))
-        .expect("it runs")
-        .0;
+    let victim = rig.workers().into_iter().find(|(_, slot)| slot.contains("hsm-3")).expect("it runs").0;
     kill(victim);
-    clients
-        .watch_until(&store, |store| store.nodes.iter().any(|node| node.worker_restarts == 1))
-        .await;
+    clients.watch_until(&store, |store| store.nodes.iter().any(|node| node.worker_restarts == 1)).await;
     clients.all_healthy(&store).await;
     assert_eq!(rig.objects("hsm-3"), before);
     assert_eq!(clients.decrypt(&ciphertext).await.unwrap(), b"kept");
@@ -235,34 +204,16 @@ async fn with_every_node_gone_calls_are_refused_at_once_and_nothing_is_forgotten
     let refused = wait_async(|| {
         let (mut clients, key) = (clients.clone(), key.clone());
         async move {
-            let request = pb::EncryptRequest {
-                key_id: key,
-                plaintext: b"x".to_vec(),
-                ..Default::default()
-            };
+            let request = pb::EncryptRequest { key_id: key, plaintext: b"x".to_vec(), ..Default::default() };
             clients.crypto.encrypt(request).await.err()
         }
     })
     .await;
-    assert_eq!(
-        crate::rig::reason(&refused),
-        (Code::Unavailable, "NO_NODE".to_owned()),
-        "{refused}"
-    );
+    assert_eq!(crate::rig::reason(&refused), (Code::Unavailable, "NO_NODE".to_owned()), "{refused}");
     assert_eq!(refused.metadata().get("grpc-retry-pushback-ms").unwrap(), "200");
     let request = pb::DescribeKeyStoresRequest::default();
-    let told = clients
-        .stores
-        .describe_key_stores(request)
-        .await
-        .unwrap()
-        .into_inner()
-        .key_stores;
-    assert_eq!(
-        told[0].connection_state(),
-        pb::ConnectionState::Connected,
-        "node trouble is not a store's state"
-    );
+    let told = clients.stores.describe_key_stores(request).await.unwrap().into_inner().key_stores;
+    assert_eq!(told[0].connection_state(), pb::ConnectionState::Connected, "node trouble is not a store's state");
 
     std::fs::rename(&away, &here).unwrap();
     clients.all_healthy(&store).await;
@@ -280,11 +231,7 @@ async fn workers_outlive_no_daemon() {
 }
 
 async fn listed(clients: &mut Clients, store: &str) -> Vec<String> {
-    let request = pb::ListKeysRequest {
-        key_store_id: store.to_owned(),
-        page_size: 1_000,
-        ..Default::default()
-    };
+    let request = pb::ListKeysRequest { key_store_id: store.to_owned(), page_size: 1_000, ..Default::default() };
     let page = clients.keys.list_keys(request).await.unwrap().into_inner();
     page.keys.into_iter().map(|key| key.key_id).collect()
 }

@@ -37,15 +37,9 @@ async fn keys_of_a_disconnected_store_are_unavailable_until_it_is_connected_agai
     let ciphertext = clients.encrypt(&key.key_id, b"waits").await;
     clients.disconnect(&store).await;
     assert_eq!(rig.workers(), [], "nobody is logged in any more");
-    assert_eq!(
-        clients.describe_key(&key.key_id).await.state(),
-        pb::KeyState::Unavailable
-    );
+    assert_eq!(clients.describe_key(&key.key_id).await.state(), pb::KeyState::Unavailable);
     let refused = clients.decrypt(&ciphertext).await.unwrap_err();
-    assert_eq!(
-        reason(&refused),
-        (Code::FailedPrecondition, "KMS_INVALID_STATE".to_owned())
-    );
+    assert_eq!(reason(&refused), (Code::FailedPrecondition, "KMS_INVALID_STATE".to_owned()));
 
     clients.connect(&store).await;
     clients.all_healthy(&store).await;
@@ -56,21 +50,13 @@ async fn keys_of_a_disconnected_store_are_unavailable_until_it_is_connected_agai
 #[tokio::test]
 async fn a_store_is_deleted_only_when_disconnected_and_empty() {
     let (rig, mut clients, store) = Rig::new().connected().await;
-    let delete = |id: &str| pb::DeleteKeyStoreRequest {
-        key_store_id: id.to_owned(),
-    };
+    let delete = |id: &str| pb::DeleteKeyStoreRequest { key_store_id: id.to_owned() };
     let refused = clients.stores.delete_key_store(delete(&store)).await.unwrap_err();
-    assert_eq!(
-        reason(&refused),
-        (Code::FailedPrecondition, "CUSTOM_KEY_STORE_INVALID_STATE".to_owned())
-    );
+    assert_eq!(reason(&refused), (Code::FailedPrecondition, "CUSTOM_KEY_STORE_INVALID_STATE".to_owned()));
     clients.key(&store).await;
     clients.disconnect(&store).await;
     let refused = clients.stores.delete_key_store(delete(&store)).await.unwrap_err();
-    assert_eq!(
-        reason(&refused),
-        (Code::FailedPrecondition, "CUSTOM_KEY_STORE_HAS_CMKS".to_owned())
-    );
+    assert_eq!(reason(&refused), (Code::FailedPrecondition, "CUSTOM_KEY_STORE_HAS_CMKS".to_owned()));
 
     let empty = Rig::new().nodes(2).zones(2).start();
     let mut clients = empty.clients().await;
@@ -98,10 +84,7 @@ async fn the_same_create_request_gives_the_same_disconnected_store() {
         trust_anchor_certificate: rig.trust_anchor(),
     };
     let refused = clients.stores.create_key_store(request).await.unwrap_err();
-    assert_eq!(
-        reason(&refused),
-        (Code::AlreadyExists, "CUSTOM_KEY_STORE_NAME_IN_USE".to_owned())
-    );
+    assert_eq!(reason(&refused), (Code::AlreadyExists, "CUSTOM_KEY_STORE_NAME_IN_USE".to_owned()));
 }
 
 #[tokio::test]
@@ -109,15 +92,10 @@ async fn watching_tells_the_present_state_first_and_ends_with_the_store() {
     let rig = Rig::new().nodes(2).zones(2).start();
     let mut clients = rig.clients().await;
     let store = clients.store(&rig, "watched").await;
-    let request = pb::WatchKeyStoreRequest {
-        key_store_id: store.clone(),
-    };
+    let request = pb::WatchKeyStoreRequest { key_store_id: store.clone() };
     let mut stream = clients.stores.watch_key_store(request).await.unwrap().into_inner();
     let first = stream.message().await.unwrap().unwrap();
-    assert_eq!(
-        first.key_store.unwrap().connection_state(),
-        pb::ConnectionState::Disconnected
-    );
+    assert_eq!(first.key_store.unwrap().connection_state(), pb::ConnectionState::Disconnected);
     clients.connect(&store).await;
     let (mut states, mut phases) = (Vec::new(), Vec::new());
     while states.last() != Some(&pb::ConnectionState::Connected) {
@@ -126,20 +104,11 @@ async fn watching_tells_the_present_state_first_and_ends_with_the_store() {
         phases.extend(message.steps.iter().map(pb::ConnectStep::phase));
     }
     assert!(states.contains(&pb::ConnectionState::Connecting));
-    assert!(
-        phases.contains(&pb::ConnectPhase::Probe) || phases.contains(&pb::ConnectPhase::SyncKeys),
-        "{phases:?}"
-    );
+    assert!(phases.contains(&pb::ConnectPhase::Probe) || phases.contains(&pb::ConnectPhase::SyncKeys), "{phases:?}");
     clients.disconnect(&store).await;
-    clients
-        .stores
-        .delete_key_store(pb::DeleteKeyStoreRequest { key_store_id: store })
-        .await
-        .unwrap();
+    clients.stores.delete_key_store(pb::DeleteKeyStoreRequest { key_store_id: store }).await.unwrap();
     let ended = async { while stream.message().await.unwrap().is_some() {} };
-    tokio::time::timeout(crate::rig::PATIENCE, ended)
-        .await
-        .expect("the stream ends with the store");
+    tokio::time::timeout(crate::rig::PATIENCE, ended).await.expect("the stream ends with the store");
 }
 
 #[tokio::test]
@@ -175,25 +144,14 @@ async fn clusters_tell_their_hsms_with_live_health_and_changes_stream() {
     let rig = Rig::new().start();
     let mut clients: Clients = rig.clients().await;
     let request = pb::DescribeClustersRequest::default();
-    let told = clients
-        .clusters
-        .describe_clusters(request.clone())
-        .await
-        .unwrap()
-        .into_inner()
-        .clusters;
+    let told = clients.clusters.describe_clusters(request.clone()).await.unwrap().into_inner().clusters;
     assert_eq!(told.len(), 1);
     assert_eq!(told[0].cluster_id, rig.cluster_id());
     assert!(told[0].hsms.iter().all(|hsm| hsm.health() == pb::HsmHealth::NotProbed));
 
-    let watch = pb::WatchClusterRequest {
-        cluster_id: rig.cluster_id(),
-    };
+    let watch = pb::WatchClusterRequest { cluster_id: rig.cluster_id() };
     let mut stream = clients.clusters.watch_cluster(watch).await.unwrap().into_inner();
-    assert!(
-        stream.message().await.unwrap().unwrap().changes.is_empty(),
-        "the present state comes first"
-    );
+    assert!(stream.message().await.unwrap().unwrap().changes.is_empty(), "the present state comes first");
     let store = clients.connected_store(&rig, "main").await;
     clients.all_healthy(&store).await;
     let mut healthy = std::collections::BTreeSet::new();
@@ -204,18 +162,7 @@ async fn clusters_tell_their_hsms_with_live_health_and_changes_stream() {
             }
         }
     }
-    let told = clients
-        .clusters
-        .describe_clusters(request)
-        .await
-        .unwrap()
-        .into_inner()
-        .clusters;
+    let told = clients.clusters.describe_clusters(request).await.unwrap().into_inner().clusters;
     assert_eq!(told[0].key_store_id, store);
-    assert!(
-        told[0]
-            .hsms
-            .iter()
-            .all(|hsm| hsm.health() == pb::HsmHealth::Healthy && !hsm.serial_number.is_empty())
-    );
+    assert!(told[0].hsms.iter().all(|hsm| hsm.health() == pb::HsmHealth::Healthy && !hsm.serial_number.is_empty()));
 }

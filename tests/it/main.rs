@@ -2,6 +2,8 @@
 //!
 //! One binary, so that everything is linked once. Tests run in parallel, each with a daemon and tokens of its own.
 
+#![allow(clippy::unwrap_used, reason = "a test says what it expects by failing")]
+
 mod rig;
 
 mod crash;

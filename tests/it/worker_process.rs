@@ -36,10 +36,8 @@ impl Node {
         let home = tempfile::tempdir().unwrap();
         std::fs::create_dir(home.path().join("tokens")).unwrap();
         let tokens = home.path().join("tokens");
-        let text = format!(
-            "directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n",
-            tokens.display()
-        );
+        let text =
+            format!("directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n", tokens.display());
         std::fs::write(home.path().join("softhsm2.conf"), text).unwrap();
         Self { home }
     }
@@ -75,14 +73,7 @@ impl Node {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        Worker {
-            link: Link {
-                stream: ours,
-                frames: Frames::default(),
-                next_id: 1,
-            },
-            process,
-        }
+        Worker { link: Link { stream: ours, frames: Frames::default(), next_id: 1 }, process }
     }
 
     fn opened(&self, sessions: u32) -> Worker {
@@ -99,16 +90,8 @@ impl Node {
 
     /// Holds the lock that guards the token's list of objects, until the file is dropped.
     fn hold_token(&self) -> File {
-        let token = std::fs::read_dir(self.home.path().join("tokens"))
-            .unwrap()
-            .next()
-            .unwrap()
-            .unwrap();
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .open(token.path().join("generation"))
-            .unwrap();
+        let token = std::fs::read_dir(self.home.path().join("tokens")).unwrap().next().unwrap().unwrap();
+        let file = File::options().read(true).write(true).open(token.path().join("generation")).unwrap();
         rustix::fs::fcntl_lock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
         file
     }
@@ -142,15 +125,7 @@ impl Link {
         let (mut bytes, mut ids) = (Vec::new(), Vec::new());
         for (remaining_ms, verb) in verbs {
             ids.push(self.next_id);
-            push(
-                &Request {
-                    id: self.next_id,
-                    remaining_ms,
-                    verb: Some(verb),
-                },
-                &mut bytes,
-            )
-            .unwrap();
+            push(&Request { id: self.next_id, remaining_ms, verb: Some(verb) }, &mut bytes).unwrap();
             self.next_id += 1;
         }
         self.stream.write_all(&bytes).unwrap();
@@ -246,11 +221,7 @@ fn log_in(pin: &str) -> Verb {
 }
 
 fn init_token() -> Verb {
-    Verb::InitToken(v1::InitToken {
-        label: LABEL.to_owned(),
-        so_pin: SO_PIN.into(),
-        user_pin: USER_PIN.into(),
-    })
+    Verb::InitToken(v1::InitToken { label: LABEL.to_owned(), so_pin: SO_PIN.into(), user_pin: USER_PIN.into() })
 }
 
 fn make_kek() -> Verb {
@@ -283,35 +254,20 @@ fn unwrap_key(cka_id: &[u8], wrapped: &[u8], probe: &[u8]) -> Verb {
 }
 
 fn prove(cka_id: &[u8], probe: &[u8]) -> Verb {
-    Verb::ProveKey(v1::ProveKey {
-        cka_id: cka_id.to_vec(),
-        probe: probe.to_vec(),
-    })
+    Verb::ProveKey(v1::ProveKey { cka_id: cka_id.to_vec(), probe: probe.to_vec() })
 }
 
 fn destroy(cka_id: &[u8]) -> Verb {
-    Verb::DestroyKey(v1::DestroyKey {
-        cka_id: cka_id.to_vec(),
-    })
+    Verb::DestroyKey(v1::DestroyKey { cka_id: cka_id.to_vec() })
 }
 
 fn encrypt(cka_id: &[u8], plaintext: &[u8]) -> Verb {
-    Verb::Encrypt(v1::Encrypt {
-        cka_id: cka_id.to_vec(),
-        aad: AAD.to_vec(),
-        plaintext: plaintext.to_vec(),
-    })
+    Verb::Encrypt(v1::Encrypt { cka_id: cka_id.to_vec(), aad: AAD.to_vec(), plaintext: plaintext.to_vec() })
 }
 
 fn decrypt(cka_id: &[u8], sealed: v1::Sealed, probe: &[u8]) -> Verb {
     let v1::Sealed { iv, sealed } = sealed;
-    Verb::Decrypt(v1::Decrypt {
-        cka_id: cka_id.to_vec(),
-        aad: AAD.to_vec(),
-        iv,
-        sealed,
-        probe: probe.to_vec(),
-    })
+    Verb::Decrypt(v1::Decrypt { cka_id: cka_id.to_vec(), aad: AAD.to_vec(), iv, sealed, probe: probe.to_vec() })
 }
 
 fn random(number_of_bytes: u32) -> Verb {
@@ -335,9 +291,7 @@ fn join(source: &Node, joiner: &Node) {
         modulus: offer.modulus,
         public_exponent: offer.public_exponent,
     }));
-    let Outcome::Opaque(sealed) = sealed else {
-        panic!("not sealed: {sealed:?}")
-    };
+    let Outcome::Opaque(sealed) = sealed else { panic!("not sealed: {sealed:?}") };
     let accepted = joining.ask(Verb::AcceptKek(v1::AcceptKek {
         user_pin: USER_PIN.into(),
         kek_cka_id: KEK.to_vec(),
@@ -373,16 +327,10 @@ fn a_key_under_the_right_id_that_is_another_key_is_told() {
     assert_eq!(worker.found(prove(b"k1", &one.probe)), Found::Proven);
     assert_eq!(worker.found(prove(b"k1", &two.probe)), Found::Different);
     // Taken in under an id that its probe does not fit: destroyed again.
-    assert_eq!(
-        worker.found(unwrap_key(b"k3", &two.wrapped, &one.probe)),
-        Found::Different
-    );
+    assert_eq!(worker.found(unwrap_key(b"k3", &two.wrapped, &one.probe)), Found::Different);
     assert_eq!(worker.found(prove(b"k3", b"")), Found::Missing);
     assert_eq!(worker.fault(generate_key(b"k1")), (Bucket::Input, Kind::BadInput));
-    let wrapped_again = worker.ask(Verb::WrapKey(v1::WrapKey {
-        cka_id: b"k1".to_vec(),
-        kek_cka_id: KEK.to_vec(),
-    }));
+    let wrapped_again = worker.ask(Verb::WrapKey(v1::WrapKey { cka_id: b"k1".to_vec(), kek_cka_id: KEK.to_vec() }));
     assert_eq!(wrapped_again, opaque(&one.wrapped));
 }
 
@@ -401,10 +349,7 @@ fn a_bad_ciphertext_is_the_callers_fault_and_the_session_serves_on() {
     assert_eq!(worker.decrypt(b"k1", good, &key.probe), opaque(b"attack at dawn"));
     // With another key's probe the node itself is in doubt.
     let other = worker.make_key(b"k2");
-    assert_eq!(
-        worker.fault(decrypt(b"k1", sealed, &other.probe)),
-        (Bucket::Node, Kind::Device)
-    );
+    assert_eq!(worker.fault(decrypt(b"k1", sealed, &other.probe)), (Bucket::Node, Kind::Device));
     worker.encrypt(b"k1", b"and still it serves");
 }
 
@@ -415,34 +360,14 @@ fn what_makes_libraries_abort_never_reaches_them() {
     let key = worker.make_key(b"k1");
     let sealed = worker.encrypt(b"k1", b"text");
     let bad = (Bucket::Input, Kind::BadInput);
-    let no_aad = v1::Encrypt {
-        cka_id: b"k1".to_vec(),
-        aad: Vec::new(),
-        plaintext: b"x".to_vec(),
-    };
+    let no_aad = v1::Encrypt { cka_id: b"k1".to_vec(), aad: Vec::new(), plaintext: b"x".to_vec() };
     assert_eq!(worker.fault(Verb::Encrypt(no_aad)), bad);
     assert_eq!(worker.fault(encrypt(b"k1", b"")), bad);
     assert_eq!(worker.fault(encrypt(b"k1", &[0; 20_000])), bad);
     assert_eq!(worker.fault(encrypt(b"", b"x")), bad);
-    assert_eq!(
-        worker.fault(decrypt(
-            b"k1",
-            v1::Sealed {
-                iv: Vec::new(),
-                ..sealed.clone()
-            },
-            &key.probe
-        )),
-        bad
-    );
-    let short = v1::Sealed {
-        sealed: vec![0; 16],
-        ..sealed
-    };
-    assert_eq!(
-        worker.fault(decrypt(b"k1", short, &key.probe)),
-        (Bucket::Input, Kind::BadCiphertext)
-    );
+    assert_eq!(worker.fault(decrypt(b"k1", v1::Sealed { iv: Vec::new(), ..sealed.clone() }, &key.probe)), bad);
+    let short = v1::Sealed { sealed: vec![0; 16], ..sealed };
+    assert_eq!(worker.fault(decrypt(b"k1", short, &key.probe)), (Bucket::Input, Kind::BadCiphertext));
     assert_eq!(worker.fault(random(0)), bad);
     assert_eq!(worker.fault(random(1025)), bad);
     assert!(matches!(worker.ask(random(1024)), Outcome::Opaque(it) if it.bytes.len() == 1024));
@@ -454,23 +379,12 @@ fn a_data_key_comes_sealed_and_in_the_clear_only_when_asked() {
     let mut worker = node.serving(1);
     let key = worker.make_key(b"k1");
     for with_plaintext in [true, false] {
-        let ask = v1::GenerateDataKey {
-            cka_id: b"k1".to_vec(),
-            aad: AAD.to_vec(),
-            number_of_bytes: 32,
-            with_plaintext,
-        };
-        let Outcome::DataKey(made) = worker.ask(Verb::GenerateDataKey(ask)) else {
-            panic!("no data key")
-        };
-        let Outcome::Opaque(opened) = worker.decrypt(
-            b"k1",
-            v1::Sealed {
-                iv: made.iv,
-                sealed: made.sealed,
-            },
-            &key.probe,
-        ) else {
+        let ask =
+            v1::GenerateDataKey { cka_id: b"k1".to_vec(), aad: AAD.to_vec(), number_of_bytes: 32, with_plaintext };
+        let Outcome::DataKey(made) = worker.ask(Verb::GenerateDataKey(ask)) else { panic!("no data key") };
+        let Outcome::Opaque(opened) =
+            worker.decrypt(b"k1", v1::Sealed { iv: made.iv, sealed: made.sealed }, &key.probe)
+        else {
             panic!("the data key does not open")
         };
         assert_eq!(opened.bytes.len(), 32);
@@ -482,10 +396,7 @@ fn a_data_key_comes_sealed_and_in_the_clear_only_when_asked() {
 fn a_wrong_pin_is_told_as_such_and_no_pool_opens() {
     let node = Node::with_token();
     let mut worker = node.opened(1);
-    assert_eq!(
-        worker.fault(log_in("kmsuser:wrong123")),
-        (Bucket::Input, Kind::PinIncorrect)
-    );
+    assert_eq!(worker.fault(log_in("kmsuser:wrong123")), (Bucket::Input, Kind::PinIncorrect));
     assert_eq!(worker.fault(random(8)), (Bucket::Input, Kind::Protocol));
     assert!(worker.end().success());
 }
@@ -496,21 +407,12 @@ fn what_is_out_of_turn_or_unknown_is_refused() {
     let mut worker = node.worker();
     assert_eq!(worker.fault(log_in(USER_PIN)), (Bucket::Input, Kind::Protocol));
     assert!(matches!(worker.ask(Verb::Ping(v1::Ping {})), Outcome::Pong(pong) if pong.resident_bytes > 0));
-    assert_eq!(
-        worker.fault(open("no such token", 1)),
-        (Bucket::Node, Kind::TokenAbsent)
-    );
+    assert_eq!(worker.fault(open("no such token", 1)), (Bucket::Node, Kind::TokenAbsent));
     let mut worker = node.serving(1);
     assert_eq!(worker.fault(make_kek()), (Bucket::Input, Kind::Protocol));
     let mut worker = node.worker();
-    let nowhere = v1::Open {
-        module: "/nowhere.so".to_owned(),
-        ..v1::Open::default()
-    };
-    let nowhere = v1::Open {
-        token: Some(open::Token::Label("x".to_owned())),
-        ..nowhere
-    };
+    let nowhere = v1::Open { module: "/nowhere.so".to_owned(), ..v1::Open::default() };
+    let nowhere = v1::Open { token: Some(open::Token::Label("x".to_owned())), ..nowhere };
     assert_eq!(worker.fault(Verb::Open(nowhere)), (Bucket::Node, Kind::Module));
 }
 
@@ -523,14 +425,8 @@ fn a_token_that_exists_is_not_initialised_again_and_a_kek_is_made_once() {
     let mut worker = node.opened(1);
     assert!(matches!(worker.ask(make_kek()), Outcome::Done(_)));
     let mut worker = node.serving(1);
-    let Outcome::Objects(objects) = worker.ask(Verb::ListObjects(v1::ListObjects {})) else {
-        panic!("no list")
-    };
-    let listed: Vec<_> = objects
-        .objects
-        .iter()
-        .map(|it| (it.cka_id.as_slice(), it.label.as_str()))
-        .collect();
+    let Outcome::Objects(objects) = worker.ask(Verb::ListObjects(v1::ListObjects {})) else { panic!("no list") };
+    let listed: Vec<_> = objects.objects.iter().map(|it| (it.cka_id.as_slice(), it.label.as_str())).collect();
     assert_eq!(listed, [(KEK, "keyway:kek")]);
 }
 
@@ -540,15 +436,9 @@ fn an_emptied_token_is_absent_and_never_said_to_lack_a_key() {
     let mut worker = node.serving(1);
     let key = worker.make_key(b"k1");
     std::fs::rename(node.home.path().join("tokens"), node.home.path().join("gone")).unwrap();
-    assert_eq!(
-        worker.fault(prove(b"k1", &key.probe)),
-        (Bucket::Node, Kind::TokenAbsent)
-    );
+    assert_eq!(worker.fault(prove(b"k1", &key.probe)), (Bucket::Node, Kind::TokenAbsent));
     assert_eq!(worker.fault(encrypt(b"k9", b"x")), (Bucket::Node, Kind::TokenAbsent));
-    assert_eq!(
-        worker.fault(Verb::ListObjects(v1::ListObjects {})),
-        (Bucket::Node, Kind::TokenAbsent)
-    );
+    assert_eq!(worker.fault(Verb::ListObjects(v1::ListObjects {})), (Bucket::Node, Kind::TokenAbsent));
 }
 
 #[test]
@@ -561,10 +451,7 @@ fn a_stale_handle_is_looked_up_again() {
     assert_eq!(other.ask(destroy(b"k1")), Outcome::Done(v1::Done { count: 1 }));
     assert_eq!(one.fault(encrypt(b"k1", b"x")), (Bucket::Node, Kind::KeyMissing));
     assert_eq!(other.found(unwrap_key(b"k1", &key.wrapped, &key.probe)), Found::Proven);
-    assert_eq!(
-        one.decrypt(b"k1", sealed.clone(), &key.probe),
-        opaque(b"attack at dawn")
-    );
+    assert_eq!(one.decrypt(b"k1", sealed.clone(), &key.probe), opaque(b"attack at dawn"));
 
     assert_eq!(other.ask(destroy(b"k1")), Outcome::Done(v1::Done { count: 1 }));
     assert_eq!(other.found(unwrap_key(b"k1", &key.wrapped, &key.probe)), Found::Proven);
@@ -584,10 +471,7 @@ fn pipelined_requests_are_all_answered_in_whatever_order() {
     let mut nonces = Vec::new();
     while !sent.is_empty() {
         let response = worker.link.receive().expect("the worker lives");
-        let place = sent
-            .iter()
-            .position(|&id| id == response.id)
-            .expect("each is answered once");
+        let place = sent.iter().position(|&id| id == response.id).expect("each is answered once");
         sent.swap_remove(place);
         match response.outcome.unwrap() {
             Outcome::Sealed(sealed) => nonces.push(sealed.iv),
@@ -613,9 +497,7 @@ fn a_ping_is_answered_while_others_work_and_names_them() {
         let answers = [worker.link.receive().unwrap(), worker.link.receive().unwrap()];
         assert!(answers.iter().any(|answer| answer.id == making));
         let pong = answers.iter().find(|answer| answer.id == ping).unwrap();
-        let Some(Outcome::Pong(pong)) = &pong.outcome else {
-            panic!("no pong")
-        };
+        let Some(Outcome::Pong(pong)) = &pong.outcome else { panic!("no pong") };
         seen |= pong.running.iter().any(|running| running.id == making);
         assert!(pong.resident_bytes > 1_000_000);
     }
@@ -627,9 +509,7 @@ fn what_is_late_is_not_begun() {
     let node = Node::with_kek();
     let mut worker = node.serving(1);
     worker.link.send_all([(0, generate_key(b"k1"))]);
-    let Some(Outcome::Fault(fault)) = worker.link.receive().unwrap().outcome else {
-        panic!("it was begun")
-    };
+    let Some(Outcome::Fault(fault)) = worker.link.receive().unwrap().outcome else { panic!("it was begun") };
     assert_eq!(fault.kind(), Kind::Late);
     assert_eq!(worker.found(prove(b"k1", b"")), Found::Missing);
 }
@@ -642,10 +522,7 @@ fn the_end_of_the_link_ends_the_process_and_what_runs_is_finished_first() {
     assert_eq!(worker.end().code(), Some(0));
     let mut successor = node.serving(1);
     // Begun before the end or never begun: nothing half made stays either way.
-    assert_eq!(
-        successor.ask(Verb::SweepUnfinished(v1::SweepUnfinished {})),
-        Outcome::Done(v1::Done { count: 0 })
-    );
+    assert_eq!(successor.ask(Verb::SweepUnfinished(v1::SweepUnfinished {})), Outcome::Done(v1::Done { count: 0 }));
     assert!(node.opened(1).end().success());
     assert!(node.worker().end().success());
 }
@@ -654,39 +531,24 @@ fn the_end_of_the_link_ends_the_process_and_what_runs_is_finished_first() {
 fn a_stuck_call_is_named_by_pings_holds_up_nobody_and_is_left_behind_in_the_end() {
     let node = Node::with_kek();
     let mut worker = node.worker();
-    let Verb::Open(open) = open(LABEL, 2) else {
-        unreachable!()
-    };
-    worker.ask(Verb::Open(v1::Open {
-        patience_ms: 300,
-        ..open
-    }));
+    let Verb::Open(open) = open(LABEL, 2) else { unreachable!() };
+    worker.ask(Verb::Open(v1::Open { patience_ms: 300, ..open }));
     worker.ask(log_in(USER_PIN));
     // SoftHSM2 waits for this lock, without a limit, before it makes an object.
     let _held = node.hold_token();
     let making = worker.link.send(generate_key(b"k1"));
     let began = Instant::now();
     loop {
-        let Outcome::Pong(pong) = worker.ask(Verb::Ping(v1::Ping {})) else {
-            panic!("no pong")
-        };
+        let Outcome::Pong(pong) = worker.ask(Verb::Ping(v1::Ping {})) else { panic!("no pong") };
         assert!(began.elapsed() < Duration::from_secs(10), "the call never grew old");
-        if pong
-            .running
-            .iter()
-            .any(|running| running.id == making && running.age_ms >= 20)
-        {
+        if pong.running.iter().any(|running| running.id == making && running.age_ms >= 20) {
             break;
         }
     }
     assert!(matches!(worker.ask(random(8)), Outcome::Opaque(_)));
     let closing = Instant::now();
     assert!(worker.end().success());
-    assert!(
-        (300..5_000).contains(&closing.elapsed().as_millis()),
-        "left after {:?}",
-        closing.elapsed()
-    );
+    assert!((300..5_000).contains(&closing.elapsed().as_millis()), "left after {:?}", closing.elapsed());
 }
 
 #[test]
@@ -713,11 +575,8 @@ fn garbage_on_the_link_ends_the_worker() {
 
 #[test]
 fn a_worker_started_by_hand_says_so() {
-    let output = Command::new(env!("CARGO_BIN_EXE_keyway"))
-        .args(["worker", "x"])
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_keyway")).args(["worker", "x"]).stdin(Stdio::null()).output().unwrap();
     assert_eq!(output.status.code(), Some(64));
 }
 
@@ -727,25 +586,13 @@ fn nameless_objects_are_swept_and_named_ones_stay() {
     let mut worker = node.serving(1);
     worker.make_key(b"k1");
     let status = Command::new("pkcs11-tool")
-        .args([
-            "--module",
-            MODULE,
-            "--login",
-            "--pin",
-            USER_PIN,
-            "--keygen",
-            "--key-type",
-            "AES:32",
-        ])
+        .args(["--module", MODULE, "--login", "--pin", USER_PIN, "--keygen", "--key-type", "AES:32"])
         .env("SOFTHSM2_CONF", node.configuration())
         .stdout(Stdio::null())
         .status()
         .unwrap();
     assert!(status.success());
-    assert_eq!(
-        worker.ask(Verb::SweepUnfinished(v1::SweepUnfinished {})),
-        Outcome::Done(v1::Done { count: 1 })
-    );
+    assert_eq!(worker.ask(Verb::SweepUnfinished(v1::SweepUnfinished {})), Outcome::Done(v1::Done { count: 1 }));
     worker.encrypt(b"k1", b"still here");
 }
 
@@ -755,24 +602,16 @@ fn nameless_objects_are_swept_and_named_ones_stay() {
 fn an_intruder_with_the_users_pin_gets_no_key() {
     let cka_id = std::env::var("INTRUDE_ON").unwrap().into_bytes();
     let library = Pkcs11::new(MODULE).unwrap();
-    library
-        .initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))
-        .unwrap();
+    library.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)).unwrap();
     let slot = library.get_slots_with_initialized_token().unwrap()[0];
     let user = library.open_rw_session(slot).unwrap();
-    user.login(UserType::User, Some(&AuthPin::new(USER_PIN.into())))
-        .unwrap();
+    user.login(UserType::User, Some(&AuthPin::new(USER_PIN.into()))).unwrap();
     let key = only(&user, &cka_id);
     let kek = only(&user, KEK);
     let untrusted = user
         .generate_key(
             &Mechanism::AesKeyGen,
-            &[
-                Attribute::ValueLen(32.into()),
-                Attribute::Wrap(true),
-                Attribute::Unwrap(true),
-                Attribute::Decrypt(true),
-            ],
+            &[Attribute::ValueLen(32.into()), Attribute::Wrap(true), Attribute::Unwrap(true), Attribute::Decrypt(true)],
         )
         .unwrap();
     for target in [key, kek] {
@@ -780,10 +619,7 @@ fn an_intruder_with_the_users_pin_gets_no_key() {
         assert!(matches!(value[..], [AttributeInfo::Sensitive]), "{value:?}");
         assert!(user.wrap_key(&Mechanism::AesKeyWrapPad, untrusted, target).is_err());
         for looser in [Attribute::Sensitive(false), Attribute::WrapWithTrusted(false)] {
-            assert!(
-                user.update_attributes(target, std::slice::from_ref(&looser)).is_err(),
-                "set {looser:?}"
-            );
+            assert!(user.update_attributes(target, std::slice::from_ref(&looser)).is_err(), "set {looser:?}");
             let copy = user.copy_object(target, std::slice::from_ref(&looser));
             let gained = copy.is_ok_and(|copy| user.wrap_key(&Mechanism::AesKeyWrapPad, untrusted, copy).is_ok());
             assert!(!gained, "copied with {looser:?}");
@@ -791,34 +627,18 @@ fn an_intruder_with_the_users_pin_gets_no_key() {
     }
     assert!(user.update_attributes(untrusted, &[Attribute::Trusted(true)]).is_err());
     // Wrapping and unwrapping are both the KEK's; the unwrapped copy must stay as closed as the key was.
-    assert!(
-        user.wrap_key(&Mechanism::AesKeyWrapPad, kek, kek).is_err(),
-        "the KEK wraps itself"
-    );
+    assert!(user.wrap_key(&Mechanism::AesKeyWrapPad, kek, kek).is_err(), "the KEK wraps itself");
     for tamper in [
         Attribute::Decrypt(true),
         Attribute::Unwrap(false),
         Attribute::Modifiable(true),
         Attribute::AllowedMechanisms(vec![MechanismType::AES_ECB]),
     ] {
-        assert!(
-            user.update_attributes(kek, std::slice::from_ref(&tamper)).is_err(),
-            "set {tamper:?} on the KEK"
-        );
-        assert!(
-            user.copy_object(kek, std::slice::from_ref(&tamper)).is_err(),
-            "copied the KEK with {tamper:?}"
-        );
+        assert!(user.update_attributes(kek, std::slice::from_ref(&tamper)).is_err(), "set {tamper:?} on the KEK");
+        assert!(user.copy_object(kek, std::slice::from_ref(&tamper)).is_err(), "copied the KEK with {tamper:?}");
     }
-    for mechanism in [
-        Mechanism::AesCbc([0; 16]),
-        Mechanism::AesCbcPad([0; 16]),
-        Mechanism::AesKeyWrap,
-    ] {
-        assert!(
-            user.wrap_key(&mechanism, kek, key).is_err(),
-            "the KEK wraps with {mechanism:?}"
-        );
+    for mechanism in [Mechanism::AesCbc([0; 16]), Mechanism::AesCbcPad([0; 16]), Mechanism::AesKeyWrap] {
+        assert!(user.wrap_key(&mechanism, kek, key).is_err(), "the KEK wraps with {mechanism:?}");
     }
     let wrapped = user.wrap_key(&Mechanism::AesKeyWrapPad, kek, key).unwrap();
     let open = [
@@ -830,10 +650,7 @@ fn an_intruder_with_the_users_pin_gets_no_key() {
     ];
     let unwrapped = user.unwrap_key(&Mechanism::AesKeyWrapPad, kek, &wrapped, &open);
     assert!(unwrapped.is_err(), "the KEK unwraps a key into the open");
-    assert!(
-        user.decrypt(&Mechanism::AesEcb, kek, &wrapped[..16]).is_err(),
-        "the KEK decrypts"
-    );
+    assert!(user.decrypt(&Mechanism::AesEcb, kek, &wrapped[..16]).is_err(), "the KEK decrypts");
 }
 
 fn only(session: &Session, cka_id: &[u8]) -> ObjectHandle {
@@ -865,9 +682,6 @@ fn measure_pipelined_encryptions() {
             }
             worker.link.send_all((0..more).map(|_| ask()));
         }
-        println!(
-            "{sessions} session(s): {:.0} op/s",
-            f64::from(answered) / began.elapsed().as_secs_f64()
-        );
+        println!("{sessions} session(s): {:.0} op/s", f64::from(answered) / began.elapsed().as_secs_f64());
     }
 }

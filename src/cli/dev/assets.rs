@@ -25,10 +25,7 @@ pub(super) struct AssetsError {
 impl AssetsError {
     pub(super) fn token(hsm: &HsmId) -> impl Fn(std::io::Error) -> Self {
         let path = PathBuf::from(format!("hsms/{hsm}"));
-        move |error| Self {
-            path: path.clone(),
-            why: error.to_string(),
-        }
+        move |error| Self { path: path.clone(), why: error.to_string() }
     }
 }
 
@@ -75,9 +72,7 @@ impl Assets {
         if !self.exists(name) {
             return Ok(None);
         }
-        serde_json::from_str(&self.read(name)?)
-            .map(Some)
-            .map_err(|error| self.error(name, error))
+        serde_json::from_str(&self.read(name)?).map(Some).map_err(|error| self.error(name, error))
     }
 
     pub(super) fn write_json(&self, name: &str, value: &impl Serialize) -> Result<(), AssetsError> {
@@ -110,21 +105,13 @@ impl Assets {
         let parent = path.parent().expect("below the root");
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
         let fresh = path.with_extension("fresh");
-        let mut file = std::fs::OpenOptions::new()
-            .create(true)
-            .truncate(true)
-            .write(true)
-            .mode(0o600)
-            .open(&fresh)?;
+        let mut file = std::fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&fresh)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         std::fs::rename(&fresh, &path)
     }
 
     fn error(&self, name: &str, error: impl std::fmt::Display) -> AssetsError {
-        AssetsError {
-            path: self.path(name),
-            why: error.to_string(),
-        }
+        AssetsError { path: self.path(name), why: error.to_string() }
     }
 }

@@ -26,11 +26,7 @@ pub(super) fn make(assets: &Assets) -> Result<(), AssetsError> {
 
 /// The SO PIN of a node's tokens.
 pub(super) fn so_pin(assets: &Assets, file: &str) -> Result<(), AssetsError> {
-    if assets.exists(file) {
-        Ok(())
-    } else {
-        assets.write(file, random_password().as_bytes())
-    }
+    if assets.exists(file) { Ok(()) } else { assets.write(file, random_password().as_bytes()) }
 }
 
 /// The transport's CA, the server's certificate for this machine, and a client's.

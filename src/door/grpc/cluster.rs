@@ -37,11 +37,7 @@ impl Service {
             certificate: settings.trust_anchor.clone(),
             sync_mode: pb::SyncMode::Wrap.into(),
             subnets: settings.subnets.iter().map(subnet).collect(),
-            hsms: settings
-                .nodes
-                .iter()
-                .map(|(hsm, node)| told_hsm(hsm, node, connection.as_deref()))
-                .collect(),
+            hsms: settings.nodes.iter().map(|(hsm, node)| told_hsm(hsm, node, connection.as_deref())).collect(),
             profile: settings.profile.as_str().to_owned(),
             password_rotation: pb::PasswordRotation::None.into(),
             trust_anchor_required: true,
@@ -90,14 +86,8 @@ impl ClusterService for Service {
             Some((last, _)) if more => convert::next_page_token(last),
             Some(_) | None => String::new(),
         };
-        let clusters = clusters
-            .into_iter()
-            .map(|(id, settings)| self.told(&id, settings))
-            .collect();
-        Ok(Response::new(pb::DescribeClustersResponse {
-            clusters,
-            next_page_token,
-        }))
+        let clusters = clusters.into_iter().map(|(id, settings)| self.told(&id, settings)).collect();
+        Ok(Response::new(pb::DescribeClustersResponse { clusters, next_page_token }))
     }
 
     async fn watch_cluster(
@@ -127,16 +117,10 @@ async fn watch(service: Service, id: ClusterId, told: mpsc::Sender<Result<pb::Wa
         let connection = nodes.as_mut().and_then(|nodes| nodes.borrow_and_update().clone());
         let moved = next_move(connection.as_deref());
         let cluster = service.told(&id, settings);
-        let changes = before
-            .as_ref()
-            .map(|before| health_changes(before, &cluster))
-            .unwrap_or_default();
+        let changes = before.as_ref().map(|before| health_changes(before, &cluster)).unwrap_or_default();
         if before.is_none() || !changes.is_empty() {
-            let message = pb::WatchClusterResponse {
-                cluster: Some(cluster.clone()),
-                changes,
-                time: convert::time(clock::now()),
-            };
+            let message =
+                pb::WatchClusterResponse { cluster: Some(cluster.clone()), changes, time: convert::time(clock::now()) };
             if told.send(Ok(message)).await.is_err() {
                 return;
             }
@@ -181,9 +165,8 @@ fn subnet((id, subnet): (&clusters::SubnetId, &clusters::SubnetSettings)) -> pb:
 }
 
 fn told_hsm(hsm: &HsmId, settings: &clusters::NodeSettings, connection: Option<&Connection>) -> pb::Hsm {
-    let status = connection
-        .and_then(|connection| connection.member(hsm))
-        .map(|member| member.node.status().borrow().clone());
+    let status =
+        connection.and_then(|connection| connection.member(hsm)).map(|member| member.node.status().borrow().clone());
     let token = status.as_ref().and_then(|status| status.token.clone());
     pb::Hsm {
         hsm_id: hsm.to_string(),

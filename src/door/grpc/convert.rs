@@ -35,18 +35,12 @@ pub(super) fn parse<T: FromStr<Err: std::fmt::Display>>(field: &str, text: &str)
 
 /// Parses a field that may be left out.
 pub(super) fn parse_optional<T: FromStr<Err: std::fmt::Display>>(field: &str, text: &str) -> Result<Option<T>, Status> {
-    if text.is_empty() {
-        Ok(None)
-    } else {
-        parse(field, text).map(Some)
-    }
+    if text.is_empty() { Ok(None) } else { parse(field, text).map(Some) }
 }
 
 pub(super) fn key_ref(text: &str) -> Result<KeyRef, Status> {
     if text.starts_with("arn:") {
-        return text
-            .parse()
-            .map_err(|why| status::field_reason("key_id", "INVALID_ARN", why));
+        return text.parse().map_err(|why| status::field_reason("key_id", "INVALID_ARN", why));
     }
     parse("key_id", text)
 }
@@ -59,10 +53,7 @@ pub(super) fn context(pairs: HashMap<String, String>) -> Result<EncryptionContex
 pub(super) fn plaintext(bytes: Vec<u8>, crc32c: Option<u32>) -> Result<Plaintext, Status> {
     let plaintext = Plaintext::new(bytes);
     if plaintext.is_empty() || plaintext.len() > MAX_PLAINTEXT {
-        let why = format!(
-            "has 1 to {MAX_PLAINTEXT} bytes, not {}; for more, use a data key",
-            plaintext.len()
-        );
+        let why = format!("has 1 to {MAX_PLAINTEXT} bytes, not {}; for more, use a data key", plaintext.len());
         return Err(status::field("plaintext", why));
     }
     checksum("plaintext", plaintext.expose(), crc32c)?;
@@ -93,19 +84,12 @@ pub(super) fn encryption_algorithm(value: i32) -> Result<(), Status> {
     use pb::EncryptionAlgorithm as A;
     match A::try_from(value) {
         Ok(A::Unspecified | A::SymmetricDefault) => Ok(()),
-        _ => Err(status::field(
-            "encryption_algorithm",
-            "is SYMMETRIC_DEFAULT for symmetric keys",
-        )),
+        _ => Err(status::field("encryption_algorithm", "is SYMMETRIC_DEFAULT for symmetric keys")),
     }
 }
 
 pub(super) fn dry_run(asked: bool) -> Result<(), Status> {
-    if asked {
-        Err(status::field("dry_run", "is not supported by this release"))
-    } else {
-        Ok(())
-    }
+    if asked { Err(status::field("dry_run", "is not supported by this release")) } else { Ok(()) }
 }
 
 /// How long a data key is to be.
@@ -122,10 +106,7 @@ pub(super) fn data_key_length(spec: Option<i32>, number_of_bytes: Option<i32>) -
 pub(super) fn number_of_random_bytes(number: i32) -> Result<u32, Status> {
     match u32::try_from(number) {
         Ok(bytes) if (1..=MAX_RANDOM).contains(&number) => Ok(bytes),
-        _ => Err(status::field(
-            "number_of_bytes",
-            format!("is 1 to {MAX_RANDOM}, not {number}"),
-        )),
+        _ => Err(status::field("number_of_bytes", format!("is 1 to {MAX_RANDOM}, not {number}"))),
     }
 }
 
@@ -190,11 +171,7 @@ pub(super) fn page_token<T: FromStr>(token: &str) -> Result<Option<T>, Status> {
     let cursor = token.strip_prefix("after:").and_then(|cursor| cursor.parse().ok());
     match cursor {
         Some(cursor) => Ok(Some(cursor)),
-        None => Err(status::field_reason(
-            "page_token",
-            "INVALID_MARKER",
-            "was not given out here",
-        )),
+        None => Err(status::field_reason("page_token", "INVALID_MARKER", "was not given out here")),
     }
 }
 
@@ -237,9 +214,7 @@ pub(super) fn time(time: SystemTime) -> Option<prost_types::Timestamp> {
 // ---- answers ---------------------------------------------------------------------------------
 
 pub(super) fn key_store(record: &KeyStoreRecord, connection: Option<&Connection>, keys: u64) -> pb::KeyStore {
-    let failed = (record.state == ConnectionState::Failed)
-        .then_some(record.last_error.as_ref())
-        .flatten();
+    let failed = (record.state == ConnectionState::Failed).then_some(record.last_error.as_ref()).flatten();
     pb::KeyStore {
         key_store_id: record.id.to_string(),
         key_store_name: record.name.to_string(),
@@ -284,11 +259,7 @@ fn node_connections(connection: &Connection) -> Vec<pb::NodeConnection> {
                 health: health(status.health).into(),
                 sessions_open: count(sessions),
                 sessions_busy: load.map_or(0, |load| count(load.in_flight.min(load.sessions))),
-                last_error: status
-                    .last_error
-                    .as_ref()
-                    .map(|(error, _)| error.clone())
-                    .unwrap_or_default(),
+                last_error: status.last_error.as_ref().map(|(error, _)| error.clone()).unwrap_or_default(),
                 last_error_time: status.last_error.and_then(|(_, at)| time(at)),
                 sessions_limit: count(member.node.spec.sessions),
                 requests_waiting: load.map_or(0, |load| count(load.waiting)),
@@ -310,14 +281,8 @@ pub(super) fn connect_steps(connection: Option<&Connection>) -> Vec<pb::ConnectS
 
 fn connect_step(progress: Progress) -> pb::ConnectStep {
     let (phase, remedy) = match progress.phase {
-        Phase::Reach => (
-            pb::ConnectPhase::Reach,
-            "Check the HSM's library, configuration and host.",
-        ),
-        Phase::LogIn => (
-            pb::ConnectPhase::LogIn,
-            ConnectionErrorCode::InvalidCredentials.remedy(),
-        ),
+        Phase::Reach => (pb::ConnectPhase::Reach, "Check the HSM's library, configuration and host."),
+        Phase::LogIn => (pb::ConnectPhase::LogIn, ConnectionErrorCode::InvalidCredentials.remedy()),
         Phase::Probe => (pb::ConnectPhase::Probe, ""),
         Phase::SyncKeys => (pb::ConnectPhase::SyncKeys, ""),
         Phase::Ready => (pb::ConnectPhase::Ready, ""),
@@ -331,25 +296,14 @@ fn connect_step(progress: Progress) -> pb::ConnectStep {
         hsm_id: progress.hsm.to_string(),
         phase: phase.into(),
         status: check.into(),
-        problem: if check == pb::CheckStatus::Passed {
-            String::new()
-        } else {
-            progress.reason
-        },
-        remedy: if progress.failed {
-            remedy.to_owned()
-        } else {
-            String::new()
-        },
+        problem: if check == pb::CheckStatus::Passed { String::new() } else { progress.reason },
+        remedy: if progress.failed { remedy.to_owned() } else { String::new() },
     }
 }
 
 pub(super) fn key(description: &Description, nodes: Nodes<'_>) -> pb::Key {
     let record = &description.record;
-    let current = record
-        .versions
-        .iter()
-        .find(|version| version.version == record.current_version);
+    let current = record.versions.iter().find(|version| version.version == record.current_version);
     let state = match (record.state, description.unavailable) {
         (KeyState::Creating, _) => pb::KeyState::Creating,
         (KeyState::Enabled, Some(_)) => pb::KeyState::Unavailable,
@@ -370,11 +324,9 @@ pub(super) fn key(description: &Description, nodes: Nodes<'_>) -> pb::Key {
         deletion_time: None,
         current_version: count(record.current_version.0),
         nodes: match (nodes, current) {
-            (Nodes::Of(cluster), Some(current)) => current
-                .on
-                .iter()
-                .map(|presence| key_on_hsm(presence, cluster))
-                .collect(),
+            (Nodes::Of(cluster), Some(current)) => {
+                current.on.iter().map(|presence| key_on_hsm(presence, cluster)).collect()
+            }
             (Nodes::Of(_), None) | (Nodes::LeftOut, _) => Vec::new(),
         },
         state_reason: match description.unavailable {
@@ -401,9 +353,7 @@ pub(super) enum Nodes<'a> {
 }
 
 fn key_on_hsm(presence: &PresenceRecord, cluster: Option<&crate::cluster::Settings>) -> pb::KeyOnHsm {
-    let zone = cluster
-        .and_then(|cluster| cluster.nodes.get(&presence.hsm))
-        .map(|node| node.zone.to_string());
+    let zone = cluster.and_then(|cluster| cluster.nodes.get(&presence.hsm)).map(|node| node.zone.to_string());
     let proof = match presence.proof {
         Proof::Used => pb::KeyProof::Used,
         Proof::Missing => pb::KeyProof::Missing,
@@ -502,10 +452,6 @@ mod tests {
         assert!(plaintext(vec![0; MAX_PLAINTEXT], None).is_ok());
         assert!(plaintext(b"x".to_vec(), Some(crc32c::crc32c(b"x"))).is_ok());
         let refused = plaintext(b"x".to_vec(), Some(0)).unwrap_err();
-        assert!(
-            refused.message().starts_with("plaintext_crc32c: "),
-            "{}",
-            refused.message()
-        );
+        assert!(refused.message().starts_with("plaintext_crc32c: "), "{}", refused.message());
     }
 }

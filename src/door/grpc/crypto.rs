@@ -24,12 +24,7 @@ impl CryptoService for Service {
         convert::encryption_algorithm(asked.encryption_algorithm)?;
         convert::dry_run(asked.dry_run)?;
         let encrypted = self.0.0.keys.encrypt(permit, &key, plaintext, &context, deadline).await;
-        let Encrypted {
-            ciphertext,
-            arn,
-            version,
-            ..
-        } = encrypted.map_err(status::key)?;
+        let Encrypted { ciphertext, arn, version, .. } = encrypted.map_err(status::key)?;
         Ok(Response::new(pb::EncryptResponse {
             ciphertext_crc32c: crc32c::crc32c(&ciphertext),
             ciphertext,
@@ -45,20 +40,11 @@ impl CryptoService for Service {
         let deadline = deadline(&request);
         let asked = request.into_inner();
         let ciphertext = convert::ciphertext(asked.ciphertext, asked.ciphertext_crc32c)?;
-        let key = if asked.key_id.is_empty() {
-            None
-        } else {
-            Some(convert::key_ref(&asked.key_id)?)
-        };
+        let key = if asked.key_id.is_empty() { None } else { Some(convert::key_ref(&asked.key_id)?) };
         let context = convert::context(asked.encryption_context)?;
         convert::encryption_algorithm(asked.encryption_algorithm)?;
         convert::dry_run(asked.dry_run)?;
-        let decrypted = self
-            .0
-            .0
-            .keys
-            .decrypt(permit, key.as_ref(), &ciphertext, &context, deadline)
-            .await;
+        let decrypted = self.0.0.keys.decrypt(permit, key.as_ref(), &ciphertext, &context, deadline).await;
         let decrypted = decrypted.map_err(status::key)?;
         Ok(Response::new(pb::DecryptResponse {
             plaintext_crc32c: crc32c::crc32c(decrypted.plaintext.expose()),
@@ -87,12 +73,7 @@ impl CryptoService for Service {
         let key = convert::key_ref(&asked.key_id)?;
         let context = convert::context(asked.encryption_context)?;
         convert::dry_run(asked.dry_run)?;
-        let made = self
-            .0
-            .0
-            .keys
-            .generate_data_key(permit, &key, length, &context, deadline)
-            .await;
+        let made = self.0.0.keys.generate_data_key(permit, &key, length, &context, deadline).await;
         let made = made.map_err(status::key)?;
         Ok(Response::new(pb::GenerateDataKeyResponse {
             ciphertext_crc32c: crc32c::crc32c(&made.encrypted.ciphertext),
@@ -122,9 +103,7 @@ impl CryptoService for Service {
         let context = convert::context(asked.encryption_context)?;
         convert::dry_run(asked.dry_run)?;
         let keys = &self.0.0.keys;
-        let made = keys
-            .generate_data_key_without_plaintext(permit, &key, length, &context, deadline)
-            .await;
+        let made = keys.generate_data_key_without_plaintext(permit, &key, length, &context, deadline).await;
         let made = made.map_err(status::key)?;
         Ok(Response::new(pb::GenerateDataKeyWithoutPlaintextResponse {
             ciphertext_crc32c: crc32c::crc32c(&made.ciphertext),
@@ -143,12 +122,7 @@ impl CryptoService for Service {
         let asked = request.into_inner();
         let number = convert::number_of_random_bytes(asked.number_of_bytes)?;
         let store = convert::parse_optional("key_store_id", &asked.key_store_id)?;
-        let bytes = self
-            .0
-            .0
-            .keys
-            .generate_random(permit, store.as_ref(), number, deadline)
-            .await;
+        let bytes = self.0.0.keys.generate_random(permit, store.as_ref(), number, deadline).await;
         let bytes = bytes.map_err(status::key)?;
         Ok(Response::new(pb::GenerateRandomResponse {
             plaintext_crc32c: crc32c::crc32c(bytes.expose()),

@@ -24,10 +24,7 @@ impl<S> Layer<S> for FinishLayer {
     type Service = Finish<S>;
 
     fn layer(&self, inner: S) -> Finish<S> {
-        Finish {
-            inner,
-            max_message_bytes: self.max_message_bytes,
-        }
+        Finish { inner, max_message_bytes: self.max_message_bytes }
     }
 }
 
@@ -57,11 +54,7 @@ where
         Box::pin(async move {
             let response = answering.await?;
             let refused = response.headers().contains_key("grpc-status");
-            let mut response = if refused {
-                with_details(response, &id, max_message_bytes)
-            } else {
-                response
-            };
+            let mut response = if refused { with_details(response, &id, max_message_bytes) } else { response };
             response.headers_mut().insert(REQUEST_ID, id);
             Ok(response)
         })
@@ -76,11 +69,7 @@ fn with_details(response: Response<Body>, id: &HeaderValue, max_message_bytes: u
     if refused.code() == tonic::Code::Ok {
         return response;
     }
-    let refused = if refused.details().is_empty() {
-        status::complete(&refused, max_message_bytes)
-    } else {
-        refused
-    };
+    let refused = if refused.details().is_empty() { status::complete(&refused, max_message_bytes) } else { refused };
     let mut details = refused.get_error_details();
     details.set_request_info(id.to_str().unwrap_or_default(), "");
     let mut finished = Status::with_error_details(refused.code(), refused.message(), details);

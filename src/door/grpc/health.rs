@@ -55,11 +55,7 @@ async fn report_stores(
     key_stores: &KeyStores,
     known: &mut BTreeMap<KeyStoreId, ServingStatus>,
 ) {
-    let now: BTreeMap<_, _> = key_stores
-        .list()
-        .iter()
-        .map(|store| (store.id(), status(store)))
-        .collect();
+    let now: BTreeMap<_, _> = key_stores.list().iter().map(|store| (store.id(), status(store))).collect();
     for (id, status) in &now {
         if known.get(id) != Some(status) {
             reporter.set_service_status(format!("key-store/{id}"), *status).await;

@@ -27,10 +27,7 @@ impl KeyService for Service {
         let caller = permit.caller().name().to_owned();
         let asked = request.into_inner();
         if !asked.cluster_id.is_empty() || !asked.hsm_label.is_empty() {
-            return Err(status::field(
-                "cluster_id",
-                "with hsm_label needs a login, which this release does not serve",
-            ));
+            return Err(status::field("cluster_id", "with hsm_label needs a login, which this release does not serve"));
         }
         let request = convert::request_id(&asked.request_id)?.map(|request_id| RequestClaim {
             caller,
@@ -47,9 +44,7 @@ impl KeyService for Service {
         };
         let key = self.0.0.keys.create(permit, new, deadline).await.map_err(status::key)?;
         let cluster = self.0.0.clusters.get(&key.record.cluster);
-        Ok(Response::new(pb::CreateKeyResponse {
-            key: Some(convert::key(&key, Nodes::Of(cluster))),
-        }))
+        Ok(Response::new(pb::CreateKeyResponse { key: Some(convert::key(&key, Nodes::Of(cluster))) }))
     }
 
     async fn describe_key(
@@ -60,31 +55,20 @@ impl KeyService for Service {
         let key = convert::key_ref(&request.get_ref().key_id)?;
         let key = self.0.0.keys.describe(permit, &key).await.map_err(status::key)?;
         let cluster = self.0.0.clusters.get(&key.record.cluster);
-        Ok(Response::new(pb::DescribeKeyResponse {
-            key: Some(convert::key(&key, Nodes::Of(cluster))),
-        }))
+        Ok(Response::new(pb::DescribeKeyResponse { key: Some(convert::key(&key, Nodes::Of(cluster))) }))
     }
 
     async fn list_keys(&self, request: Request<pb::ListKeysRequest>) -> Result<Response<pb::ListKeysResponse>, Status> {
         let permit = self.0.permit::<action::ListKeys, _>(&request)?;
         let asked = request.into_inner();
         if !asked.cluster_id.is_empty() {
-            return Err(status::field(
-                "cluster_id",
-                "needs a login, which this release does not serve",
-            ));
+            return Err(status::field("cluster_id", "needs a login, which this release does not serve"));
         }
         let store = convert::parse_optional("key_store_id", &asked.key_store_id)?;
         let limit = convert::page_size(asked.page_size)?;
         let after = convert::page_token::<KeyId>(&asked.page_token)?;
         // One more than asked for tells whether there is a next page.
-        let mut found = self
-            .0
-            .0
-            .keys
-            .list(permit, store.as_ref(), after, limit + 1)
-            .await
-            .map_err(status::key)?;
+        let mut found = self.0.0.keys.list(permit, store.as_ref(), after, limit + 1).await.map_err(status::key)?;
         let next_page_token = cut(&mut found, limit, |key| key.record.id.to_string());
         let keys = found.iter().map(|key| convert::key(key, Nodes::LeftOut)).collect();
         Ok(Response::new(pb::ListKeysResponse { keys, next_page_token }))
@@ -104,17 +88,9 @@ impl KeyService for Service {
             }
             id => convert::parse("target_key_id", id)?,
         };
-        let record = self
-            .0
-            .0
-            .keys
-            .create_alias(permit, name, &target)
-            .await
-            .map_err(status::key)?;
+        let record = self.0.0.keys.create_alias(permit, name, &target).await.map_err(status::key)?;
         let arn = self.0.0.keys.alias_arn(&record).await.map_err(status::key)?;
-        Ok(Response::new(pb::CreateAliasResponse {
-            alias: Some(convert::alias(&record, arn)),
-        }))
+        Ok(Response::new(pb::CreateAliasResponse { alias: Some(convert::alias(&record, arn)) }))
     }
 
     async fn list_aliases(
@@ -123,19 +99,10 @@ impl KeyService for Service {
     ) -> Result<Response<pb::ListAliasesResponse>, Status> {
         let permit = self.0.permit::<action::ListAliases, _>(&request)?;
         let asked = request.into_inner();
-        let key = if asked.key_id.is_empty() {
-            None
-        } else {
-            Some(convert::key_ref(&asked.key_id)?)
-        };
+        let key = if asked.key_id.is_empty() { None } else { Some(convert::key_ref(&asked.key_id)?) };
         let limit = convert::page_size(asked.page_size)?;
         let after = convert::page_token::<AliasName>(&asked.page_token)?;
-        let listed = self
-            .0
-            .0
-            .keys
-            .list_aliases(permit, key.as_ref(), after.as_ref(), limit + 1)
-            .await;
+        let listed = self.0.0.keys.list_aliases(permit, key.as_ref(), after.as_ref(), limit + 1).await;
         let mut found = listed.map_err(status::key)?;
         let next_page_token = cut(&mut found, limit, |alias| alias.name.to_string());
         let mut aliases = Vec::new();
@@ -143,10 +110,7 @@ impl KeyService for Service {
             let arn = self.0.0.keys.alias_arn(alias).await.map_err(status::key)?;
             aliases.push(convert::alias(alias, arn));
         }
-        Ok(Response::new(pb::ListAliasesResponse {
-            aliases,
-            next_page_token,
-        }))
+        Ok(Response::new(pb::ListAliasesResponse { aliases, next_page_token }))
     }
 }
 
@@ -156,19 +120,14 @@ fn cut<T>(found: &mut Vec<T>, limit: u32, cursor: impl Fn(&T) -> String) -> Stri
         return String::new();
     }
     found.truncate(limit as usize);
-    found
-        .last()
-        .map(|last| convert::next_page_token(cursor(last)))
-        .unwrap_or_default()
+    found.last().map(|last| convert::next_page_token(cursor(last))).unwrap_or_default()
 }
 
 fn alias_name(field: &str, text: &str) -> Result<Option<AliasName>, Status> {
     if text.is_empty() {
         return Ok(None);
     }
-    text.parse()
-        .map(Some)
-        .map_err(|why| status::field_reason(field, "INVALID_ALIAS_NAME", why))
+    text.parse().map(Some).map_err(|why| status::field_reason(field, "INVALID_ALIAS_NAME", why))
 }
 
 /// What a request asks for, whatever its id and however its map was ordered: a repeat has the same.
@@ -180,11 +139,7 @@ fn fingerprint(asked: &pb::CreateKeyRequest) -> [u8; 32] {
         context.update(&(part.len() as u64).to_be_bytes());
         context.update(part.as_bytes());
     }
-    let rest = pb::CreateKeyRequest {
-        request_id: String::new(),
-        tags: Default::default(),
-        ..asked.clone()
-    };
+    let rest = pb::CreateKeyRequest { request_id: String::new(), tags: Default::default(), ..asked.clone() };
     context.update(&rest.encode_to_vec());
     context.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")
 }

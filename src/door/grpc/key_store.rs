@@ -48,18 +48,9 @@ impl KeyStoreService for Service {
             trust_anchor: TrustAnchor::parse(&asked.trust_anchor_certificate)
                 .map_err(|why| status::field("trust_anchor_certificate", why))?,
         };
-        let store = self
-            .0
-            .0
-            .key_stores
-            .create(permit, new)
-            .await
-            .map_err(status::key_store)?;
+        let store = self.0.0.key_stores.create(permit, new).await.map_err(status::key_store)?;
         let key_store = Some(self.told(&store).await?);
-        Ok(Response::new(pb::CreateKeyStoreResponse {
-            key_store_id: store.id().to_string(),
-            key_store,
-        }))
+        Ok(Response::new(pb::CreateKeyStoreResponse { key_store_id: store.id().to_string(), key_store }))
     }
 
     async fn describe_key_stores(
@@ -87,15 +78,8 @@ impl KeyStoreService for Service {
             key_stores.push(self.told(store).await?);
         }
         let end = skip.saturating_add(limit);
-        let next_page_token = if end < stores.len() {
-            convert::next_page_token(end)
-        } else {
-            String::new()
-        };
-        Ok(Response::new(pb::DescribeKeyStoresResponse {
-            key_stores,
-            next_page_token,
-        }))
+        let next_page_token = if end < stores.len() { convert::next_page_token(end) } else { String::new() };
+        Ok(Response::new(pb::DescribeKeyStoresResponse { key_stores, next_page_token }))
     }
 
     async fn delete_key_store(
@@ -104,12 +88,7 @@ impl KeyStoreService for Service {
     ) -> Result<Response<pb::DeleteKeyStoreResponse>, Status> {
         let permit = self.0.permit::<action::DeleteKeyStore, _>(&request)?;
         let id = convert::key_store_id(&request.get_ref().key_store_id)?;
-        self.0
-            .0
-            .key_stores
-            .delete(permit, &id)
-            .await
-            .map_err(status::key_store)?;
+        self.0.0.key_stores.delete(permit, &id).await.map_err(status::key_store)?;
         Ok(Response::new(pb::DeleteKeyStoreResponse {}))
     }
 
@@ -119,16 +98,8 @@ impl KeyStoreService for Service {
     ) -> Result<Response<pb::ConnectKeyStoreResponse>, Status> {
         let permit = self.0.permit::<action::ConnectKeyStore, _>(&request)?;
         let id = convert::key_store_id(&request.get_ref().key_store_id)?;
-        let store = self
-            .0
-            .0
-            .key_stores
-            .connect(permit, &id)
-            .await
-            .map_err(status::key_store)?;
-        Ok(Response::new(pb::ConnectKeyStoreResponse {
-            key_store: Some(self.told(&store).await?),
-        }))
+        let store = self.0.0.key_stores.connect(permit, &id).await.map_err(status::key_store)?;
+        Ok(Response::new(pb::ConnectKeyStoreResponse { key_store: Some(self.told(&store).await?) }))
     }
 
     async fn disconnect_key_store(
@@ -139,21 +110,9 @@ impl KeyStoreService for Service {
         let asked = request.into_inner();
         let id = convert::key_store_id(&asked.key_store_id)?;
         let patience = convert::drain_timeout(asked.drain_timeout)?;
-        let closing = if patience.is_zero() {
-            Closing::Now
-        } else {
-            Closing::Drain(patience)
-        };
-        let store = self
-            .0
-            .0
-            .key_stores
-            .disconnect(permit, &id, closing)
-            .await
-            .map_err(status::key_store)?;
-        Ok(Response::new(pb::DisconnectKeyStoreResponse {
-            key_store: Some(self.told(&store).await?),
-        }))
+        let closing = if patience.is_zero() { Closing::Now } else { Closing::Drain(patience) };
+        let store = self.0.0.key_stores.disconnect(permit, &id, closing).await.map_err(status::key_store)?;
+        Ok(Response::new(pb::DisconnectKeyStoreResponse { key_store: Some(self.told(&store).await?) }))
     }
 
     async fn watch_key_store(

@@ -88,11 +88,7 @@ fn caller<T>(request: &tonic::Request<T>) -> Result<&Caller, Status> {
 
 /// When the caller stops waiting, within the bounds.
 fn deadline<T>(request: &tonic::Request<T>) -> Instant {
-    let asked = request
-        .metadata()
-        .get("grpc-timeout")
-        .and_then(|value| value.to_str().ok())
-        .and_then(convert::timeout);
+    let asked = request.metadata().get("grpc-timeout").and_then(|value| value.to_str().ok()).and_then(convert::timeout);
     Instant::now() + asked.unwrap_or(DEFAULT_DEADLINE).min(LONGEST_DEADLINE)
 }
 
@@ -114,9 +110,7 @@ pub(super) async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
         .http2_keepalive_timeout(Some(KEEPALIVE_PATIENCE))
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
-        .layer(finish::FinishLayer {
-            max_message_bytes: limit,
-        })
+        .layer(finish::FinishLayer { max_message_bytes: limit })
         .add_service(
             pb::key_store_service_server::KeyStoreServiceServer::new(key_store::Service(faces.clone()))
                 .max_decoding_message_size(limit),

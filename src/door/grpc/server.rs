@@ -26,14 +26,8 @@ impl ServerService for Service {
             ("maxMessageBytes".to_owned(), faces.max_message_bytes.to_string()),
             ("keyStores".to_owned(), faces.key_store_quota.to_string()),
             ("plaintextBytes".to_owned(), "4096".to_owned()),
-            (
-                "defaultDeadlineSeconds".to_owned(),
-                super::DEFAULT_DEADLINE.as_secs().to_string(),
-            ),
-            (
-                "longestDeadlineSeconds".to_owned(),
-                super::LONGEST_DEADLINE.as_secs().to_string(),
-            ),
+            ("defaultDeadlineSeconds".to_owned(), super::DEFAULT_DEADLINE.as_secs().to_string()),
+            ("longestDeadlineSeconds".to_owned(), super::LONGEST_DEADLINE.as_secs().to_string()),
         ]);
         Ok(Response::new(pb::GetServerInfoResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -33,14 +33,7 @@ struct Refusal {
 
 impl Refusal {
     fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            code,
-            reason,
-            message: message.into(),
-            metadata: HashMap::new(),
-            field: None,
-            retry: None,
-        }
+        Self { code, reason, message: message.into(), metadata: HashMap::new(), field: None, retry: None }
     }
 
     fn with(mut self, name: &str, value: impl ToString) -> Self {
@@ -66,16 +59,11 @@ impl Refusal {
         if let Some(retry) = self.retry {
             details.set_retry_info(Some(retry));
         }
-        details.add_help_link(
-            format!("What {} means and what to do", self.reason),
-            format!("{HELP}#{}", self.reason),
-        );
+        details.add_help_link(format!("What {} means and what to do", self.reason), format!("{HELP}#{}", self.reason));
         let mut status = Status::with_error_details(self.code, self.message, details);
         if let Some(retry) = self.retry {
             let pushback = retry.as_millis().to_string();
-            status
-                .metadata_mut()
-                .insert("grpc-retry-pushback-ms", pushback.parse().expect("digits"));
+            status.metadata_mut().insert("grpc-retry-pushback-ms", pushback.parse().expect("digits"));
         }
         status
     }
@@ -88,9 +76,7 @@ pub(super) fn field(field: &str, why: impl std::fmt::Display) -> Status {
 
 /// A field of the request is wrong in a way that has a reason of its own.
 pub(super) fn field_reason(field: &str, reason: &'static str, why: impl std::fmt::Display) -> Status {
-    Refusal::new(Code::InvalidArgument, reason, format!("{field}: {why}"))
-        .field(field)
-        .status()
+    Refusal::new(Code::InvalidArgument, reason, format!("{field}: {why}")).field(field).status()
 }
 
 /// The connection proved nobody's name.
@@ -107,32 +93,23 @@ pub(super) fn denied(denied: Denied) -> Status {
 }
 
 pub(super) fn cluster_not_found(cluster: &str) -> Status {
-    Refusal::new(
-        Code::NotFound,
-        "CLOUD_HSM_CLUSTER_NOT_FOUND",
-        format!("no cluster {cluster} is declared"),
-    )
-    .with("clusterId", cluster)
-    .status()
+    Refusal::new(Code::NotFound, "CLOUD_HSM_CLUSTER_NOT_FOUND", format!("no cluster {cluster} is declared"))
+        .with("clusterId", cluster)
+        .status()
 }
 
 pub(super) fn unsupported_key_spec(spec: &str) -> Status {
     let message = format!("key_spec: this release makes SYMMETRIC_DEFAULT keys, not {spec}");
-    Refusal::new(Code::Unimplemented, "UNSUPPORTED_OPERATION", message)
-        .field("key_spec")
-        .with("keySpec", spec)
-        .status()
+    Refusal::new(Code::Unimplemented, "UNSUPPORTED_OPERATION", message).field("key_spec").with("keySpec", spec).status()
 }
 
 /// What tonic itself refused carries no details; these give it the same form as everything else.
 pub(super) fn complete(status: &Status, max_message_bytes: usize) -> Status {
     let message = status.message();
     match status.code() {
-        Code::Unimplemented => Refusal::new(
-            Code::Unimplemented,
-            "UNSUPPORTED_OPERATION",
-            "this daemon does not serve this call",
-        ),
+        Code::Unimplemented => {
+            Refusal::new(Code::Unimplemented, "UNSUPPORTED_OPERATION", "this daemon does not serve this call")
+        }
         Code::OutOfRange | Code::ResourceExhausted => Refusal::new(
             Code::InvalidArgument,
             "VALIDATION",
@@ -140,12 +117,10 @@ pub(super) fn complete(status: &Status, max_message_bytes: usize) -> Status {
         )
         .field("(message)")
         .with("maxMessageBytes", max_message_bytes),
-        Code::Internal | Code::InvalidArgument => Refusal::new(
-            Code::InvalidArgument,
-            "VALIDATION",
-            format!("the request cannot be read: {message}"),
-        )
-        .field("(message)"),
+        Code::Internal | Code::InvalidArgument => {
+            Refusal::new(Code::InvalidArgument, "VALIDATION", format!("the request cannot be read: {message}"))
+                .field("(message)")
+        }
         Code::DeadlineExceeded => Refusal::new(Code::DeadlineExceeded, "DEADLINE", "the deadline passed"),
         Code::Cancelled if message.contains("imeout") => {
             Refusal::new(Code::DeadlineExceeded, "DEADLINE", "the deadline passed")
@@ -174,12 +149,10 @@ impl From<keystore::Error> for Refusal {
             E::ClusterNotFound(cluster) => {
                 Self::new(Code::NotFound, "CLOUD_HSM_CLUSTER_NOT_FOUND", message).with("clusterId", cluster)
             }
-            E::InvalidConfiguration { cluster, .. } => Self::new(
-                Code::FailedPrecondition,
-                "CLOUD_HSM_CLUSTER_INVALID_CONFIGURATION",
-                message,
-            )
-            .with("clusterId", cluster),
+            E::InvalidConfiguration { cluster, .. } => {
+                Self::new(Code::FailedPrecondition, "CLOUD_HSM_CLUSTER_INVALID_CONFIGURATION", message)
+                    .with("clusterId", cluster)
+            }
             E::IncorrectTrustAnchor(cluster) => Self::new(Code::InvalidArgument, "INCORRECT_TRUST_ANCHOR", message)
                 .field("trust_anchor_certificate")
                 .with("clusterId", cluster),
@@ -215,19 +188,15 @@ impl From<keys::Error> for Refusal {
             )
             .with("keyStoreId", store)
             .with("connectionState", state),
-            E::Unavailable { key, store, state } => Self::new(
-                Code::FailedPrecondition,
-                "KMS_INVALID_STATE",
-                format!("{message}; {}", way_out(state)),
-            )
-            .with("keyId", key)
-            .with("keyStoreId", store)
-            .with("connectionState", state),
-            E::NoConnectedStore => Self::new(
-                Code::FailedPrecondition,
-                "CUSTOM_KEY_STORE_INVALID_STATE",
-                format!("{message}; connect one"),
-            ),
+            E::Unavailable { key, store, state } => {
+                Self::new(Code::FailedPrecondition, "KMS_INVALID_STATE", format!("{message}; {}", way_out(state)))
+                    .with("keyId", key)
+                    .with("keyStoreId", store)
+                    .with("connectionState", state)
+            }
+            E::NoConnectedStore => {
+                Self::new(Code::FailedPrecondition, "CUSTOM_KEY_STORE_INVALID_STATE", format!("{message}; connect one"))
+            }
             E::TooFewNodes { nodes, zones } => Self::new(Code::Unavailable, "NO_NODE", message)
                 .with("hsms", nodes)
                 .with("availabilityZones", zones)
@@ -274,12 +243,8 @@ impl From<Failure> for Refusal {
 impl From<Unavailable> for Refusal {
     fn from(error: Unavailable) -> Self {
         tracing::error!(%error, source = ?std::error::Error::source(&error), "the records cannot be reached");
-        Self::new(
-            Code::Unavailable,
-            "RECORDS_UNAVAILABLE",
-            "the records cannot be reached; nothing was changed",
-        )
-        .retry()
+        Self::new(Code::Unavailable, "RECORDS_UNAVAILABLE", "the records cannot be reached; nothing was changed")
+            .retry()
     }
 }
 

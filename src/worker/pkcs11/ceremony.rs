@@ -58,10 +58,7 @@ impl Session {
         let mut template = session_kek(kek);
         template.push(Attribute::ValueLen(32.into()));
         let made = self.as_security_officer(so_pin, |so| {
-            so.token
-                .module()
-                .calls
-                .generate_wrapping_key(&so.raw, &template, &LIMITS)
+            so.token.module().calls.generate_wrapping_key(&so.raw, &template, &LIMITS)
         })?;
         self.keep(user_pin, made, kek)
     }
@@ -90,9 +87,7 @@ impl Session {
         let trusted = trusted_public_key(modulus);
         let joiner = self.as_security_officer(so_pin, |so| Ok(so.raw.create_object(&trusted)?))?;
         self.log_in(user_pin)?;
-        let sealed = self
-            .key(kek_cka_id)
-            .and_then(|kek| Ok(self.raw.wrap_key(&oaep(), joiner, kek)?));
+        let sealed = self.key(kek_cka_id).and_then(|kek| Ok(self.raw.wrap_key(&oaep(), joiner, kek)?));
         let cleared = self.raw.destroy_object(joiner);
         self.log_out()?;
         let sealed = sealed?;
@@ -104,10 +99,7 @@ impl Session {
     pub fn accept_kek(&mut self, offer: &Offer, user_pin: &Pin, kek: Kek<'_>, sealed: &[u8]) -> Result<(), Fault> {
         let unwrapped = check(kek).and_then(|()| {
             let (under, template) = ((&oaep(), offer.private), session_kek(kek));
-            self.token
-                .module()
-                .calls
-                .unwrap_wrapping_key(&self.raw, under, sealed, &template, &LIMITS)
+            self.token.module().calls.unwrap_wrapping_key(&self.raw, under, sealed, &template, &LIMITS)
         });
         self.log_out()?;
         let unwrapped = unwrapped?;
@@ -132,14 +124,8 @@ impl Session {
             Attribute::Extractable(false),
             Attribute::Unwrap(true),
         ];
-        let (public, private) = self
-            .raw
-            .generate_key_pair(&Mechanism::RsaPkcsKeyPairGen, &public, &private)?;
-        let mut offer = Offer {
-            modulus: Vec::new(),
-            public_exponent: PUBLIC_EXPONENT.to_vec(),
-            private,
-        };
+        let (public, private) = self.raw.generate_key_pair(&Mechanism::RsaPkcsKeyPairGen, &public, &private)?;
+        let mut offer = Offer { modulus: Vec::new(), public_exponent: PUBLIC_EXPONENT.to_vec(), private };
         for attribute in self.raw.get_attributes(public, &[AttributeType::Modulus])? {
             if let Attribute::Modulus(modulus) = attribute {
                 offer.modulus = modulus;
@@ -249,19 +235,11 @@ fn trusted_public_key(modulus: &[u8]) -> [Attribute; 9] {
 
 /// SHA-1 without a label is all that SoftHSM2 2.6.1 has. OAEP does not rest on its hash's collision resistance.
 fn oaep() -> Mechanism<'static> {
-    Mechanism::RsaPkcsOaep(PkcsOaepParams::new(
-        MechanismType::SHA1,
-        PkcsMgfType::MGF1_SHA1,
-        PkcsOaepSource::empty(),
-    ))
+    Mechanism::RsaPkcsOaep(PkcsOaepParams::new(MechanismType::SHA1, PkcsMgfType::MGF1_SHA1, PkcsOaepSource::empty()))
 }
 
 fn check(kek: Kek<'_>) -> Result<(), Fault> {
-    check_name(&NewKey {
-        cka_id: kek.cka_id,
-        label: kek.label,
-        kek: None,
-    })
+    check_name(&NewKey { cka_id: kek.cka_id, label: kek.label, kek: None })
 }
 
 fn untrusted(why: &'static str) -> Fault {

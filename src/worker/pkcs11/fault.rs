@@ -53,14 +53,7 @@ impl Fault {
 
     /// Our own refusal, before the library was asked.
     pub fn refused(bucket: Bucket, kind: Kind, why: &'static str) -> Self {
-        Self {
-            bucket,
-            kind,
-            ckr: 0,
-            function: "".into(),
-            detail: why.into(),
-            session: After::Keep,
-        }
+        Self { bucket, kind, ckr: 0, function: "".into(), detail: why.into(), session: After::Keep }
     }
 
     pub fn bad_input(why: &'static str) -> Self {
@@ -93,10 +86,9 @@ impl From<Error> for Fault {
     fn from(error: Error) -> Self {
         match error {
             Error::Pkcs11(rv, function) => Self::read(function, number(rv)),
-            Error::LibraryLoading(why) => Self {
-                detail: why.to_string().into(),
-                ..Self::refused(Bucket::Node, Kind::Module, "")
-            },
+            Error::LibraryLoading(why) => {
+                Self { detail: why.to_string().into(), ..Self::refused(Bucket::Node, Kind::Module, "") }
+            }
             Error::NotSupported | Error::NullFunctionPointer | Error::MissingSymbol(_) => {
                 Self::refused(Bucket::Node, Kind::Module, "the library lacks a function")
             }
@@ -247,9 +239,7 @@ fn may_have_been_done(ckr: CK_RV) -> bool {
 fn number(error: RvError) -> CK_RV {
     match error {
         RvError::VendorDefined(ckr) | RvError::UnknownErrorCode(ckr) => ckr,
-        named => (1..=LAST_STANDARD_CKR)
-            .find(|&ckr| Rv::from(ckr) == Rv::Error(named))
-            .unwrap_or(CKR_GENERAL_ERROR),
+        named => (1..=LAST_STANDARD_CKR).find(|&ckr| Rv::from(ckr) == Rv::Error(named)).unwrap_or(CKR_GENERAL_ERROR),
     }
 }
 
@@ -351,11 +341,7 @@ mod tests {
         ];
         for (function, ckr, bucket, kind, session) in rows {
             let fault = Fault::read(function, ckr);
-            assert_eq!(
-                (fault.bucket, fault.kind, fault.session),
-                (bucket, kind, session),
-                "{fault}"
-            );
+            assert_eq!((fault.bucket, fault.kind, fault.session), (bucket, kind, session), "{fault}");
             assert_eq!(fault.ckr, ckr);
         }
     }
@@ -363,11 +349,7 @@ mod tests {
     #[test]
     fn what_may_have_been_done_is_unknown_when_it_leaves_something_behind() {
         for ckr in [0x01, 0x02, 0x05, 0x06, 0x30, 0x32, 0x50, 0xb0, 0x8000_0001] {
-            assert_eq!(
-                Fault::read(Function::GenerateKey, ckr).bucket,
-                Bucket::Unknown,
-                "0x{ckr:x}"
-            );
+            assert_eq!(Fault::read(Function::GenerateKey, ckr).bucket, Bucket::Unknown, "0x{ckr:x}");
             assert_eq!(Fault::read(Function::Login, ckr).bucket, Bucket::Unknown, "0x{ckr:x}");
             assert_ne!(Fault::read(Function::Encrypt, ckr).bucket, Bucket::Unknown, "0x{ckr:x}");
         }
@@ -376,9 +358,7 @@ mod tests {
     #[test]
     fn a_named_error_gives_its_number_back() {
         for ckr in [0x05, 0xa0, 0xb3, 0x113, 0x1b8, 0x8000_0123] {
-            let Rv::Error(named) = Rv::from(ckr) else {
-                panic!("0x{ckr:x} is no error")
-            };
+            let Rv::Error(named) = Rv::from(ckr) else { panic!("0x{ckr:x} is no error") };
             assert_eq!(number(named), ckr);
         }
     }

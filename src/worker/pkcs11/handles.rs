@@ -14,11 +14,7 @@ pub(super) struct Handles(RwLock<HashMap<Box<[u8]>, ObjectHandle>>);
 
 impl Handles {
     pub(super) fn recall(&self, cka_id: &[u8]) -> Option<ObjectHandle> {
-        self.0
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(cka_id)
-            .copied()
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(cka_id).copied()
     }
 
     pub(super) fn remember(&self, cka_id: &[u8], handle: ObjectHandle) {

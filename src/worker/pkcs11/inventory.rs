@@ -31,9 +31,7 @@ impl Session {
         let _alone = self.token.changing();
         let mut swept = 0;
         for object in self.search(&[Attribute::Class(ObjectClass::SECRET_KEY), Attribute::Token(true)])? {
-            let nameless = self
-                .describe(object)?
-                .is_some_and(|it| it.cka_id.is_empty() && it.label.is_empty());
+            let nameless = self.describe(object)?.is_some_and(|it| it.cka_id.is_empty() && it.label.is_empty());
             if nameless {
                 self.raw.destroy_object(object)?;
                 swept += 1;
@@ -43,17 +41,9 @@ impl Session {
     }
 
     fn search(&self, template: &[Attribute]) -> Result<Vec<ObjectHandle>, Fault> {
-        let objects = self
-            .raw
-            .iter_objects(template)?
-            .take(MOST_OBJECTS + 1)
-            .collect::<Result<Vec<_>, _>>()?;
+        let objects = self.raw.iter_objects(template)?.take(MOST_OBJECTS + 1).collect::<Result<Vec<_>, _>>()?;
         if objects.len() > MOST_OBJECTS {
-            return Err(Fault::refused(
-                Bucket::Node,
-                Kind::Capacity,
-                "the token holds too many objects to list",
-            ));
+            return Err(Fault::refused(Bucket::Node, Kind::Capacity, "the token holds too many objects to list"));
         }
         Ok(objects)
     }
@@ -66,11 +56,7 @@ impl Session {
             Err(fault) if fault.is_stale_handle() => return Ok(None),
             Err(fault) => return Err(fault),
         };
-        let mut listed = Listed {
-            class: 0,
-            cka_id: Vec::new(),
-            label: String::new(),
-        };
+        let mut listed = Listed { class: 0, cka_id: Vec::new(), label: String::new() };
         for attribute in attributes {
             match attribute {
                 Attribute::Class(class) => listed.class = *class,

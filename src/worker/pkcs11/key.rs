@@ -72,9 +72,7 @@ impl Session {
 
     /// Wraps a key under the key-encryption key.
     pub fn wrap(&mut self, cka_id: &[u8], kek: &[u8]) -> Result<Vec<u8>, Fault> {
-        self.with_key(kek, |session, kek| {
-            session.with_key(cka_id, |session, key| session.wrap_under(kek, key))
-        })
+        self.with_key(kek, |session, kek| session.with_key(cka_id, |session, key| session.wrap_under(kek, key)))
     }
 
     /// Takes a wrapped key in, unless it is there already, and has it answer the probe. What this call took in and found wrong is destroyed.
@@ -83,9 +81,7 @@ impl Session {
         if wrapped.is_empty() || wrapped.len() > MAX_WRAPPED || probe.is_empty() {
             return Err(Fault::bad_input("a key is taken in wrapped, with its probe"));
         }
-        let kek = new
-            .kek
-            .ok_or_else(|| Fault::bad_input("the key-encryption key is not named"))?;
+        let kek = new.kek.ok_or_else(|| Fault::bad_input("the key-encryption key is not named"))?;
         match self.prove(new.cka_id, probe)? {
             Presence::Missing => {}
             there @ (Presence::Proven | Presence::Different) => return Ok(there),
@@ -95,9 +91,7 @@ impl Session {
             let token = session.token.clone();
             let _alone = token.changing();
             session.check_free(new.cka_id)?;
-            Ok(session
-                .raw
-                .unwrap_key(&Mechanism::AesKeyWrapPad, kek, wrapped, &template)?)
+            Ok(session.raw.unwrap_key(&Mechanism::AesKeyWrapPad, kek, wrapped, &template)?)
         })?;
         match probe::ask(self, new.cka_id, key, probe) {
             Ok(Answer::Right) => {
@@ -121,11 +115,7 @@ impl Session {
             Lookup::Missing => return Ok(Presence::Missing),
             Lookup::Different => return Ok(Presence::Different),
         };
-        let answer = if probe.is_empty() {
-            Answer::Right
-        } else {
-            probe::ask(self, cka_id, key, probe)?
-        };
+        let answer = if probe.is_empty() { Answer::Right } else { probe::ask(self, cka_id, key, probe)? };
         match answer {
             Answer::Right => {
                 self.token.handles().remember(cka_id, key);
@@ -184,11 +174,7 @@ impl Session {
     fn find(&self, cka_id: &[u8]) -> Result<Lookup, Fault> {
         let id = Attribute::Id(cka_id.to_vec());
         let template = [Attribute::Class(ObjectClass::SECRET_KEY), Attribute::Token(true), id];
-        let found = self
-            .raw
-            .iter_objects(&template)?
-            .take(2)
-            .collect::<Result<Vec<_>, _>>()?;
+        let found = self.raw.iter_objects(&template)?.take(2).collect::<Result<Vec<_>, _>>()?;
         match found[..] {
             [] => {
                 self.sees_the_token()?;
@@ -200,9 +186,7 @@ impl Session {
     }
 
     fn is_ours(&self, object: ObjectHandle) -> Result<bool, Fault> {
-        let attributes = self
-            .raw
-            .get_attributes(object, &[AttributeType::KeyType, AttributeType::Label])?;
+        let attributes = self.raw.get_attributes(object, &[AttributeType::KeyType, AttributeType::Label])?;
         let aes = attributes.contains(&Attribute::KeyType(KeyType::AES));
         let labelled = attributes
             .iter()
@@ -218,11 +202,7 @@ impl Session {
         let probe = probe::make(self, new.cka_id, key)?;
         match probe::ask(self, new.cka_id, key, &probe)? {
             Answer::Right => Ok(Created { wrapped, probe }),
-            Answer::Wrong => Err(Fault::refused(
-                Bucket::Node,
-                Kind::Device,
-                "a new key does not answer its own probe",
-            )),
+            Answer::Wrong => Err(Fault::refused(Bucket::Node, Kind::Device, "a new key does not answer its own probe")),
         }
     }
 
@@ -235,10 +215,7 @@ impl Session {
         let _alone = self.token.changing();
         match self.raw.destroy_object(object) {
             Ok(()) => fault,
-            Err(_) => Fault {
-                bucket: Bucket::Unknown,
-                ..fault
-            },
+            Err(_) => Fault { bucket: Bucket::Unknown, ..fault },
         }
     }
 }
@@ -271,19 +248,13 @@ fn data_key(new: &NewKey<'_>) -> Vec<Attribute> {
 pub(super) fn check_name(new: &NewKey<'_>) -> Result<(), Fault> {
     check_cka_id(new.cka_id)?;
     if new.label.len() > MAX_LABEL || !new.label.starts_with(OUR_LABEL) {
-        return Err(Fault::bad_input(
-            "a label begins with `keyway:` and has at most 128 bytes",
-        ));
+        return Err(Fault::bad_input("a label begins with `keyway:` and has at most 128 bytes"));
     }
     Ok(())
 }
 
 fn check_cka_id(cka_id: &[u8]) -> Result<(), Fault> {
-    if (1..=MAX_CKA_ID).contains(&cka_id.len()) {
-        Ok(())
-    } else {
-        Err(Fault::bad_input("a CKA_ID has 1 to 64 bytes"))
-    }
+    if (1..=MAX_CKA_ID).contains(&cka_id.len()) { Ok(()) } else { Err(Fault::bad_input("a CKA_ID has 1 to 64 bytes")) }
 }
 
 fn missing(why: &'static str) -> Fault {
@@ -296,38 +267,21 @@ mod tests {
 
     #[test]
     fn a_key_without_a_key_encryption_key_can_never_be_extracted() {
-        let alone = NewKey {
-            cka_id: b"id",
-            label: "keyway:a",
-            kek: None,
-        };
+        let alone = NewKey { cka_id: b"id", label: "keyway:a", kek: None };
         assert!(data_key(&alone).contains(&Attribute::Extractable(false)));
-        let travelling = data_key(&NewKey {
-            kek: Some(b"kek"),
-            ..alone
-        });
+        let travelling = data_key(&NewKey { kek: Some(b"kek"), ..alone });
         assert!(travelling.contains(&Attribute::WrapWithTrusted(true)));
         assert!(travelling.contains(&Attribute::Copyable(false)));
     }
 
     #[test]
     fn a_key_that_could_not_be_found_again_is_not_made() {
-        let good = NewKey {
-            cka_id: b"id",
-            label: "keyway:a",
-            kek: None,
-        };
+        let good = NewKey { cka_id: b"id", label: "keyway:a", kek: None };
         assert!(check_name(&good).is_ok());
         for bad in [
             NewKey { cka_id: b"", ..good },
-            NewKey {
-                cka_id: &[0; MAX_CKA_ID + 1],
-                ..good
-            },
-            NewKey {
-                label: "someone else's",
-                ..good
-            },
+            NewKey { cka_id: &[0; MAX_CKA_ID + 1], ..good },
+            NewKey { label: "someone else's", ..good },
         ] {
             assert_eq!(check_name(&bad).unwrap_err().kind, Kind::BadInput);
         }

@@ -29,9 +29,6 @@ impl Module {
     /// Every slot whose token tells of itself. One that fails does not hide the others.
     pub(super) fn tokens(&self) -> Result<Vec<(Slot, TokenInfo)>, Fault> {
         let slots = self.library.get_all_slots()?;
-        Ok(slots
-            .into_iter()
-            .filter_map(|slot| Some((slot, self.library.get_token_info(slot).ok()?)))
-            .collect())
+        Ok(slots.into_iter().filter_map(|slot| Some((slot, self.library.get_token_info(slot).ok()?))).collect())
     }
 }

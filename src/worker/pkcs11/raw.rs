@@ -76,11 +76,7 @@ impl Limits<'_> {
             [self.wraps, self.unwraps, template].map(|part| part.iter().map(CK_ATTRIBUTE::from).collect::<Vec<_>>());
         for (kind, inner) in [(CKA_WRAP_TEMPLATE, &mut wraps), (CKA_UNWRAP_TEMPLATE, &mut unwraps)] {
             let (start, length) = (inner.as_mut_ptr().cast::<c_void>(), size_of_val(inner.as_slice()));
-            whole.push(CK_ATTRIBUTE {
-                type_: kind,
-                pValue: start,
-                ulValueLen: length as CK_ULONG,
-            });
+            whole.push(CK_ATTRIBUTE { type_: kind, pValue: start, ulValueLen: length as CK_ULONG });
         }
         call(&mut whole)
     }
@@ -128,10 +124,8 @@ impl Calls {
         aad: &[u8],
         plaintext: &[u8],
     ) -> Result<Vec<u8>, Fault> {
-        let encrypt = Direction {
-            init: (self.encrypt_init, Function::EncryptInit),
-            work: (self.encrypt, Function::Encrypt),
-        };
+        let encrypt =
+            Direction { init: (self.encrypt_init, Function::EncryptInit), work: (self.encrypt, Function::Encrypt) };
         let mut sealed = gcm(&encrypt, session, key, nonce, aad, plaintext)?;
         Ok(std::mem::take(&mut *sealed))
     }
@@ -145,10 +139,8 @@ impl Calls {
         aad: &[u8],
         sealed: &[u8],
     ) -> Result<Zeroizing<Vec<u8>>, Fault> {
-        let decrypt = Direction {
-            init: (self.decrypt_init, Function::DecryptInit),
-            work: (self.decrypt, Function::Decrypt),
-        };
+        let decrypt =
+            Direction { init: (self.decrypt_init, Function::DecryptInit), work: (self.decrypt, Function::Decrypt) };
         gcm(&decrypt, session, key, &mut nonce.clone(), aad, sealed)
     }
 
@@ -202,11 +194,7 @@ impl Calls {
     /// Whether a wrapping key was made with limits as many as these.
     pub(super) fn is_limited(&self, session: &Session, key: ObjectHandle, limits: &Limits<'_>) -> Result<bool, Fault> {
         for (kind, inner) in [(CKA_WRAP_TEMPLATE, limits.wraps), (CKA_UNWRAP_TEMPLATE, limits.unwraps)] {
-            let mut wanted = CK_ATTRIBUTE {
-                type_: kind,
-                pValue: std::ptr::null_mut(),
-                ulValueLen: 0,
-            };
+            let mut wanted = CK_ATTRIBUTE { type_: kind, pValue: std::ptr::null_mut(), ulValueLen: 0 };
             // SAFETY: without a buffer the library only tells the length.
             let ckr = unsafe { (self.read_attributes)(session.handle(), key.handle(), &raw mut wanted, 1) };
             let expected = (inner.len() * size_of::<CK_ATTRIBUTE>()) as CK_ULONG;
@@ -273,13 +261,7 @@ fn gcm(
     // SAFETY: `output` has room for `length` bytes, and PKCS#11 only reads the input.
     let ckr = unsafe {
         let input_length = input.len() as CK_ULONG;
-        work(
-            session.handle(),
-            input.as_ptr().cast_mut(),
-            input_length,
-            output.as_mut_ptr(),
-            &raw mut length,
-        )
+        work(session.handle(), input.as_ptr().cast_mut(), input_length, output.as_mut_ptr(), &raw mut length)
     };
     if ckr != CKR_OK {
         return Err(Fault::read(function, ckr));
@@ -319,11 +301,7 @@ pub fn leave(code: i32) -> ! {
 /// the middle of a login can destroy a token.
 pub fn ignore_stop_signals() {
     const IGNORE: usize = 1;
-    for stop in [
-        rustix::process::Signal::INT,
-        rustix::process::Signal::TERM,
-        rustix::process::Signal::HUP,
-    ] {
+    for stop in [rustix::process::Signal::INT, rustix::process::Signal::TERM, rustix::process::Signal::HUP] {
         // SAFETY: SIG_IGN runs no code of ours.
         unsafe { signal(stop.as_raw(), IGNORE) };
     }

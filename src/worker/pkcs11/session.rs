@@ -39,11 +39,7 @@ pub struct Session {
 
 impl Session {
     pub(super) fn new(raw: cryptoki::session::Session, token: Token) -> Self {
-        Self {
-            raw,
-            token,
-            nonces: Nonces::default(),
-        }
+        Self { raw, token, nonces: Nonces::default() }
     }
 
     /// AES-GCM under the named key, with a nonce from the HSM's own generator.
@@ -65,11 +61,7 @@ impl Session {
         check_aad(aad)?;
         let nonce: &Nonce = nonce.try_into().map_err(|_| Fault::bad_input("an IV has 12 bytes"))?;
         if !(TAG_LEN + 1..=TAG_LEN + MAX_PLAINTEXT).contains(&sealed.len()) {
-            return Err(Fault::refused(
-                Bucket::Input,
-                Kind::BadCiphertext,
-                "no ciphertext has this length",
-            ));
+            return Err(Fault::refused(Bucket::Input, Kind::BadCiphertext, "no ciphertext has this length"));
         }
         self.with_key(cka_id, |session, key| match session.unseal(key, nonce, aad, sealed) {
             Err(fault) if fault.is_ambiguous() => Err(session.tell_apart(cka_id, key, probe, fault)),
@@ -89,11 +81,7 @@ impl Session {
 
     pub(super) fn seal(&mut self, key: ObjectHandle, aad: &[u8], plaintext: &[u8]) -> Result<Sealed, Fault> {
         let mut nonce = self.nonces.take(&self.raw)?;
-        let sealed = self
-            .token
-            .module()
-            .calls
-            .encrypt_gcm(&self.raw, key, &mut nonce, aad, plaintext)?;
+        let sealed = self.token.module().calls.encrypt_gcm(&self.raw, key, &mut nonce, aad, plaintext)?;
         Ok(Sealed { nonce, sealed })
     }
 
@@ -104,10 +92,7 @@ impl Session {
         aad: &[u8],
         sealed: &[u8],
     ) -> Result<Zeroizing<Vec<u8>>, Fault> {
-        self.token
-            .module()
-            .calls
-            .decrypt_gcm(&self.raw, key, nonce, aad, sealed)
+        self.token.module().calls.decrypt_gcm(&self.raw, key, nonce, aad, sealed)
     }
 
     /// Does `work` with the key's handle. A handle found stale is looked up once more: the key may have been made anew under the same id.
@@ -129,34 +114,21 @@ impl Session {
 
     fn tell_apart(&mut self, cka_id: &[u8], key: ObjectHandle, probe: &[u8], fault: Fault) -> Fault {
         if probe.is_empty() {
-            return Fault {
-                bucket: Bucket::Unknown,
-                ..fault
-            };
+            return Fault { bucket: Bucket::Unknown, ..fault };
         }
         match probe::ask(self, cka_id, key, probe) {
-            Ok(Answer::Right) => Fault {
-                bucket: Bucket::Input,
-                kind: Kind::BadCiphertext,
-                session: After::Keep,
-                ..fault
-            },
-            Ok(Answer::Wrong) | Err(_) => Fault {
-                bucket: Bucket::Node,
-                kind: Kind::Device,
-                session: After::Reopen,
-                ..fault
-            },
+            Ok(Answer::Right) => {
+                Fault { bucket: Bucket::Input, kind: Kind::BadCiphertext, session: After::Keep, ..fault }
+            }
+            Ok(Answer::Wrong) | Err(_) => {
+                Fault { bucket: Bucket::Node, kind: Kind::Device, session: After::Reopen, ..fault }
+            }
         }
     }
 }
 
 fn check_aad(aad: &[u8]) -> Result<(), Fault> {
-    if (1..=MAX_AAD).contains(&aad.len()) {
-        Ok(())
-    } else {
-        Err(Fault::bad_input("the AAD is empty or too long"))
-    }
+    if (1..=MAX_AAD).contains(&aad.len()) { Ok(()) } else { Err(Fault::bad_input("the AAD is empty or too long")) }
 }
 
 fn check_plaintext(plaintext: &[u8]) -> Result<(), Fault> {
@@ -175,10 +147,7 @@ struct Nonces {
 
 impl Default for Nonces {
     fn default() -> Self {
-        Self {
-            bytes: [0; _],
-            used: NONCES_AT_A_TIME,
-        }
+        Self { bytes: [0; _], used: NONCES_AT_A_TIME }
     }
 }
 
@@ -210,10 +179,7 @@ mod tests {
         assert_eq!(check_aad(b"").unwrap_err().kind, Kind::BadInput);
         assert_eq!(check_aad(&[0; MAX_AAD + 1]).unwrap_err().kind, Kind::BadInput);
         assert_eq!(check_plaintext(b"").unwrap_err().kind, Kind::BadInput);
-        assert_eq!(
-            check_plaintext(&[0; MAX_PLAINTEXT + 1]).unwrap_err().kind,
-            Kind::BadInput
-        );
+        assert_eq!(check_plaintext(&[0; MAX_PLAINTEXT + 1]).unwrap_err().kind, Kind::BadInput);
         assert!(check_aad(b"a").is_ok() && check_plaintext(&[0; MAX_PLAINTEXT]).is_ok());
     }
 }

@@ -54,10 +54,7 @@ impl Token {
         if name.text().is_empty() {
             return Err(Fault::bad_input("a token is named by its label or serial number"));
         }
-        let mut named = module
-            .tokens()?
-            .into_iter()
-            .filter(|(_, info)| info.token_initialized() && name.is_of(info));
+        let mut named = module.tokens()?.into_iter().filter(|(_, info)| info.token_initialized() && name.is_of(info));
         match (named.next(), named.next()) {
             (None, _) => Ok(None),
             (Some((slot, info)), None) => Ok(Some(Self::at(module, slot, info))),
@@ -74,11 +71,7 @@ impl Token {
         let (so, user) = (so_pin.for_setting()?, user_pin.for_setting()?);
         let slot = match Self::find(module, TokenName::Label(label))? {
             Some(token) if token.0.info.user_pin_initialized() => {
-                return Err(Fault::refused(
-                    Bucket::Input,
-                    Kind::BadInput,
-                    "a token with this label exists already",
-                ));
+                return Err(Fault::refused(Bucket::Input, Kind::BadInput, "a token with this label exists already"));
             }
             Some(begun) => begun.0.slot,
             None => {
@@ -104,15 +97,8 @@ impl Token {
     /// Whether this very token still answers. A token that has vanished can look like an empty one to everything else.
     pub(super) fn still_there(&self) -> Result<(), Fault> {
         let info = self.0.module.library.get_token_info(self.0.slot);
-        let info = info.map_err(|error| Fault {
-            kind: Kind::TokenAbsent,
-            ..error.into()
-        })?;
-        if info.serial_number() == self.serial() {
-            Ok(())
-        } else {
-            Err(absent("another token is in this slot"))
-        }
+        let info = info.map_err(|error| Fault { kind: Kind::TokenAbsent, ..error.into() })?;
+        if info.serial_number() == self.serial() { Ok(()) } else { Err(absent("another token is in this slot")) }
     }
 
     pub fn label(&self) -> &str {
@@ -171,15 +157,11 @@ impl Token {
 impl Session {
     /// Logs the crypto user in, for good. Spends a login attempt.
     pub fn log_in(&self, pin: &Pin) -> Result<(), Fault> {
-        Ok(self
-            .raw
-            .login_with_raw(cryptoki::session::UserType::User, &pin.for_login())?)
+        Ok(self.raw.login_with_raw(cryptoki::session::UserType::User, &pin.for_login())?)
     }
 
     pub(super) fn log_in_security_officer(&self, pin: &Pin) -> Result<(), Fault> {
-        Ok(self
-            .raw
-            .login_with_raw(cryptoki::session::UserType::So, &pin.for_login())?)
+        Ok(self.raw.login_with_raw(cryptoki::session::UserType::So, &pin.for_login())?)
     }
 
     pub(super) fn log_out(&self) -> Result<(), Fault> {
@@ -214,11 +196,9 @@ impl Session {
         self.token.still_there()?;
         match self.raw.get_session_info()?.session_state() {
             SessionState::RwUser | SessionState::RoUser => Ok(()),
-            SessionState::RoPublic | SessionState::RwPublic | SessionState::RwSecurityOfficer => Err(Fault::refused(
-                Bucket::Node,
-                Kind::LoginLost,
-                "the user is no longer logged in",
-            )),
+            SessionState::RoPublic | SessionState::RwPublic | SessionState::RwSecurityOfficer => {
+                Err(Fault::refused(Bucket::Node, Kind::LoginLost, "the user is no longer logged in"))
+            }
         }
     }
 }

@@ -45,12 +45,7 @@ impl Clients {
             async move { UnixStream::connect(path).await.map(TokioIo::new) }
         });
         let endpoint = Endpoint::from_static("http://keyway");
-        Self::over(
-            endpoint
-                .connect_with_connector(connector)
-                .await
-                .expect("the daemon listens"),
-        )
+        Self::over(endpoint.connect_with_connector(connector).await.expect("the daemon listens"))
     }
 
     pub async fn tcp(address: &str) -> Self {
@@ -78,141 +73,76 @@ impl Clients {
             key_store_password: rig.password(),
             trust_anchor_certificate: rig.trust_anchor(),
         };
-        self.stores
-            .create_key_store(request)
-            .await
-            .expect("a key store can be made")
-            .into_inner()
-            .key_store_id
+        self.stores.create_key_store(request).await.expect("a key store can be made").into_inner().key_store_id
     }
 
     /// Makes a key store and connects it; its id.
     pub async fn connected_store(&mut self, rig: &Rig, name: &str) -> String {
         let id = self.store(rig, name).await;
         self.connect(&id).await;
-        assert_eq!(
-            self.settled(&id).await.connection_state(),
-            pb::ConnectionState::Connected
-        );
+        assert_eq!(self.settled(&id).await.connection_state(), pb::ConnectionState::Connected);
         id
     }
 
     pub async fn connect(&mut self, id: &str) {
-        let request = pb::ConnectKeyStoreRequest {
-            key_store_id: id.to_owned(),
-        };
+        let request = pb::ConnectKeyStoreRequest { key_store_id: id.to_owned() };
         self.stores.connect_key_store(request).await.expect("connecting begins");
     }
 
     pub async fn disconnect(&mut self, id: &str) {
-        let request = pb::DisconnectKeyStoreRequest {
-            key_store_id: id.to_owned(),
-            drain_timeout: None,
-        };
-        self.stores
-            .disconnect_key_store(request)
-            .await
-            .expect("disconnecting begins");
-        assert_eq!(
-            self.settled(id).await.connection_state(),
-            pb::ConnectionState::Disconnected
-        );
+        let request = pb::DisconnectKeyStoreRequest { key_store_id: id.to_owned(), drain_timeout: None };
+        self.stores.disconnect_key_store(request).await.expect("disconnecting begins");
+        assert_eq!(self.settled(id).await.connection_state(), pb::ConnectionState::Disconnected);
     }
 
     /// Watches a key store until it is neither connecting nor disconnecting.
     pub async fn settled(&mut self, id: &str) -> pb::KeyStore {
         self.watch_until(id, |store| {
-            !matches!(
-                store.connection_state(),
-                pb::ConnectionState::Connecting | pb::ConnectionState::Disconnecting
-            )
+            !matches!(store.connection_state(), pb::ConnectionState::Connecting | pb::ConnectionState::Disconnecting)
         })
         .await
     }
 
     /// Watches a key store until `wanted` of it is true.
     pub async fn watch_until(&mut self, id: &str, wanted: impl Fn(&pb::KeyStore) -> bool) -> pb::KeyStore {
-        let request = pb::WatchKeyStoreRequest {
-            key_store_id: id.to_owned(),
-        };
-        let mut stream = self
-            .stores
-            .watch_key_store(request)
-            .await
-            .expect("it can be watched")
-            .into_inner();
+        let request = pb::WatchKeyStoreRequest { key_store_id: id.to_owned() };
+        let mut stream = self.stores.watch_key_store(request).await.expect("it can be watched").into_inner();
         let watching = async {
             loop {
-                let message = stream
-                    .message()
-                    .await
-                    .expect("the stream lasts")
-                    .expect("the stream lasts");
+                let message = stream.message().await.expect("the stream lasts").expect("the stream lasts");
                 let store = message.key_store.expect("every message has it");
                 if wanted(&store) {
                     return store;
                 }
             }
         };
-        tokio::time::timeout(super::PATIENCE, watching)
-            .await
-            .expect("the key store gets there")
+        tokio::time::timeout(super::PATIENCE, watching).await.expect("the key store gets there")
     }
 
     /// Waits until every node of a connected store is healthy.
     pub async fn all_healthy(&mut self, id: &str) -> pb::KeyStore {
         let healthy = |node: &pb::NodeConnection| node.health() == pb::HsmHealth::Healthy;
-        self.watch_until(id, |store| !store.nodes.is_empty() && store.nodes.iter().all(healthy))
-            .await
+        self.watch_until(id, |store| !store.nodes.is_empty() && store.nodes.iter().all(healthy)).await
     }
 
     pub async fn key(&mut self, store: &str) -> pb::Key {
-        let request = pb::CreateKeyRequest {
-            key_store_id: store.to_owned(),
-            ..Default::default()
-        };
-        self.keys
-            .create_key(request)
-            .await
-            .expect("a key can be made")
-            .into_inner()
-            .key
-            .expect("it is told")
+        let request = pb::CreateKeyRequest { key_store_id: store.to_owned(), ..Default::default() };
+        self.keys.create_key(request).await.expect("a key can be made").into_inner().key.expect("it is told")
     }
 
     pub async fn describe_key(&mut self, key: &str) -> pb::Key {
-        let request = pb::DescribeKeyRequest {
-            key_id: key.to_owned(),
-            ..Default::default()
-        };
-        self.keys
-            .describe_key(request)
-            .await
-            .expect("the key is there")
-            .into_inner()
-            .key
-            .expect("it is told")
+        let request = pb::DescribeKeyRequest { key_id: key.to_owned(), ..Default::default() };
+        self.keys.describe_key(request).await.expect("the key is there").into_inner().key.expect("it is told")
     }
 
     pub async fn encrypt(&mut self, key: &str, plaintext: &[u8]) -> Vec<u8> {
-        let request = pb::EncryptRequest {
-            key_id: key.to_owned(),
-            plaintext: plaintext.to_vec(),
-            ..Default::default()
-        };
-        self.crypto
-            .encrypt(request)
-            .await
-            .expect("the key encrypts")
-            .into_inner()
-            .ciphertext
+        let request =
+            pb::EncryptRequest { key_id: key.to_owned(), plaintext: plaintext.to_vec(), ..Default::default() };
+        self.crypto.encrypt(request).await.expect("the key encrypts").into_inner().ciphertext
     }
 
     pub async fn decrypt(&mut self, ciphertext: &[u8]) -> Result<Vec<u8>, Status> {
-        let request = pb::DecryptRequest {
-            ciphertext: ciphertext.to_vec(),
-            ..Default::default()
-        };
+        let request = pb::DecryptRequest { ciphertext: ciphertext.to_vec(), ..Default::default() };
         Ok(self.crypto.decrypt(request).await?.into_inner().plaintext)
     }
 }

@@ -32,12 +32,9 @@ pub struct Builder {
 
 impl Rig {
     /// Three nodes in three zones, unless told otherwise.
+    #[allow(clippy::new_ret_no_self, reason = "a rig is built in sentences")]
     pub fn new() -> Builder {
-        Builder {
-            nodes: 3,
-            zones: 3,
-            seams: false,
-        }
+        Builder { nodes: 3, zones: 3, seams: false }
     }
 
     pub fn data_dir(&self) -> PathBuf {
@@ -63,10 +60,7 @@ impl Rig {
     }
 
     pub fn password(&self) -> String {
-        std::fs::read_to_string(self.path("kmsuser.password"))
-            .expect("dev wrote it")
-            .trim()
-            .to_owned()
+        std::fs::read_to_string(self.path("kmsuser.password")).expect("dev wrote it").trim().to_owned()
     }
 
     /// Clients over the Unix socket.
@@ -77,9 +71,7 @@ impl Rig {
     /// A `keyway` client command that talks to this daemon.
     pub fn keyway(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_keyway"));
-        command
-            .env("KEYWAY_ADDR", format!("unix:{}", self.path("keyway.sock").display()))
-            .args(args);
+        command.env("KEYWAY_ADDR", format!("unix:{}", self.path("keyway.sock").display())).args(args);
         command
     }
 
@@ -169,10 +161,7 @@ impl Rig {
 
     /// Every object of a node's token, as its own user sees them: class, `CKA_ID`, label.
     pub fn objects(&self, hsm: &str) -> Vec<Object> {
-        objects(
-            &self.path(&format!("hsms/{hsm}/kmsuser/softhsm2.conf")),
-            &self.password(),
-        )
+        objects(&self.path(&format!("hsms/{hsm}/kmsuser/softhsm2.conf")), &self.password())
     }
 }
 
@@ -194,17 +183,8 @@ impl Builder {
     }
 
     pub fn start(self) -> Rig {
-        let home = tempfile::Builder::new()
-            .prefix("keyway-it-")
-            .tempdir()
-            .expect("a temporary directory");
-        let mut rig = Rig {
-            home,
-            nodes: self.nodes,
-            zones: self.zones,
-            daemon: None,
-            announced: Value::Null,
-        };
+        let home = tempfile::Builder::new().prefix("keyway-it-").tempdir().expect("a temporary directory");
+        let mut rig = Rig { home, nodes: self.nodes, zones: self.zones, daemon: None, announced: Value::Null };
         if self.seams {
             std::fs::create_dir_all(rig.path("daemon/seams")).expect("our directory");
         }
@@ -273,13 +253,7 @@ pub struct Object {
 pub fn objects(configuration: &Path, password: &str) -> Vec<Object> {
     let output = Command::new("pkcs11-tool")
         .env("SOFTHSM2_CONF", configuration)
-        .args([
-            "--module",
-            "/usr/lib/softhsm/libsofthsm2.so",
-            "--list-objects",
-            "--login",
-            "--pin",
-        ])
+        .args(["--module", "/usr/lib/softhsm/libsofthsm2.so", "--list-objects", "--login", "--pin"])
         .arg(format!("kmsuser:{password}"))
         .output()
         .expect("opensc is installed by scripts/test");
@@ -288,10 +262,7 @@ pub fn objects(configuration: &Path, password: &str) -> Vec<Object> {
     let mut objects: Vec<Object> = Vec::new();
     for line in text.lines() {
         if line.contains(" Object;") {
-            objects.push(Object {
-                id: String::new(),
-                label: String::new(),
-            });
+            objects.push(Object { id: String::new(), label: String::new() });
         }
         if let (Some((key, value)), Some(last)) = (line.split_once(':'), objects.last_mut()) {
             match key.trim() {
@@ -311,10 +282,7 @@ fn processes() -> Vec<(u32, Vec<String>)> {
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     pids.filter_map(|pid| {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        let words = line
-            .split(|byte| *byte == 0)
-            .map(|word| String::from_utf8_lossy(word).into_owned())
-            .collect();
+        let words = line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
         Some((pid, words))
     })
     .collect()

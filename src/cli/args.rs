@@ -1,0 +1,165 @@
+//! The command line's shape: the global flags and the first word. Each noun's own flags stand in its file.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use super::output::Output;
+use super::{alias, cluster, crypto, data_key, health, key, key_store, parse, wait};
+
+const EXAMPLES: &str = "\
+Examples:
+  keyway dev                                    a whole cluster of software HSMs on this machine
+  keyway key-store list                         what the daemon at KEYWAY_ADDR has
+  keyway key create --key-store orders --alias alias/orders
+  echo attack at dawn | keyway encrypt --key alias/orders --base64
+  keyway --output json key describe alias/orders
+
+Environment:
+  KEYWAY_ADDR, KEYWAY_CACERT, KEYWAY_CERT, KEYWAY_KEY stand in for --addr, --cacert, --cert, --key.
+
+Exit codes:
+  0  success
+  1  an error from the daemon
+  2  bad usage or configuration
+  3  the daemon cannot be reached";
+
+/// A self-hosted KMS whose keys live in HSMs you own
+#[derive(Debug, Parser)]
+#[command(name = "keyway", version, after_help = EXAMPLES)]
+pub(super) struct Cli {
+    #[command(flatten)]
+    pub(super) client: ClientArgs,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// How the client commands reach a daemon and print its answers.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Client options")]
+pub(super) struct ClientArgs {
+    /// The daemon: host:port, http://…, https://… or unix:/path [KEYWAY_ADDR; default http://127.0.0.1:50051]
+    #[arg(long, global = true, value_name = "ADDR")]
+    pub(super) addr: Option<String>,
+
+    /// The CA that signed the daemon's certificate, PEM [KEYWAY_CACERT]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(super) cacert: Option<PathBuf>,
+
+    /// Your client certificate, PEM [KEYWAY_CERT]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(super) cert: Option<PathBuf>,
+
+    /// Your client certificate's private key, PEM; stands before the command, after it --key names a KMS key [KEYWAY_KEY]
+    // Not global: `encrypt --key alias/orders` means another kind of key.
+    #[arg(long, value_name = "FILE")]
+    pub(super) key: Option<PathBuf>,
+
+    /// How to print answers and errors
+    #[arg(long, global = true, value_enum, default_value_t = Output::Table)]
+    pub(super) output: Output,
+
+    /// How long the command may take, for instance 500ms, 30s or 5m [default: 30s, or what the command says]
+    #[arg(long, global = true, value_name = "DURATION", value_parser = parse::timeout)]
+    pub(super) timeout: Option<Duration>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    Dev(DevArgs),
+    Serve(ServeArgs),
+    #[command(flatten)]
+    Client(ClientCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ClientCommand {
+    /// Custom key stores: create, connect, describe, delete
+    #[command(subcommand)]
+    KeyStore(key_store::KeyStoreCommand),
+    /// Clusters of HSMs: list and watch
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
+    /// Keys: create, list, describe
+    #[command(subcommand)]
+    Key(key::KeyCommand),
+    /// Aliases: create, list
+    #[command(subcommand)]
+    Alias(alias::AliasCommand),
+    Encrypt(crypto::EncryptArgs),
+    Decrypt(crypto::DecryptArgs),
+    GenerateDataKey(data_key::DataKeyArgs),
+    Random(crypto::RandomArgs),
+    /// Tell who the daemon takes you for
+    Whoami,
+    /// Tell the daemon's version and its limits
+    ServerInfo,
+    Health(health::HealthArgs),
+    Wait(wait::WaitArgs),
+}
+
+/// Run the daemon
+#[derive(Debug, Args)]
+pub(super) struct ServeArgs {
+    /// Its configuration, TOML
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: PathBuf,
+}
+
+/// Start a cluster of SoftHSM2 nodes and a daemon on this machine, and print what to type next
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  keyway dev
+  keyway dev --nodes 4 --zones 2 --grpc-addr 127.0.0.1:0
+  keyway dev --reset                            begins anew, without the keys made before")]
+pub struct DevArgs {
+    /// Where gRPC listens: an address, port 0 for a free one, or `off`
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051")]
+    pub grpc_addr: Listen,
+
+    /// How many HSM nodes
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub nodes: u8,
+
+    /// How many availability zones they are spread over
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub zones: u8,
+
+    /// Where everything is kept between runs
+    #[arg(long, value_name = "DIR", default_value = "./keyway-dev")]
+    pub data_dir: PathBuf,
+
+    /// Begin anew: remove the data directory first, with every key in it
+    #[arg(long)]
+    pub reset: bool,
+
+    /// Allow listening beyond loopback, where anybody may call
+    #[arg(long)]
+    pub insecure: bool,
+
+    /// How many PKCS#11 sessions each node has
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub pool_size: u16,
+}
+
+/// Where a listener stands, if at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listen {
+    Off,
+    At(SocketAddr),
+}
+
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self::Off),
+            address => address.parse().map(Self::At).map_err(|_| "give an IP address and a port, or `off`".to_owned()),
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! `keyway key …`: create, list, describe.
+
+use clap::{Args, Subcommand};
+use uuid::Uuid;
+
+use crate::proto::v1::{
+    CreateKeyRequest, CreateKeyResponse, DescribeKeyRequest, Key, ListKeysRequest, ListKeysResponse,
+};
+
+use super::backoff::Backoff;
+use super::connect::{CALL, Client, Daemon};
+use super::failure::Failure;
+use super::output::{self, Output};
+use super::paging::every_page;
+use super::table::{Paint, Table};
+use super::{key_store, parse, words};
+
+/// How often a create is sent before the daemon's trouble becomes the caller's.
+const ATTEMPTS: usize = 5;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum KeyCommand {
+    Create(CreateArgs),
+    List(ListArgs),
+    Describe(DescribeArgs),
+}
+
+/// Make a key in the HSMs of a key store
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  keyway key create --key-store orders --alias alias/orders --tag team=payments
+
+A daemon that is briefly away is asked again; the request id makes sure that one key comes of it.")]
+pub(super) struct CreateArgs {
+    /// The key store to make it in
+    #[arg(long, value_name = "ID|NAME")]
+    key_store: String,
+    /// Words for people
+    #[arg(long, default_value = "")]
+    description: String,
+    /// An alias to make with it, alias/NAME
+    #[arg(long, default_value = "", hide_default_value = true)]
+    alias: String,
+    /// A tag; may be repeated
+    #[arg(long = "tag", value_name = "NAME=VALUE", value_parser = parse::pair)]
+    tags: Vec<(String, String)>,
+    /// Makes a repetition harmless: the same id gives the same key for 24 hours [default: a random one]
+    #[arg(long, value_name = "ID")]
+    request_id: Option<String>,
+}
+
+/// List keys
+#[derive(Debug, Args)]
+pub(super) struct ListArgs {
+    /// Only the keys of this key store
+    #[arg(long, value_name = "ID|NAME")]
+    key_store: Option<String>,
+}
+
+/// Show one key and the proof of it on each HSM
+#[derive(Debug, Args)]
+pub(super) struct DescribeArgs {
+    /// Its id, its ARN, alias/NAME or an alias ARN
+    #[arg(value_name = "KEY")]
+    key_id: String,
+}
+
+impl KeyCommand {
+    pub(super) async fn run(self, client: &Client) -> Result<(), Failure> {
+        match self {
+            Self::Create(args) => create(client, args).await,
+            Self::List(args) => list(client, args).await,
+            Self::Describe(args) => describe(client, args).await,
+        }
+    }
+}
+
+async fn create(client: &Client, args: CreateArgs) -> Result<(), Failure> {
+    let tags = parse::distinct("--tag", args.tags)?;
+    let daemon = client.connect(CALL).await?;
+    let request = CreateKeyRequest {
+        key_store_id: key_store::resolve(&daemon, args.key_store).await?,
+        description: args.description,
+        tags,
+        alias: args.alias,
+        request_id: args.request_id.unwrap_or_else(|| Uuid::new_v4().to_string()),
+        ..Default::default()
+    };
+    let response = create_once(client, &daemon, request).await?;
+    client.output.show(&response, |response, paint| response.key.iter().map(|key| details(key, paint)).collect())
+}
+
+/// Sends a create until it is answered; its request id makes one key of however many arrive.
+async fn create_once(
+    client: &Client,
+    daemon: &Daemon,
+    request: CreateKeyRequest,
+) -> Result<CreateKeyResponse, Failure> {
+    let mut backoff = Backoff::until(daemon.deadline);
+    let mut attempts_left = ATTEMPTS;
+    loop {
+        let failure: Failure = match daemon.keys().create_key(daemon.request(request.clone())).await {
+            Ok(response) => return Ok(response.into_inner()),
+            Err(status) => status.into(),
+        };
+        attempts_left -= 1;
+        if attempts_left == 0 || !failure.is_passing() || backoff.pause(failure.retry_after()).await.is_err() {
+            return Err(with_way_back(failure, &request.request_id));
+        }
+        if client.output == Output::Table {
+            output::note(&format!("{}; asking again", failure.message()));
+        }
+    }
+}
+
+/// A key that may have been made is found by asking for it again, in the same words.
+fn with_way_back(failure: Failure, request_id: &str) -> Failure {
+    if !failure.leaves_doubt() {
+        return failure;
+    }
+    failure.with("requestId", request_id).advise(format!(
+        "the key may exist: repeat the command with --request-id {request_id}, which makes no second one"
+    ))
+}
+
+async fn list(client: &Client, args: ListArgs) -> Result<(), Failure> {
+    let daemon = client.connect(CALL).await?;
+    let key_store_id = match args.key_store {
+        Some(key_store) => key_store::resolve(&daemon, key_store).await?,
+        None => String::new(),
+    };
+    let keys = every_page(async |page_token| {
+        let request = ListKeysRequest { key_store_id: key_store_id.clone(), page_token, ..Default::default() };
+        let page = daemon.keys().list_keys(daemon.request(request)).await?.into_inner();
+        Ok((page.keys, page.next_page_token))
+    })
+    .await?;
+    let all = ListKeysResponse { keys, next_page_token: String::new() };
+    client.output.show(&all, |all, paint| table(&all.keys, paint))
+}
+
+async fn describe(client: &Client, args: DescribeArgs) -> Result<(), Failure> {
+    let daemon = client.connect(CALL).await?;
+    let request = DescribeKeyRequest { key_id: args.key_id, ..Default::default() };
+    let response = daemon.keys().describe_key(daemon.request(request)).await?.into_inner();
+    client.output.show(&response, |response, paint| response.key.iter().map(|key| details(key, paint)).collect())
+}
+
+fn table(keys: &[Key], paint: Paint) -> String {
+    let mut table = Table::new(["ID", "KEY STORE", "SPEC", "STATE", "CREATED", "DESCRIPTION"]);
+    for key in keys {
+        table.row([
+            key.key_id.as_str().into(),
+            key.key_store_id.as_str().into(),
+            words::key_spec(key.key_spec).into(),
+            words::state(words::key_state(key.state)),
+            words::time(&key.create_time).into(),
+            key.description.as_str().into(),
+        ]);
+    }
+    table.render(paint)
+}
+
+fn details(key: &Key, paint: Paint) -> String {
+    let mut fields = Table::of_fields();
+    fields.field("id", key.key_id.as_str());
+    fields.field("arn", key.arn.as_str());
+    fields.field("description", key.description.as_str());
+    fields.field("state", words::state(words::key_state(key.state)));
+    fields.field("", key.state_reason.as_str());
+    fields.field("key store", key.key_store_id.as_str());
+    fields.field("cluster", key.cluster_id.as_str());
+    fields.field("spec", words::key_spec(key.key_spec));
+    fields.field("usage", words::key_usage(key.key_usage));
+    fields.field("version", key.current_version.to_string());
+    fields.field("uses", uses(key));
+    fields.field("created", words::time(&key.create_time));
+    fields.field("deletion", words::time(&key.deletion_time));
+    let mut hsms = Table::new(["HSM", "ZONE", "PROOF", "SEEN"]);
+    for node in &key.nodes {
+        hsms.row([
+            node.hsm_id.as_str().into(),
+            node.availability_zone.as_str().into(),
+            words::state(words::key_proof(node.proof)),
+            words::time(&node.proof_time).into(),
+        ]);
+    }
+    format!("{}\n{}", fields.render(paint), hsms.render(paint))
+}
+
+fn uses(key: &Key) -> String {
+    if key.use_limit == 0 { key.uses.to_string() } else { format!("{} of {}", key.uses, key.use_limit) }
+}
