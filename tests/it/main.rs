@@ -6,6 +6,7 @@
 
 mod rig;
 
+mod command_line;
 mod crash;
 mod lifecycle;
 mod main_job;

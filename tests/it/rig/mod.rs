@@ -92,10 +92,15 @@ impl Rig {
 
     /// Starts the daemon on the same data again.
     pub fn start_daemon(&mut self) {
+        self.start_daemon_with(&[]);
+    }
+
+    pub fn start_daemon_with(&mut self, flags: &[&str]) {
         let _ = std::fs::remove_file(self.path("cluster.json"));
         let log = std::fs::File::create(self.home.path().join("daemon.log")).expect("our directory");
         let mut daemon = Command::new(env!("CARGO_BIN_EXE_keyway"))
             .args(["dev", "--grpc-addr", "127.0.0.1:0"])
+            .args(flags)
             .args(["--nodes", &self.nodes.to_string(), "--zones", &self.zones.to_string()])
             .arg("--data-dir")
             .arg(self.data_dir())

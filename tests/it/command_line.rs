@@ -1,0 +1,120 @@
+//! The client as people type it: one binary, over the same API.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::rig::Rig;
+
+fn run(rig: &Rig, args: &[&str]) -> Output {
+    rig.keyway(args).stdin(Stdio::null()).output().unwrap()
+}
+
+/// Runs a command that must succeed; what it printed.
+fn ok(rig: &Rig, args: &[&str]) -> String {
+    let output = run(rig, args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn json(rig: &Rig, args: &[&str]) -> Value {
+    let text = ok(rig, &[&["--output", "json"], args].concat());
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{args:?}: {error}: {text}"))
+}
+
+/// Runs a command that reads `input`; the bytes it wrote.
+fn pipe(rig: &Rig, args: &[&str], input: &[u8]) -> Vec<u8> {
+    let mut child = rig.keyway(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{args:?}");
+    output.stdout
+}
+
+fn create_store(rig: &Rig, name: &str) {
+    let (anchor, password) = (rig.path("customerCA.crt"), rig.path("kmsuser.password"));
+    let cluster = rig.cluster_id();
+    let args = ["key-store", "create", "--name", name, "--cluster-id", &cluster];
+    let files = ["--trust-anchor-certificate", anchor.to_str().unwrap(), "--password-file", password.to_str().unwrap()];
+    ok(rig, &[&args[..], &files].concat());
+}
+
+#[test]
+fn the_whole_main_job_can_be_typed() {
+    let rig = Rig::new().start();
+    ok(&rig, &["wait"]);
+    create_store(&rig, "typed");
+    ok(&rig, &["key-store", "connect", "--name", "typed", "--wait"]);
+    assert!(ok(&rig, &["key-store", "list"]).contains("CONNECTED"));
+    let key = json(&rig, &["key", "create", "--key-store", "typed", "--alias", "alias/typed"]);
+    let id = key["key"]["keyId"].as_str().unwrap().to_owned();
+    assert!(ok(&rig, &["key", "describe", "alias/typed"]).contains(&id));
+    assert!(ok(&rig, &["key", "list", "--key-store", "typed"]).contains(&id));
+    ok(&rig, &["alias", "create", "alias/second", &id]);
+    assert!(ok(&rig, &["alias", "list", "--key", &id]).contains("alias/second"));
+
+    let secret = pipe(&rig, &["encrypt", "--key", "alias/typed", "--context", "for=me"], b"typed secret");
+    assert_eq!(pipe(&rig, &["decrypt", "--context", "for=me"], &secret), b"typed secret");
+    let (sealed, clear) = (rig.home.path().join("sealed"), rig.home.path().join("clear"));
+    let outputs = ["--ciphertext-out", sealed.to_str().unwrap(), "--plaintext-out", clear.to_str().unwrap()];
+    ok(&rig, &[&["generate-data-key", "--key", "alias/typed"], &outputs[..]].concat());
+    let opened = pipe(&rig, &["decrypt"], &std::fs::read(sealed).unwrap());
+    assert_eq!(opened, std::fs::read(clear).unwrap());
+    assert_eq!(pipe(&rig, &["random", "16"], b"").len(), 16);
+    ok(&rig, &["health"]);
+    assert!(ok(&rig, &["whoami"]).contains("uid:"));
+    assert!(ok(&rig, &["cluster", "list"]).contains("hsm-3"));
+
+    ok(&rig, &["key-store", "disconnect", "--name", "typed", "--wait"]);
+    assert!(ok(&rig, &["key-store", "describe", "--name", "typed"]).contains("DISCONNECTED"));
+}
+
+#[test]
+fn exit_codes_tell_a_refusal_from_bad_usage_from_a_daemon_out_of_reach() {
+    let rig = Rig::new().nodes(2).zones(2).start();
+    let refused = run(&rig, &["--output", "json", "key-store", "connect", "--name", "nobody"]);
+    assert_eq!(refused.status.code(), Some(1));
+    let error: Value = serde_json::from_slice(&refused.stderr).unwrap();
+    assert_eq!(error["error"]["reason"], "CUSTOM_KEY_STORE_NOT_FOUND", "{error}");
+    assert_eq!(run(&rig, &["key", "invent"]).status.code(), Some(2));
+    let mut nobody = Command::new(env!("CARGO_BIN_EXE_keyway"));
+    let nobody = nobody.args(["--addr", "unix:/nonexistent/keyway.sock", "whoami"]).output().unwrap();
+    assert_eq!(nobody.status.code(), Some(3), "{}", String::from_utf8_lossy(&nobody.stderr));
+}
+
+#[test]
+fn a_wrong_password_ends_the_wait_with_the_reason_and_the_remedy() {
+    let rig = Rig::new().nodes(2).zones(2).start();
+    std::fs::write(rig.path("kmsuser.password"), "wrongpassword1\n").unwrap();
+    create_store(&rig, "wrong");
+    let failed = run(&rig, &["key-store", "connect", "--name", "wrong", "--wait"]);
+    let told = String::from_utf8_lossy(&failed.stderr).into_owned();
+    assert_eq!(failed.status.code(), Some(1), "{told}");
+    assert!(told.contains("INVALID_CREDENTIALS") && told.contains("password"), "{told}");
+}
+
+#[test]
+fn dev_data_is_removed_by_reset_and_a_strangers_directory_is_not() {
+    let mut rig = Rig::new().nodes(2).zones(2).start();
+    let before = rig.cluster_id();
+    rig.stop_daemon();
+    let stranger = rig.home.path().join("stranger");
+    std::fs::create_dir(&stranger).unwrap();
+    std::fs::write(stranger.join("thesis.txt"), b"three years of work").unwrap();
+    let refused = Command::new(env!("CARGO_BIN_EXE_keyway"))
+        .args(["dev", "--reset", "--grpc-addr", "off", "--data-dir"])
+        .arg(&stranger)
+        .output()
+        .unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(stranger.join("thesis.txt").exists());
+    let other_shape = Command::new(env!("CARGO_BIN_EXE_keyway"))
+        .args(["dev", "--nodes", "3", "--grpc-addr", "off", "--data-dir"])
+        .arg(rig.data_dir())
+        .output()
+        .unwrap();
+    assert_eq!(other_shape.status.code(), Some(2), "a cluster keeps its shape");
+    rig.start_daemon_with(&["--reset"]);
+    assert_ne!(rig.cluster_id(), before);
+}
