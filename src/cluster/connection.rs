@@ -1,21 +1,21 @@
 //! A crypto user logged in on every reachable node of a cluster, with the nodes' session pools.
 
-use std::collections::{BTreeMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
-use tokio::task::JoinHandle;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::host::Host;
 use crate::link::v1::{self, Request, request::Verb, response::Outcome};
 use crate::model::{CkaId, ClusterId, HsmId, KeySpec, PasswordVersion, Plaintext, Probe};
-use crate::node::{self, CallError, Credential, Load, Node};
+use crate::node::{self, CallError, Credential, Node};
 use crate::records::Records;
 
 use super::failover::{Effect, History, Next};
+use super::member::{Member, Supervision};
 use super::{prove, route};
 
 /// A key as the HSMs know it.
@@ -78,26 +78,6 @@ pub enum Closing {
     Drain(Duration),
     /// The kill switch: nothing waits.
     Now,
-}
-
-/// One node's part in a Connection.
-#[derive(Debug)]
-pub struct Member {
-    pub node: Arc<Node>,
-    /// The login whose worker was proved to hold this cluster's keys; 0 = none.
-    proved: AtomicU64,
-    /// Keys known to be missing here. Everything else is taken to be there.
-    lacks: RwLock<HashSet<CkaId>>,
-    lacks_any: AtomicBool,
-    /// Something here contradicted what was proved; prove again.
-    pub(super) doubted: Notify,
-    supervision: Mutex<Option<Supervision>>,
-}
-
-#[derive(Debug)]
-struct Supervision {
-    stop: watch::Sender<bool>,
-    tasks: Vec<JoinHandle<()>>,
 }
 
 /// See the module's words.
@@ -389,62 +369,7 @@ impl Connection {
 
     /// In how many zones these nodes are.
     pub fn zones(&self, indexes: &[usize]) -> usize {
-        indexes.iter().map(|index| (&self.members[*index].node.zone, ())).collect::<BTreeMap<_, _>>().len()
-    }
-}
-
-impl Member {
-    fn new(node: Arc<Node>) -> Self {
-        Self {
-            node,
-            proved: AtomicU64::new(0),
-            lacks: RwLock::default(),
-            lacks_any: AtomicBool::new(false),
-            doubted: Notify::new(),
-            supervision: Mutex::default(),
-        }
-    }
-
-    /// Whether the worker that serves now was proved to hold this cluster's keys.
-    pub fn is_proved(&self) -> bool {
-        self.proved_load().is_some()
-    }
-
-    /// What is outstanding on the worker that serves now, if that one was proved.
-    fn proved_load(&self) -> Option<Load> {
-        self.node.load().filter(|load| load.login == self.proved.load(Relaxed))
-    }
-
-    pub(super) fn set_proved(&self, login: u64) {
-        self.proved.store(login, Relaxed);
-    }
-
-    /// Whether the key is taken to be here.
-    pub fn has(&self, key: &CkaId) -> bool {
-        !self.lacks_any.load(Relaxed) || !self.lacks.read().unwrap_or_else(PoisonError::into_inner).contains(key)
-    }
-
-    /// How many keys are known to be missing here.
-    pub fn keys_missing(&self) -> usize {
-        self.lacks.read().unwrap_or_else(PoisonError::into_inner).len()
-    }
-
-    /// These keys are not here.
-    pub fn lacks(&self, keys: impl IntoIterator<Item = CkaId>) {
-        let mut lacks = self.lacks.write().unwrap_or_else(PoisonError::into_inner);
-        lacks.extend(keys);
-        self.lacks_any.store(!lacks.is_empty(), Relaxed);
-    }
-
-    /// This key is here after all.
-    pub fn has_now(&self, key: &CkaId) {
-        let mut lacks = self.lacks.write().unwrap_or_else(PoisonError::into_inner);
-        lacks.remove(key);
-        self.lacks_any.store(!lacks.is_empty(), Relaxed);
-    }
-
-    fn lock_supervision(&self) -> std::sync::MutexGuard<'_, Option<Supervision>> {
-        self.supervision.lock().unwrap_or_else(PoisonError::into_inner)
+        indexes.iter().map(|index| &self.members[*index].node.zone).collect::<BTreeSet<_>>().len()
     }
 }
 

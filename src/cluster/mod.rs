@@ -7,10 +7,12 @@
 
 mod connection;
 pub mod failover;
+mod member;
 mod prove;
 mod replicate;
 pub mod route;
 mod settings;
 
-pub use connection::{Closing, Connection, Failure, Generated, KeyInHsms, Made, Member, Sealed};
+pub use connection::{Closing, Connection, Failure, Generated, KeyInHsms, Made, Sealed};
+pub use member::Member;
 pub use settings::*;

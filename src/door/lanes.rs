@@ -11,8 +11,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::greet::{Arrival, greet};
 use super::grpc::{Faces, serve};
-use super::listen::{Arrival, greet};
 
 /// Connections on their way to a lane.
 const BACKLOG: usize = 64;

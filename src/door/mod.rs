@@ -3,6 +3,7 @@
 //! A face answers who is calling, what is asked, whether they may, and hands the rest to the
 //! rooms below. No rule stands here twice, and none that another face would need too.
 
+mod greet;
 pub mod grpc;
 mod lanes;
 mod listen;

@@ -8,6 +8,7 @@ mod connect;
 pub mod lifecycle;
 pub mod prerequisites;
 mod settings;
+mod store;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -30,6 +31,7 @@ use prerequisites::Unmet;
 
 pub use connect::{Phase, Progress, progress};
 pub use settings::Settings;
+pub use store::Store;
 
 /// How long running requests get when a store is disconnected, unless told otherwise.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -79,13 +81,6 @@ pub struct NewKeyStore {
 pub enum Selector {
     Id(KeyStoreId),
     Name(KeyStoreName),
-}
-
-/// One key store as this daemon knows it.
-#[derive(Debug)]
-pub struct Store {
-    record: watch::Sender<KeyStoreRecord>,
-    connection: watch::Sender<Option<Arc<Connection>>>,
 }
 
 /// Every key store. Cheap to clone.
@@ -385,43 +380,6 @@ impl KeyStores {
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<KeyStoreId, Arc<Store>>> {
         self.0.stores.read().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Store {
-    fn new(record: KeyStoreRecord) -> Arc<Self> {
-        Arc::new(Self { record: watch::Sender::new(record), connection: watch::Sender::new(None) })
-    }
-
-    pub fn id(&self) -> KeyStoreId {
-        self.record.borrow().id.clone()
-    }
-
-    pub fn record(&self) -> KeyStoreRecord {
-        self.record.borrow().clone()
-    }
-
-    pub fn state(&self) -> ConnectionState {
-        self.record.borrow().state
-    }
-
-    /// Tells each change of the record.
-    pub fn record_changes(&self) -> watch::Receiver<KeyStoreRecord> {
-        self.record.subscribe()
-    }
-
-    /// The nodes behind the store, while it is connecting or connected.
-    pub fn nodes(&self) -> watch::Receiver<Option<Arc<Connection>>> {
-        self.connection.subscribe()
-    }
-
-    /// The Connection through which keys are used; only while CONNECTED.
-    pub fn connected(&self) -> Result<Arc<Connection>, ConnectionState> {
-        let state = self.state();
-        if state != ConnectionState::Connected {
-            return Err(state);
-        }
-        self.connection.borrow().clone().ok_or(state)
     }
 }
 

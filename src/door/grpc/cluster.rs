@@ -16,7 +16,7 @@ use crate::proto::v1 as pb;
 use crate::proto::v1::cluster_service_server::ClusterService;
 
 use super::key_store::next_move;
-use super::{Faces, convert, status};
+use super::{Faces, convert, status, tell};
 
 /// Messages of a stream that wait for a slow reader.
 const STREAM_DEPTH: usize = 16;
@@ -120,7 +120,7 @@ async fn watch(service: Service, id: ClusterId, told: mpsc::Sender<Result<pb::Wa
         let changes = before.as_ref().map(|before| health_changes(before, &cluster)).unwrap_or_default();
         if before.is_none() || !changes.is_empty() {
             let message =
-                pb::WatchClusterResponse { cluster: Some(cluster.clone()), changes, time: convert::time(clock::now()) };
+                pb::WatchClusterResponse { cluster: Some(cluster.clone()), changes, time: tell::time(clock::now()) };
             if told.send(Ok(message)).await.is_err() {
                 return;
             }
@@ -173,7 +173,7 @@ fn told_hsm(hsm: &HsmId, settings: &clusters::NodeSettings, connection: Option<&
         availability_zone: settings.zone.to_string(),
         subnet_id: settings.subnet.to_string(),
         state: pb::HsmState::Active.into(),
-        health: convert::health(status.as_ref().map_or(Health::NotProbed, |status| status.health)).into(),
+        health: tell::health(status.as_ref().map_or(Health::NotProbed, |status| status.health)).into(),
         health_reason: match &status {
             Some(status) => status.reason.clone(),
             None => "nobody is logged in".to_owned(),

@@ -10,8 +10,8 @@ use crate::model::{AliasName, KeyId, KeyRef};
 use crate::proto::v1 as pb;
 use crate::proto::v1::key_service_server::KeyService;
 
-use super::convert::Nodes;
-use super::{Faces, convert, deadline, status};
+use super::tell::Nodes;
+use super::{Faces, convert, deadline, status, tell};
 
 #[derive(Clone)]
 pub(super) struct Service(pub(super) Faces);
@@ -44,7 +44,7 @@ impl KeyService for Service {
         };
         let key = self.0.0.keys.create(permit, new, deadline).await.map_err(status::key)?;
         let cluster = self.0.0.clusters.get(&key.record.cluster);
-        Ok(Response::new(pb::CreateKeyResponse { key: Some(convert::key(&key, Nodes::Of(cluster))) }))
+        Ok(Response::new(pb::CreateKeyResponse { key: Some(tell::key(&key, Nodes::Of(cluster))) }))
     }
 
     async fn describe_key(
@@ -55,7 +55,7 @@ impl KeyService for Service {
         let key = convert::key_ref(&request.get_ref().key_id)?;
         let key = self.0.0.keys.describe(permit, &key).await.map_err(status::key)?;
         let cluster = self.0.0.clusters.get(&key.record.cluster);
-        Ok(Response::new(pb::DescribeKeyResponse { key: Some(convert::key(&key, Nodes::Of(cluster))) }))
+        Ok(Response::new(pb::DescribeKeyResponse { key: Some(tell::key(&key, Nodes::Of(cluster))) }))
     }
 
     async fn list_keys(&self, request: Request<pb::ListKeysRequest>) -> Result<Response<pb::ListKeysResponse>, Status> {
@@ -70,7 +70,7 @@ impl KeyService for Service {
         // One more than asked for tells whether there is a next page.
         let mut found = self.0.0.keys.list(permit, store.as_ref(), after, limit + 1).await.map_err(status::key)?;
         let next_page_token = cut(&mut found, limit, |key| key.record.id.to_string());
-        let keys = found.iter().map(|key| convert::key(key, Nodes::LeftOut)).collect();
+        let keys = found.iter().map(|key| tell::key(key, Nodes::LeftOut)).collect();
         Ok(Response::new(pb::ListKeysResponse { keys, next_page_token }))
     }
 
@@ -90,7 +90,7 @@ impl KeyService for Service {
         };
         let record = self.0.0.keys.create_alias(permit, name, &target).await.map_err(status::key)?;
         let arn = self.0.0.keys.alias_arn(&record).await.map_err(status::key)?;
-        Ok(Response::new(pb::CreateAliasResponse { alias: Some(convert::alias(&record, arn)) }))
+        Ok(Response::new(pb::CreateAliasResponse { alias: Some(tell::alias(&record, arn)) }))
     }
 
     async fn list_aliases(
@@ -108,7 +108,7 @@ impl KeyService for Service {
         let mut aliases = Vec::new();
         for alias in &found {
             let arn = self.0.0.keys.alias_arn(alias).await.map_err(status::key)?;
-            aliases.push(convert::alias(alias, arn));
+            aliases.push(tell::alias(alias, arn));
         }
         Ok(Response::new(pb::ListAliasesResponse { aliases, next_page_token }))
     }

@@ -15,7 +15,7 @@ use crate::model::{KeyStoreName, Password, TrustAnchor};
 use crate::proto::v1 as pb;
 use crate::proto::v1::key_store_service_server::KeyStoreService;
 
-use super::{Faces, convert, status};
+use super::{Faces, convert, status, tell};
 
 /// Messages of a stream that wait for a slow reader.
 const STREAM_DEPTH: usize = 16;
@@ -27,7 +27,7 @@ impl Service {
     async fn told(&self, store: &Store) -> Result<pb::KeyStore, Status> {
         let keys = self.0.0.keys.count(&store.id()).await.map_err(status::key)?;
         let connection = store.nodes().borrow().clone();
-        Ok(convert::key_store(&store.record(), connection.as_deref(), keys))
+        Ok(tell::key_store(&store.record(), connection.as_deref(), keys))
     }
 }
 
@@ -146,8 +146,8 @@ async fn watch(service: Service, store: Arc<Store>, told: mpsc::Sender<Result<pb
         let message = match service.told(&store).await {
             Ok(key_store) => Ok(pb::WatchKeyStoreResponse {
                 key_store: Some(key_store),
-                steps: convert::connect_steps(connection.as_deref()),
-                time: convert::time(clock::now()),
+                steps: tell::connect_steps(connection.as_deref()),
+                time: tell::time(clock::now()),
             }),
             Err(status) => Err(status),
         };

@@ -14,6 +14,7 @@ mod key;
 mod key_store;
 mod server;
 mod status;
+mod tell;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,7 +33,7 @@ use crate::keystore::KeyStores;
 use crate::model::ClusterId;
 use crate::proto::{self, v1 as pb};
 
-use super::listen::Io;
+use super::greet::Io;
 
 pub use health::report as report_health;
 

@@ -9,7 +9,7 @@ use crate::clock;
 use crate::proto::v1 as pb;
 use crate::proto::v1::server_service_server::ServerService;
 
-use super::{Faces, Mode, convert};
+use super::{Faces, Mode, tell};
 
 #[derive(Clone)]
 pub(super) struct Service(pub(super) Faces);
@@ -32,7 +32,7 @@ impl ServerService for Service {
         Ok(Response::new(pb::GetServerInfoResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             commit: option_env!("KEYWAY_COMMIT").unwrap_or_default().to_owned(),
-            server_time: convert::time(clock::now()),
+            server_time: tell::time(clock::now()),
             dev: faces.mode == Mode::Dev,
             limits,
         }))

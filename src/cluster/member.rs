@@ -1,0 +1,86 @@
+//! One node's part in a Connection: the node, what was proved of it, and which keys it lacks.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+
+use crate::model::CkaId;
+use crate::node::{Load, Node};
+
+/// One node's part in a Connection.
+#[derive(Debug)]
+pub struct Member {
+    pub node: Arc<Node>,
+    /// The login whose worker was proved to hold this cluster's keys; 0 = none.
+    proved: AtomicU64,
+    /// Keys known to be missing here. Everything else is taken to be there.
+    lacks: RwLock<HashSet<CkaId>>,
+    lacks_any: AtomicBool,
+    /// Something here contradicted what was proved; prove again.
+    pub(super) doubted: Notify,
+    supervision: Mutex<Option<Supervision>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Supervision {
+    pub(super) stop: watch::Sender<bool>,
+    pub(super) tasks: Vec<JoinHandle<()>>,
+}
+
+impl Member {
+    pub(super) fn new(node: Arc<Node>) -> Self {
+        Self {
+            node,
+            proved: AtomicU64::new(0),
+            lacks: RwLock::default(),
+            lacks_any: AtomicBool::new(false),
+            doubted: Notify::new(),
+            supervision: Mutex::default(),
+        }
+    }
+
+    /// Whether the worker that serves now was proved to hold this cluster's keys.
+    pub fn is_proved(&self) -> bool {
+        self.proved_load().is_some()
+    }
+
+    /// What is outstanding on the worker that serves now, if that one was proved.
+    pub(super) fn proved_load(&self) -> Option<Load> {
+        self.node.load().filter(|load| load.login == self.proved.load(Relaxed))
+    }
+
+    pub(super) fn set_proved(&self, login: u64) {
+        self.proved.store(login, Relaxed);
+    }
+
+    /// Whether the key is taken to be here.
+    pub fn has(&self, key: &CkaId) -> bool {
+        !self.lacks_any.load(Relaxed) || !self.lacks.read().unwrap_or_else(PoisonError::into_inner).contains(key)
+    }
+
+    /// How many keys are known to be missing here.
+    pub fn keys_missing(&self) -> usize {
+        self.lacks.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// These keys are not here.
+    pub fn lacks(&self, keys: impl IntoIterator<Item = CkaId>) {
+        let mut lacks = self.lacks.write().unwrap_or_else(PoisonError::into_inner);
+        lacks.extend(keys);
+        self.lacks_any.store(!lacks.is_empty(), Relaxed);
+    }
+
+    /// This key is here after all.
+    pub fn has_now(&self, key: &CkaId) {
+        let mut lacks = self.lacks.write().unwrap_or_else(PoisonError::into_inner);
+        lacks.remove(key);
+        self.lacks_any.store(!lacks.is_empty(), Relaxed);
+    }
+
+    pub(super) fn lock_supervision(&self) -> MutexGuard<'_, Option<Supervision>> {
+        self.supervision.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

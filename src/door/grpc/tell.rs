@@ -1,0 +1,219 @@
+//! The core's words become messages here, once.
+
+use std::time::SystemTime;
+
+use crate::cluster::Connection;
+use crate::keys::Description;
+use crate::keystore::{self, Phase, Progress};
+use crate::model::{ConnectionErrorCode, ConnectionState, KeySpec, KeyState};
+use crate::node::Health;
+use crate::proto::v1 as pb;
+use crate::records::{AliasRecord, ConnectionFault, KeyStoreRecord, PresenceRecord, Proof};
+
+pub(super) fn key_store(record: &KeyStoreRecord, connection: Option<&Connection>, keys: u64) -> pb::KeyStore {
+    let failed = (record.state == ConnectionState::Failed).then_some(record.last_error.as_ref()).flatten();
+    pb::KeyStore {
+        key_store_id: record.id.to_string(),
+        key_store_name: record.name.to_string(),
+        cluster_id: record.cluster.to_string(),
+        trust_anchor_certificate: record.trust_anchor.clone(),
+        connection_state: connection_state(record.state).into(),
+        connection_error_code: failed.map_or(0, |fault| connection_error_code(fault.code).into()),
+        connection_error_message: failed.map(|fault| fault.message.clone()).unwrap_or_default(),
+        connection_error_remedy: failed.map(|fault| fault.code.remedy().to_owned()).unwrap_or_default(),
+        create_time: time(record.created),
+        nodes: connection.map(node_connections).unwrap_or_default(),
+        state_change_time: time(record.state_changed),
+        connect_attempt: i32::try_from(record.connect_attempt).unwrap_or(i32::MAX),
+        last_connection_error: record.last_error.as_ref().map(connection_error),
+        key_count: i32::try_from(keys).unwrap_or(i32::MAX),
+        password_rotate_time: None,
+    }
+}
+
+fn connection_error(fault: &ConnectionFault) -> pb::ConnectionError {
+    pb::ConnectionError {
+        code: connection_error_code(fault.code).into(),
+        message: fault.message.clone(),
+        remedy: fault.code.remedy().to_owned(),
+        help_url: format!("docs/errors.md#{}", fault.code),
+        hsm_id: fault.hsm.as_ref().map(ToString::to_string).unwrap_or_default(),
+        time: time(fault.time),
+    }
+}
+
+fn node_connections(connection: &Connection) -> Vec<pb::NodeConnection> {
+    connection
+        .members()
+        .iter()
+        .map(|member| {
+            let status = member.node.status().borrow().clone();
+            let load = member.node.load();
+            let sessions = load.map_or(0, |load| load.sessions);
+            pb::NodeConnection {
+                hsm_id: member.node.hsm().to_string(),
+                availability_zone: member.node.zone.to_string(),
+                health: health(status.health).into(),
+                sessions_open: count(sessions),
+                sessions_busy: load.map_or(0, |load| count(load.in_flight.min(load.sessions))),
+                last_error: status.last_error.as_ref().map(|(error, _)| error.clone()).unwrap_or_default(),
+                last_error_time: status.last_error.and_then(|(_, at)| time(at)),
+                sessions_limit: count(member.node.spec.sessions),
+                requests_waiting: load.map_or(0, |load| count(load.waiting)),
+                health_change_time: time(status.since),
+                login_attempts_left: i32::from(status.login_refusal.is_none()),
+                password_version: count(connection.password_version().0),
+                keys_missing: i32::try_from(member.keys_missing()).unwrap_or(i32::MAX),
+                worker_restarts: count(status.worker_restarts),
+                next_retry_time: status.next_retry.and_then(time),
+            }
+        })
+        .collect()
+}
+
+pub(super) fn connect_steps(connection: Option<&Connection>) -> Vec<pb::ConnectStep> {
+    let progress = connection.map(keystore::progress).unwrap_or_default();
+    progress.into_iter().map(connect_step).collect()
+}
+
+fn connect_step(progress: Progress) -> pb::ConnectStep {
+    let (phase, remedy) = match progress.phase {
+        Phase::Reach => (pb::ConnectPhase::Reach, "Check the HSM's library, configuration and host."),
+        Phase::LogIn => (pb::ConnectPhase::LogIn, ConnectionErrorCode::InvalidCredentials.remedy()),
+        Phase::Probe => (pb::ConnectPhase::Probe, ""),
+        Phase::SyncKeys => (pb::ConnectPhase::SyncKeys, ""),
+        Phase::Ready => (pb::ConnectPhase::Ready, ""),
+    };
+    let check = match (progress.failed, progress.phase) {
+        (true, _) => pb::CheckStatus::Failed,
+        (false, Phase::Ready) => pb::CheckStatus::Passed,
+        (false, _) => pb::CheckStatus::Running,
+    };
+    pb::ConnectStep {
+        hsm_id: progress.hsm.to_string(),
+        phase: phase.into(),
+        status: check.into(),
+        problem: if check == pb::CheckStatus::Passed { String::new() } else { progress.reason },
+        remedy: if progress.failed { remedy.to_owned() } else { String::new() },
+    }
+}
+
+pub(super) fn key(description: &Description, nodes: Nodes<'_>) -> pb::Key {
+    let record = &description.record;
+    let current = record.versions.iter().find(|version| version.version == record.current_version);
+    let state = match (record.state, description.unavailable) {
+        (KeyState::Creating, _) => pb::KeyState::Creating,
+        (KeyState::Enabled, Some(_)) => pb::KeyState::Unavailable,
+        (KeyState::Enabled, None) => pb::KeyState::Enabled,
+    };
+    pb::Key {
+        key_id: record.id.to_string(),
+        arn: description.arn.clone(),
+        key_store_id: record.store.to_string(),
+        cluster_id: record.cluster.to_string(),
+        key_spec: match record.spec {
+            KeySpec::SymmetricDefault => pb::KeySpec::SymmetricDefault.into(),
+        },
+        key_usage: pb::KeyUsage::EncryptDecrypt.into(),
+        state: state.into(),
+        description: record.description.clone(),
+        create_time: time(record.created),
+        deletion_time: None,
+        current_version: count(record.current_version.0),
+        nodes: match (nodes, current) {
+            (Nodes::Of(cluster), Some(current)) => {
+                current.on.iter().map(|presence| key_on_hsm(presence, cluster)).collect()
+            }
+            (Nodes::Of(_), None) | (Nodes::LeftOut, _) => Vec::new(),
+        },
+        state_reason: match description.unavailable {
+            Some(state) => format!("the key store is {state}"),
+            None => String::new(),
+        },
+        encryption_algorithms: vec![pb::EncryptionAlgorithm::SymmetricDefault.into()],
+        signing_algorithms: Vec::new(),
+        mac_algorithms: Vec::new(),
+        rotation_period_days: 0,
+        next_rotation_time: None,
+        uses: current.map_or(0, |version| i64::try_from(version.uses_reserved).unwrap_or(i64::MAX)),
+        use_limit: 1 << 32,
+        last_use_time: None,
+        hsm_label: String::new(),
+    }
+}
+
+/// Whether a key is told with its presence on each node.
+#[derive(Clone, Copy)]
+pub(super) enum Nodes<'a> {
+    Of(Option<&'a crate::cluster::Settings>),
+    LeftOut,
+}
+
+fn key_on_hsm(presence: &PresenceRecord, cluster: Option<&crate::cluster::Settings>) -> pb::KeyOnHsm {
+    let zone = cluster.and_then(|cluster| cluster.nodes.get(&presence.hsm)).map(|node| node.zone.to_string());
+    let proof = match presence.proof {
+        Proof::Used => pb::KeyProof::Used,
+        Proof::Missing => pb::KeyProof::Missing,
+        Proof::Unknown => pb::KeyProof::Unknown,
+    };
+    pb::KeyOnHsm {
+        hsm_id: presence.hsm.to_string(),
+        availability_zone: zone.unwrap_or_default(),
+        proof: proof.into(),
+        proof_time: time(presence.time),
+    }
+}
+
+pub(super) fn alias(record: &AliasRecord, arn: String) -> pb::Alias {
+    pb::Alias {
+        alias_name: record.name.to_string(),
+        alias_arn: arn,
+        target_key_id: record.key.to_string(),
+        create_time: time(record.created),
+        update_time: time(record.updated),
+    }
+}
+
+pub(super) const fn health(health: Health) -> pb::HsmHealth {
+    match health {
+        Health::NotProbed => pb::HsmHealth::NotProbed,
+        Health::Healthy => pb::HsmHealth::Healthy,
+        Health::Unreachable => pb::HsmHealth::Unreachable,
+        Health::LoginRefused => pb::HsmHealth::LoginRefused,
+        Health::Syncing => pb::HsmHealth::Syncing,
+    }
+}
+
+const fn connection_state(state: ConnectionState) -> pb::ConnectionState {
+    match state {
+        ConnectionState::Disconnected => pb::ConnectionState::Disconnected,
+        ConnectionState::Connecting => pb::ConnectionState::Connecting,
+        ConnectionState::Connected => pb::ConnectionState::Connected,
+        ConnectionState::Disconnecting => pb::ConnectionState::Disconnecting,
+        ConnectionState::Failed => pb::ConnectionState::Failed,
+    }
+}
+
+const fn connection_error_code(code: ConnectionErrorCode) -> pb::ConnectionErrorCode {
+    use ConnectionErrorCode as C;
+    match code {
+        C::InvalidCredentials => pb::ConnectionErrorCode::InvalidCredentials,
+        C::ClusterNotFound => pb::ConnectionErrorCode::ClusterNotFound,
+        C::NetworkErrors => pb::ConnectionErrorCode::NetworkErrors,
+        C::InternalError => pb::ConnectionErrorCode::InternalError,
+        C::InsufficientCloudhsmHsms => pb::ConnectionErrorCode::InsufficientCloudhsmHsms,
+        C::UserLockedOut => pb::ConnectionErrorCode::UserLockedOut,
+        C::UserNotFound => pb::ConnectionErrorCode::UserNotFound,
+        C::UserLoggedIn => pb::ConnectionErrorCode::UserLoggedIn,
+        C::SubnetNotFound => pb::ConnectionErrorCode::SubnetNotFound,
+        C::InsufficientFreeAddressesInSubnet => pb::ConnectionErrorCode::InsufficientFreeAddressesInSubnet,
+    }
+}
+
+fn count(number: u32) -> i32 {
+    i32::try_from(number).unwrap_or(i32::MAX)
+}
+
+pub(super) fn time(time: SystemTime) -> Option<prost_types::Timestamp> {
+    Some(time.into())
+}
