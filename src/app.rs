@@ -107,9 +107,13 @@ impl App {
     /// Serves until SIGTERM or SIGINT, then drains.
     pub async fn run(self) -> std::io::Result<()> {
         let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        tokio::select! {
-            _ = term.recv() => tracing::info!("SIGTERM: draining"),
-            _ = int.recv() => tracing::info!("SIGINT: draining"),
+        let mut hang_up = signal(SignalKind::hangup())?;
+        loop {
+            tokio::select! {
+                _ = term.recv() => break tracing::info!("SIGTERM: draining"),
+                _ = int.recv() => break tracing::info!("SIGINT: draining"),
+                _ = hang_up.recv() => tracing::warn!("SIGHUP: this release reloads nothing; restart the daemon instead"),
+            }
         }
         self.drain().await;
         Ok(())

@@ -276,7 +276,9 @@ impl Connection {
             if let (CallError::Fault(fault), Some(key)) = (&error, key)
                 && fault.kind() == v1::fault::Kind::KeyMissing
             {
-                self.doubt(index, *key);
+                let member = &self.members[index];
+                tracing::warn!(hsm = %member.node.hsm(), ?key, "a key is missing on a node that should have it");
+                member.doubt(*key);
             }
             match history.after(index, &error, Effect::Repeatable) {
                 Next::SameNode => again = Some(index),
@@ -309,14 +311,6 @@ impl Connection {
             Some(_) if someone_serves => Failure::KeyUnavailable,
             _ => Failure::NoNode,
         }
-    }
-
-    /// A node said that it does not have a key it should: nothing is forgotten, but it is asked for this key no more until proved again.
-    fn doubt(&self, index: usize, key: CkaId) {
-        let member = &self.members[index];
-        tracing::warn!(hsm = %member.node.hsm(), ?key, "a key is missing on a node that should have it");
-        member.lacks([key]);
-        member.doubted.notify_one();
     }
 
     // ---- one node at a time, for the rooms above ----------------------------------------------

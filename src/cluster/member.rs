@@ -19,7 +19,8 @@ pub struct Member {
     /// Keys known to be missing here. Everything else is taken to be there.
     lacks: RwLock<HashSet<CkaId>>,
     lacks_any: AtomicBool,
-    /// Something here contradicted what was proved; prove again.
+    /// Keys that ought to be here and were not found: the node is to be proved again.
+    doubts: Mutex<Vec<CkaId>>,
     pub(super) doubted: Notify,
     supervision: Mutex<Option<Supervision>>,
 }
@@ -37,6 +38,7 @@ impl Member {
             proved: AtomicU64::new(0),
             lacks: RwLock::default(),
             lacks_any: AtomicBool::new(false),
+            doubts: Mutex::default(),
             doubted: Notify::new(),
             supervision: Mutex::default(),
         }
@@ -71,6 +73,20 @@ impl Member {
         let mut lacks = self.lacks.write().unwrap_or_else(PoisonError::into_inner);
         lacks.extend(keys);
         self.lacks_any.store(!lacks.is_empty(), Relaxed);
+    }
+
+    /// The node said that it does not have a key it should. Nothing is forgotten, but it is not asked for this key until it was proved again.
+    pub(super) fn doubt(&self, key: CkaId) {
+        self.lacks([key]);
+        let mut doubts = self.doubts.lock().unwrap_or_else(PoisonError::into_inner);
+        if !doubts.contains(&key) {
+            doubts.push(key);
+        }
+        self.doubted.notify_one();
+    }
+
+    pub(super) fn take_doubts(&self) -> Vec<CkaId> {
+        std::mem::take(&mut *self.doubts.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// This key is here after all.

@@ -25,7 +25,7 @@ use crate::host::{AdminError, Kek, pin_text};
 use crate::link::v1::{self, presence::Found, request::Verb, response::Outcome};
 use crate::model::{CkaId, Probe};
 use crate::node::Health;
-use crate::records::{self, KekRecord};
+use crate::records::{self, KekRecord, Proof};
 
 use super::Failure;
 use super::connection::Connection;
@@ -127,8 +127,24 @@ async fn prove(connection: &Connection, index: usize) -> Result<(), Unproved> {
             Found::Different => return Err(Unproved::OtherCluster),
         },
     }
+    write_doubts(connection, index).await?;
     // What it lacks is known before anything is asked of it.
     note_missing(connection, index).await
+}
+
+/// Keys that were not found where the records say they are: written down as unknown, so that bringing the node level looks for them.
+async fn write_doubts(connection: &Connection, index: usize) -> Result<(), Unproved> {
+    let member = &connection.members()[index];
+    let hsm = member.node.hsm();
+    for doubt in member.take_doubts() {
+        let Some((key, version)) = CkaId::parse(doubt.as_bytes()) else { continue };
+        let written = connection.records.set_presence(key, version, hsm, Proof::Unknown, clock::now()).await;
+        if written.is_err() {
+            member.doubt(doubt);
+        }
+        written?;
+    }
+    Ok(())
 }
 
 /// Notes the keys that the records do not know to be here, so that none of them is asked for here.

@@ -166,7 +166,17 @@ impl Rig {
 
     /// Every object of a node's token, as its own user sees them: class, `CKA_ID`, label.
     pub fn objects(&self, hsm: &str) -> Vec<Object> {
-        objects(&self.path(&format!("hsms/{hsm}/kmsuser/softhsm2.conf")), &self.password())
+        objects(&self.token_configuration(hsm), &self.password())
+    }
+
+    /// Deletes a secret key from a node's token, as somebody with the password could.
+    pub fn delete_object(&self, hsm: &str, id: &str) {
+        let args = ["--delete-object", "--type", "secrkey", "--id", id];
+        pkcs11_tool(&self.token_configuration(hsm), &self.password(), &args);
+    }
+
+    fn token_configuration(&self, hsm: &str) -> PathBuf {
+        self.path(&format!("hsms/{hsm}/kmsuser/softhsm2.conf"))
     }
 }
 
@@ -254,16 +264,22 @@ pub struct Object {
     pub label: String,
 }
 
-/// Reads a token with OpenSC's tool: nothing of keyway's between the test and the HSM.
-pub fn objects(configuration: &Path, password: &str) -> Vec<Object> {
+/// OpenSC's tool on a token, logged in: nothing of keyway's between the test and the HSM.
+fn pkcs11_tool(configuration: &Path, password: &str, args: &[&str]) -> String {
     let output = Command::new("pkcs11-tool")
         .env("SOFTHSM2_CONF", configuration)
-        .args(["--module", "/usr/lib/softhsm/libsofthsm2.so", "--list-objects", "--login", "--pin"])
+        .args(["--module", "/usr/lib/softhsm/libsofthsm2.so", "--login", "--pin"])
         .arg(format!("kmsuser:{password}"))
+        .args(args)
         .output()
         .expect("opensc is installed by scripts/test");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Every object of a token.
+pub fn objects(configuration: &Path, password: &str) -> Vec<Object> {
+    let text = pkcs11_tool(configuration, password, &["--list-objects"]);
     let mut objects: Vec<Object> = Vec::new();
     for line in text.lines() {
         if line.contains(" Object;") {
