@@ -45,15 +45,15 @@ pub(super) struct ClientArgs {
     #[arg(long, global = true, value_name = "ADDR")]
     pub(super) addr: Option<String>,
 
-    /// The CA that signed the daemon's certificate, PEM [KEYWAY_CACERT]
+    /// The CA that signed the daemon's certificate, PEM (KEYWAY_CACERT)
     #[arg(long, global = true, value_name = "FILE")]
     pub(super) cacert: Option<PathBuf>,
 
-    /// Your client certificate, PEM [KEYWAY_CERT]
+    /// Your client certificate, PEM (KEYWAY_CERT)
     #[arg(long, global = true, value_name = "FILE")]
     pub(super) cert: Option<PathBuf>,
 
-    /// Your client certificate's private key, PEM; stands before the command, after it --key names a KMS key [KEYWAY_KEY]
+    /// Your client certificate's private key, PEM; stands before the command, after it --key names a KMS key (KEYWAY_KEY)
     // Not global: `encrypt --key alias/orders` means another kind of key.
     #[arg(long, value_name = "FILE")]
     pub(super) key: Option<PathBuf>,
@@ -137,7 +137,7 @@ pub struct DevArgs {
     #[arg(long)]
     pub reset: bool,
 
-    /// Allow listening beyond loopback, where anybody may call
+    /// Allow listening beyond loopback; callers from there need dev's client certificate
     #[arg(long)]
     pub insecure: bool,
 

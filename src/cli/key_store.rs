@@ -60,7 +60,7 @@ pub(super) struct CreateArgs {
     password_file: Option<PathBuf>,
 }
 
-/// Connect a key store: log in to its HSMs and rotate kmsuser's password
+/// Connect a key store: log in to its HSMs as kmsuser
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::TlsAcceptor;
@@ -18,6 +18,8 @@ use super::tls;
 
 /// The first byte of a TLS handshake; HTTP/2 in plaintext begins with a `P`.
 const TLS_HANDSHAKE: u8 = 0x16;
+/// What every HTTP/2 connection begins with. Read here, within the greeting's time: the server behind has no limit for it.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// A connection says who it is within this time, or is closed.
 const GREETING: Duration = Duration::from_secs(10);
 
@@ -48,13 +50,18 @@ pub(super) enum Plaintext {
 
 /// Finds out who is there. Runs on the lane that will serve the connection.
 pub(super) async fn greet(arrival: Arrival) -> io::Result<Io> {
-    match tokio::time::timeout(GREETING, identify(arrival.socket)).await {
-        Ok(identified) => {
-            let (stream, caller) = identified?;
-            Ok(Io { stream, caller, _place: arrival.place })
+    let greeted = async {
+        let (stream, caller) = identify(arrival.socket).await?;
+        let mut io = Io { stream, caller, unread: &[], _place: arrival.place };
+        let mut begun = [0; PREFACE.len()];
+        io.read_exact(&mut begun).await?;
+        if begun != *PREFACE {
+            return Err(io::Error::other("this is not HTTP/2"));
         }
-        Err(_) => Err(io::ErrorKind::TimedOut.into()),
-    }
+        io.unread = PREFACE;
+        Ok(io)
+    };
+    tokio::time::timeout(GREETING, greeted).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 async fn identify(socket: Socket) -> io::Result<(Stream, Caller)> {
@@ -91,6 +98,8 @@ async fn identify(socket: Socket) -> io::Result<(Stream, Caller)> {
 pub(super) struct Io {
     stream: Stream,
     caller: Caller,
+    /// What of the preface the server has yet to read again.
+    unread: &'static [u8],
     _place: OwnedSemaphorePermit,
 }
 
@@ -110,7 +119,14 @@ impl Connected for Io {
 
 impl AsyncRead for Io {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().stream {
+        let this = self.get_mut();
+        if !this.unread.is_empty() {
+            let (now, later) = this.unread.split_at(this.unread.len().min(buffer.remaining()));
+            buffer.put_slice(now);
+            this.unread = later;
+            return Poll::Ready(Ok(()));
+        }
+        match &mut this.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
             Stream::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
             Stream::Unix(stream) => Pin::new(stream).poll_read(context, buffer),

@@ -102,6 +102,6 @@ async fn run(
                 tracing::error!(%error, "a lane stopped serving");
             }
         }
-        () = too_late => tracing::warn!(?drain_timeout, "requests were still running at the end of the drain"),
+        () = too_late => tracing::warn!(?drain_timeout, "connections were still open at the end of the drain"),
     }
 }

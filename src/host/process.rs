@@ -56,6 +56,8 @@ fn spawn_as(spec: &WorkerSpec, name: &str, stdout: Stdio) -> Result<(UnixStream,
         .envs(&spec.environment)
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(stdout)
+        // A group of its own: what a terminal sends to the daemon's group is not meant for a worker.
+        .process_group(0)
         .kill_on_drop(false)
         .spawn()
         .map_err(OpeningError::Spawn)?;

@@ -66,6 +66,10 @@ impl Keys {
         deadline: Instant,
     ) -> Result<Description, Error> {
         let store = self.0.stores.get(&new.store)?;
+        if deadline <= Instant::now() {
+            // Too late to tell the caller of a key: none is begun.
+            return Err(Error::Hsm(Failure::Late));
+        }
         let keys = self.clone();
         let (answer, answered) = oneshot::channel();
         let (begun, id) = oneshot::channel();

@@ -1,7 +1,7 @@
 //! Keys: made once, found by id or alias, used through the Connection of their key store.
 //!
 //! The records are the truth about keys; the HSMs are the truth about their material. This room
-//! holds the two together: [`create`] makes a key in both or in neither, [`reconcile`] settles what
+//! holds the two together: `create` makes a key in both or in neither, [`reconcile`] settles what
 //! a crash left and gives returning nodes what they lack. Nothing that a token fails to show ever deletes a record.
 
 mod create;

@@ -49,6 +49,11 @@ pub(super) async fn log_in(
     match host.log_in(spec, link, &pin_text(user, &credential.password)).await {
         Ok(()) => records.login_succeeded(cluster, hsm, user, version).await.map_err(LoginError::Records),
         Err(OpeningError::Fault(fault)) => match refusal(fault.kind()) {
+            // No verdict on the password: it was not even looked at.
+            Some(LoginRefusal::LoggedInElsewhere) => {
+                records.login_not_made(cluster, hsm, user, version).await.map_err(LoginError::Records)?;
+                Err(LoginError::Refused(LoginRefusal::LoggedInElsewhere))
+            }
             Some(refusal) => {
                 records.login_refused(cluster, hsm, user, version).await.map_err(LoginError::Records)?;
                 Err(LoginError::Refused(refusal))

@@ -1,7 +1,7 @@
 //! One HSM node seen from the daemon: its worker's link, what is outstanding on it, its login, its health.
 //!
 //! A node knows one crypto user at a time. It is brought up and kept up by its own task
-//! ([`supervise`]): start a worker, log in when the login budget allows it, serve until the link
+//! ([`supervise()`]): start a worker, log in when the login budget allows it, serve until the link
 //! ends, and again with back-off. It knows nothing of keys, of other nodes, or of which request matters more.
 //!
 //! ```text

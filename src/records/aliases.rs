@@ -23,6 +23,11 @@ pub enum CreatedAlias {
     NoSuchKey,
 }
 
+pub(super) const PAGE: &str = "SELECT a.* FROM aliases a JOIN keys k ON k.id = a.key_id
+     WHERE a.name > ? AND k.state <> 'CREATING' ORDER BY a.name LIMIT ?";
+pub(super) const PAGE_OF_KEY: &str = "SELECT a.* FROM aliases a JOIN keys k ON k.id = a.key_id
+     WHERE a.key_id = ? AND a.name > ? AND k.state <> 'CREATING' ORDER BY a.name LIMIT ?";
+
 impl Records {
     pub async fn key_id_of_alias(&self, name: &AliasName) -> Result<Option<KeyId>, Unavailable> {
         let found = sqlx::query(
@@ -79,29 +84,11 @@ impl Records {
         limit: u32,
     ) -> Result<Vec<AliasRecord>, Unavailable> {
         let after = after.map_or("", AliasName::as_str);
-        let rows = match key {
-            Some(key) => {
-                sqlx::query(
-                    "SELECT a.* FROM aliases a JOIN keys k ON k.id = a.key_id
-                     WHERE a.key_id = ? AND a.name > ? AND k.state <> 'CREATING' ORDER BY a.name LIMIT ?",
-                )
-                .bind(key.as_bytes().as_slice().to_vec())
-                .bind(after)
-                .bind(limit)
-                .fetch_all(&self.0.read)
-                .await?
-            }
-            None => {
-                sqlx::query(
-                    "SELECT a.* FROM aliases a JOIN keys k ON k.id = a.key_id
-                     WHERE a.name > ? AND k.state <> 'CREATING' ORDER BY a.name LIMIT ?",
-                )
-                .bind(after)
-                .bind(limit)
-                .fetch_all(&self.0.read)
-                .await?
-            }
+        let page = match key {
+            Some(key) => sqlx::query(PAGE_OF_KEY).bind(key.as_bytes().to_vec()),
+            None => sqlx::query(PAGE),
         };
+        let rows = page.bind(after).bind(limit).fetch_all(&self.0.read).await?;
         let alias = |row: &_| {
             Ok(AliasRecord {
                 name: parsed(row, "name")?,

@@ -51,7 +51,9 @@ pub enum OpenError {
     BadSealingKey(PathBuf),
     #[error("{0} can be read by others than its owner; chmod 600 it")]
     OpenSealingKey(PathBuf),
-    #[error("the database was written by a newer release, or its schema was changed")]
+    #[error("{0} was written by a newer release, which this one cannot read")]
+    Newer(PathBuf),
+    #[error("the database's schema cannot be brought up to date")]
     Migration(#[source] sqlx::migrate::MigrateError),
     #[error("the database cannot be opened")]
     Database(#[from] sqlx::Error),

@@ -181,8 +181,8 @@ impl Records {
                 .await?;
         let Some(sealed) = sealed else { return Ok(None) };
         let secret = self.0.sealer.open(&place(cluster, user, &version.0.to_string()), &sealed)?;
-        let text = String::from_utf8(secret.to_vec()).map_err(|_| Unavailable::sealed())?;
-        Ok(Some(Password::trusted(text)))
+        let text = std::str::from_utf8(&secret).map_err(|_| Unavailable::sealed())?;
+        Ok(Some(Password::trusted(text.to_owned())))
     }
 
     async fn add_password(

@@ -4,9 +4,11 @@
 //! closed by its answer. One that was never answered counts as failed, unless the password was good there before.
 
 use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
 
 use crate::model::{ClusterId, HsmId, PasswordVersion, Username};
 
+use super::row::{number, parsed};
 use super::{Records, Unavailable};
 
 /// Whether a login may be tried.
@@ -20,6 +22,19 @@ pub enum LoginLeave {
     Unsettled,
 }
 
+/// What is known of a password on a node where it was once to be tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// No attempt is open, and none was answered.
+    Untried,
+    /// An attempt was begun and never answered.
+    Unsettled,
+    /// The node has accepted it, and not refused it since.
+    Proven,
+    /// The node has refused it.
+    Refused,
+}
+
 impl Records {
     pub async fn begin_login(
         &self,
@@ -29,7 +44,7 @@ impl Records {
         version: PasswordVersion,
     ) -> Result<LoginLeave, Unavailable> {
         let mut change = self.begin().await?;
-        let standing = sqlx::query(
+        let before = sqlx::query(
             "SELECT proven, attempt_open, refused FROM logins
              WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND version = ?",
         )
@@ -39,13 +54,10 @@ impl Records {
         .bind(version.0)
         .fetch_optional(&mut *change)
         .await?;
-        if let Some(row) = standing {
-            if row.try_get::<bool, _>("refused")? {
-                return Ok(LoginLeave::Refused);
-            }
-            if row.try_get::<bool, _>("attempt_open")? && !row.try_get::<bool, _>("proven")? {
-                return Ok(LoginLeave::Unsettled);
-            }
+        match before.as_ref().map(standing).transpose()? {
+            Some(Standing::Refused) => return Ok(LoginLeave::Refused),
+            Some(Standing::Unsettled) => return Ok(LoginLeave::Unsettled),
+            Some(Standing::Untried | Standing::Proven) | None => {}
         }
         sqlx::query(
             "INSERT INTO logins (cluster_id, username, hsm_id, version, proven, attempt_open, refused)
@@ -70,17 +82,9 @@ impl Records {
         user: &Username,
         version: PasswordVersion,
     ) -> Result<(), Unavailable> {
-        sqlx::query(
-            "UPDATE logins SET proven = TRUE, attempt_open = FALSE
-             WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND version = ?",
-        )
-        .bind(cluster.as_str())
-        .bind(user.as_str())
-        .bind(hsm.as_str())
-        .bind(version.0)
-        .execute(&self.0.write)
-        .await?;
-        Ok(())
+        const ACCEPTED: &str = "UPDATE logins SET proven = TRUE, attempt_open = FALSE
+             WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND version = ?";
+        self.close_attempt(ACCEPTED, cluster, hsm, user, version).await
     }
 
     /// The node refused the password: it is not tried there again.
@@ -91,17 +95,22 @@ impl Records {
         user: &Username,
         version: PasswordVersion,
     ) -> Result<(), Unavailable> {
-        sqlx::query(
-            "UPDATE logins SET refused = TRUE, attempt_open = FALSE
-             WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND version = ?",
-        )
-        .bind(cluster.as_str())
-        .bind(user.as_str())
-        .bind(hsm.as_str())
-        .bind(version.0)
-        .execute(&self.0.write)
-        .await?;
-        Ok(())
+        const REFUSED: &str = "UPDATE logins SET refused = TRUE, attempt_open = FALSE
+             WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND version = ?";
+        self.close_attempt(REFUSED, cluster, hsm, user, version).await
+    }
+
+    /// The attempt never reached the token, so that it cannot have counted there. Only for who knows this for certain.
+    pub async fn login_not_made(
+        &self,
+        cluster: &ClusterId,
+        hsm: &HsmId,
+        user: &Username,
+        version: PasswordVersion,
+    ) -> Result<(), Unavailable> {
+        const NOT_MADE: &str = "UPDATE logins SET attempt_open = FALSE
+             WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND version = ?";
+        self.close_attempt(NOT_MADE, cluster, hsm, user, version).await
     }
 
     /// An operator's act: attempts that were never answered may be made once more. A refusal stays.
@@ -119,4 +128,48 @@ impl Records {
             .await?;
         Ok(())
     }
+
+    /// What the nodes have said of a user's passwords.
+    pub async fn login_standing(
+        &self,
+        cluster: &ClusterId,
+        user: &Username,
+    ) -> Result<Vec<(HsmId, PasswordVersion, Standing)>, Unavailable> {
+        let rows = sqlx::query("SELECT * FROM logins WHERE cluster_id = ? AND username = ? ORDER BY hsm_id, version")
+            .bind(cluster.as_str())
+            .bind(user.as_str())
+            .fetch_all(&self.0.read)
+            .await?;
+        rows.iter()
+            .map(|row| Ok((parsed(row, "hsm_id")?, PasswordVersion(number(row, "version")?), standing(row)?)))
+            .collect()
+    }
+
+    async fn close_attempt(
+        &self,
+        how: &'static str,
+        cluster: &ClusterId,
+        hsm: &HsmId,
+        user: &Username,
+        version: PasswordVersion,
+    ) -> Result<(), Unavailable> {
+        sqlx::query(how)
+            .bind(cluster.as_str())
+            .bind(user.as_str())
+            .bind(hsm.as_str())
+            .bind(version.0)
+            .execute(&self.0.write)
+            .await?;
+        Ok(())
+    }
+}
+
+fn standing(row: &SqliteRow) -> Result<Standing, Unavailable> {
+    let told = |column| row.try_get::<bool, _>(column);
+    Ok(match (told("refused")?, told("proven")?, told("attempt_open")?) {
+        (true, _, _) => Standing::Refused,
+        (false, true, _) => Standing::Proven,
+        (false, false, true) => Standing::Unsettled,
+        (false, false, false) => Standing::Untried,
+    })
 }

@@ -5,12 +5,14 @@
 //! return values, and the one error is that the records cannot be reached. It reads no clock: times are given.
 
 mod aliases;
+mod creating;
 mod error;
 mod keks;
 mod key_stores;
 mod keys;
 mod logins;
 mod open;
+mod presences;
 mod row;
 mod seal;
 mod uses;
@@ -23,14 +25,14 @@ use std::sync::Arc;
 use sqlx::SqlitePool;
 
 pub use aliases::{AliasRecord, CreatedAlias};
+pub use creating::{BegunKey, CreatingLeft, KeyLimits, NewKey, RequestClaim};
 pub use error::{OpenError, Unavailable};
 pub use keks::KekRecord;
 pub use key_stores::{AddedKeyStore, ConnectionFault, DeletedKeyStore, KeyStoreChange, KeyStoreRecord};
-pub use keys::{
-    BegunKey, CreatingLeft, KeyLimits, KeyRecord, NewKey, PresenceRecord, Proof, RequestClaim, VersionRecord,
-};
-pub use logins::LoginLeave;
+pub use keys::{KeyRecord, VersionRecord};
+pub use logins::{LoginLeave, Standing};
 pub use open::Settings;
+pub use presences::{PresenceRecord, Proof};
 pub use uses::Reserved;
 
 use seal::Sealer;

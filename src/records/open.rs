@@ -1,16 +1,16 @@
 //! Opening the records: the directory's lock, the database, its schema, the sealing key.
 
 use std::borrow::Cow;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{SqlSafeStr, SqlitePool};
+use sqlx::{SqlSafeStr, SqlStr, SqlitePool};
 
 use crate::model::SealingKey;
 
@@ -35,7 +35,7 @@ impl Records {
     pub async fn open(settings: &Settings) -> Result<Self, OpenError> {
         let lock = lock(&settings.database)?;
         let write = pool(settings, 1).await?;
-        migrations().run(&write).await.map_err(OpenError::Migration)?;
+        migrations().run(&write).await.map_err(|error| unmigrated(settings, error))?;
         let sealer = sealer(&settings.sealing_key, &write).await?;
         let read = pool(settings, READERS).await?;
         Ok(Self(Arc::new(Inner { write, read, sealer, _lock: lock })))
@@ -76,14 +76,18 @@ async fn pool(settings: &Settings, connections: u32) -> Result<SqlitePool, sqlx:
 
 /// Every schema change there was, in order. They only ever widen.
 fn migrations() -> Migrator {
-    let first = Migration::new(
-        1,
-        Cow::Borrowed("first"),
-        MigrationType::Simple,
-        include_str!("migrations/0001_first.sql").into_sql_str(),
-        false,
-    );
-    Migrator { migrations: Cow::Owned(vec![first]), ..Migrator::DEFAULT }
+    let step =
+        |version, name, sql: SqlStr| Migration::new(version, Cow::Borrowed(name), MigrationType::Simple, sql, false);
+    let steps = vec![step(1, "first", include_str!("migrations/0001_first.sql").into_sql_str())];
+    Migrator { migrations: Cow::Owned(steps), ..Migrator::DEFAULT }
+}
+
+fn unmigrated(settings: &Settings, error: MigrateError) -> OpenError {
+    match error {
+        MigrateError::VersionMissing(_) => OpenError::Newer(settings.database.clone()),
+        // sqlx's own enum, and it may grow.
+        error => OpenError::Migration(error),
+    }
 }
 
 /// The sealing key, made only when there is nothing yet that another one sealed.
@@ -116,14 +120,17 @@ fn make_key(path: &Path) -> std::io::Result<SealingKey> {
     let mut bytes = vec![0; KEY_BYTES];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| std::io::Error::other("no random bytes"))?;
     let key = SealingKey::new(bytes);
-    if let Some(parent) = path.parent() {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
-    }
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     // Whole or not at all: half a key would lock out everything sealed after it.
     let fresh = path.with_extension("fresh");
     let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&fresh)?;
+    // One left over from before keeps its mode otherwise.
+    file.set_permissions(Permissions::from_mode(0o600))?;
     file.write_all(key.expose())?;
     file.sync_all()?;
     std::fs::rename(&fresh, path)?;
+    // On the disk under its name before anything is sealed with it: the database may be on another.
+    File::open(directory)?.sync_all()?;
     Ok(key)
 }

@@ -30,7 +30,9 @@ impl Sealer {
     pub(super) fn seal(&self, place: &[&str], secret: &[u8]) -> Result<Vec<u8>, Unavailable> {
         let mut nonce = [0; NONCE];
         rand::fill(&mut nonce).map_err(|_| Unavailable::sealed())?;
-        let mut sealed = Zeroizing::new(secret.to_vec());
+        // With room for the tag: growing would leave the secret behind in the memory it moved out of.
+        let mut sealed = Zeroizing::new(Vec::with_capacity(secret.len() + AES_256_GCM.tag_len()));
+        sealed.extend_from_slice(secret);
         self.0
             .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(bound(place)), &mut *sealed)
             .map_err(|_| Unavailable::sealed())?;

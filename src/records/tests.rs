@@ -6,6 +6,9 @@ use crate::model::{
     KeyVersion, Password, PasswordVersion, Probe, Username,
 };
 
+mod opening;
+mod plans;
+
 const V1: KeyVersion = KeyVersion::FIRST;
 const LIMITS: KeyLimits = KeyLimits { keys_per_store: 1_000, request_retention: Duration::from_secs(60) };
 
@@ -133,42 +136,6 @@ async fn what_was_written_is_there_after_the_records_are_opened_again() {
 }
 
 #[tokio::test]
-async fn one_daemon_at_a_time_holds_the_records() {
-    let home = Home::new();
-    let records = home.open().await;
-    let second = Records::open(&home.settings()).await.unwrap_err();
-    assert!(matches!(second, OpenError::InUse(_)), "{second}");
-    drop(records);
-    home.open().await;
-}
-
-#[tokio::test]
-async fn a_lost_short_or_readable_sealing_key_is_refused_and_never_replaced() {
-    use std::os::unix::fs::PermissionsExt;
-    let home = Home::new();
-    let records = home.open().await;
-    connected_store(&records).await;
-    drop(records);
-    let path = home.settings().sealing_key;
-    let key = std::fs::read(&path).unwrap();
-    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-
-    std::fs::remove_file(&path).unwrap();
-    assert!(matches!(Records::open(&home.settings()).await, Err(OpenError::NoSealingKey(_))));
-    assert!(!path.exists());
-    std::fs::write(&path, &key).unwrap();
-    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o640)).unwrap();
-    assert!(matches!(Records::open(&home.settings()).await, Err(OpenError::OpenSealingKey(_))));
-    std::fs::write(&path, &key[..31]).unwrap();
-    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
-    assert!(matches!(Records::open(&home.settings()).await, Err(OpenError::BadSealingKey(_))));
-    std::fs::write(&path, vec![9; 32]).unwrap();
-    let records = home.open().await;
-    let opened = records.password(&cluster('a'), &Username::kmsuser(), PasswordVersion(1)).await;
-    assert!(opened.is_err(), "another key opens nothing");
-}
-
-#[tokio::test]
 async fn a_store_moves_only_from_the_state_it_is_in() {
     let home = Home::new();
     let records = home.open().await;
@@ -226,6 +193,38 @@ async fn a_login_is_tried_once_unless_it_was_good_before() {
 }
 
 #[tokio::test]
+async fn an_attempt_that_was_not_made_is_not_spent_and_the_standing_tells_each_node() {
+    let home = Home::new();
+    let records = home.open().await;
+    let (on, user, version) = (cluster('a'), Username::kmsuser(), PasswordVersion(1));
+    for node in 1..=4 {
+        records.begin_login(&on, &hsm(node), &user, version).await.unwrap();
+    }
+    records.login_not_made(&on, &hsm(1), &user, version).await.unwrap();
+    records.login_succeeded(&on, &hsm(2), &user, version).await.unwrap();
+    records.login_refused(&on, &hsm(3), &user, version).await.unwrap();
+    let standing = records.login_standing(&on, &user).await.unwrap();
+    let expected = [Standing::Untried, Standing::Proven, Standing::Refused, Standing::Unsettled];
+    let expected: Vec<_> = (1..).zip(expected).map(|(node, standing)| (hsm(node), version, standing)).collect();
+    assert_eq!(standing, expected);
+    assert_eq!(records.begin_login(&on, &hsm(1), &user, version).await.unwrap(), LoginLeave::Granted);
+    records.login_not_made(&on, &hsm(3), &user, version).await.unwrap();
+    assert_eq!(records.begin_login(&on, &hsm(3), &user, version).await.unwrap(), LoginLeave::Refused);
+    assert!(records.login_standing(&cluster('b'), &user).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn an_attempt_left_open_by_a_crash_is_still_open_afterwards() {
+    let home = Home::new();
+    let records = home.open().await;
+    let (on, user, version) = (cluster('a'), Username::kmsuser(), PasswordVersion(1));
+    records.begin_login(&on, &hsm(1), &user, version).await.unwrap();
+    drop(records);
+    let records = home.open().await;
+    assert_eq!(records.begin_login(&on, &hsm(1), &user, version).await.unwrap(), LoginLeave::Unsettled);
+}
+
+#[tokio::test]
 async fn the_first_names_of_a_kek_and_the_first_probe_stand() {
     let home = Home::new();
     let records = home.open().await;
@@ -268,6 +267,55 @@ async fn a_key_that_is_being_made_is_neither_listed_nor_named() {
     assert!(!records.finish_key(new.id, V1, &Probe(vec![2]), &[], at(4)).await.unwrap(), "only once");
     let left = records.clear_creating(new.id, &hsm(3)).await.unwrap();
     assert_eq!(left.hsms, 3, "an enabled key is not cleared");
+}
+
+#[tokio::test]
+async fn an_abandoned_key_goes_with_its_last_node_and_frees_its_alias_and_its_request() {
+    let home = Home::new();
+    let records = home.open().await;
+    let record = connected_store(&records).await;
+    let claim = RequestClaim { caller: "me".to_owned(), request_id: "r".to_owned(), body_sha256: [1; 32] };
+    let alias = "alias/x".parse::<AliasName>().unwrap();
+    let new = || NewKey { alias: Some(alias.clone()), request: Some(claim.clone()), ..new_key(&record) };
+    let abandoned = new();
+    records.begin_key(&abandoned, &LIMITS).await.unwrap();
+    let replay = records.begin_key(&new(), &LIMITS).await.unwrap();
+    assert_eq!(replay, BegunKey::Replay { id: abandoned.id, state: KeyState::Creating });
+    for (node, left) in [(1, 2), (1, 2), (2, 1), (3, 0), (3, 0)] {
+        assert_eq!(records.clear_creating(abandoned.id, &hsm(node)).await.unwrap().hsms, left);
+    }
+    assert!(records.key(abandoned.id).await.unwrap().is_none());
+    assert!(!records.finish_key(abandoned.id, V1, &Probe(vec![1]), &[hsm(1)], at(3)).await.unwrap());
+    // A node that answers late finds nothing to write to, and that is no failure of the records.
+    records.set_presence(abandoned.id, V1, &hsm(1), Proof::Used, at(4)).await.unwrap();
+    assert!(records.key(abandoned.id).await.unwrap().is_none());
+    assert_eq!(records.begin_key(&new(), &LIMITS).await.unwrap(), BegunKey::Begun);
+}
+
+#[tokio::test]
+async fn a_page_of_keys_is_whole_in_order_and_of_one_store() {
+    let home = Home::new();
+    let records = home.open().await;
+    let record = connected_store(&records).await;
+    let other = store("other", 'b');
+    records.add_key_store(&other, &password("hunter22"), 10).await.unwrap();
+    moved(&records, &other.id, ConnectionState::Disconnected, ConnectionState::Connected).await;
+    let mut keys = Vec::new();
+    for _ in 0..5 {
+        keys.push(enabled_key(&records, &record).await);
+    }
+    keys.sort();
+    let elsewhere = enabled_key(&records, &other).await;
+    let ids = |page: &[KeyRecord]| page.iter().map(|key| key.id).collect::<Vec<_>>();
+    let first = records.list_keys(Some(&record.id), None, 3).await.unwrap();
+    assert_eq!(ids(&first), keys[..3]);
+    let rest = records.list_keys(Some(&record.id), Some(keys[2]), 3).await.unwrap();
+    assert_eq!(ids(&rest), keys[3..]);
+    assert_eq!(ids(&records.list_keys(Some(&other.id), None, 10).await.unwrap()), [elsewhere]);
+    assert_eq!(records.list_keys(None, None, 10).await.unwrap().len(), 6);
+    assert_eq!(records.count_keys(&record.id).await.unwrap(), 5);
+    let proofs: Vec<_> = first[0].versions[0].on.iter().map(|on| (on.hsm.clone(), on.proof)).collect();
+    assert_eq!(proofs, [(hsm(1), Proof::Used), (hsm(2), Proof::Used), (hsm(3), Proof::Unknown)]);
 }
 
 #[tokio::test]
@@ -338,6 +386,9 @@ async fn uses_are_reserved_in_blocks_up_to_the_ceiling() {
     assert_eq!(records.reserve_uses(key, V1, 10, 25).await.unwrap(), Reserved::Block { from: 11, to: 21 });
     assert_eq!(records.reserve_uses(key, V1, 10, 25).await.unwrap(), Reserved::Block { from: 21, to: 25 });
     assert_eq!(records.reserve_uses(key, V1, 10, 25).await.unwrap(), Reserved::Exhausted);
+    assert_eq!(records.reserve_uses(KeyId::random(), V1, 10, 25).await.unwrap(), Reserved::Exhausted);
+    let all = records.reserve_uses(key, V1, u64::MAX, u64::MAX).await.unwrap();
+    assert_eq!(all, Reserved::Block { from: 25, to: i64::MAX.unsigned_abs() }, "the count never goes back");
 }
 
 #[tokio::test]
@@ -365,27 +416,4 @@ async fn aliases_are_unique_bounded_and_listed_in_order() {
     assert_eq!(names, ["alias/a", "alias/b"]);
     let after: AliasName = "alias/a".parse().unwrap();
     assert_eq!(records.list_aliases(None, Some(&after), 10).await.unwrap().len(), 1);
-}
-
-/// Plans, not times: a query that reads whole tables grows with the number of keys.
-#[tokio::test]
-async fn queries_over_many_keys_go_through_an_index() {
-    let home = Home::new();
-    let records = home.open().await;
-    let queries = [
-        "SELECT k.id FROM keys k WHERE k.store_id = 'x' AND k.id > x'00' ORDER BY k.id LIMIT 5",
-        "SELECT k.id FROM keys k JOIN key_versions v ON v.key_id = k.id WHERE k.cluster_id = 'c' AND k.state <> 'CREATING'
-           AND k.id > x'00' AND NOT EXISTS (SELECT 1 FROM presences p WHERE p.key_id = k.id AND p.version = v.version
-           AND p.hsm_id = 'h' AND p.proof = 'USED') ORDER BY k.id, v.version LIMIT 5",
-        "SELECT * FROM keys WHERE cluster_id = 'c' AND state = 'CREATING' ORDER BY id",
-        "SELECT * FROM aliases WHERE key_id = x'00' AND name > 'a' ORDER BY name LIMIT 5",
-    ];
-    for query in queries {
-        let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {query}"));
-        let rows = sqlx::query(explain).fetch_all(&records.0.read).await.unwrap();
-        for row in rows {
-            let step: String = sqlx::Row::try_get(&row, "detail").unwrap();
-            assert!(!step.starts_with("SCAN"), "{query}: {step}");
-        }
-    }
 }

@@ -22,7 +22,7 @@ impl Records {
         block: u64,
         ceiling: u64,
     ) -> Result<Reserved, Unavailable> {
-        let (block, ceiling) = (block.cast_signed(), ceiling.cast_signed());
+        let [block, ceiling] = [block, ceiling].map(|uses| i64::try_from(uses).unwrap_or(i64::MAX));
         let mut change = self.begin().await?;
         let used: Option<i64> =
             sqlx::query_scalar("SELECT uses_reserved FROM key_versions WHERE key_id = ? AND version = ?")

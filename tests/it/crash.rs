@@ -243,6 +243,46 @@ async fn with_every_node_gone_calls_are_refused_at_once_and_nothing_is_forgotten
 }
 
 #[tokio::test]
+async fn a_call_that_hangs_in_one_hsm_holds_up_nobody_and_its_worker_is_replaced() {
+    let (rig, mut clients, store) = Rig::new().connected().await;
+    clients.all_healthy(&store).await;
+    let stuck = rig.workers_of("hsm-2");
+    let hung = rig.hang_next_creation("hsm-2");
+    let key = clients.key(&store).await.key_id;
+    let ciphertext = clients.encrypt(&key, b"meanwhile").await;
+    assert_eq!(clients.decrypt(&ciphertext).await.unwrap(), b"meanwhile");
+    wait_async(|| async { (rig.workers_of("hsm-2") != stuck).then_some(()) }).await;
+    drop(hung);
+    clients.all_healthy(&store).await;
+    let proofs = clients.describe_key(&key).await.nodes;
+    assert!(proofs.iter().all(|node| node.proof() == pb::KeyProof::Used), "{proofs:?}");
+    assert_eq!(rig.objects("hsm-2"), rig.objects("hsm-1"));
+}
+
+#[tokio::test]
+async fn a_new_daemon_waits_until_the_former_ones_stuck_worker_has_left() {
+    let (mut rig, mut clients, store) = Rig::new().connected().await;
+    clients.all_healthy(&store).await;
+    let stuck = rig.workers_of("hsm-2");
+    let hung = rig.hang_next_creation("hsm-2");
+    let key = clients.key(&store).await.key_id;
+    rig.kill_daemon();
+    rig.start_daemon();
+    let mut clients = rig.clients().await;
+    wait_async(|| async {
+        let now = rig.workers_of("hsm-2");
+        assert!(now.len() <= 1, "two workers on one slot: {now:?}");
+        (!now.is_empty() && now != stuck).then_some(())
+    })
+    .await;
+    drop(hung);
+    clients.all_healthy(&store).await;
+    let ciphertext = clients.encrypt(&key, b"after").await;
+    assert_eq!(clients.decrypt(&ciphertext).await.unwrap(), b"after");
+    assert_eq!(rig.objects("hsm-2"), rig.objects("hsm-1"));
+}
+
+#[tokio::test]
 async fn workers_outlive_no_daemon() {
     let (mut rig, mut clients, store) = Rig::new().connected().await;
     clients.all_healthy(&store).await;

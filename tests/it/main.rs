@@ -8,6 +8,8 @@ mod rig;
 
 mod command_line;
 mod crash;
+mod documents;
+mod formats;
 mod lifecycle;
 mod main_job;
 mod worker_process;

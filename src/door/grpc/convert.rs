@@ -173,8 +173,13 @@ pub(super) fn next_page_token(last: impl ToString) -> String {
     format!("after:{}", last.to_string())
 }
 
+/// How long the caller waits, if it says.
+pub(super) fn asked_timeout(headers: &http::HeaderMap) -> Option<Duration> {
+    headers.get("grpc-timeout").and_then(|value| value.to_str().ok()).and_then(timeout)
+}
+
 /// `grpc-timeout`: up to eight digits and a unit.
-pub(super) fn timeout(text: &str) -> Option<Duration> {
+fn timeout(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 {
         return None;

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::{HeaderValue, Request, Response};
 use tonic::Status;
@@ -9,7 +10,7 @@ use tonic::body::Body;
 use tonic_types::StatusExt;
 use tower::{Layer, Service};
 
-use super::status;
+use super::{convert, status};
 
 /// Accepted from callers and echoed, or made here.
 const REQUEST_ID: &str = "x-request-id";
@@ -50,9 +51,14 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let id = request_id(&request);
         let max_message_bytes = self.max_message_bytes;
-        let answering = self.inner.call(request);
+        // tonic's own timeout stands outside of this layer and would answer without details: ours is made before it, and so fires first.
+        let deadline = convert::asked_timeout(request.headers());
+        let answering = tokio::time::timeout(deadline.unwrap_or(Duration::MAX), self.inner.call(request));
         Box::pin(async move {
-            let response = answering.await?;
+            let response = match answering.await {
+                Ok(response) => response?,
+                Err(_) => status::late().into_http(),
+            };
             let refused = response.headers().contains_key("grpc-status");
             let mut response = if refused { with_details(response, &id, max_message_bytes) } else { response };
             response.headers_mut().insert(REQUEST_ID, id);

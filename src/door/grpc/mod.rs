@@ -1,7 +1,7 @@
 //! The gRPC face: services over the core, in the names of `proto/keyway/v1`.
 //!
-//! A handler asks who is calling, what is asked ([`convert`]), whether they may
-//! ([`Policy`]), and does it; every error becomes a status in [`status`] and nowhere else.
+//! A handler asks who is calling, what is asked (`convert`), whether they may
+//! ([`Policy`]), and does it; every error becomes a status in `status` and nowhere else.
 //! What is not served yet answers UNIMPLEMENTED.
 
 mod cluster;
@@ -41,6 +41,8 @@ pub use health::report as report_health;
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
 /// No call gets longer.
 const LONGEST_DEADLINE: Duration = Duration::from_secs(120);
+/// An answer takes this long to get out of here, at most.
+const ANSWERING: Duration = Duration::from_millis(20);
 /// Idle connections are asked whether they are alive.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
 const KEEPALIVE_PATIENCE: Duration = Duration::from_secs(20);
@@ -87,10 +89,10 @@ fn caller<T>(request: &tonic::Request<T>) -> Result<&Caller, Status> {
     request.extensions().get::<Caller>().ok_or_else(status::nobody)
 }
 
-/// When the caller stops waiting, within the bounds.
+/// When the work must be done, within the bounds: a little before the caller stops waiting, so that it hears what became of it.
 fn deadline<T>(request: &tonic::Request<T>) -> Instant {
-    let asked = request.metadata().get("grpc-timeout").and_then(|value| value.to_str().ok()).and_then(convert::timeout);
-    Instant::now() + asked.unwrap_or(DEFAULT_DEADLINE).min(LONGEST_DEADLINE)
+    let asked = convert::asked_timeout(request.metadata().as_ref()).unwrap_or(DEFAULT_DEADLINE).min(LONGEST_DEADLINE);
+    Instant::now() + asked - (asked / 10).min(ANSWERING)
 }
 
 /// Serves one lane's connections until `drained`, then what is still in flight.

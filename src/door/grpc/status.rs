@@ -103,6 +103,11 @@ pub(super) fn unsupported_key_spec(spec: &str) -> Status {
     Refusal::new(Code::Unimplemented, "UNSUPPORTED_OPERATION", message).field("key_spec").with("keySpec", spec).status()
 }
 
+/// The caller stopped waiting before anything else could be said.
+pub(super) fn late() -> Status {
+    Refusal::new(Code::DeadlineExceeded, "DEADLINE", "the deadline passed").status()
+}
+
 /// What tonic itself refused carries no details; these give it the same form as everything else.
 pub(super) fn complete(status: &Status, max_message_bytes: usize) -> Status {
     let message = status.message();
@@ -121,10 +126,7 @@ pub(super) fn complete(status: &Status, max_message_bytes: usize) -> Status {
             Refusal::new(Code::InvalidArgument, "VALIDATION", format!("the request cannot be read: {message}"))
                 .field("(message)")
         }
-        Code::DeadlineExceeded => Refusal::new(Code::DeadlineExceeded, "DEADLINE", "the deadline passed"),
-        Code::Cancelled if message.contains("imeout") => {
-            Refusal::new(Code::DeadlineExceeded, "DEADLINE", "the deadline passed")
-        }
+        Code::DeadlineExceeded => return late(),
         Code::Cancelled => Refusal::new(Code::Cancelled, "CANCELLED", "the call was cancelled"),
         Code::Unavailable => Refusal::new(Code::Unavailable, "DRAINING", message).retry(),
         _ => return status.clone(),

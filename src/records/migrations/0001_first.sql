@@ -66,7 +66,10 @@ CREATE TABLE keys (
 );
 CREATE INDEX keys_by_store ON keys (store_id, id);
 CREATE INDEX keys_by_cluster ON keys (cluster_id, id);
-CREATE INDEX keys_creating ON keys (cluster_id) WHERE state = 'CREATING';
+-- With the id in it, or a cluster's whole range of keys is read to find the few that are being made.
+CREATE INDEX keys_creating ON keys (cluster_id, id) WHERE state = 'CREATING';
+-- What a node lacks is looked for among these, without reading a row of `keys`.
+CREATE INDEX keys_made ON keys (cluster_id, id) WHERE state <> 'CREATING';
 
 CREATE TABLE key_versions (
     key_id        BLOB NOT NULL REFERENCES keys (id) ON DELETE CASCADE,
@@ -112,3 +115,5 @@ CREATE TABLE requests (
     PRIMARY KEY (caller, request_id)
 );
 CREATE INDEX requests_by_age ON requests (created);
+-- A dropped key takes its request with it.
+CREATE INDEX requests_by_key ON requests (key_id);

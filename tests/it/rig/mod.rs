@@ -148,6 +148,23 @@ impl Rig {
             .collect()
     }
 
+    /// The worker processes of one node.
+    pub fn workers_of(&self, hsm: &str) -> Vec<u32> {
+        let of_it = |slot: &str| slot.contains(&format!(".{hsm}."));
+        self.workers().into_iter().filter(|(_, slot)| of_it(slot)).map(|(pid, _)| pid).collect()
+    }
+
+    /// From now until the file is dropped, whoever makes an object in the node's token waits:
+    /// SoftHSM2 takes this lock first, and has no limit to its patience.
+    pub fn hang_next_creation(&self, hsm: &str) -> std::fs::File {
+        let tokens = self.path(&format!("hsms/{hsm}/kmsuser/tokens"));
+        let token = std::fs::read_dir(tokens).expect("a token").flatten().next().expect("a token");
+        let file = std::fs::File::options().read(true).write(true).open(token.path().join("generation"));
+        let file = file.expect("SoftHSM2 keeps it");
+        rustix::fs::fcntl_lock(&file, rustix::fs::FlockOperation::LockExclusive).expect("nobody holds it for long");
+        file
+    }
+
     /// Asks the daemon to stop where a stop point of this name stands.
     pub fn stop_at(&self, name: &str) {
         std::fs::write(self.path("daemon/seams").join(format!("stop-{name}")), b"").expect("seams are on");

@@ -1,0 +1,257 @@
+//! Keys that are being made.
+//!
+//! A key is written down as CREATING, with every node about to be asked, before any node is. So
+//! whatever stands in an HSM under a key's id is explained by a row, whenever the daemon died.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use sqlx::{Row, Sqlite, Transaction};
+
+use crate::model::{
+    AliasName, ClusterId, ConnectionState, HsmId, KeyId, KeySpec, KeyState, KeyStoreId, KeyVersion, Probe,
+};
+
+use super::keys::{folded, keys_with_versions};
+use super::presences::put_presence;
+use super::row::{key_id, millis, named};
+use super::{KeyRecord, Proof, Records, Unavailable};
+
+/// A key about to be made.
+#[derive(Debug)]
+pub struct NewKey {
+    pub id: KeyId,
+    pub store: KeyStoreId,
+    pub cluster: ClusterId,
+    pub spec: KeySpec,
+    pub description: String,
+    pub tags: BTreeMap<String, String>,
+    /// Reserved at once; names the key from when it is enabled.
+    pub alias: Option<AliasName>,
+    pub created: SystemTime,
+    /// The nodes that may be asked.
+    pub hsms: Vec<HsmId>,
+    pub request: Option<RequestClaim>,
+}
+
+/// A caller's promise that a repeat means the same request.
+#[derive(Debug, Clone)]
+pub struct RequestClaim {
+    pub caller: String,
+    pub request_id: String,
+    pub body_sha256: [u8; 32],
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct KeyLimits {
+    pub keys_per_store: u32,
+    pub request_retention: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BegunKey {
+    Begun,
+    /// The same request came before, and this is its key.
+    Replay {
+        id: KeyId,
+        state: KeyState,
+    },
+    /// The request id came before, with another request.
+    RequestReused,
+    AliasInUse,
+    TooManyKeys,
+    StoreNotConnected,
+}
+
+/// How many nodes may still hold a key that was never acknowledged; with none left, its record is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CreatingLeft {
+    pub hsms: usize,
+}
+
+pub(super) const CREATING: &str = keys_with_versions!("SELECT * FROM keys WHERE cluster_id = ? AND state = 'CREATING'");
+
+impl Records {
+    /// Writes a key down as CREATING, unless something is in the way.
+    pub async fn begin_key(&self, new: &NewKey, limits: &KeyLimits) -> Result<BegunKey, Unavailable> {
+        let mut change = self.begin().await?;
+        if let Some(request) = &new.request {
+            let forgotten =
+                millis(new.created) - i64::try_from(limits.request_retention.as_millis()).unwrap_or(i64::MAX);
+            sqlx::query("DELETE FROM requests WHERE created < ?").bind(forgotten).execute(&mut *change).await?;
+            if let Some(before) = earlier(&mut change, request).await? {
+                change.commit().await?;
+                return Ok(before);
+            }
+        }
+        let refused = in_the_way(&mut change, new, limits).await?;
+        if let Some(refused) = refused {
+            return Ok(refused);
+        }
+        insert(&mut change, new).await?;
+        change.commit().await?;
+        Ok(BegunKey::Begun)
+    }
+
+    /// CREATING becomes ENABLED: the key answered its probe on these nodes. `false` when it was not CREATING any more.
+    pub async fn finish_key(
+        &self,
+        key: KeyId,
+        version: KeyVersion,
+        probe: &Probe,
+        proven: &[HsmId],
+        at: SystemTime,
+    ) -> Result<bool, Unavailable> {
+        let mut change = self.begin().await?;
+        let enabled = sqlx::query("UPDATE keys SET state = 'ENABLED' WHERE id = ? AND state = 'CREATING'")
+            .bind(key.as_bytes().as_slice())
+            .execute(&mut *change)
+            .await?;
+        if enabled.rows_affected() != 1 {
+            return Ok(false);
+        }
+        sqlx::query("UPDATE key_versions SET probe = ? WHERE key_id = ? AND version = ?")
+            .bind(probe.0.as_slice())
+            .bind(key.as_bytes().as_slice())
+            .bind(version.0)
+            .execute(&mut *change)
+            .await?;
+        for hsm in proven {
+            put_presence(&mut *change, key, version, hsm, Proof::Used, at).await?;
+        }
+        change.commit().await?;
+        Ok(true)
+    }
+
+    /// A node holds nothing of a key that was never acknowledged. With the last such node the key, its alias and its request go.
+    pub async fn clear_creating(&self, key: KeyId, hsm: &HsmId) -> Result<CreatingLeft, Unavailable> {
+        let mut change = self.begin().await?;
+        let bytes = key.as_bytes().as_slice();
+        sqlx::query(
+            "DELETE FROM presences WHERE key_id = ?1 AND hsm_id = ?2
+             AND EXISTS (SELECT 1 FROM keys WHERE id = ?1 AND state = 'CREATING')",
+        )
+        .bind(bytes)
+        .bind(hsm.as_str())
+        .execute(&mut *change)
+        .await?;
+        let left: i64 = sqlx::query_scalar("SELECT count(*) FROM presences WHERE key_id = ?")
+            .bind(bytes)
+            .fetch_one(&mut *change)
+            .await?;
+        if left == 0 {
+            sqlx::query("DELETE FROM keys WHERE id = ? AND state = 'CREATING'")
+                .bind(bytes)
+                .execute(&mut *change)
+                .await?;
+        }
+        change.commit().await?;
+        Ok(CreatingLeft { hsms: usize::try_from(left).unwrap_or(usize::MAX) })
+    }
+
+    pub async fn creating_keys(&self, cluster: &ClusterId) -> Result<Vec<KeyRecord>, Unavailable> {
+        let rows = sqlx::query(CREATING).bind(cluster.as_str()).fetch_all(&self.0.read).await?;
+        folded(&rows)
+    }
+}
+
+async fn earlier(
+    change: &mut Transaction<'_, Sqlite>,
+    request: &RequestClaim,
+) -> Result<Option<BegunKey>, Unavailable> {
+    let found = sqlx::query(
+        "SELECT r.body_sha256, k.id, k.state FROM requests r JOIN keys k ON k.id = r.key_id
+         WHERE r.caller = ? AND r.request_id = ?",
+    )
+    .bind(&request.caller)
+    .bind(&request.request_id)
+    .fetch_optional(&mut **change)
+    .await?;
+    let Some(row) = found else { return Ok(None) };
+    if row.try_get::<Vec<u8>, _>("body_sha256")? != request.body_sha256 {
+        return Ok(Some(BegunKey::RequestReused));
+    }
+    Ok(Some(BegunKey::Replay { id: key_id(&row, "id")?, state: named(&row, "state", KeyState::parse)? }))
+}
+
+async fn in_the_way(
+    change: &mut Transaction<'_, Sqlite>,
+    new: &NewKey,
+    limits: &KeyLimits,
+) -> Result<Option<BegunKey>, Unavailable> {
+    let state: Option<String> = sqlx::query_scalar("SELECT state FROM key_stores WHERE id = ?")
+        .bind(new.store.as_str())
+        .fetch_optional(&mut **change)
+        .await?;
+    if state.as_deref().and_then(ConnectionState::parse) != Some(ConnectionState::Connected) {
+        return Ok(Some(BegunKey::StoreNotConnected));
+    }
+    let keys: i64 = sqlx::query_scalar("SELECT count(*) FROM keys WHERE store_id = ?")
+        .bind(new.store.as_str())
+        .fetch_one(&mut **change)
+        .await?;
+    if keys >= i64::from(limits.keys_per_store) {
+        return Ok(Some(BegunKey::TooManyKeys));
+    }
+    if let Some(alias) = &new.alias {
+        let taken = sqlx::query("SELECT 1 FROM aliases WHERE name = ?").bind(alias.as_str());
+        if taken.fetch_optional(&mut **change).await?.is_some() {
+            return Ok(Some(BegunKey::AliasInUse));
+        }
+    }
+    Ok(None)
+}
+
+async fn insert(change: &mut Transaction<'_, Sqlite>, new: &NewKey) -> Result<(), Unavailable> {
+    let (id, created) = (new.id.as_bytes().as_slice(), millis(new.created));
+    sqlx::query(
+        "INSERT INTO keys (id, store_id, cluster_id, spec, state, description, created, current_version)
+         VALUES (?, ?, ?, ?, 'CREATING', ?, ?, ?)",
+    )
+    .bind(id)
+    .bind(new.store.as_str())
+    .bind(new.cluster.as_str())
+    .bind(new.spec.as_str())
+    .bind(&new.description)
+    .bind(created)
+    .bind(KeyVersion::FIRST.0)
+    .execute(&mut **change)
+    .await?;
+    sqlx::query("INSERT INTO key_versions (key_id, version, uses_reserved, created) VALUES (?, ?, 1, ?)")
+        .bind(id)
+        .bind(KeyVersion::FIRST.0)
+        .bind(created)
+        .execute(&mut **change)
+        .await?;
+    for hsm in &new.hsms {
+        put_presence(&mut **change, new.id, KeyVersion::FIRST, hsm, Proof::Unknown, new.created).await?;
+    }
+    for (name, value) in &new.tags {
+        sqlx::query("INSERT INTO tags (key_id, name, value) VALUES (?, ?, ?)")
+            .bind(id)
+            .bind(name)
+            .bind(value)
+            .execute(&mut **change)
+            .await?;
+    }
+    if let Some(alias) = &new.alias {
+        sqlx::query("INSERT INTO aliases (name, key_id, created, updated) VALUES (?, ?, ?, ?)")
+            .bind(alias.as_str())
+            .bind(id)
+            .bind(created)
+            .bind(created)
+            .execute(&mut **change)
+            .await?;
+    }
+    if let Some(request) = &new.request {
+        sqlx::query("INSERT INTO requests (caller, request_id, body_sha256, key_id, created) VALUES (?, ?, ?, ?, ?)")
+            .bind(&request.caller)
+            .bind(&request.request_id)
+            .bind(request.body_sha256.as_slice())
+            .bind(id)
+            .bind(created)
+            .execute(&mut **change)
+            .await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,116 @@
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+
+#[tokio::test]
+async fn one_daemon_at_a_time_holds_the_records() {
+    let home = Home::new();
+    let records = home.open().await;
+    let second = Records::open(&home.settings()).await.unwrap_err();
+    assert!(matches!(second, OpenError::InUse(_)), "{second}");
+    drop(records);
+    home.open().await;
+}
+
+#[tokio::test]
+async fn a_lost_short_or_readable_sealing_key_is_refused_and_never_replaced() {
+    let home = Home::new();
+    let records = home.open().await;
+    connected_store(&records).await;
+    drop(records);
+    let path = home.settings().sealing_key;
+    let key = std::fs::read(&path).unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+
+    std::fs::remove_file(&path).unwrap();
+    assert!(matches!(Records::open(&home.settings()).await, Err(OpenError::NoSealingKey(_))));
+    assert!(!path.exists());
+    std::fs::write(&path, &key).unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o640)).unwrap();
+    assert!(matches!(Records::open(&home.settings()).await, Err(OpenError::OpenSealingKey(_))));
+    std::fs::write(&path, &key[..31]).unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+    assert!(matches!(Records::open(&home.settings()).await, Err(OpenError::BadSealingKey(_))));
+    std::fs::write(&path, vec![9; 32]).unwrap();
+    let records = home.open().await;
+    let opened = records.password(&cluster('a'), &Username::kmsuser(), PasswordVersion(1)).await;
+    assert!(opened.is_err(), "another key opens nothing");
+}
+
+#[tokio::test]
+async fn records_of_a_newer_release_are_refused() {
+    let home = Home::new();
+    let records = home.open().await;
+    sqlx::query(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+         VALUES (999, 'later', TRUE, x'00', 0)",
+    )
+    .execute(&records.0.write)
+    .await
+    .unwrap();
+    drop(records);
+    let refused = Records::open(&home.settings()).await.unwrap_err();
+    assert!(matches!(refused, OpenError::Newer(_)), "{refused}");
+}
+
+#[tokio::test]
+async fn only_the_owner_can_read_what_is_on_the_disk() {
+    let home = Home::new();
+    let records = home.open().await;
+    connected_store(&records).await;
+    let directory = home.0.path().join("data");
+    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&directory), 0o700);
+    for file in std::fs::read_dir(&directory).unwrap() {
+        let path = file.unwrap().path();
+        assert_eq!(mode(&path), 0o600, "{}", path.display());
+    }
+}
+
+#[tokio::test]
+async fn every_connection_keeps_to_what_durability_needs() {
+    let home = Home::new();
+    let records = home.open().await;
+    for pool in [&records.0.write, &records.0.read] {
+        let journal: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(pool).await.unwrap();
+        let full: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(pool).await.unwrap();
+        let foreign_keys: bool = sqlx::query_scalar("PRAGMA foreign_keys").fetch_one(pool).await.unwrap();
+        assert_eq!((journal.as_str(), full, foreign_keys), ("wal", 2, true));
+    }
+}
+
+#[tokio::test]
+async fn a_password_in_anothers_row_does_not_open() {
+    let home = Home::new();
+    let records = home.open().await;
+    for (name, on, secret) in [("one", 'a', "hunter22"), ("two", 'b', "hunter33")] {
+        records.add_key_store(&store(name, on), &password(secret), 10).await.unwrap();
+    }
+    let opened = |on| {
+        let records = records.clone();
+        async move { records.password(&cluster(on), &Username::kmsuser(), PasswordVersion(1)).await }
+    };
+    assert_eq!(opened('a').await.unwrap().unwrap().expose(), "hunter22");
+    let sealed: Vec<Vec<u8>> = sqlx::query_scalar("SELECT sealed FROM passwords ORDER BY cluster_id")
+        .fetch_all(&records.0.read)
+        .await
+        .unwrap();
+    for (on, other) in [('a', &sealed[1]), ('b', &sealed[0])] {
+        let swap = sqlx::query("UPDATE passwords SET sealed = ? WHERE cluster_id = ?");
+        swap.bind(other).bind(cluster(on).as_str()).execute(&records.0.write).await.unwrap();
+    }
+    for on in ['a', 'b'] {
+        assert!(opened(on).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn a_failing_database_is_an_error_and_not_an_answer() {
+    let home = Home::new();
+    let records = home.open().await;
+    let record = connected_store(&records).await;
+    records.0.write.close().await;
+    let unavailable = records.begin_key(&new_key(&record), &LIMITS).await.unwrap_err();
+    assert_eq!(unavailable.to_string(), "the records cannot be reached");
+    assert!(std::error::Error::source(&unavailable).is_some());
+}

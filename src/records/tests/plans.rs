@@ -1,0 +1,82 @@
+//! Plans, not times: a query that reads what it does not need grows with the number of keys.
+
+use super::*;
+use crate::records::{aliases, creating, keys, presences};
+
+const KEYS: u32 = 20_000;
+
+#[tokio::test]
+async fn with_many_keys_every_page_is_read_from_where_it_starts() {
+    let home = Home::new();
+    let records = home.open().await;
+    let record = connected_store(&records).await;
+    fill(&records, &record).await;
+
+    assert_steps(&records, presences::LACKING, &["keys_made (cluster_id=? AND id>?)", "presences_1 (key_id=?"]).await;
+    assert_steps(&records, presences::DOUBT, &["keys_by_cluster (cluster_id=?)", "presences_1 (key_id=?)"]).await;
+    assert_steps(&records, keys::ONE, &["keys_1 (id=?)", "key_versions_1 (key_id=?)"]).await;
+    assert_steps(&records, keys::PAGE, &["keys_1 (id>?)", "key_versions_1 (key_id=?)"]).await;
+    assert_steps(&records, keys::PAGE_OF_STORE, &["keys_by_store (store_id=? AND id>?)"]).await;
+    assert_steps(&records, creating::CREATING, &["keys_creating (cluster_id=?)"]).await;
+    assert_steps(&records, aliases::PAGE, &["aliases_1 (name>?)"]).await;
+    assert_steps(&records, aliases::PAGE_OF_KEY, &["aliases_by_key (key_id=? AND name>?)"]).await;
+    assert_steps(&records, "DELETE FROM requests WHERE created < ?", &["requests_by_age (created<?)"]).await;
+    assert_steps(&records, "DELETE FROM requests WHERE key_id = ?", &["requests_by_key (key_id=?)"]).await;
+}
+
+#[tokio::test]
+async fn pages_of_what_a_node_lacks_meet_end_to_end() {
+    let home = Home::new();
+    let records = home.open().await;
+    let record = connected_store(&records).await;
+    fill(&records, &record).await;
+
+    let (mut seen, mut after) = (Vec::new(), None);
+    loop {
+        let page = records.keys_lacking(&record.cluster, &hsm(2), after, 999).await.unwrap();
+        let Some(last) = page.last() else { break };
+        after = Some(*last);
+        seen.extend(page);
+    }
+    assert_eq!(seen.len(), KEYS as usize);
+    assert!(seen.is_sorted_by(|one, next| one < next), "each once");
+    assert!(records.keys_lacking(&record.cluster, &hsm(1), None, 999).await.unwrap().is_empty());
+    let page = records.list_keys(Some(&record.id), Some(seen[9_999].0), 100).await.unwrap();
+    assert_eq!(page[0].id, seen[10_000].0);
+    assert_eq!((page.len(), page[99].versions[0].on.len()), (100, 1));
+}
+
+/// Enabled keys that are proven on the first node.
+async fn fill(records: &Records, store: &KeyStoreRecord) {
+    let mut change = records.begin().await.unwrap();
+    sqlx::query(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)
+         INSERT INTO keys SELECT randomblob(16), ?, ?, 'SYMMETRIC_DEFAULT', 'ENABLED', '', 0, 1 FROM n",
+    )
+    .bind(KEYS)
+    .bind(store.id.as_str())
+    .bind(store.cluster.as_str())
+    .execute(&mut *change)
+    .await
+    .unwrap();
+    for rest in [
+        "INSERT INTO key_versions SELECT id, 1, x'01', 1, 0 FROM keys",
+        "INSERT INTO presences SELECT id, 1, 'hsm-1', 'USED', 0 FROM keys",
+    ] {
+        sqlx::query(rest).execute(&mut *change).await.unwrap();
+    }
+    change.commit().await.unwrap();
+}
+
+/// Asserts that each of these searches is among the plan's steps, and that no step reads a whole table.
+async fn assert_steps(records: &Records, query: &'static str, searches: &[&str]) {
+    let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {query}"));
+    let rows = sqlx::query(explain).fetch_all(&records.0.read).await.unwrap();
+    let steps: Vec<String> = rows.iter().map(|row| sqlx::Row::try_get(row, "detail").unwrap()).collect();
+    for search in searches {
+        assert!(steps.iter().any(|step| step.starts_with("SEARCH") && step.contains(search)), "{query}: {steps:#?}");
+    }
+    // The page itself, once it is found, is read whole.
+    let whole = steps.iter().find(|step| step.starts_with("SCAN") && *step != "SCAN page");
+    assert_eq!(whole, None, "{query}: {steps:#?}");
+}
