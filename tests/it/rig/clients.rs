@@ -122,12 +122,28 @@ impl Clients {
     /// Waits until every node of a connected store is healthy.
     pub async fn all_healthy(&mut self, id: &str) -> pb::KeyStore {
         let healthy = |node: &pb::NodeConnection| node.health() == pb::HsmHealth::Healthy;
-        self.watch_until(id, |store| !store.nodes.is_empty() && store.nodes.iter().all(healthy)).await
+        let connected = |store: &pb::KeyStore| store.connection_state() == pb::ConnectionState::Connected;
+        self.watch_until(id, |store| connected(store) && store.nodes.iter().all(healthy)).await
     }
 
     pub async fn key(&mut self, store: &str) -> pb::Key {
         let request = pb::CreateKeyRequest { key_store_id: store.to_owned(), ..Default::default() };
         self.keys.create_key(request).await.expect("a key can be made").into_inner().key.expect("it is told")
+    }
+
+    /// Asks for three keys at once, each of which begins at another node; the first that is made.
+    pub async fn key_from_whoever_is_quickest(&mut self, store: &str) -> String {
+        let tries = (0..3).map(|_| {
+            let (mut clients, store) = (self.clone(), store.to_owned());
+            Box::pin(async move {
+                let request = pb::CreateKeyRequest { key_store_id: store, ..Default::default() };
+                Ok::<_, Status>(clients.keys.create_key(request).await?.into_inner().key.expect("it is told").key_id)
+            })
+        });
+        let (key, others) = futures_util::future::select_ok(tries).await.expect("one of them is made");
+        // The rest go on: whoever leaves early changes nothing.
+        tokio::spawn(futures_util::future::join_all(others));
+        key
     }
 
     pub async fn describe_key(&mut self, key: &str) -> pb::Key {
