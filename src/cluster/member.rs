@@ -89,6 +89,18 @@ impl Member {
         std::mem::take(&mut *self.doubts.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// The keys known to be missing here.
+    pub fn missing(&self) -> Vec<CkaId> {
+        self.lacks.read().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+    }
+
+    /// This key is here, unless the node itself has just said otherwise.
+    pub fn has_unless_doubted(&self, key: &CkaId) {
+        if !self.doubts.lock().unwrap_or_else(PoisonError::into_inner).contains(key) {
+            self.has_now(key);
+        }
+    }
+
     /// This key is here after all.
     pub fn has_now(&self, key: &CkaId) {
         let mut lacks = self.lacks.write().unwrap_or_else(PoisonError::into_inner);

@@ -114,7 +114,7 @@ async fn prove(connection: &Connection, index: usize) -> Result<(), Unproved> {
         None => connection.records.begin_kek(&new_kek(connection, index)).await?,
     };
     match &kek.canary_probe {
-        None => found(connection, index, &kek).await?,
+        None => found(connection, index, kek).await?,
         Some(probe) => match look(connection, index, &kek.canary_id, Some(probe)).await? {
             Found::Proven if look(connection, index, &kek.kek_id, None).await? == Found::Proven => {}
             Found::Proven => join(connection, index, &kek).await?,
@@ -170,14 +170,15 @@ fn new_kek(connection: &Connection, index: usize) -> KekRecord {
     }
 }
 
-/// The first node of a cluster: makes the KEK and the canary. An earlier, unfinished founding
-/// protected no key, so whatever it left under these ids is made anew or taken over.
-async fn found(connection: &Connection, index: usize, kek: &KekRecord) -> Result<(), Unproved> {
+/// The first node of a cluster: makes the KEK and the canary. An earlier, unfinished founding protected no key, and is
+/// finished by the node that began it. Another node begins anew, under other names.
+async fn found(connection: &Connection, index: usize, kek: KekRecord) -> Result<(), Unproved> {
     let member = &connection.members()[index];
-    let founder = connection.member(&kek.made_on);
-    if founder.is_some_and(|founder| founder.node.hsm() != member.node.hsm() && founder.node.load().is_some()) {
+    let ours = kek.made_on == *member.node.hsm();
+    if !ours && connection.member(&kek.made_on).is_some_and(|founder| founder.node.load().is_some()) {
         return Err(Unproved::NotOurs);
     }
+    let kek = if ours { kek } else { connection.records.take_over_kek(&kek, &new_kek(connection, index)).await? };
     tracing::info!(hsm = %member.node.hsm(), "making the cluster's key-encryption key");
     let pin = pin_text(&connection.credential.username, &connection.credential.password);
     let by_id = Kek { id: &kek.kek_id, user_pin: &pin };

@@ -73,7 +73,7 @@ impl Keys {
         let keys = self.clone();
         let (answer, answered) = oneshot::channel();
         let (begun, id) = oneshot::channel();
-        tokio::spawn(async move {
+        self.0.runtime.spawn(async move {
             let made = keys.create_now(&store, new, begun, answer).await;
             if let Err((answer, error)) = made {
                 let _ = answer.send(Err(error));
@@ -211,9 +211,12 @@ impl Keys {
         .await;
         match self.enable(creation, &key, &proven).await {
             Ok(true) => drop(answer.send(Ok(creation.id))),
-            Ok(false) => return Err((answer, Error::OutcomeUnknown(creation.id))),
-            // Whether it was written is not known: nothing is destroyed here, and reconciling settles it.
-            Err(error) => return Err((answer, Error::Records(error))),
+            // Whether it was written is not known. Reconciling settles it, once no copy is on its way any more.
+            unknown @ (Ok(false) | Err(_)) => {
+                tracing::error!(key = %creation.id, ?unknown, "whether a key was enabled is not known");
+                while creation.next_proven(&mut copies, &key.id).await.is_some() {}
+                return Err((answer, Error::OutcomeUnknown(creation.id)));
+            }
         }
         while let Some(index) = creation.next_proven(&mut copies, &key.id).await {
             self.note_presence(creation, index).await;
@@ -244,6 +247,10 @@ impl Keys {
     /// The key was never acknowledged: destroy what there may be of it, as far as its nodes answer now. The rest is settled when they come back.
     async fn abandon(&self, creation: &Creation) {
         let cka = CkaId::of(creation.id, KeyVersion::FIRST);
+        for member in creation.connection.members() {
+            // Nobody asks for it anywhere: there is nothing to remember as missing.
+            member.has_now(&cka);
+        }
         for index in &creation.nodes {
             if creation.connection.destroy_key(*index, cka, Instant::now() + STEP).await.is_ok() {
                 let hsm = creation.connection.members()[*index].node.hsm();

@@ -91,6 +91,8 @@ struct Inner {
     creating: Mutex<HashSet<KeyId>>,
     /// A creation ended without being settled.
     unsettled: Notify,
+    /// Where work goes on when its caller's connection, and the lane that serves it, are gone.
+    runtime: tokio::runtime::Handle,
 }
 
 /// An enabled key, ready for use.
@@ -119,6 +121,7 @@ pub struct Description {
 }
 
 impl Keys {
+    /// Creations run on the runtime this is called on.
     pub fn new(
         settings: Settings,
         clusters: Arc<BTreeMap<ClusterId, cluster::Settings>>,
@@ -134,6 +137,7 @@ impl Keys {
             aliases: RwLock::default(),
             creating: Mutex::default(),
             unsettled: Notify::new(),
+            runtime: tokio::runtime::Handle::current(),
         }))
     }
 

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::clock;
 use crate::cluster::{Connection, Failure, KeyInHsms};
 use crate::link::v1::presence::Found;
-use crate::model::{CkaId, KeyId, KeyVersion};
+use crate::model::{CkaId, KeyId, KeyState, KeyVersion};
 use crate::node::Health;
 use crate::records::{Proof, Unavailable};
 
@@ -100,7 +100,9 @@ async fn bring_level(keys: &Keys, connection: &Connection, index: usize) -> bool
 
 async fn try_level(keys: &Keys, connection: &Connection, index: usize) -> Result<(), NotLevel> {
     settle(keys, connection, index).await?;
-    let hsm = connection.members()[index].node.hsm();
+    let member = &connection.members()[index];
+    let hsm = member.node.hsm();
+    let thought_missing = member.missing();
     let (mut after, mut missing) = (None, 0);
     loop {
         let page = keys.0.records.keys_lacking(&connection.cluster, hsm, after, PAGE).await?;
@@ -112,7 +114,17 @@ async fn try_level(keys: &Keys, connection: &Connection, index: usize) -> Result
             }
         }
     }
-    if missing == 0 { Ok(()) } else { Err(NotLevel::Missing(missing)) }
+    if missing > 0 {
+        return Err(NotLevel::Missing(missing));
+    }
+    // The records know of nothing that is missing: what was thought so before they were read is here, or is no key.
+    for key in thought_missing {
+        let being_made = CkaId::parse(key.as_bytes()).is_some_and(|(id, _)| keys.lock_creating().contains(&id));
+        if !being_made {
+            member.has_unless_doubted(&key);
+        }
+    }
+    Ok(())
 }
 
 /// Destroys what this node holds of keys that were never acknowledged. Its former worker is gone, so nothing more can come of them.
@@ -122,6 +134,12 @@ async fn settle(keys: &Keys, connection: &Connection, index: usize) -> Result<()
         let version = KeyVersion::FIRST;
         let here = record.versions.iter().any(|version| version.on.iter().any(|on| on.hsm == *hsm));
         if !here || keys.lock_creating().contains(&record.id) {
+            continue;
+        }
+        // It may have been acknowledged since the list was read. Only its maker could do that, and was
+        // just seen to be gone: what the record says now, it goes on saying.
+        let now = keys.0.records.key(record.id).await?;
+        if now.is_none_or(|now| now.state != KeyState::Creating) {
             continue;
         }
         let cka = CkaId::of(record.id, version);

@@ -65,8 +65,16 @@ pub(super) async fn run(stores: KeyStores, store: Arc<Store>) {
     crate::seams::stop_point("connecting");
     let mut changes = store.record_changes();
     let outcome = tokio::select! {
-        _ = changes.wait_for(|record| record.state != ConnectionState::Connecting) => return,
-        outcome = tokio::time::timeout(stores.0.settings.connect_timeout, attempt(&stores, &store)) => outcome,
+        biased;
+        _ = changes.wait_for(|record| record.state != ConnectionState::Connecting) => None,
+        outcome = tokio::time::timeout(stores.0.settings.connect_timeout, attempt(&stores, &store)) => Some(outcome),
+    };
+    let Some(outcome) = outcome else {
+        // Disconnected meanwhile, perhaps before there was anything to close.
+        if let Some(connection) = store.connection.send_replace(None) {
+            connection.close(Closing::Now).await;
+        }
+        return;
     };
     let outcome = outcome.unwrap_or_else(|_| {
         Err(fault(ConnectionErrorCode::NetworkErrors, "the attempt took longer than connect_timeout".to_owned(), None))

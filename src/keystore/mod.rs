@@ -98,10 +98,12 @@ struct Inner {
     opened: mpsc::Sender<Arc<Connection>>,
     /// Counts stores made and deleted.
     listed: watch::Sender<u64>,
+    /// Where Connections live and work goes on: a caller's lane may end before they do.
+    runtime: tokio::runtime::Handle,
 }
 
 impl KeyStores {
-    /// Reads the stores from the records. New Connections are told to `opened`.
+    /// Reads the stores from the records. New Connections are told to `opened`, and live on the runtime this is called on.
     pub async fn load(
         settings: Settings,
         clusters: Arc<BTreeMap<ClusterId, cluster::Settings>>,
@@ -112,7 +114,16 @@ impl KeyStores {
         let found = records.key_stores().await?;
         let stores = found.into_iter().map(|record| (record.id.clone(), Store::new(record))).collect();
         let listed = watch::Sender::new(0);
-        Ok(Self(Arc::new(Inner { settings, clusters, records, host, stores: RwLock::new(stores), opened, listed })))
+        Ok(Self(Arc::new(Inner {
+            settings,
+            clusters,
+            records,
+            host,
+            stores: RwLock::new(stores),
+            opened,
+            listed,
+            runtime: tokio::runtime::Handle::current(),
+        })))
     }
 
     /// Takes up what a former daemon left: CONNECTED stores log in again, without rotating;
@@ -159,7 +170,7 @@ impl KeyStores {
     /// Makes a key store, DISCONNECTED. A request equal in everything to an existing DISCONNECTED store gives that store.
     pub async fn create(&self, _permit: Permit<action::CreateKeyStore>, new: NewKeyStore) -> Result<Arc<Store>, Error> {
         let this = self.clone();
-        outlive(async move { this.create_now(new).await }).await
+        self.outlive(async move { this.create_now(new).await }).await
     }
 
     async fn create_now(&self, new: NewKeyStore) -> Result<Arc<Store>, Error> {
@@ -225,7 +236,7 @@ impl KeyStores {
     ) -> Result<Arc<Store>, Error> {
         let store = self.get(id)?;
         let (this, connecting) = (self.clone(), store.clone());
-        outlive(async move { this.connect_now(connecting).await }).await?;
+        self.outlive(async move { this.connect_now(connecting).await }).await?;
         Ok(store)
     }
 
@@ -241,7 +252,7 @@ impl KeyStores {
         let user = Username::kmsuser();
         self.0.records.forgive_unsettled(&record.cluster, &user, record.password_version).await?;
         self.advance(&store, Event::Connect, |record| record.connect_attempt += 1).await?;
-        tokio::spawn(connect::run(self.clone(), store));
+        self.0.runtime.spawn(connect::run(self.clone(), store));
         Ok(())
     }
 
@@ -254,9 +265,10 @@ impl KeyStores {
     ) -> Result<Arc<Store>, Error> {
         let store = self.get(id)?;
         let (this, closed) = (self.clone(), store.clone());
-        outlive(async move {
+        self.outlive(async move {
             this.advance(&closed, Event::Disconnect, |_| ()).await?;
-            tokio::spawn(async move { this.drain(closed, closing).await });
+            let draining = this.clone();
+            this.0.runtime.spawn(async move { draining.drain(closed, closing).await });
             Ok(())
         })
         .await?;
@@ -266,7 +278,7 @@ impl KeyStores {
     pub async fn delete(&self, _permit: Permit<action::DeleteKeyStore>, id: &KeyStoreId) -> Result<(), Error> {
         let store = self.get(id)?;
         let this = self.clone();
-        outlive(async move {
+        self.outlive(async move {
             let state = store.record().state;
             lifecycle::next(state, Event::Delete)?;
             match this.0.records.delete_key_store(&store.id()).await? {
@@ -287,6 +299,17 @@ impl KeyStores {
         futures_util::future::join_all(open.map(|connection| async move { connection.close(closing).await })).await;
     }
 
+    /// Runs work to its end even when the caller leaves.
+    async fn outlive<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        match self.0.runtime.spawn(work).await {
+            Ok(result) => result,
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        }
+    }
+
     async fn take_up_one(&self, store: Arc<Store>) -> Result<(), Unavailable> {
         match store.record().state {
             ConnectionState::Connected => {
@@ -297,7 +320,7 @@ impl KeyStores {
                 }
             }
             ConnectionState::Connecting => {
-                tokio::spawn(connect::run(self.clone(), store));
+                self.0.runtime.spawn(connect::run(self.clone(), store));
             }
             ConnectionState::Disconnecting => self.drain(store, Closing::Now).await,
             ConnectionState::Disconnected | ConnectionState::Failed => {}
@@ -380,13 +403,5 @@ impl KeyStores {
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<KeyStoreId, Arc<Store>>> {
         self.0.stores.read().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Runs work to its end even when the caller leaves.
-async fn outlive<T: Send + 'static>(work: impl Future<Output = Result<T, Error>> + Send + 'static) -> Result<T, Error> {
-    match tokio::spawn(work).await {
-        Ok(result) => result,
-        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
     }
 }

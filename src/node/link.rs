@@ -128,6 +128,12 @@ impl Link {
         self.wake_writer.notify_one();
     }
 
+    /// For a worker that does not see its link's end.
+    pub(super) fn kill(&self) {
+        tracing::warn!(pid = self.process.pid, "a worker does not leave; killing it");
+        self.process.kill();
+    }
+
     pub(super) async fn ended(&self) {
         let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
     }

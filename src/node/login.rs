@@ -25,7 +25,7 @@ pub enum LoginRefusal {
 pub(super) enum LoginError {
     /// No further attempt with this password without an operator.
     Refused(LoginRefusal),
-    /// The worker failed. The attempt stays written down unless the password was good here before.
+    /// The worker failed; the password was good here before, or was not tried.
     Worker(OpeningError),
     Records(records::Unavailable),
 }
@@ -39,8 +39,9 @@ pub(super) async fn log_in(
     credential: &Arc<Credential>,
 ) -> Result<(), LoginError> {
     let (cluster, hsm, user, version) = (&spec.cluster, &spec.hsm, &credential.username, credential.version);
-    match records.begin_login(cluster, hsm, user, version).await.map_err(LoginError::Records)? {
-        LoginLeave::Granted => {}
+    let leave = records.begin_login(cluster, hsm, user, version).await.map_err(LoginError::Records)?;
+    match leave {
+        LoginLeave::Granted | LoginLeave::GrantedAgain => {}
         LoginLeave::Refused => return Err(LoginError::Refused(LoginRefusal::Incorrect)),
         LoginLeave::Unsettled => return Err(LoginError::Refused(LoginRefusal::Unsettled)),
     }
@@ -58,10 +59,20 @@ pub(super) async fn log_in(
                 records.login_refused(cluster, hsm, user, version).await.map_err(LoginError::Records)?;
                 Err(LoginError::Refused(refusal))
             }
-            None => Err(LoginError::Worker(OpeningError::Fault(fault))),
+            None => Err(unanswered(leave, spec, OpeningError::Fault(fault))),
         },
-        Err(error) => Err(LoginError::Worker(error)),
+        Err(error) => Err(unanswered(leave, spec, error)),
     }
+}
+
+/// The attempt stays open. A password that was never good here may be the reason, so that nobody, here or on another
+/// node, goes on with it by himself.
+fn unanswered(leave: LoginLeave, spec: &WorkerSpec, error: OpeningError) -> LoginError {
+    if leave == LoginLeave::GrantedAgain {
+        return LoginError::Worker(error);
+    }
+    tracing::warn!(hsm = %spec.hsm, %error, "a first login was not answered");
+    LoginError::Refused(LoginRefusal::Unsettled)
 }
 
 /// Which faults are the token's verdict on the password.

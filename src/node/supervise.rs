@@ -19,6 +19,8 @@ use super::{Credential, Health, LoginRefusal, Node, TokenFacts, change};
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// Beyond its patience, a worker gets this long to see that its link has ended.
+const GRACE: Duration = Duration::from_secs(1);
 /// A worker that served this long starts the pauses anew.
 const SETTLED: Duration = Duration::from_secs(10);
 
@@ -44,7 +46,10 @@ pub async fn supervise(
                     () = &mut stopped => {
                         node.publish(None);
                         link.close();
-                        link.ended().await;
+                        // A worker leaves by itself within its patience, unless no thread of it is left to see the end.
+                        if tokio::time::timeout(node.spec.patience + GRACE, link.ended()).await.is_err() {
+                            link.kill();
+                        }
                         break;
                     }
                     () = link.ended() => {}

@@ -58,6 +58,24 @@ impl Records {
         self.kek(&record.cluster, &record.username).await?.ok_or(Unavailable::row("keks"))
     }
 
+    /// Another node founds instead, under names of its own: what the first one may have made under the old ones
+    /// must not be taken for the cluster's. Gives the names that stand.
+    pub async fn take_over_kek(&self, unfinished: &KekRecord, anew: &KekRecord) -> Result<KekRecord, Unavailable> {
+        sqlx::query(
+            "UPDATE keks SET kek_id = ?, canary_id = ?, made_on = ?
+             WHERE cluster_id = ? AND username = ? AND kek_id = ? AND canary_probe IS NULL",
+        )
+        .bind(anew.kek_id.as_slice())
+        .bind(anew.canary_id.as_slice())
+        .bind(anew.made_on.as_str())
+        .bind(unfinished.cluster.as_str())
+        .bind(unfinished.username.as_str())
+        .bind(unfinished.kek_id.as_slice())
+        .execute(&self.0.write)
+        .await?;
+        self.kek(&anew.cluster, &anew.username).await?.ok_or(Unavailable::row("keks"))
+    }
+
     /// Both exist. A probe that stands is never replaced.
     pub async fn finish_kek(&self, cluster: &ClusterId, user: &Username, probe: &Probe) -> Result<(), Unavailable> {
         sqlx::query("UPDATE keks SET canary_probe = ? WHERE cluster_id = ? AND username = ? AND canary_probe IS NULL")

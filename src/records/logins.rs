@@ -14,8 +14,10 @@ use super::{Records, Unavailable};
 /// Whether a login may be tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LoginLeave {
-    /// The attempt is written down: make it.
+    /// The attempt is written down: make it. If it is not answered, there is no other.
     Granted,
+    /// The same, and the password was good on this node before: one that is not answered spoils nothing.
+    GrantedAgain,
     /// The node refused this password before.
     Refused,
     /// An earlier attempt was never answered.
@@ -54,11 +56,12 @@ impl Records {
         .bind(version.0)
         .fetch_optional(&mut *change)
         .await?;
-        match before.as_ref().map(standing).transpose()? {
+        let granted = match before.as_ref().map(standing).transpose()? {
             Some(Standing::Refused) => return Ok(LoginLeave::Refused),
             Some(Standing::Unsettled) => return Ok(LoginLeave::Unsettled),
-            Some(Standing::Untried | Standing::Proven) | None => {}
-        }
+            Some(Standing::Proven) => LoginLeave::GrantedAgain,
+            Some(Standing::Untried) | None => LoginLeave::Granted,
+        };
         sqlx::query(
             "INSERT INTO logins (cluster_id, username, hsm_id, version, proven, attempt_open, refused)
              VALUES (?, ?, ?, ?, FALSE, TRUE, FALSE)
@@ -71,7 +74,7 @@ impl Records {
         .execute(&mut *change)
         .await?;
         change.commit().await?;
-        Ok(LoginLeave::Granted)
+        Ok(granted)
     }
 
     /// The node accepted the password.

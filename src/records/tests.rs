@@ -183,8 +183,8 @@ async fn a_login_is_tried_once_unless_it_was_good_before() {
     assert_eq!(begin(1).await, LoginLeave::Granted);
     // Good once: again and again, until the first refusal.
     records.login_succeeded(&on, &hsm(1), &user, version).await.unwrap();
-    assert_eq!(begin(1).await, LoginLeave::Granted);
-    assert_eq!(begin(1).await, LoginLeave::Granted);
+    assert_eq!(begin(1).await, LoginLeave::GrantedAgain);
+    assert_eq!(begin(1).await, LoginLeave::GrantedAgain);
     records.login_refused(&on, &hsm(1), &user, version).await.unwrap();
     assert_eq!(begin(1).await, LoginLeave::Refused);
     records.forgive_unsettled(&on, &user, version).await.unwrap();

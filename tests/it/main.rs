@@ -6,10 +6,14 @@
 
 mod rig;
 
+mod bad_input;
 mod command_line;
+mod contract;
 mod crash;
 mod documents;
 mod formats;
 mod lifecycle;
 mod main_job;
+mod reflection;
+mod serve;
 mod worker_process;

@@ -53,8 +53,8 @@ impl Service {
         }
     }
 
-    fn cluster(&self, id: &str) -> Result<(ClusterId, &clusters::Settings), Status> {
-        let parsed: ClusterId = convert::parse("cluster_id", id)?;
+    fn cluster(&self, field: &str, id: &str) -> Result<(ClusterId, &clusters::Settings), Status> {
+        let parsed: ClusterId = convert::parse(field, id)?;
         match self.0.0.clusters.get(&parsed) {
             Some(settings) => Ok((parsed, settings)),
             None => Err(status::cluster_not_found(id)),
@@ -74,7 +74,7 @@ impl ClusterService for Service {
         let after = convert::page_token::<ClusterId>(&asked.page_token)?;
         let mut clusters: Vec<(ClusterId, &clusters::Settings)> = Vec::new();
         for id in &asked.cluster_ids {
-            clusters.push(self.cluster(id)?);
+            clusters.push(self.cluster("cluster_ids", id)?);
         }
         if asked.cluster_ids.is_empty() {
             clusters.extend(self.0.0.clusters.iter().map(|(id, settings)| (id.clone(), settings)));
@@ -95,7 +95,7 @@ impl ClusterService for Service {
         request: Request<pb::WatchClusterRequest>,
     ) -> Result<Response<BoxStream<pb::WatchClusterResponse>>, Status> {
         let _permit = self.0.permit::<action::WatchCluster, _>(&request)?;
-        let (id, _) = self.cluster(&request.get_ref().cluster_id)?;
+        let (id, _) = self.cluster("cluster_id", &request.get_ref().cluster_id)?;
         let (told, stream) = mpsc::channel(STREAM_DEPTH);
         tokio::spawn(watch(self.clone(), id, told));
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))

@@ -197,12 +197,10 @@ fn timeout(text: &str) -> Option<Duration> {
 }
 
 pub(super) fn drain_timeout(asked: Option<prost_types::Duration>) -> Result<Duration, Status> {
-    match asked {
-        None => Ok(keystore::DRAIN_TIMEOUT),
-        Some(asked) => Duration::try_from(asked)
-            .ok()
-            .filter(|timeout| *timeout <= Duration::from_secs(600))
-            .ok_or_else(|| status::field("drain_timeout", "is 0 to 600 seconds")),
+    let Some(asked) = asked else { return Ok(keystore::DRAIN_TIMEOUT) };
+    match (u64::try_from(asked.seconds), u32::try_from(asked.nanos)) {
+        (Ok(seconds @ 0..=600), Ok(nanos @ 0..1_000_000_000)) => Ok(Duration::new(seconds, nanos)),
+        _ => Err(status::field("drain_timeout", "is 0 to 600 seconds")),
     }
 }
 

@@ -1,6 +1,12 @@
 //! A development cluster of one's own, spoken of in zones, nodes and keys; gone when it is dropped.
 
 mod clients;
+pub mod generic;
+mod holdings;
+mod pki;
+mod raw;
+mod refusal;
+mod served;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -10,6 +16,11 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 pub use clients::{Clients, pb, reason};
+pub use holdings::Holdings;
+pub use pki::Authority;
+pub use raw::raw_call;
+pub use refusal::refused;
+pub use served::{Served, refused_configuration};
 
 /// How long anything here is waited for. Only a test that fails waits so long.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -181,6 +192,12 @@ impl Rig {
         wait_async(|| async { reached.exists().then_some(()) }).await;
     }
 
+    /// Whether the last login to a node's token was refused: the token itself remembers.
+    pub fn login_was_refused(&self, hsm: &str) -> bool {
+        let configuration = self.path(&format!("hsms/{hsm}/kmsuser/softhsm2.conf"));
+        token_info(&configuration).contains("user PIN count low")
+    }
+
     /// Every object of a node's token, as its own user sees them: class, `CKA_ID`, label.
     pub fn objects(&self, hsm: &str) -> Vec<Object> {
         objects(&self.token_configuration(hsm), &self.password())
@@ -312,6 +329,17 @@ pub fn objects(configuration: &Path, password: &str) -> Vec<Object> {
     }
     objects.sort();
     objects
+}
+
+/// What a token says of itself to anybody.
+fn token_info(configuration: &Path) -> String {
+    let output = Command::new("pkcs11-tool")
+        .env("SOFTHSM2_CONF", configuration)
+        .args(["--module", "/usr/lib/softhsm/libsofthsm2.so", "--list-slots"])
+        .output()
+        .expect("opensc is installed by scripts/test");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// Every process with its words on the command line.

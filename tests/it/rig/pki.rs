@@ -1,0 +1,75 @@
+//! Certificates made for one test.
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+/// A CA that this test alone trusts.
+pub struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+/// A certificate and its key, both PEM.
+pub struct Identity {
+    pub certificate: String,
+    pub key: String,
+}
+
+impl Authority {
+    pub fn new(name: &str) -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key");
+        Self(CertifiedIssuer::self_signed(params, key).expect("a certificate"))
+    }
+
+    pub fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    /// For the daemon: it is called `localhost`.
+    pub fn server(&self) -> Identity {
+        self.issue("server", vec![SanType::DnsName("localhost".try_into().expect("a name"))])
+    }
+
+    /// For a client that is known by its common name.
+    pub fn client(&self, name: &str) -> Identity {
+        self.issue(name, Vec::new())
+    }
+
+    /// For a workload that is known by its SPIFFE id.
+    pub fn workload(&self, spiffe_id: &str) -> Identity {
+        self.issue("workload", vec![SanType::URI(spiffe_id.try_into().expect("a URI"))])
+    }
+
+    fn issue(&self, common_name: &str, subject_alt_names: Vec<SanType>) -> Identity {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, common_name);
+        params.subject_alt_names = subject_alt_names;
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.signed_by(&key, &self.0).expect("a certificate");
+        Identity { certificate: certificate.pem(), key: key.serialize_pem() }
+    }
+
+    /// A client's side of TLS that trusts this CA and shows who it is, or does not.
+    pub fn client_config(&self, shown: Option<&Identity>) -> rustls::ClientConfig {
+        let mut roots = RootCertStore::empty();
+        let root = CertificateDer::from_pem_slice(self.pem().as_bytes()).expect("PEM");
+        roots.add(root).expect("a CA");
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        let config = rustls::ClientConfig::builder_with_provider(provider.into())
+            .with_safe_default_protocol_versions()
+            .expect("TLS 1.3")
+            .with_root_certificates(roots);
+        let mut config = match shown {
+            None => config.with_no_client_auth(),
+            Some(identity) => {
+                let chain = vec![CertificateDer::from_pem_slice(identity.certificate.as_bytes()).expect("PEM")];
+                let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).expect("PEM");
+                config.with_client_auth_cert(chain, key).expect("they go together")
+            }
+        };
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        config
+    }
+}

@@ -1,0 +1,214 @@
+//! A daemon as operators run it: `keyway serve` with a configuration file, over the tokens of a development cluster.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tonic::transport::Endpoint;
+
+use super::pki::{Authority, Identity};
+use super::{Clients, PATIENCE, Rig, wait};
+
+pub struct Served {
+    home: PathBuf,
+    pub transport: Authority,
+    daemon: Option<Child>,
+    address: String,
+}
+
+impl Served {
+    /// Writes the configuration and starts. The development daemon must have ended: tokens have one master.
+    pub fn start(rig: &Rig, admins: &[&str]) -> Self {
+        let home = rig.home.path().to_owned();
+        let transport = Authority::new("transport");
+        let server = transport.server();
+        let files = [
+            ("server.crt", &server.certificate),
+            ("server.key", &server.key),
+            ("clients-ca.crt", &transport.pem()),
+            ("keyway.toml", &configuration(rig, admins)),
+        ];
+        for (name, text) in files {
+            std::fs::write(home.join(name), text).expect("our directory");
+        }
+        let mut served = Self { home, transport, daemon: None, address: String::new() };
+        served.start_daemon();
+        served
+    }
+
+    pub fn start_daemon(&mut self) {
+        let log = std::fs::File::create(self.home.join("serve.log")).expect("our directory");
+        let daemon = self.command().stderr(log).spawn().expect("the binary is built");
+        // Kept before it is waited for: a test that fails here must not leave it behind.
+        let daemon = self.daemon.insert(daemon);
+        let log = self.home.join("serve.log");
+        self.address = wait(|| {
+            let ended = daemon.try_wait().expect("it is ours");
+            assert!(ended.is_none(), "the daemon did not start: {ended:?}");
+            bound_address(&std::fs::read_to_string(&log).unwrap_or_default())
+        });
+    }
+
+    /// Tries to run a second daemon on the same configuration: its exit code, and what it said.
+    pub fn run_another(&self) -> (Option<i32>, String) {
+        to_its_end(&mut self.command())
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_keyway"));
+        command
+            .args(["serve", "--config"])
+            .arg(self.home.join("keyway.toml"))
+            // The file says "error": that there is more in the log shows that a variable wins.
+            .env("KEYWAY__LOG__LEVEL", "info")
+            // What Kubernetes puts there for a Service named keyway is none of ours.
+            .env("KEYWAY_PORT", "tcp://10.0.0.1:50051")
+            .env("KEYWAY_SERVICE_HOST", "10.0.0.1")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        command
+    }
+
+    /// `host:port` of the listener.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.home.join("data")
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.home.join("serve.log")).unwrap_or_default()
+    }
+
+    pub fn tell_to_stop(&self) {
+        let pid = self.daemon.as_ref().expect("running").id().cast_signed();
+        let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it is ours");
+    }
+
+    pub async fn ended(&mut self) -> std::process::ExitStatus {
+        let mut daemon = self.daemon.take().expect("running");
+        let ending = tokio::task::spawn_blocking(move || wait(|| daemon.try_wait().expect("it is ours")));
+        ending.await.expect("it ends")
+    }
+
+    pub async fn clients_on_the_socket(&self) -> Clients {
+        Clients::unix(&self.home.join("keyway.sock")).await
+    }
+
+    /// Clients over TLS that show this certificate, or none.
+    pub async fn clients(&self, shown: Option<&Identity>) -> Result<Clients, tonic::transport::Error> {
+        let connector = TlsConnector::from(Arc::new(self.transport.client_config(shown)));
+        let address = self.address.clone();
+        let connect = tower::service_fn(move |_| {
+            let (connector, address) = (connector.clone(), address.clone());
+            async move {
+                let stream = TcpStream::connect(address).await?;
+                let name = ServerName::try_from("localhost").expect("a name");
+                connector.connect(name, stream).await.map(TokioIo::new)
+            }
+        });
+        let endpoint = Endpoint::from_static("http://localhost");
+        Ok(Clients::over(endpoint.connect_with_connector(connect).await?))
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("---- keyway serve said ----\n{}", self.log());
+        }
+    }
+}
+
+fn configuration(rig: &Rig, admins: &[&str]) -> String {
+    let cluster = rig.cluster_id();
+    let mut text = format!(
+        r#"data_dir = "data"
+sealing_key_file = "sealing.key"
+log = {{ level = "error", format = "json" }}
+
+[grpc]
+unix_socket = "keyway.sock"
+listen = "127.0.0.1:0"
+tls = {{ certificate = "server.crt", private_key = "server.key", client_ca = "clients-ca.crt" }}
+
+[authz]
+admins = {admins:?}
+
+[clusters.{cluster}]
+region = "us-east-1"
+account = "123456789012"
+trust_anchor = {trust_anchor:?}
+sync = "wrap"
+profile = "softhsm2"
+"#,
+        trust_anchor = rig.path("customerCA.crt"),
+    );
+    for number in 1..=rig.nodes {
+        node(&mut text, rig, number);
+    }
+    text
+}
+
+/// A node in a zone of its own, on a token that dev made.
+fn node(text: &mut String, rig: &Rig, number: u8) {
+    let cluster = rig.cluster_id();
+    let zone = char::from(b'a' + number - 1);
+    write!(
+        text,
+        r#"
+[clusters.{cluster}.subnets.subnet-{zone}{number}]
+zone = "us-east-1{zone}"
+
+[clusters.{cluster}.nodes.hsm-{number}]
+subnet = "subnet-{zone}{number}"
+module = "/usr/lib/softhsm/libsofthsm2.so"
+token = {{ label = "hsm-{number}.kmsuser" }}
+environment = {{ SOFTHSM2_CONF = {configuration:?} }}
+so_pin_file = {so_pin:?}
+"#,
+        configuration = rig.path(&format!("hsms/hsm-{number}/kmsuser/softhsm2.conf")),
+        so_pin = rig.path(&format!("hsms/hsm-{number}/so-pin")),
+    )
+    .expect("a text takes it");
+}
+
+/// The port that the system chose, as the log tells it once it serves.
+fn bound_address(log: &str) -> Option<String> {
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let serving = lines.into_iter().find(|line| line["message"] == "serving")?;
+    let tcp = serving["tcp"].as_str().expect("it is told");
+    Some(tcp.trim_start_matches("Some(").trim_end_matches(')').to_owned())
+}
+
+/// Runs `keyway serve` on a configuration that is not to be served: its exit code, and what it said.
+pub fn refused_configuration(file: &Path, variables: &[(&str, &str)]) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_keyway"));
+    command.args(["serve", "--config"]).arg(file).envs(variables.iter().copied()).stdin(Stdio::null());
+    to_its_end(&mut command)
+}
+
+/// Runs what is to end by itself; what goes on instead is killed, and has no exit code.
+fn to_its_end(command: &mut Command) -> (Option<i32>, String) {
+    let mut daemon = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary is built");
+    let begun = Instant::now();
+    while daemon.try_wait().expect("it is ours").is_none() && begun.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let _ = daemon.kill();
+    let output = daemon.wait_with_output().expect("it has ended");
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}

@@ -1,0 +1,137 @@
+//! `keyway serve` as operators run it: a configuration file, mutual TLS, tokens that are there already.
+
+mod configuration;
+mod handshake;
+
+use tonic_types::StatusExt;
+
+use crate::rig::{Clients, Rig, Served, pb, refused};
+
+const ADMIN: &str = "platform-engineer";
+const WORKLOAD: &str = "spiffe://example.org/payments";
+
+/// Tokens of a development cluster whose daemon has ended, served by `keyway serve`.
+async fn served() -> (Served, Rig) {
+    tokio::task::spawn_blocking(|| {
+        let mut rig = Rig::new().nodes(2).zones(2).start();
+        assert!(rig.stop_daemon().success());
+        (Served::start(&rig, &[ADMIN, WORKLOAD]), rig)
+    })
+    .await
+    .expect("it starts")
+}
+
+#[tokio::test]
+async fn a_client_named_among_the_admins_does_the_main_job_and_another_is_denied_it() {
+    let (served, rig) = served().await;
+    let admin = served.transport.client(ADMIN);
+    let mut admin = served.clients(Some(&admin)).await.expect("it is let in");
+    assert_eq!(who(&mut admin).await, (ADMIN.to_owned(), pb::CallerSource::Certificate));
+    let store = admin.connected_store(&rig, "main").await;
+    let key = admin.key(&store).await;
+    assert!(key.arn.starts_with("arn:aws:kms:us-east-1:123456789012:key/"), "{}", key.arn);
+
+    let workload = served.transport.workload(WORKLOAD);
+    let mut workload = served.clients(Some(&workload)).await.expect("it is let in");
+    assert_eq!(who(&mut workload).await.0, WORKLOAD, "a SPIFFE id comes before the common name");
+    let ciphertext = workload.encrypt(&key.key_id, b"attack at dawn").await;
+    assert_eq!(admin.decrypt(&ciphertext).await.expect("it opens"), b"attack at dawn");
+
+    let mallory = served.transport.client("mallory");
+    let mut mallory = served.clients(Some(&mallory)).await.expect("it is let in");
+    assert_eq!(who(&mut mallory).await, ("mallory".to_owned(), pb::CallerSource::Certificate));
+    deny_everything(&mut mallory, &store, &key.key_id, &ciphertext).await;
+    drop(served);
+}
+
+async fn who(clients: &mut Clients) -> (String, pb::CallerSource) {
+    let me = clients.users.who_am_i(pb::WhoAmIRequest {}).await;
+    let me = me.expect("anybody may ask").into_inner();
+    (me.caller.clone(), me.source())
+}
+
+/// What is there and what is not there are denied alike.
+async fn deny_everything(mallory: &mut Clients, store: &str, key: &str, ciphertext: &[u8]) {
+    let denied = |action: &str, status: tonic::Status| {
+        let details = status.get_error_details();
+        let info = details.error_info().expect("checked before");
+        assert_eq!((info.metadata["caller"].as_str(), info.metadata["action"].as_str()), ("mallory", action));
+    };
+    for key_id in [key, "alias/nobody"] {
+        let request = pb::EncryptRequest { key_id: key_id.to_owned(), plaintext: b"x".to_vec(), ..Default::default() };
+        let answer = mallory.crypto.encrypt(request).await;
+        denied("Encrypt", refused(key_id, answer, "ACCESS_DENIED", ""));
+        let request = pb::DescribeKeyRequest { key_id: key_id.to_owned(), ..Default::default() };
+        let answer = mallory.keys.describe_key(request).await;
+        denied("DescribeKey", refused(key_id, answer, "ACCESS_DENIED", ""));
+    }
+    let answer = mallory.decrypt(ciphertext).await;
+    denied("Decrypt", refused("decrypting", answer, "ACCESS_DENIED", ""));
+    let answer = mallory.stores.delete_key_store(pb::DeleteKeyStoreRequest { key_store_id: store.to_owned() });
+    denied("DeleteKeyStore", refused("deleting", answer.await, "ACCESS_DENIED", ""));
+    let answer = mallory.stores.create_key_store(pb::CreateKeyStoreRequest::default()).await;
+    denied("CreateKeyStore", refused("a store", answer, "ACCESS_DENIED", ""));
+    let answer = mallory.stores.watch_key_store(pb::WatchKeyStoreRequest { key_store_id: store.to_owned() });
+    denied("WatchKeyStore", refused("watching", answer.await, "ACCESS_DENIED", ""));
+    let answer = mallory.keys.list_keys(pb::ListKeysRequest::default()).await;
+    denied("ListKeys", refused("listing", answer, "ACCESS_DENIED", ""));
+    let answer = mallory.crypto.generate_random(pb::GenerateRandomRequest::default()).await;
+    denied("GenerateRandom", refused("random bytes", answer, "ACCESS_DENIED", ""));
+    let answer = mallory.clusters.describe_clusters(pb::DescribeClustersRequest::default()).await;
+    denied("DescribeClusters", refused("clusters", answer, "ACCESS_DENIED", ""));
+}
+
+#[tokio::test]
+async fn a_daemon_told_to_stop_ends_its_streams_and_itself_and_its_successor_goes_on() {
+    let (mut served, rig) = served().await;
+    let mut clients = served.clients_on_the_socket().await;
+    assert_eq!(who(&mut clients).await.1, pb::CallerSource::UnixSocket);
+    let info = clients.server.get_server_info(pb::GetServerInfoRequest {}).await;
+    assert!(!info.expect("the daemon's own user").into_inner().dev);
+    let store = clients.connected_store(&rig, "main").await;
+    let key = clients.key(&store).await;
+    let ciphertext = clients.encrypt(&key.key_id, b"from before").await;
+
+    let (code, said) = served.run_another();
+    assert_eq!(code, Some(1), "{said}");
+    let data_dir = served.data_dir();
+    assert!(said.contains(&data_dir.display().to_string()), "it does not name {data_dir:?}: {said}");
+    assert!(said.contains("another"), "it does not say why: {said}");
+    assert_eq!(clients.decrypt(&ciphertext).await.expect("the first is unharmed"), b"from before");
+
+    let request = pb::WatchKeyStoreRequest { key_store_id: store };
+    let mut watch = clients.stores.watch_key_store(request).await.expect("it is watched").into_inner();
+    watch.message().await.expect("the stream begins");
+    served.tell_to_stop();
+    while watch.message().await.expect("the stream ends well").is_some() {}
+    let status = served.ended().await;
+    assert_eq!(status.code(), Some(0), "{}", served.log());
+
+    let mut served = tokio::task::spawn_blocking(move || {
+        served.start_daemon();
+        served
+    })
+    .await
+    .expect("it starts again");
+    let mut clients = served.clients_on_the_socket().await;
+    assert_eq!(opened(&mut clients, &ciphertext).await, b"from before");
+    served.tell_to_stop();
+    assert!(served.ended().await.success());
+}
+
+/// Decrypts as soon as a node is back.
+async fn opened(clients: &mut Clients, ciphertext: &[u8]) -> Vec<u8> {
+    crate::rig::wait_async(|| {
+        let mut clients = clients.clone();
+        async move {
+            match clients.decrypt(ciphertext).await {
+                Ok(plaintext) => Some(plaintext),
+                Err(status) => {
+                    assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
+                    None
+                }
+            }
+        }
+    })
+    .await
+}
