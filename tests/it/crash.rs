@@ -98,6 +98,9 @@ async fn a_founding_killed_halfway_is_finished_by_the_next_daemon() {
     rig.stop_at("kek-made");
     clients.connect(&store).await;
     rig.wait_until_stopped_at("kek-made").await;
+    // A login that the kill cut off would rightly not be tried again by itself: let all be answered first.
+    let logged_in = |node: &pb::NodeConnection| node.health() == pb::HsmHealth::Syncing;
+    clients.watch_until(&store, |store| store.nodes.len() == 3 && store.nodes.iter().all(logged_in)).await;
     rig.kill_daemon();
 
     rig.let_pass("kek-made");
