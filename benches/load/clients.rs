@@ -1,0 +1,122 @@
+//! The clients: each sends its next request when its last is answered.
+//!
+//! They share the machine with what they measure, so they are made like it: one single-threaded runtime
+//! per core. Many clients share a few connections, as the tasks of an application do.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::time::{Duration, Instant};
+
+use hyper_util::rt::TokioIo;
+use keyway::proto::v1 as pb;
+use pb::crypto_service_client::CryptoServiceClient;
+use tokio::task::JoinSet;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::window::{Latencies, Measured, Phase, Window};
+use crate::{Error, PLAINTEXT, machine};
+
+const MOST_CONNECTIONS: usize = 16;
+/// Beyond the measured time, answers are waited for this long.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Where a server listens.
+#[derive(Debug, Clone)]
+pub enum Target {
+    /// `http://host:port`
+    Tcp(String),
+    Unix(PathBuf),
+}
+
+pub async fn connect(target: &Target) -> Result<Channel, Error> {
+    match target {
+        Target::Tcp(url) => Ok(Endpoint::from_shared(url.clone())?.connect().await?),
+        Target::Unix(path) => {
+            let path = path.clone();
+            let connector = tower::service_fn(move |_| {
+                let path = path.clone();
+                async move { tokio::net::UnixStream::connect(path).await.map(TokioIo::new) }
+            });
+            let endpoint = Endpoint::from_static("http://keyway");
+            Ok(endpoint.connect_with_connector(connector).await?)
+        }
+    }
+}
+
+/// Has `clients` encrypt with `key` for this long. `spent` is the CPU time of whoever serves them.
+pub fn measure(
+    target: &Target,
+    key: &str,
+    clients: usize,
+    length: Duration,
+    spent: impl Fn() -> Duration,
+) -> Result<Measured, Error> {
+    let window = Arc::new(Window::new());
+    let cores = machine::cores();
+    let threads = cores.min(clients);
+    let (report, reports) = sync_channel(threads);
+    for thread in 0..threads {
+        let share = |whole: usize| whole / threads + usize::from(thread < whole % threads);
+        let (connections, clients) = (share(clients.min(MOST_CONNECTIONS)), share(clients));
+        let (target, key, window, report) = (target.clone(), key.to_owned(), window.clone(), report.clone());
+        std::thread::Builder::new().name(format!("clients-{thread}")).spawn(move || {
+            let worked = run(&target, &key, connections, clients, &window);
+            if worked.is_err() {
+                window.close();
+            }
+            // There is room for one report of each thread.
+            let _ = report.send(worked);
+        })?;
+    }
+    let passed = window.pass(length, spent);
+    let mut latencies = Latencies::default();
+    for _ in 0..threads {
+        let worked = reports.recv_timeout(PATIENCE).map_err(|_| "answers did not come in time")?;
+        latencies.join(worked?);
+    }
+    Ok(latencies.sum_up(passed))
+}
+
+/// One thread's clients on its connections.
+fn run(
+    target: &Target,
+    key: &str,
+    connections: usize,
+    clients: usize,
+    window: &Arc<Window>,
+) -> Result<Latencies, Error> {
+    let request = pb::EncryptRequest { key_id: key.to_owned(), plaintext: PLAINTEXT.to_vec(), ..Default::default() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut channels = Vec::new();
+        for _ in 0..connections {
+            channels.push(connect(target).await?);
+        }
+        let mut working = JoinSet::new();
+        for channel in channels.iter().cycle().take(clients) {
+            working.spawn(work(channel.clone(), request.clone(), window.clone()));
+        }
+        let mut latencies = Latencies::default();
+        while let Some(worked) = working.join_next().await {
+            latencies.join(worked??);
+        }
+        Ok(latencies)
+    })
+}
+
+async fn work(channel: Channel, request: pb::EncryptRequest, window: Arc<Window>) -> Result<Latencies, tonic::Status> {
+    let mut crypto = CryptoServiceClient::new(channel);
+    let mut latencies = Latencies::default();
+    loop {
+        let phase = window.phase();
+        if phase == Phase::Over {
+            return Ok(latencies);
+        }
+        let began = Instant::now();
+        crypto.encrypt(request.clone()).await?;
+        if phase == Phase::Counting {
+            latencies.note(began.elapsed());
+        }
+    }
+}

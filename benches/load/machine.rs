@@ -1,0 +1,47 @@
+//! Which machine, when, how built, and who else was busy on it: without these a number means nothing.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use crate::child::TICKS;
+
+/// One line about where the numbers come from.
+pub fn describe(pkcs11_library: &str) -> String {
+    let cores = cores();
+    let kernel = read("/proc/sys/kernel/osrelease");
+    let cpu = read("/proc/cpuinfo");
+    let model = cpu
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
+        .map_or("unknown CPU", |(_, model)| model.trim());
+    let now = prost_types::Timestamp::from(SystemTime::now()).to_string();
+    let date = now.split('T').next().unwrap_or_default();
+    format!("{model}, {cores} cores, Linux {}; {pkcs11_library}; {date}; {}", kernel.trim(), build())
+}
+
+/// The profile that both this program and the daemon were built with, as its directory and its checks tell.
+fn build() -> String {
+    let directory = Path::new(env!("CARGO_BIN_EXE_keyway")).parent();
+    let directory = directory.and_then(Path::file_name).unwrap_or_default();
+    let checks = if cfg!(debug_assertions) { "on" } else { "off" };
+    format!("built in `{}`, debug assertions {checks}", directory.display())
+}
+
+/// CPU time that all processes and the kernel have used so far, on all cores.
+pub fn busy() -> Duration {
+    let stat = read("/proc/stat");
+    let ticks = stat.lines().next().unwrap_or_default().split_whitespace().skip(1);
+    // user nice system idle iowait irq softirq: all but idle and iowait. What follows is stolen or counted already.
+    let busy = ticks.take(7).enumerate().filter(|(field, _)| !matches!(field, 3 | 4));
+    let ticks: u64 = busy.filter_map(|(_, ticks)| ticks.parse::<u64>().ok()).sum();
+    Duration::from_millis(ticks * 1000 / TICKS)
+}
+
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
