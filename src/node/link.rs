@@ -114,6 +114,9 @@ impl Link {
     /// Waits for a place, hands the request over, and waits for its answer.
     pub(super) async fn call(&self, request: &mut Request, deadline: Instant) -> Result<Outcome, CallError> {
         let place = self.place(deadline).await?;
+        if deadline <= Instant::now() {
+            return Err(CallError::LateBefore);
+        }
         let answer = self.hand_over(request, Some(place), deadline)?;
         match tokio::time::timeout_at(deadline, answer).await {
             Ok(Ok(outcome)) => Ok(outcome),

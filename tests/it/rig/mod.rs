@@ -109,7 +109,7 @@ impl Rig {
     pub fn start_daemon_with(&mut self, flags: &[&str]) {
         let _ = std::fs::remove_file(self.path("cluster.json"));
         let log = std::fs::File::create(self.home.path().join("daemon.log")).expect("our directory");
-        let mut daemon = Command::new(env!("CARGO_BIN_EXE_keyway"))
+        let daemon = Command::new(env!("CARGO_BIN_EXE_keyway"))
             .args(["dev", "--grpc-addr", "127.0.0.1:0"])
             .args(flags)
             .args(["--nodes", &self.nodes.to_string(), "--zones", &self.zones.to_string()])
@@ -120,13 +120,15 @@ impl Rig {
             .stderr(log)
             .spawn()
             .expect("the binary was built with the tests");
+        // Ours to end from now on, also when it does not start.
+        self.daemon = Some(daemon);
         let announcement = self.path("cluster.json");
         let begun = Instant::now();
         self.announced = loop {
             if let Ok(text) = std::fs::read_to_string(&announcement) {
                 break serde_json::from_str(&text).expect("written whole");
             }
-            let ended = daemon.try_wait().expect("it is ours");
+            let ended = self.daemon.as_mut().and_then(|daemon| daemon.try_wait().expect("it is ours"));
             assert!(
                 ended.is_none() && begun.elapsed() < PATIENCE,
                 "the daemon did not start: {ended:?}\n{}",
@@ -134,7 +136,6 @@ impl Rig {
             );
             std::thread::sleep(Duration::from_millis(20));
         };
-        self.daemon = Some(daemon);
     }
 
     /// What the daemon said on standard error.
