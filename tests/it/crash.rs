@@ -229,7 +229,8 @@ async fn with_every_node_gone_calls_are_refused_at_once_and_nothing_is_forgotten
         let (mut clients, key) = (clients.clone(), key.clone());
         async move {
             let request = pb::EncryptRequest { key_id: key, plaintext: b"x".to_vec(), ..Default::default() };
-            clients.crypto.encrypt(request).await.err()
+            // A call that was under way on both as they died is given up as a suspect: not the one that is meant here.
+            clients.crypto.encrypt(request).await.err().filter(|refused| refused.code() != Code::Internal)
         }
     })
     .await;
