@@ -22,7 +22,7 @@ const IMPORTS: [(&str, &[&str]); 16] = [
     ("worker", &["link"]),
     ("link", &[]),
     ("records", &["model"]),
-    ("config", &["authz", "cluster", "door", "keys", "keystore", "telemetry", "model"]),
+    ("config", &["authz", "cluster", "door", "keys", "keystore", "link", "telemetry", "model"]),
     ("telemetry", &["model"]),
     ("clock", &[]),
     ("proto", &[]),

@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::door::grpc::Mode;
 use crate::door::{self, Bound, Protection, TcpSettings, TlsFiles};
 use crate::host::{Host, TokenDirectory, WorkerSpec};
+use crate::link::Patience;
 use crate::link::v1::open::Token;
 use crate::model::{ClusterId, HsmId, Username};
 use crate::{authz, cluster, keys, keystore, telemetry};
@@ -189,7 +190,7 @@ fn declare(assets: &Assets, shape: &Shape, module: &Path, pool_size: u32) -> Res
             environment: [("SOFTHSM2_CONF".to_owned(), directory.configuration().display().to_string())].into(),
             pool_size: NonZeroU32::new(pool_size).unwrap_or(NonZeroU32::MIN),
             queue_limit: NonZeroU32::new(1024).expect("1024"),
-            patience: Duration::from_secs(5),
+            patience: Patience { quick: Duration::from_secs(5), slow: Duration::from_secs(10) },
             so_pin_file: Some(assets.path(&so_pin_file)),
         };
         nodes.insert(hsm, settings);

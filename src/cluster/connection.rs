@@ -201,8 +201,12 @@ impl Connection {
         plaintext: Plaintext,
         deadline: Instant,
     ) -> Result<Sealed, Failure> {
-        let verb =
-            Verb::Encrypt(v1::Encrypt { cka_id: key.id.as_bytes().to_vec(), aad, plaintext: plaintext.into_exposed() });
+        let verb = Verb::Encrypt(v1::Encrypt {
+            cka_id: key.id.as_bytes().to_vec(),
+            aad,
+            plaintext: plaintext.into_exposed(),
+            probe: key.probe.0.clone(),
+        });
         match self.run(Some(&key.id), verb, deadline).await? {
             Outcome::Sealed(v1::Sealed { iv, sealed }) => Ok(Sealed { iv, sealed }),
             _ => Err(Failure::OutOfTurn),
@@ -243,6 +247,7 @@ impl Connection {
             aad,
             number_of_bytes,
             with_plaintext,
+            probe: key.probe.0.clone(),
         });
         match self.run(Some(&key.id), verb, deadline).await? {
             Outcome::DataKey(v1::DataKey { plaintext, iv, sealed }) => {

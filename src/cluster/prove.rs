@@ -217,7 +217,11 @@ async fn join(connection: &Connection, index: usize, kek: &KekRecord) -> Result<
 
 async fn give_canary(connection: &Connection, index: usize, kek: &KekRecord, probe: &Probe) -> Result<(), Unproved> {
     let source = source(connection, index).ok_or(Unproved::NoSource)?;
-    let wrap = Verb::WrapKey(v1::WrapKey { cka_id: kek.canary_id.to_vec(), kek_cka_id: kek.kek_id.to_vec() });
+    let wrap = Verb::WrapKey(v1::WrapKey {
+        cka_id: kek.canary_id.to_vec(),
+        kek_cka_id: kek.kek_id.to_vec(),
+        probe: probe.0.clone(),
+    });
     let Outcome::Opaque(wrapped) = connection.ask(source, wrap, Effect::Repeatable, Instant::now() + STEP).await?
     else {
         return Err(Failure::OutOfTurn.into());

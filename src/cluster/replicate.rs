@@ -29,9 +29,13 @@ impl Connection {
     }
 
     /// Wraps a key on a node that has it, for another.
-    pub async fn wrap_key(&self, index: usize, id: CkaId, deadline: Instant) -> Result<Vec<u8>, Failure> {
+    pub async fn wrap_key(&self, index: usize, key: &KeyInHsms, deadline: Instant) -> Result<Vec<u8>, Failure> {
         let kek = self.kek().await?;
-        let verb = Verb::WrapKey(v1::WrapKey { cka_id: id.as_bytes().to_vec(), kek_cka_id: kek.kek_id.to_vec() });
+        let verb = Verb::WrapKey(v1::WrapKey {
+            cka_id: key.id.as_bytes().to_vec(),
+            kek_cka_id: kek.kek_id.to_vec(),
+            probe: key.probe.0.clone(),
+        });
         match self.ask(index, verb, Effect::Repeatable, deadline).await? {
             Outcome::Opaque(wrapped) => Ok(wrapped.bytes),
             _ => Err(Failure::OutOfTurn),

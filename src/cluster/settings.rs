@@ -6,8 +6,8 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
 
+use crate::link::Patience;
 use crate::link::v1::open::Token;
 use crate::model::{HsmId, Invalid, Region, Zone};
 
@@ -44,8 +44,7 @@ pub struct NodeSettings {
     pub pool_size: NonZeroU32,
     /// Requests that may wait for a session.
     pub queue_limit: NonZeroU32,
-    /// How long one call of the library may take before the worker counts as stuck.
-    pub patience: Duration,
+    pub patience: Patience,
     /// The SO PIN's file, for a token that we manage.
     pub so_pin_file: Option<PathBuf>,
 }

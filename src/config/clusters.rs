@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::cluster::{NodeSettings, Profile, Settings, SubnetId, SubnetSettings, SyncMode, TokenName};
+use crate::link::Patience;
 use crate::model::{ClusterId, Zone};
 
 use super::file;
@@ -19,7 +20,7 @@ const LONGEST_SERIAL: usize = 16;
 
 const POOL_SIZE: NonZeroU32 = NonZeroU32::new(2).expect("not zero");
 const QUEUE_LIMIT: NonZeroU32 = NonZeroU32::new(1024).expect("not zero");
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Patience = Patience { quick: Duration::from_secs(5), slow: Duration::from_secs(30) };
 const SHORTEST_PATIENCE: Duration = Duration::from_millis(100);
 const LONGEST_PATIENCE: Duration = Duration::from_secs(300);
 
@@ -76,7 +77,8 @@ fn node(node: &mut Section<'_>, subnets: Option<&Subnets>, kind: Option<(SyncMod
     let environment = node.texts("environment", "<name>", variable);
     let pool_size = node.defaulted("pool_size", POOL_SIZE, number(1..=256));
     let queue_limit = node.defaulted("queue_limit", QUEUE_LIMIT, number(1..=65_536));
-    let patience = node.defaulted("patience", PATIENCE, duration(SHORTEST_PATIENCE..=LONGEST_PATIENCE));
+    let patience = node.defaulted("patience", PATIENCE.quick, duration(SHORTEST_PATIENCE..=LONGEST_PATIENCE));
+    let slow_patience = node.defaulted("slow_patience", PATIENCE.slow, duration(SHORTEST_PATIENCE..=LONGEST_PATIENCE));
     let so_pin_file = so_pin_file(node, kind);
     let (subnet, zone) = place?;
     Some(NodeSettings {
@@ -87,7 +89,7 @@ fn node(node: &mut Section<'_>, subnets: Option<&Subnets>, kind: Option<(SyncMod
         environment: environment?,
         pool_size: pool_size?,
         queue_limit: queue_limit?,
-        patience: patience?,
+        patience: Patience { quick: patience?, slow: slow_patience? },
         so_pin_file: so_pin_file?,
     })
 }

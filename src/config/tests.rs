@@ -105,7 +105,7 @@ fn what_is_left_out_gets_its_default_and_paths_start_from_the_files_directory() 
     assert_eq!(node.token, TokenName::Label("two".to_owned()));
     assert_eq!(node.environment["SOFTHSM2_CONF"], "two.conf");
     assert_eq!((node.pool_size.get(), node.queue_limit.get()), (2, 1024));
-    assert_eq!(node.patience, Duration::from_secs(5));
+    assert_eq!((node.patience.quick, node.patience.slow), (Duration::from_secs(5), Duration::from_secs(30)));
     assert_eq!(node.so_pin_file, Some(site.path("so-pin")));
 }
 

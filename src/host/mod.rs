@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::link::Patience;
 use crate::link::v1::{self, open::Token};
 use crate::model::{ClusterId, HsmId, Password, Username};
 
@@ -37,8 +38,7 @@ pub struct WorkerSpec {
     pub environment: BTreeMap<String, String>,
     /// How many sessions the worker's pool has.
     pub sessions: u32,
-    /// How long one call may take before it counts as stuck.
-    pub patience: Duration,
+    pub patience: Patience,
     /// The file with the SO PIN, for tokens we manage.
     pub so_pin_file: Option<PathBuf>,
 }
@@ -54,9 +54,14 @@ impl WorkerSpec {
             module: self.module.to_string_lossy().into_owned(),
             token: Some(self.token.clone()),
             sessions,
-            patience_ms: u32::try_from(self.patience.as_millis()).unwrap_or(u32::MAX),
+            patience_ms: milliseconds(self.patience.quick),
+            slow_patience_ms: milliseconds(self.patience.slow),
         }
     }
+}
+
+fn milliseconds(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }
 
 /// Starts workers on this machine. Cheap to clone.
@@ -79,7 +84,7 @@ impl Host {
 
     /// Starts the slot's serving worker once its predecessor is gone, and opens its sessions. Nobody is logged in yet.
     pub async fn start(&self, spec: &WorkerSpec) -> Result<WorkerLink, OpeningError> {
-        let lock = slot::take(&self.directory, &spec.slot_name(), spec.patience).await?;
+        let lock = slot::take(&self.directory, &spec.slot_name(), spec.patience.longest()).await?;
         let _turn = self.turn(spec).await;
         softhsm::repair(&self.directory, spec)?;
         let mut link = process::spawn(&self.directory, spec, lock)?;

@@ -104,7 +104,7 @@ mod tests {
             token: Token::Label("t".to_owned()),
             environment: [("SOFTHSM2_CONF".to_owned(), root.configuration().display().to_string())].into(),
             sessions: 1,
-            patience: std::time::Duration::ZERO,
+            patience: crate::link::Patience { quick: std::time::Duration::ZERO, slow: std::time::Duration::ZERO },
             so_pin_file: None,
         }
     }

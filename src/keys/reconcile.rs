@@ -197,7 +197,7 @@ async fn copy(connection: &Connection, index: usize, key: &KeyInHsms, spec: crat
     let members = connection.members().iter().enumerate();
     let holders = members.filter(|(holder, member)| *holder != index && member.is_proved() && member.has(&key.id));
     for (holder, member) in holders {
-        match connection.wrap_key(holder, key.id, Instant::now() + STEP).await {
+        match connection.wrap_key(holder, key, Instant::now() + STEP).await {
             Ok(wrapped) => {
                 return connection.unwrap_key(index, key, spec, wrapped, Instant::now() + STEP).await.ok();
             }

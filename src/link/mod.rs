@@ -4,6 +4,7 @@
 //! [`crate::node`], the worker's is [`crate::worker`].
 
 mod codec;
+mod pace;
 
 #[allow(missing_docs, clippy::pedantic)]
 pub mod v1 {
@@ -11,3 +12,4 @@ pub mod v1 {
 }
 
 pub use codec::{BadFrame, Frames, MAX_FRAME, push};
+pub use pace::{Pace, Patience};

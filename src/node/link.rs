@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::host::{WorkerLink, WorkerProcess};
 use crate::link::v1::{Ping, Pong, Request, Response, request::Verb, response::Outcome};
-use crate::link::{self as frames, Frames};
+use crate::link::{self as frames, Frames, Patience};
 
 use super::CallError;
 
@@ -74,7 +74,7 @@ struct Outbound {
 }
 
 impl Link {
-    pub(super) fn start(worker: WorkerLink, login: u64, queue_limit: NonZeroU32, patience: Duration) -> Arc<Self> {
+    pub(super) fn start(worker: WorkerLink, login: u64, queue_limit: NonZeroU32, patience: Patience) -> Arc<Self> {
         let sessions = worker.opened().sessions.max(1);
         let (stream, process) = worker.into_parts();
         let depth = sessions * DEPTH_PER_SESSION;
@@ -96,7 +96,7 @@ impl Link {
         });
         tokio::spawn(link.clone().read());
         tokio::spawn(link.clone().write());
-        tokio::spawn(link.clone().watch_over(patience));
+        tokio::spawn(link.clone().watch_over(patience.longest()));
         link
     }
 

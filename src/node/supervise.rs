@@ -47,7 +47,7 @@ pub async fn supervise(
                         node.publish(None);
                         link.close();
                         // A worker leaves by itself within its patience, unless no thread of it is left to see the end.
-                        if tokio::time::timeout(node.spec.patience + GRACE, link.ended()).await.is_err() {
+                        if tokio::time::timeout(node.spec.patience.longest() + GRACE, link.ended()).await.is_err() {
                             link.kill();
                         }
                         break;

@@ -97,6 +97,7 @@ impl Opening {
                 | Verb::ProveKey(_)
                 | Verb::DestroyKey(_)
                 | Verb::ListObjects(_)
+                | Verb::CheckToken(_)
                 | Verb::SweepUnfinished(_),
                 _,
             ) => Err(Fault::protocol("nobody is logged in")),

@@ -17,6 +17,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::link::Pace;
 use crate::link::v1::Request;
 use crate::link::v1::request::Verb;
 use crate::link::v1::response::Outcome;
@@ -24,7 +25,7 @@ use crate::link::v1::response::Outcome;
 use super::opening::LoggedIn;
 use super::pkcs11::{After, Fault, Session, Token, leave};
 use super::running::Board;
-use super::verbs::{self, Pace};
+use super::verbs;
 use super::wire::{Answers, Incoming, Outgoing};
 use super::{ENDED, PANICKED, late, log, log_end};
 
@@ -138,7 +139,7 @@ impl Reader {
                     return (!batch.is_empty()).then(|| self.incoming.read_at());
                 }
             }
-            let slow = batch.last().is_some_and(|request| verbs::pace(request.verb.as_ref()) == Pace::Slow);
+            let slow = batch.last().is_some_and(is_slow);
             if slow || !self.incoming.has_next() || batch.len() >= most().unwrap_or(1) {
                 return Some(self.incoming.read_at());
             }
@@ -160,7 +161,7 @@ impl Thread<'_> {
         while let Some(read_at) = self.pool.take(&mut batch) {
             for request in batch.drain(..) {
                 // A slow request is the last of its batch, and the quick ones' answers do not wait for it.
-                if verbs::pace(request.verb.as_ref()) == Pace::Slow && self.pool.outgoing.send(&mut answers).is_err() {
+                if is_slow(&request) && self.pool.outgoing.send(&mut answers).is_err() {
                     return;
                 }
                 self.answer(request, read_at, &mut answers);
@@ -177,7 +178,7 @@ impl Thread<'_> {
             None => answers.push(id, Err(Fault::protocol("the request has no verb"))),
             Some(Verb::Ping(_)) => answers.push(id, Ok(Outcome::Pong(self.pool.board.pong()))),
             Some(verb) => {
-                let pace = verbs::pace(Some(&verb));
+                let pace = Pace::of(&verb);
                 let began = self.pool.board.begin(self.seat, id);
                 let is_late = began - read_at >= Duration::from_millis(remaining_ms.into());
                 let result = if is_late { Err(late()) } else { self.perform(verb) };
@@ -204,4 +205,8 @@ impl Thread<'_> {
         }
         result
     }
+}
+
+fn is_slow(request: &Request) -> bool {
+    request.verb.as_ref().is_some_and(|verb| Pace::of(verb) == Pace::Slow)
 }

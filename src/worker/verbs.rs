@@ -9,43 +9,6 @@ use crate::link::v1::{self, KeyKind};
 
 use super::pkcs11::{Fault, NewKey, Presence, Session};
 
-/// How long a verb may keep its thread, roughly: what decides whether others wait behind it in a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pace {
-    Quick,
-    Slow,
-}
-
-pub fn pace(verb: Option<&Verb>) -> Pace {
-    match verb {
-        Some(
-            Verb::GenerateKey(_)
-            | Verb::WrapKey(_)
-            | Verb::UnwrapKey(_)
-            | Verb::ProveKey(_)
-            | Verb::DestroyKey(_)
-            | Verb::ListObjects(_)
-            | Verb::SweepUnfinished(_),
-        ) => Pace::Slow,
-        Some(
-            Verb::Ping(_)
-            | Verb::Encrypt(_)
-            | Verb::Decrypt(_)
-            | Verb::GenerateDataKey(_)
-            | Verb::GenerateRandom(_)
-            // Refused here, which is quick.
-            | Verb::Open(_)
-            | Verb::LogIn(_)
-            | Verb::InitToken(_)
-            | Verb::MakeKek(_)
-            | Verb::OfferJoin(_)
-            | Verb::SealKek(_)
-            | Verb::AcceptKek(_),
-        )
-        | None => Pace::Quick,
-    }
-}
-
 /// Does what the verb asks, on this session.
 pub fn perform(session: &mut Session, verb: Verb) -> Result<Outcome, Fault> {
     match verb {
@@ -60,6 +23,7 @@ pub fn perform(session: &mut Session, verb: Verb) -> Result<Outcome, Fault> {
         Verb::DestroyKey(ask) => Ok(done(session.destroy(&ask.cka_id)?)),
         Verb::ListObjects(_) => list_objects(session),
         Verb::SweepUnfinished(_) => Ok(done(session.sweep_unfinished()?)),
+        Verb::CheckToken(_) => Err(Fault::protocol("not served yet")),
         Verb::Ping(_) => Err(Fault::protocol("a ping is for the pool")),
         Verb::Open(_)
         | Verb::LogIn(_)
@@ -111,8 +75,13 @@ fn unwrap_key(session: &mut Session, ask: &v1::UnwrapKey) -> Result<Outcome, Fau
 
 fn list_objects(session: &mut Session) -> Result<Outcome, Fault> {
     let objects = session.list()?.into_iter();
-    let objects = objects.map(|it| v1::objects::Object { class: it.class, cka_id: it.cka_id, label: it.label });
-    Ok(Outcome::Objects(v1::Objects { objects: objects.collect() }))
+    let objects = objects.map(|it| v1::objects::Object {
+        class: it.class,
+        cka_id: it.cka_id,
+        label: it.label,
+        ..Default::default()
+    });
+    Ok(Outcome::Objects(v1::Objects { objects: objects.collect(), ..Default::default() }))
 }
 
 fn check_kind(kind: KeyKind) -> Result<(), Fault> {

@@ -213,6 +213,7 @@ fn open(label: &str, sessions: u32) -> Verb {
         token: Some(open::Token::Label(label.to_owned())),
         sessions,
         patience_ms: 2_000,
+        slow_patience_ms: 2_000,
     })
 }
 
@@ -262,7 +263,12 @@ fn destroy(cka_id: &[u8]) -> Verb {
 }
 
 fn encrypt(cka_id: &[u8], plaintext: &[u8]) -> Verb {
-    Verb::Encrypt(v1::Encrypt { cka_id: cka_id.to_vec(), aad: AAD.to_vec(), plaintext: plaintext.to_vec() })
+    Verb::Encrypt(v1::Encrypt {
+        cka_id: cka_id.to_vec(),
+        aad: AAD.to_vec(),
+        plaintext: plaintext.to_vec(),
+        probe: Vec::new(),
+    })
 }
 
 fn decrypt(cka_id: &[u8], sealed: v1::Sealed, probe: &[u8]) -> Verb {
@@ -330,7 +336,8 @@ fn a_key_under_the_right_id_that_is_another_key_is_told() {
     assert_eq!(worker.found(unwrap_key(b"k3", &two.wrapped, &one.probe)), Found::Different);
     assert_eq!(worker.found(prove(b"k3", b"")), Found::Missing);
     assert_eq!(worker.fault(generate_key(b"k1")), (Bucket::Input, Kind::BadInput));
-    let wrapped_again = worker.ask(Verb::WrapKey(v1::WrapKey { cka_id: b"k1".to_vec(), kek_cka_id: KEK.to_vec() }));
+    let wrapped_again =
+        worker.ask(Verb::WrapKey(v1::WrapKey { cka_id: b"k1".to_vec(), kek_cka_id: KEK.to_vec(), probe: Vec::new() }));
     assert_eq!(wrapped_again, opaque(&one.wrapped));
 }
 
@@ -360,7 +367,7 @@ fn what_makes_libraries_abort_never_reaches_them() {
     let key = worker.make_key(b"k1");
     let sealed = worker.encrypt(b"k1", b"text");
     let bad = (Bucket::Input, Kind::BadInput);
-    let no_aad = v1::Encrypt { cka_id: b"k1".to_vec(), aad: Vec::new(), plaintext: b"x".to_vec() };
+    let no_aad = v1::Encrypt { cka_id: b"k1".to_vec(), aad: Vec::new(), plaintext: b"x".to_vec(), probe: Vec::new() };
     assert_eq!(worker.fault(Verb::Encrypt(no_aad)), bad);
     assert_eq!(worker.fault(encrypt(b"k1", b"")), bad);
     assert_eq!(worker.fault(encrypt(b"k1", &[0; 20_000])), bad);
@@ -379,8 +386,13 @@ fn a_data_key_comes_sealed_and_in_the_clear_only_when_asked() {
     let mut worker = node.serving(1);
     let key = worker.make_key(b"k1");
     for with_plaintext in [true, false] {
-        let ask =
-            v1::GenerateDataKey { cka_id: b"k1".to_vec(), aad: AAD.to_vec(), number_of_bytes: 32, with_plaintext };
+        let ask = v1::GenerateDataKey {
+            cka_id: b"k1".to_vec(),
+            aad: AAD.to_vec(),
+            number_of_bytes: 32,
+            with_plaintext,
+            probe: Vec::new(),
+        };
         let Outcome::DataKey(made) = worker.ask(Verb::GenerateDataKey(ask)) else { panic!("no data key") };
         let Outcome::Opaque(opened) =
             worker.decrypt(b"k1", v1::Sealed { iv: made.iv, sealed: made.sealed }, &key.probe)
@@ -425,7 +437,9 @@ fn a_token_that_exists_is_not_initialised_again_and_a_kek_is_made_once() {
     let mut worker = node.opened(1);
     assert!(matches!(worker.ask(make_kek()), Outcome::Done(_)));
     let mut worker = node.serving(1);
-    let Outcome::Objects(objects) = worker.ask(Verb::ListObjects(v1::ListObjects {})) else { panic!("no list") };
+    let Outcome::Objects(objects) = worker.ask(Verb::ListObjects(v1::ListObjects::default())) else {
+        panic!("no list")
+    };
     let listed: Vec<_> = objects.objects.iter().map(|it| (it.cka_id.as_slice(), it.label.as_str())).collect();
     assert_eq!(listed, [(KEK, "keyway:kek")]);
 }
@@ -438,7 +452,7 @@ fn an_emptied_token_is_absent_and_never_said_to_lack_a_key() {
     std::fs::rename(node.home.path().join("tokens"), node.home.path().join("gone")).unwrap();
     assert_eq!(worker.fault(prove(b"k1", &key.probe)), (Bucket::Node, Kind::TokenAbsent));
     assert_eq!(worker.fault(encrypt(b"k9", b"x")), (Bucket::Node, Kind::TokenAbsent));
-    assert_eq!(worker.fault(Verb::ListObjects(v1::ListObjects {})), (Bucket::Node, Kind::TokenAbsent));
+    assert_eq!(worker.fault(Verb::ListObjects(v1::ListObjects::default())), (Bucket::Node, Kind::TokenAbsent));
 }
 
 #[test]
@@ -532,7 +546,7 @@ fn a_stuck_call_is_named_by_pings_holds_up_nobody_and_is_left_behind_in_the_end(
     let node = Node::with_kek();
     let mut worker = node.worker();
     let Verb::Open(open) = open(LABEL, 2) else { unreachable!() };
-    worker.ask(Verb::Open(v1::Open { patience_ms: 300, ..open }));
+    worker.ask(Verb::Open(v1::Open { patience_ms: 300, slow_patience_ms: 300, ..open }));
     worker.ask(log_in(USER_PIN));
     // SoftHSM2 waits for this lock, without a limit, before it makes an object.
     let _held = node.hold_token();
