@@ -27,6 +27,8 @@ actions!(
     WatchKeyStore,
     DescribeClusters,
     WatchCluster,
+    DrainHsm,
+    ResumeHsm,
     CreateKey,
     DescribeKey,
     ListKeys,

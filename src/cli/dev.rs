@@ -127,7 +127,7 @@ fn prepare(args: &DevArgs) -> Result<Ready, DevError> {
             drain_timeout: Duration::from_secs(10),
         },
         authz: authz::Settings { admins: vec![ADMIN.to_owned()] },
-        key_stores: keystore::Settings { quota: 10, connect_timeout: Duration::from_secs(600) },
+        key_stores: keystore::Settings { quota: 10, connect_timeout: Duration::from_secs(600), zone: None },
         keys: keys::Settings { per_key_store: 100_000 },
         clusters: [(cluster_id.clone(), cluster)].into(),
     };
@@ -191,6 +191,7 @@ fn declare(assets: &Assets, shape: &Shape, module: &Path, pool_size: u32) -> Res
             pool_size: NonZeroU32::new(pool_size).unwrap_or(NonZeroU32::MIN),
             queue_limit: NonZeroU32::new(1024).expect("1024"),
             patience: Patience { quick: Duration::from_secs(5), slow: Duration::from_secs(10) },
+            memory_limit: 1 << 30,
             so_pin_file: Some(assets.path(&so_pin_file)),
         };
         nodes.insert(hsm, settings);
@@ -252,6 +253,7 @@ async fn init_tokens(
             environment: node.environment.clone(),
             sessions: 1,
             patience: node.patience,
+            memory_limit: node.memory_limit,
             so_pin_file: node.so_pin_file.clone(),
         };
         host.init_token(&spec, &user, &password).await.map_err(std::io::Error::other)?;

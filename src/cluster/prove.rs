@@ -70,7 +70,7 @@ async fn keep(connection: &Connection, index: usize) {
     let member = &connection.members()[index];
     let mut status = member.node.status();
     loop {
-        let login = match status.wait_for(|status| matches!(status.health, Health::Syncing | Health::Healthy)).await {
+        let login = match status.wait_for(|status| status.health.is_logged_in()).await {
             Ok(status) => status.login,
             Err(_) => return,
         };
@@ -108,10 +108,10 @@ async fn prove(connection: &Connection, index: usize) -> Result<(), Unproved> {
     let hsm = connection.members()[index].node.hsm();
     sweep(connection, index).await?;
     let cluster = &connection.cluster;
-    let user = &connection.credential.username;
-    let kek = match connection.records.kek(cluster, user).await? {
+    let user = &connection.common.credential.username;
+    let kek = match connection.common.records.kek(cluster, user).await? {
         Some(kek) => kek,
-        None => connection.records.begin_kek(&new_kek(connection, index)).await?,
+        None => connection.common.records.begin_kek(&new_kek(connection, index)).await?,
     };
     match &kek.canary_probe {
         None => found(connection, index, kek).await?,
@@ -120,7 +120,7 @@ async fn prove(connection: &Connection, index: usize) -> Result<(), Unproved> {
             Found::Proven => join(connection, index, &kek).await?,
             Found::Missing | Found::Unspecified => {
                 tracing::info!(%hsm, "the token does not hold the cluster's keys; giving them to it");
-                connection.records.doubt_presence(cluster, hsm, clock::now()).await?;
+                connection.common.records.doubt_presence(cluster, hsm, clock::now()).await?;
                 join(connection, index, &kek).await?;
                 give_canary(connection, index, &kek, probe).await?;
             }
@@ -138,7 +138,7 @@ async fn write_doubts(connection: &Connection, index: usize) -> Result<(), Unpro
     let hsm = member.node.hsm();
     for doubt in member.take_doubts() {
         let Some((key, version)) = CkaId::parse(doubt.as_bytes()) else { continue };
-        let written = connection.records.set_presence(key, version, hsm, Proof::Unknown, clock::now()).await;
+        let written = connection.common.records.set_presence(key, version, hsm, Proof::Unknown, clock::now()).await;
         if written.is_err() {
             member.doubt(doubt);
         }
@@ -152,7 +152,7 @@ async fn note_missing(connection: &Connection, index: usize) -> Result<(), Unpro
     let member = &connection.members()[index];
     let mut after = None;
     loop {
-        let page = connection.records.keys_lacking(&connection.cluster, member.node.hsm(), after, PAGE).await?;
+        let page = connection.common.records.keys_lacking(&connection.cluster, member.node.hsm(), after, PAGE).await?;
         let Some(last) = page.last() else { return Ok(()) };
         after = Some(*last);
         member.lacks(page.iter().map(|(key, version)| CkaId::of(*key, *version)));
@@ -162,7 +162,7 @@ async fn note_missing(connection: &Connection, index: usize) -> Result<(), Unpro
 fn new_kek(connection: &Connection, index: usize) -> KekRecord {
     KekRecord {
         cluster: connection.cluster.clone(),
-        username: connection.credential.username.clone(),
+        username: connection.common.credential.username.clone(),
         kek_id: *Uuid::new_v4().as_bytes(),
         canary_id: *Uuid::new_v4().as_bytes(),
         made_on: connection.members()[index].node.hsm().clone(),
@@ -178,11 +178,12 @@ async fn found(connection: &Connection, index: usize, kek: KekRecord) -> Result<
     if !ours && connection.member(&kek.made_on).is_some_and(|founder| founder.node.load().is_some()) {
         return Err(Unproved::NotOurs);
     }
-    let kek = if ours { kek } else { connection.records.take_over_kek(&kek, &new_kek(connection, index)).await? };
+    let kek =
+        if ours { kek } else { connection.common.records.take_over_kek(&kek, &new_kek(connection, index)).await? };
     tracing::info!(hsm = %member.node.hsm(), "making the cluster's key-encryption key");
-    let pin = pin_text(&connection.credential.username, &connection.credential.password);
+    let pin = pin_text(&connection.common.credential.username, &connection.common.credential.password);
     let by_id = Kek { id: &kek.kek_id, user_pin: &pin };
-    connection.host.make_kek(&member.node.spec, by_id).await?;
+    connection.common.host.make_kek(&member.node.spec, by_id).await?;
     #[cfg(debug_assertions)]
     crate::seams::stop_point("kek-made");
     destroy(connection, index, &kek.canary_id).await?;
@@ -195,8 +196,8 @@ async fn found(connection: &Connection, index: usize, kek: KekRecord) -> Result<
     let Outcome::NewKey(canary) = connection.ask(index, verb, Effect::Once, Instant::now() + STEP).await? else {
         return Err(Failure::OutOfTurn.into());
     };
-    let user = &connection.credential.username;
-    connection.records.finish_kek(&connection.cluster, user, &Probe(canary.probe)).await?;
+    let user = &connection.common.credential.username;
+    connection.common.records.finish_kek(&connection.cluster, user, &Probe(canary.probe)).await?;
     Ok(())
 }
 
@@ -207,11 +208,11 @@ async fn join(connection: &Connection, index: usize, kek: &KekRecord) -> Result<
     let (joiner, source) = (&connection.members()[index].node.spec, &connection.members()[source].node.spec);
     tracing::info!(hsm = %joiner.hsm, from = %source.hsm, "giving the node the cluster's key-encryption key");
     destroy(connection, index, &kek.kek_id).await?;
-    let pin = pin_text(&connection.credential.username, &connection.credential.password);
+    let pin = pin_text(&connection.common.credential.username, &connection.common.credential.password);
     let by_id = Kek { id: &kek.kek_id, user_pin: &pin };
-    let joining = connection.host.offer_join(joiner).await?;
-    let sealed = connection.host.seal_kek(source, by_id, &joining).await?;
-    connection.host.accept_kek(joiner, by_id, joining, sealed).await?;
+    let joining = connection.common.host.offer_join(joiner).await?;
+    let sealed = connection.common.host.seal_kek(source, by_id, &joining).await?;
+    connection.common.host.accept_kek(joiner, by_id, joining, sealed).await?;
     Ok(())
 }
 

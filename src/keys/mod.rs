@@ -7,12 +7,15 @@
 mod create;
 mod crypto;
 pub mod envelope;
+mod holdback;
 pub mod reconcile;
 mod settings;
 mod uses;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
@@ -25,6 +28,7 @@ use crate::records::{AliasRecord, CreatedAlias, KeyRecord, Records, Unavailable}
 
 pub use create::{NewKey, RequestClaim};
 pub use crypto::{Decrypted, Encrypted, NewDataKey, PlaintextPart};
+use holdback::Holdback;
 pub use settings::Settings;
 use uses::{NoUse, Uses};
 
@@ -68,6 +72,8 @@ pub enum Error {
     StillCreating(KeyId),
     #[error("whether key {0} was made is not known yet; it is being settled")]
     OutcomeUnknown(KeyId),
+    #[error("requests like this one on key {key} did harm and are held back for another {remaining:.0?}")]
+    HeldBack { key: KeyId, remaining: Duration },
     #[error(transparent)]
     Hsm(#[from] Failure),
     #[error("the records cannot be reached")]
@@ -91,6 +97,7 @@ struct Inner {
     creating: Mutex<HashSet<KeyId>>,
     /// A creation ended without being settled.
     unsettled: Notify,
+    holdback: Holdback,
     /// Where work goes on when its caller's connection, and the lane that serves it, are gone.
     runtime: tokio::runtime::Handle,
 }
@@ -137,6 +144,7 @@ impl Keys {
             aliases: RwLock::default(),
             creating: Mutex::default(),
             unsettled: Notify::new(),
+            holdback: Holdback::default(),
             runtime: tokio::runtime::Handle::current(),
         }))
     }

@@ -7,6 +7,7 @@
 mod aliases;
 mod creating;
 mod error;
+mod hsms;
 mod keks;
 mod key_stores;
 mod keys;
@@ -27,6 +28,7 @@ use sqlx::SqlitePool;
 pub use aliases::{AliasRecord, CreatedAlias};
 pub use creating::{BegunKey, CreatingLeft, KeyLimits, NewKey, RequestClaim};
 pub use error::{OpenError, Unavailable};
+pub use hsms::DrainRecord;
 pub use keks::KekRecord;
 pub use key_stores::{AddedKeyStore, ConnectionFault, DeletedKeyStore, KeyStoreChange, KeyStoreRecord};
 pub use keys::{KeyRecord, VersionRecord};
