@@ -24,7 +24,7 @@ use crate::clock;
 use crate::host::{AdminError, Kek, pin_text};
 use crate::link::v1::{self, presence::Found, request::Verb, response::Outcome};
 use crate::model::{CkaId, Probe};
-use crate::node::Health;
+use crate::node::{Health, Node};
 use crate::records::{self, KekRecord, Proof};
 
 use super::Failure;
@@ -175,7 +175,7 @@ fn new_kek(connection: &Connection, index: usize) -> KekRecord {
 async fn found(connection: &Connection, index: usize, kek: KekRecord) -> Result<(), Unproved> {
     let member = &connection.members()[index];
     let ours = kek.made_on == *member.node.hsm();
-    if !ours && connection.member(&kek.made_on).is_some_and(|founder| founder.node.load().is_some()) {
+    if !ours && connection.member(&kek.made_on).is_some_and(|founder| may_yet_serve(&founder.node)) {
         return Err(Unproved::NotOurs);
     }
     let kek =
@@ -214,6 +214,14 @@ async fn join(connection: &Connection, index: usize, kek: &KekRecord) -> Result<
     let sealed = connection.common.host.seal_kek(source, by_id, &joining).await?;
     connection.common.host.accept_kek(joiner, by_id, joining, sealed).await?;
     Ok(())
+}
+
+/// Logged in, or on its way there.
+fn may_yet_serve(node: &Node) -> bool {
+    match node.status().borrow().health {
+        Health::NotProbed | Health::Syncing | Health::Healthy | Health::Slow => true,
+        Health::Unreachable | Health::LoginRefused | Health::Drained | Health::WrongIdentity => false,
+    }
 }
 
 async fn give_canary(connection: &Connection, index: usize, kek: &KekRecord, probe: &Probe) -> Result<(), Unproved> {

@@ -125,8 +125,7 @@ fn any_proved(connection: &Connection) -> bool {
 
 /// One node refused the password, and none was found to accept it: the others are not asked.
 fn refused(connection: &Connection) -> bool {
-    refusals(connection).any(|(_, refusal, _)| refusal == LoginRefusal::NotTried || is_verdict(refusal))
-        && !connection.members().iter().any(is_logged_in)
+    refusals(connection).any(|(_, refusal, _)| is_verdict(refusal)) && !connection.members().iter().any(is_logged_in)
 }
 
 /// The token looked at the password.

@@ -365,7 +365,8 @@ impl KeyStores {
             nodes.push(Node::new(spec, settings.zone.clone(), settings.queue_limit, drained));
         }
         let credential = Arc::new(Credential { username: user.clone(), password, version: record.password_version });
-        let common = Common::new(self.0.host.clone(), self.0.records.clone(), credential);
+        let (host, records) = (self.0.host.clone(), self.0.records.clone());
+        let common = Common::new(host, records, &record.cluster, credential).await?;
         let connection = Connection::new(record.cluster.clone(), nodes, common, self.0.settings.zone.clone());
         store.connection.send_replace(Some(connection.clone()));
         if self.0.opened.send(connection.clone()).await.is_err() {

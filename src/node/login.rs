@@ -3,13 +3,12 @@
 //! One node proves a password before any other is asked: a wrong one then costs one attempt, on one
 //! HSM. Nodes whose token has accepted it before need no proof.
 
-use std::sync::Arc;
-
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::host::{Host, OpeningError, WorkerLink, WorkerSpec, pin_text};
 use crate::link::v1::fault::Kind;
-use crate::records::{self, LoginLeave, Records};
+use crate::model::ClusterId;
+use crate::records::{self, LoginLeave, Records, Standing, Unavailable};
 
 use super::Credential;
 
@@ -29,12 +28,11 @@ pub enum LoginRefusal {
 }
 
 /// What the nodes of a Connection have said of its password, and whose turn it is to find out.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Gate(Mutex<Verdict>);
 
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
-    #[default]
     Untried,
     Good,
     Refused,
@@ -47,6 +45,19 @@ enum Passage<'a> {
 }
 
 impl Gate {
+    /// As the records have it: a password that any node has accepted is good, and one that was only refused is not offered
+    /// again, here or elsewhere.
+    pub async fn of(records: &Records, cluster: &ClusterId, credential: &Credential) -> Result<Self, Unavailable> {
+        let standings = records.login_standing(cluster, &credential.username).await?;
+        let of_this_version = standings.iter().filter(|(_, version, _)| *version == credential.version);
+        let verdict = of_this_version.fold(Verdict::Untried, |verdict, (_, _, standing)| match (verdict, standing) {
+            (Verdict::Good, _) | (_, Standing::Proven) => Verdict::Good,
+            (Verdict::Untried | Verdict::Refused, Standing::Refused) => Verdict::Refused,
+            (verdict, Standing::Untried | Standing::Unsettled) => verdict,
+        });
+        Ok(Self(Mutex::new(verdict)))
+    }
+
     async fn enter(&self) -> Result<Passage<'_>, LoginRefusal> {
         let verdict = self.0.lock().await;
         match *verdict {
@@ -89,13 +100,16 @@ pub(super) async fn log_in(
     gate: &Gate,
     spec: &WorkerSpec,
     link: &mut WorkerLink,
-    credential: &Arc<Credential>,
+    credential: &Credential,
 ) -> Result<(), LoginError> {
     let (cluster, hsm, user, version) = (&spec.cluster, &spec.hsm, &credential.username, credential.version);
-    let passage = if records.login_was_good(cluster, hsm, user, version).await.map_err(LoginError::Records)? {
-        Passage::Open
-    } else {
-        gate.enter().await.map_err(LoginError::Refused)?
+    let standing = records.login_standing_on(cluster, hsm, user, version).await.map_err(LoginError::Records)?;
+    let passage = match standing {
+        Standing::Proven => Passage::Open,
+        // It says so itself: no turn is needed to hear it.
+        Standing::Refused => return Err(LoginError::Refused(LoginRefusal::Incorrect)),
+        Standing::Unsettled => return Err(LoginError::Refused(LoginRefusal::Unsettled)),
+        Standing::Untried => gate.enter().await.map_err(LoginError::Refused)?,
     };
     let attempt = attempt(host, records, spec, link, credential).await;
     match &attempt {

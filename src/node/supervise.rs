@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 use crate::clock;
 use crate::host::{Host, OpeningError, WorkerLink};
+use crate::model::ClusterId;
 use crate::records::{Records, Unavailable};
 
 use super::link::{GivenUp, Link, WorkerLimits};
@@ -53,8 +54,14 @@ pub struct Common {
 }
 
 impl Common {
-    pub fn new(host: Host, records: Records, credential: Arc<Credential>) -> Self {
-        Self { host, records, credential, gate: Arc::default(), recycling: Arc::new(Semaphore::new(1)) }
+    pub async fn new(
+        host: Host,
+        records: Records,
+        cluster: &ClusterId,
+        credential: Arc<Credential>,
+    ) -> Result<Self, Unavailable> {
+        let gate = Arc::new(Gate::of(&records, cluster, &credential).await?);
+        Ok(Self { host, records, credential, gate, recycling: Arc::new(Semaphore::new(1)) })
     }
 }
 

@@ -146,16 +146,17 @@ impl Records {
         self.close_attempt(UNTRIED, cluster, hsm, user, version).await
     }
 
-    /// Whether the node has accepted this password, and not refused it since.
-    pub async fn login_was_good(
+    /// What one node has said of one password.
+    pub async fn login_standing_on(
         &self,
         cluster: &ClusterId,
         hsm: &HsmId,
         user: &Username,
         version: PasswordVersion,
-    ) -> Result<bool, Unavailable> {
+    ) -> Result<Standing, Unavailable> {
         let standings = self.login_standing(cluster, user).await?;
-        Ok(standings.iter().any(|(on, of, standing)| on == hsm && *of == version && *standing == Standing::Proven))
+        let here = standings.into_iter().find(|(on, of, _)| on == hsm && *of == version);
+        Ok(here.map_or(Standing::Untried, |(_, _, standing)| standing))
     }
 
     /// What the nodes have said of a user's passwords.
