@@ -141,6 +141,10 @@ pub struct DevArgs {
     #[arg(long)]
     pub insecure: bool,
 
+    /// SoftHSM2's library, where it is not in a usual place
+    #[arg(long, value_name = "PATH")]
+    pub softhsm2: Option<PathBuf>,
+
     /// How many PKCS#11 sessions each node has
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub pool_size: u16,

@@ -54,8 +54,12 @@ pub(super) fn run(args: DevArgs) -> ExitCode {
 /// Why dev cannot start.
 #[derive(Debug, thiserror::Error)]
 enum DevError {
-    #[error("SoftHSM2 is not installed; on Debian and Ubuntu: apt install softhsm2")]
+    #[error(
+        "SoftHSM2 is not installed, or not in a usual place; on Debian and Ubuntu: apt install softhsm2; else: --softhsm2 PATH"
+    )]
     NoSoftHsm,
+    #[error("--softhsm2 {0} is not a file")]
+    NotALibrary(PathBuf),
     #[error("--grpc-addr {0} is not on the loopback; add --insecure if you mean it")]
     NotLoopback(SocketAddr),
     #[error("--zones {zones} is more than --nodes {nodes}")]
@@ -103,11 +107,11 @@ fn prepare(args: &DevArgs) -> Result<Ready, DevError> {
     if let (Some(address), false) = (beyond_loopback, args.insecure) {
         return Err(DevError::NotLoopback(address));
     }
-    let module = SOFTHSM2.iter().map(Path::new).find(|path| path.is_file()).ok_or(DevError::NoSoftHsm)?;
+    let module = softhsm2(args)?;
     let shape = shape(args, &assets)?;
     let cluster_id: ClusterId = shape.cluster_id.parse().map_err(|_| DevError::OtherShape(assets.root().to_owned()))?;
     material::make(&assets)?;
-    let cluster = declare(&assets, &shape, module, args.pool_size.into())?;
+    let cluster = declare(&assets, &shape, &module, args.pool_size.into())?;
     let config = Config {
         data_dir: assets.daemon(),
         sealing_key_file: assets.path("secrets/sealing.key"),
@@ -132,6 +136,15 @@ fn prepare(args: &DevArgs) -> Result<Ready, DevError> {
         clusters: [(cluster_id.clone(), cluster)].into(),
     };
     Ok(Ready { assets, cluster_id, config, insecure_listen: beyond_loopback.is_some() })
+}
+
+/// The library that was named, or the one that is where distributions keep it.
+fn softhsm2(args: &DevArgs) -> Result<PathBuf, DevError> {
+    match &args.softhsm2 {
+        // Workers are to find it whatever their directory.
+        Some(named) => named.canonicalize().map_err(|_| DevError::NotALibrary(named.clone())),
+        None => SOFTHSM2.iter().map(PathBuf::from).find(|path| path.is_file()).ok_or(DevError::NoSoftHsm),
+    }
 }
 
 /// Removes what a former dev made here, and nothing else.

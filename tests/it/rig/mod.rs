@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+pub use faulty_pkcs11::Faults;
+
 pub use clients::{Clients, pb, reason};
 pub use holdings::Holdings;
 pub use pki::Authority;
@@ -30,6 +32,7 @@ pub struct Rig {
     pub home: tempfile::TempDir,
     nodes: u8,
     zones: u8,
+    faulty: bool,
     daemon: Option<Child>,
     announced: Value,
 }
@@ -39,13 +42,14 @@ pub struct Builder {
     nodes: u8,
     zones: u8,
     seams: bool,
+    faulty: bool,
 }
 
 impl Rig {
     /// Three nodes in three zones, unless told otherwise.
     #[allow(clippy::new_ret_no_self, reason = "a rig is built in sentences")]
     pub fn new() -> Builder {
-        Builder { nodes: 3, zones: 3, seams: false }
+        Builder { nodes: 3, zones: 3, seams: false, faulty: false }
     }
 
     pub fn data_dir(&self) -> PathBuf {
@@ -109,8 +113,14 @@ impl Rig {
     pub fn start_daemon_with(&mut self, flags: &[&str]) {
         let _ = std::fs::remove_file(self.path("cluster.json"));
         let log = std::fs::File::create(self.home.path().join("daemon.log")).expect("our directory");
-        let daemon = Command::new(env!("CARGO_BIN_EXE_keyway"))
-            .args(["dev", "--grpc-addr", "127.0.0.1:0"])
+        let mut command = Command::new(env!("CARGO_BIN_EXE_keyway"));
+        if self.faulty {
+            command.args(["dev", "--softhsm2"]).arg(faulty_library());
+        } else {
+            command.arg("dev");
+        }
+        let daemon = command
+            .args(["--grpc-addr", "127.0.0.1:0"])
             .args(flags)
             .args(["--nodes", &self.nodes.to_string(), "--zones", &self.zones.to_string()])
             .arg("--data-dir")
@@ -210,6 +220,12 @@ impl Rig {
         pkcs11_tool(&self.token_configuration(hsm), &self.password(), &args);
     }
 
+    /// What goes wrong in a node's HSM, and what was asked of it. Only of a rig that is `faulty`.
+    pub fn faults(&self, hsm: &str) -> Faults {
+        assert!(self.faulty, "built with .faulty()");
+        Faults::beside(&self.token_configuration(hsm))
+    }
+
     fn token_configuration(&self, hsm: &str) -> PathBuf {
         self.path(&format!("hsms/{hsm}/kmsuser/softhsm2.conf"))
     }
@@ -232,9 +248,16 @@ impl Builder {
         self
     }
 
+    /// With HSMs that fail when they are told to: see `Rig::faults`.
+    pub fn faulty(mut self) -> Self {
+        self.faulty = true;
+        self
+    }
+
     pub fn start(self) -> Rig {
         let home = tempfile::Builder::new().prefix("keyway-it-").tempdir().expect("a temporary directory");
-        let mut rig = Rig { home, nodes: self.nodes, zones: self.zones, daemon: None, announced: Value::Null };
+        let Self { nodes, zones, seams: _, faulty } = self;
+        let mut rig = Rig { home, nodes, zones, faulty, daemon: None, announced: Value::Null };
         if self.seams {
             std::fs::create_dir_all(rig.path("daemon/seams")).expect("our directory");
         }
@@ -266,6 +289,13 @@ impl Drop for Rig {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
+}
+
+/// SoftHSM2 that fails on command. Cargo builds it beside the tests.
+pub fn faulty_library() -> PathBuf {
+    let library = std::env::current_exe().expect("this test").with_file_name("libfaulty_pkcs11.so");
+    assert!(library.is_file(), "{} is built with the tests", library.display());
+    library
 }
 
 /// Polls until there is an answer.
