@@ -148,6 +148,14 @@ pub struct DevArgs {
     /// How many PKCS#11 sessions each node has
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub pool_size: u16,
+
+    /// How many requests may wait for each node
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub queue_limit: u32,
+
+    /// How big a node's worker may grow before it is replaced, in MiB
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(32..=65_536))]
+    pub memory_limit_mib: u32,
 }
 
 /// Where a listener stands, if at all.

@@ -111,7 +111,7 @@ fn prepare(args: &DevArgs) -> Result<Ready, DevError> {
     let shape = shape(args, &assets)?;
     let cluster_id: ClusterId = shape.cluster_id.parse().map_err(|_| DevError::OtherShape(assets.root().to_owned()))?;
     material::make(&assets)?;
-    let cluster = declare(&assets, &shape, &module, args.pool_size.into())?;
+    let cluster = declare(&assets, &shape, &module, args)?;
     let config = Config {
         data_dir: assets.daemon(),
         sealing_key_file: assets.path("secrets/sealing.key"),
@@ -182,7 +182,7 @@ fn random_cluster_id() -> String {
 }
 
 /// The cluster as a configuration file would declare it: nodes dealt out to the zones in turn.
-fn declare(assets: &Assets, shape: &Shape, module: &Path, pool_size: u32) -> Result<cluster::Settings, DevError> {
+fn declare(assets: &Assets, shape: &Shape, module: &Path, args: &DevArgs) -> Result<cluster::Settings, DevError> {
     let zone = |number: u8| {
         let name = format!("us-east-1{}", char::from(b'a' + number % 26));
         name.parse::<crate::model::Zone>().expect("a zone's alphabet")
@@ -201,10 +201,10 @@ fn declare(assets: &Assets, shape: &Shape, module: &Path, pool_size: u32) -> Res
             module: module.to_owned(),
             token: cluster::TokenName::Label(format!("{hsm}.kmsuser")),
             environment: [("SOFTHSM2_CONF".to_owned(), directory.configuration().display().to_string())].into(),
-            pool_size: NonZeroU32::new(pool_size).unwrap_or(NonZeroU32::MIN),
-            queue_limit: NonZeroU32::new(1024).expect("1024"),
+            pool_size: NonZeroU32::new(args.pool_size.into()).unwrap_or(NonZeroU32::MIN),
+            queue_limit: NonZeroU32::new(args.queue_limit).unwrap_or(NonZeroU32::MIN),
             patience: Patience { quick: Duration::from_secs(5), slow: Duration::from_secs(10) },
-            memory_limit: 1 << 30,
+            memory_limit: u64::from(args.memory_limit_mib) << 20,
             so_pin_file: Some(assets.path(&so_pin_file)),
         };
         nodes.insert(hsm, settings);

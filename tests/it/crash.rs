@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use tonic::Code;
 
-use crate::rig::{Clients, Rig, pb, wait, wait_async};
+use crate::rig::{Clients, Rig, kill, pb, wait, wait_async};
 
 const HSMS: [&str; 3] = ["hsm-1", "hsm-2", "hsm-3"];
 
@@ -182,16 +182,7 @@ async fn a_node_whose_token_was_emptied_gets_every_key_back_from_its_siblings() 
     let keys = [clients.key(&store).await.key_id, clients.key(&store).await.key_id];
     let ciphertext = clients.encrypt(&keys[0], b"kept").await;
     let before = rig.objects("hsm-3");
-    // The token itself stays; everything in it goes, as when a node is restored from an empty backup.
-    let tokens = rig.path("hsms/hsm-3/kmsuser/tokens");
-    for token in std::fs::read_dir(&tokens).unwrap().flatten() {
-        for file in std::fs::read_dir(token.path()).unwrap().flatten() {
-            let name = file.file_name().into_string().unwrap();
-            if name.ends_with(".object") && name != "token.object" {
-                std::fs::remove_file(file.path()).unwrap();
-            }
-        }
-    }
+    rig.empty_token("hsm-3");
     let victim = rig.workers().into_iter().find(|(_, slot)| slot.contains("hsm-3")).expect("it runs").0;
     kill(victim);
     clients.watch_until(&store, |store| store.nodes.iter().any(|node| node.worker_restarts == 1)).await;
@@ -305,9 +296,4 @@ async fn listed(clients: &mut Clients, store: &str) -> Vec<String> {
     let request = pb::ListKeysRequest { key_store_id: store.to_owned(), page_size: 1_000, ..Default::default() };
     let page = clients.keys.list_keys(request).await.unwrap().into_inner();
     page.keys.into_iter().map(|key| key.key_id).collect()
-}
-
-fn kill(pid: u32) {
-    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a pid");
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it is ours");
 }

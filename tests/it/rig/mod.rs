@@ -3,6 +3,7 @@
 mod clients;
 pub mod generic;
 mod holdings;
+mod load;
 mod pki;
 mod raw;
 mod refusal;
@@ -19,6 +20,7 @@ pub use faulty_pkcs11::Faults;
 
 pub use clients::{Clients, pb, reason};
 pub use holdings::Holdings;
+pub use load::Load;
 pub use pki::Authority;
 pub use raw::raw_call;
 pub use refusal::refused;
@@ -220,6 +222,39 @@ impl Rig {
         pkcs11_tool(&self.token_configuration(hsm), &self.password(), &args);
     }
 
+    /// The token itself stays; everything in it goes, as when a node is restored from an empty backup.
+    pub fn empty_token(&self, hsm: &str) {
+        let tokens = self.path(&format!("hsms/{hsm}/kmsuser/tokens"));
+        for token in std::fs::read_dir(tokens).expect("a token").flatten() {
+            for file in std::fs::read_dir(token.path()).expect("its objects").flatten() {
+                let name = file.file_name().into_string().expect("SoftHSM2's names");
+                if name.ends_with(".object") && name != "token.object" {
+                    std::fs::remove_file(file.path()).expect("ours");
+                }
+            }
+        }
+    }
+
+    /// Changes the user's password in a node's token, as another program with the old one could.
+    pub fn change_password(&self, hsm: &str, new: &str) {
+        let new = format!("kmsuser:{new}");
+        pkcs11_tool(&self.token_configuration(hsm), &self.password(), &["--change-pin", "--new-pin", &new]);
+    }
+
+    /// What the daemon holds of the system.
+    pub fn resources(&self) -> Resources {
+        let pid = self.daemon.as_ref().expect("running").id();
+        let entries = |name: &str| std::fs::read_dir(format!("/proc/{pid}/{name}")).expect("it lives").count();
+        let locks = std::fs::read_to_string("/proc/locks").expect("Linux");
+        let own = pid.to_string();
+        Resources {
+            threads: entries("task"),
+            descriptors: entries("fd"),
+            processes: children(pid),
+            locks: locks.lines().filter(|line| line.split_whitespace().nth(4) == Some(&own)).count(),
+        }
+    }
+
     /// What goes wrong in a node's HSM, and what was asked of it. Only of a rig that is `faulty`.
     pub fn faults(&self, hsm: &str) -> Faults {
         assert!(self.faulty, "built with .faulty()");
@@ -320,6 +355,29 @@ pub async fn wait_async<T, F: Future<Output = Option<T>>>(mut look: impl FnMut()
         assert!(begun.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// What a daemon holds of the system.
+#[derive(Debug, Clone, Copy)]
+pub struct Resources {
+    pub threads: usize,
+    pub descriptors: usize,
+    /// Its children, ended ones that nobody waited for among them.
+    pub processes: usize,
+    pub locks: usize,
+}
+
+/// `kill -9`.
+pub fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a pid");
+    // It may have ended by itself.
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+}
+
+fn children(parent: u32) -> usize {
+    let threads = std::fs::read_dir(format!("/proc/{parent}/task")).expect("it lives").flatten();
+    let of_each = threads.map(|thread| std::fs::read_to_string(thread.path().join("children")).unwrap_or_default());
+    of_each.map(|children| children.split_whitespace().count()).sum()
 }
 
 /// An object in a token.
