@@ -142,7 +142,10 @@ fn prepare(args: &DevArgs) -> Result<Ready, DevError> {
 fn softhsm2(args: &DevArgs) -> Result<PathBuf, DevError> {
     match &args.softhsm2 {
         // Workers are to find it whatever their directory.
-        Some(named) => named.canonicalize().map_err(|_| DevError::NotALibrary(named.clone())),
+        Some(named) => {
+            let found = named.canonicalize().ok().filter(|path| path.is_file());
+            found.ok_or(DevError::NotALibrary(named.clone()))
+        }
         None => SOFTHSM2.iter().map(PathBuf::from).find(|path| path.is_file()).ok_or(DevError::NoSoftHsm),
     }
 }

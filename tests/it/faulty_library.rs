@@ -3,7 +3,7 @@
 mod program;
 
 use std::os::unix::process::ExitStatusExt;
-use std::process::Output;
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use cryptoki::error::RvError;
@@ -363,6 +363,17 @@ fn every_call_fails_when_the_control_file_cannot_be_read() {
     assert!(!answer.status.success() && said.contains("line 2: C_Encript is no function"), "{said}");
     std::fs::write(home.path().join("faults"), "# nothing\n").unwrap();
     assert!(ask().status.success());
+}
+
+#[test]
+fn dev_refuses_a_library_that_is_not_there() {
+    let home = tempfile::tempdir().unwrap();
+    let mut dev = Command::new(env!("CARGO_BIN_EXE_keyway"));
+    dev.args(["dev", "--grpc-addr", "off", "--softhsm2", "no/such.so", "--data-dir"]).arg(home.path().join("dev"));
+    let output = dev.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && said.contains("no/such.so is not a file"), "{said}");
+    assert!(!home.path().join("dev").exists(), "nothing is left behind");
 }
 
 #[tokio::test]

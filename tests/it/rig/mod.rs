@@ -29,6 +29,9 @@ pub use served::{Served, refused_configuration};
 /// How long anything here is waited for. Only a test that fails waits so long.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Where Debian has it.
+const SOFTHSM2: &str = "/usr/lib/softhsm/libsofthsm2.so";
+
 /// A daemon, its nodes, and their data directory.
 pub struct Rig {
     pub home: tempfile::TempDir,
@@ -116,13 +119,11 @@ impl Rig {
         let _ = std::fs::remove_file(self.path("cluster.json"));
         let log = std::fs::File::create(self.home.path().join("daemon.log")).expect("our directory");
         let mut command = Command::new(env!("CARGO_BIN_EXE_keyway"));
+        command.args(["dev", "--grpc-addr", "127.0.0.1:0"]);
         if self.faulty {
-            command.args(["dev", "--softhsm2"]).arg(faulty_library());
-        } else {
-            command.arg("dev");
+            command.arg("--softhsm2").arg(self.module());
         }
         let daemon = command
-            .args(["--grpc-addr", "127.0.0.1:0"])
             .args(flags)
             .args(["--nodes", &self.nodes.to_string(), "--zones", &self.zones.to_string()])
             .arg("--data-dir")
@@ -261,6 +262,11 @@ impl Rig {
         Faults::beside(&self.token_configuration(hsm))
     }
 
+    /// The PKCS#11 library of its nodes.
+    fn module(&self) -> PathBuf {
+        if self.faulty { faulty_library() } else { PathBuf::from(SOFTHSM2) }
+    }
+
     fn token_configuration(&self, hsm: &str) -> PathBuf {
         self.path(&format!("hsms/{hsm}/kmsuser/softhsm2.conf"))
     }
@@ -391,7 +397,7 @@ pub struct Object {
 fn pkcs11_tool(configuration: &Path, password: &str, args: &[&str]) -> String {
     let output = Command::new("pkcs11-tool")
         .env("SOFTHSM2_CONF", configuration)
-        .args(["--module", "/usr/lib/softhsm/libsofthsm2.so", "--login", "--pin"])
+        .args(["--module", SOFTHSM2, "--login", "--pin"])
         .arg(format!("kmsuser:{password}"))
         .args(args)
         .output()
@@ -424,7 +430,7 @@ pub fn objects(configuration: &Path, password: &str) -> Vec<Object> {
 fn token_info(configuration: &Path) -> String {
     let output = Command::new("pkcs11-tool")
         .env("SOFTHSM2_CONF", configuration)
-        .args(["--module", "/usr/lib/softhsm/libsofthsm2.so", "--list-slots"])
+        .args(["--module", SOFTHSM2, "--list-slots"])
         .output()
         .expect("opensc is installed by scripts/test");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -168,10 +168,13 @@ pub(super) unsafe fn log_in(
     }
     let real = real!(call, C_Login);
     // SAFETY: the caller's PIN, as long as it is said to be.
-    let ckr = unsafe {
-        match real(call.session.real, user, pin, pin_len) {
-            CKR_USER_ALREADY_LOGGED_IN if is_login_again(call, user) => {
-                if is_same_pin(call, copy(pin, pin_len)) {
+    let (ckr, pin) = unsafe {
+        let given = copy(pin, pin_len);
+        let ckr = match real(call.session.real, user, pin, pin_len) {
+            CKR_USER_ALREADY_LOGGED_IN | CKR_USER_ANOTHER_ALREADY_LOGGED_IN
+                if lock(&call.shim.sessions).login_is_lost(slot) =>
+            {
+                if is_same_login(call, user, &given) {
                     CKR_OK
                 } else {
                     call.shim.real.log_out(call.session.real);
@@ -179,24 +182,19 @@ pub(super) unsafe fn log_in(
                 }
             }
             ckr => ckr,
-        }
+        };
+        (ckr, given)
     };
     note_pin(call, slot, user, ckr);
     if ckr == CKR_OK && user != CKU_CONTEXT_SPECIFIC {
-        // SAFETY: as above.
-        let pin = unsafe { copy(pin, pin_len) };
         lock(&call.shim.sessions).logged_in(slot, Login { user, pin, lost: false });
     }
     ckr
 }
 
-/// Whether the real module still has the login that the caller was told is lost.
-fn is_login_again(call: &Call<'_>, user: CK_USER_TYPE) -> bool {
-    lock(&call.shim.sessions).login(call.session.slot).is_some_and(|login| login.lost && login.user == user)
-}
-
-fn is_same_pin(call: &Call<'_>, pin: Vec<u8>) -> bool {
-    lock(&call.shim.sessions).login(call.session.slot).is_some_and(|login| login.pin == pin)
+/// Whether it is the login that the real module still has, though the caller was told that it is lost.
+fn is_same_login(call: &Call<'_>, user: CK_USER_TYPE, pin: &[u8]) -> bool {
+    lock(&call.shim.sessions).login(call.session.slot).is_some_and(|login| login.user == user && login.pin == pin)
 }
 
 pub(super) unsafe fn log_out(call: &Call<'_>, _session: CK_SESSION_HANDLE) -> CK_RV {
@@ -286,9 +284,12 @@ pub(super) unsafe fn find_init(
     template: *mut CK_ATTRIBUTE,
     count: CK_ULONG,
 ) -> CK_RV {
-    // SAFETY: the caller's template, as long as it is said to be.
-    let wanted =
-        if template.is_null() { &mut [] } else { unsafe { std::slice::from_raw_parts_mut(template, count as usize) } };
+    let wanted = if template.is_null() {
+        &mut []
+    } else {
+        // SAFETY: the caller's template, as long as it is said to be.
+        unsafe { std::slice::from_raw_parts_mut(template, count as usize) }
+    };
     let by_name = wanted.iter().any(|wanted| matches!(wanted.type_, CKA_ID | CKA_LABEL));
     if by_name && call.armed.finds_wrong() {
         let others = find_others(call, wanted);

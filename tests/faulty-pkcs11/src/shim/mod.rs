@@ -16,6 +16,7 @@ mod sessions;
 mod strike;
 mod watch;
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -79,7 +80,14 @@ impl Shim {
         let entered = session.map(|number| lock(&self.sessions).enter(number));
         let fired = armed.fired(function);
         let journal = journal(&armed, function, &fired);
-        let strike = |moment| strike::strike(&fired, moment, |outcome| journal(outcome));
+        // A call that blocked is written down when it does, and not again when it is let go.
+        let blocked = Cell::new(false);
+        let strike = |moment| {
+            strike::strike(&fired, moment, |outcome| {
+                blocked.set(true);
+                journal(outcome);
+            })
+        };
         let answer = match strike(Moment::Before) {
             Some(ckr) => ckr,
             None => self.answer(&armed, function, entered, work),
@@ -89,7 +97,7 @@ impl Shim {
             let gone = lock(&self.sessions).leave(entered.number);
             gone.into_iter().for_each(|real| self.real.close(real));
         }
-        if !strike::was_blocked(&fired) {
+        if !blocked.get() {
             journal(Outcome::Answered(answer));
         }
         answer

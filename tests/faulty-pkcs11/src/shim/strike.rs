@@ -45,11 +45,7 @@ pub(super) fn strike(fired: &[Fired], moment: Moment, tell: impl Fn(Outcome)) ->
     None
 }
 
-/// Whether the call is written down already.
-pub(super) fn was_blocked(fired: &[Fired]) -> bool {
-    fired.iter().any(|fired| matches!(fired.effect, Effect::Block { .. }))
-}
-
+/// Whether a rule has this call written down.
 pub(super) fn is_journalled(fired: &[Fired]) -> bool {
     fired.iter().any(|fired| matches!(fired.effect, Effect::Journal { .. }))
 }
