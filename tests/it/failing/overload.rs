@@ -81,7 +81,9 @@ async fn with_every_node_hung_calls_end_by_their_deadline_and_the_queue_is_bound
     for call in calls.collect::<Vec<_>>() {
         let (refused, took) = call.await.unwrap();
         assert!(took < Duration::from_secs(4), "{took:?}: {refused}");
-        assert!(matches!(refused.code(), Code::DeadlineExceeded | Code::Unavailable | Code::Internal), "{refused}");
+        // The client's own clock may be the first to say so.
+        let told = [Code::DeadlineExceeded, Code::Cancelled, Code::Unavailable, Code::Internal];
+        assert!(told.contains(&refused.code()), "{refused}");
     }
     for hsm in ["hsm-1", "hsm-2", "hsm-3"] {
         rig.faults(hsm).clear();

@@ -104,7 +104,8 @@ async fn an_operation_left_active_in_a_session_never_meets_the_next_request() {
     load.more(100).await;
     // The library did the work and keeps the operation: a used session would refuse the next one.
     rig.faults("hsm-1").set([Rule::fail([C_Encrypt, C_Decrypt], CKR_BUFFER_TOO_SMALL).every(3)]);
-    rig.faults("hsm-2").set([Rule::fail([C_EncryptInit, C_DecryptInit], CKR_OPERATION_ACTIVE).every(5)]);
-    load.more(400).await;
+    load.more(300).await;
+    rig.faults("hsm-1").set([Rule::fail([C_EncryptInit, C_DecryptInit], CKR_OPERATION_ACTIVE).every(3)]);
+    load.more(300).await;
     load.unharmed().await;
 }
