@@ -54,7 +54,7 @@ enum Entry {
     Unclear,
 }
 
-/// A key's handle, and whether the key has answered its probe under it.
+/// A key's handle, and what is known of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Handle {
     pub(super) object: ObjectHandle,
@@ -63,8 +63,11 @@ pub(super) struct Handle {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Proof {
-    Proven,
     Unproven,
+    /// The key has answered its probe.
+    Answered,
+    /// It has the marks of a key-encryption key, which has no probe.
+    Marked,
 }
 
 /// What is remembered of a `CKA_ID`.
@@ -188,7 +191,7 @@ impl Handles {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Proof::{Proven, Unproven};
+    use Proof::{Answered, Unproven};
 
     fn object(number: u64) -> ObjectHandle {
         super::super::raw::object(number)
@@ -206,33 +209,33 @@ mod tests {
     fn nothing_of_an_earlier_era_is_recalled_or_remembered() {
         let handles = Handles::default();
         let before = handles.era();
-        handles.remember(before, b"k", object(1), Proven);
-        assert_eq!(handles.recall(before, b"k"), handle(1, Proven));
+        handles.remember(before, b"k", object(1), Answered);
+        assert_eq!(handles.recall(before, b"k"), handle(1, Answered));
         handles.forget_all(before);
         let after = handles.era();
         assert_eq!(handles.recall(after, b"k"), Recalled::Unknown);
         // Found by a session that is dead and does not know it.
-        handles.remember(before, b"k", object(1), Proven);
+        handles.remember(before, b"k", object(1), Answered);
         assert_eq!(handles.recall(after, b"k"), Recalled::Unknown);
-        handles.remember(after, b"k", object(2), Proven);
+        handles.remember(after, b"k", object(2), Answered);
         assert_eq!(handles.recall(before, b"k"), Recalled::Unknown);
         // A second thread meets the same reset: what was found since stays.
         handles.forget_all(before);
-        assert_eq!(handles.recall(after, b"k"), handle(2, Proven));
+        assert_eq!(handles.recall(after, b"k"), handle(2, Answered));
     }
 
     #[test]
     fn after_a_whole_listing_an_id_that_is_not_remembered_is_free() {
         let handles = Handles::default();
         let era = handles.era();
-        handles.remember(era, b"proven", object(1), Proven);
+        handles.remember(era, b"proven", object(1), Answered);
         assert_eq!(handles.recall(era, b"new"), Recalled::Unknown);
         handles.begin_listing(era);
-        handles.remember(era, b"made meanwhile", object(7), Proven);
+        handles.remember(era, b"made meanwhile", object(7), Answered);
         handles.forget(b"made meanwhile");
         handles.finish_listing(era, listing(&[(b"proven", Some(1)), (b"listed", Some(2)), (b"twice", None)]));
 
-        assert_eq!(handles.recall(era, b"proven"), handle(1, Proven));
+        assert_eq!(handles.recall(era, b"proven"), handle(1, Answered));
         assert_eq!(handles.recall(era, b"listed"), handle(2, Unproven));
         assert_eq!(handles.recall(era, b"twice"), Recalled::Unknown);
         assert_eq!(handles.recall(era, b"made meanwhile"), Recalled::Unknown);
@@ -261,7 +264,7 @@ mod tests {
     fn what_the_listing_and_the_memory_say_differently_is_searched() {
         let handles = Handles::default();
         let era = handles.era();
-        handles.remember(era, b"k", object(1), Proven);
+        handles.remember(era, b"k", object(1), Answered);
         handles.begin_listing(era);
         handles.finish_listing(era, listing(&[(b"k", Some(2))]));
         assert_eq!(handles.recall(era, b"k"), Recalled::Unknown);

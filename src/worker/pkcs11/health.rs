@@ -48,7 +48,7 @@ impl Session {
     fn hear(&mut self, canary: Canary<'_>, key: ObjectHandle) -> Result<(), Fault> {
         match probe::ask(self, canary.cka_id, key, canary.probe)? {
             Answer::Right => {
-                self.token.handles().remember(self.era, canary.cka_id, key, Proof::Proven);
+                self.token.handles().remember(self.era, canary.cka_id, key, Proof::Answered);
                 Ok(())
             }
             // It may be that every number names another key by now.

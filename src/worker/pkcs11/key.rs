@@ -54,7 +54,7 @@ impl Session {
         let key =
             self.make_one(new.cka_id, |session| Ok(session.raw.generate_key(&Mechanism::AesKeyGen, &template)?))?;
         let created = self.wrap_and_prove(&new, key).map_err(|fault| self.undo(key, new.cka_id, fault))?;
-        self.token.handles().remember(self.era, new.cka_id, key, Proof::Proven);
+        self.token.handles().remember(self.era, new.cka_id, key, Proof::Answered);
         Ok(created)
     }
 
@@ -82,7 +82,7 @@ impl Session {
         })?;
         match probe::ask(self, new.cka_id, key, probe) {
             Ok(Answer::Right) => {
-                self.token.handles().remember(self.era, new.cka_id, key, Proof::Proven);
+                self.token.handles().remember(self.era, new.cka_id, key, Proof::Answered);
                 Ok(Presence::Proven)
             }
             Ok(Answer::Wrong) => {
@@ -110,7 +110,7 @@ impl Session {
         };
         let (answer, proof) = match probe {
             [] => (Answer::Right, Proof::Unproven),
-            probe => (probe::ask(self, cka_id, key, probe)?, Proof::Proven),
+            probe => (probe::ask(self, cka_id, key, probe)?, Proof::Answered),
         };
         match answer {
             Answer::Right => {
@@ -131,7 +131,7 @@ impl Session {
             }
             Recalled::Handle(Handle { object, .. }) => match probe::ask(self, cka_id, object, probe) {
                 Ok(Answer::Right) => {
-                    self.token.handles().remember(self.era, cka_id, object, Proof::Proven);
+                    self.token.handles().remember(self.era, cka_id, object, Proof::Answered);
                     Ok(Some(Presence::Proven))
                 }
                 Ok(Answer::Wrong) => Ok(None),
@@ -206,9 +206,15 @@ impl Session {
 /// The attributes of a key at hand that are not as keyway makes them.
 pub(super) fn differing(has: &[Attribute]) -> Vec<AttributeType> {
     let wanted = data_key(&NewKey { cka_id: b"", label: "", kek: Some(b"") });
-    let length = Attribute::ValueLen(AES_256_BYTES.into());
-    let own = wanted.iter().filter(|it| !matches!(it, Attribute::Id(_) | Attribute::Label(_))).chain([&length]);
-    own.filter(|attribute| !has.contains(attribute)).map(|attribute| attribute.attribute_type()).collect()
+    let own = wanted.iter().filter(|it| !matches!(it, Attribute::Id(_) | Attribute::Label(_)));
+    let mut differing: Vec<_> =
+        own.filter(|attribute| !has.contains(attribute)).map(Attribute::attribute_type).collect();
+    // SoftHSM2 does not know the length of a key that it unwrapped, and says 0.
+    let fits = |length: u64| length == 0 || length == AES_256_BYTES;
+    if has.iter().any(|attribute| matches!(attribute, Attribute::ValueLen(length) if !fits(**length))) {
+        differing.push(AttributeType::ValueLen);
+    }
+    differing
 }
 
 /// The attributes that every key of ours has alike, for [`differing`].

@@ -13,7 +13,7 @@
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 
 use super::fault::{Bucket, Kind};
-use super::handles::{Handle, Proof, Recalled};
+use super::handles::{Proof, Recalled};
 use super::probe::{self, Answer};
 use super::{Fault, Session};
 
@@ -36,6 +36,21 @@ enum Test<'a> {
     Probe(&'a [u8]),
     /// It has all the marks of a key-encryption key, which has no probe.
     Marks,
+}
+
+impl Test<'_> {
+    const fn proof(self) -> Proof {
+        match self {
+            Self::Probe([]) => Proof::Unproven,
+            Self::Probe(_) => Proof::Answered,
+            Self::Marks => Proof::Marked,
+        }
+    }
+
+    /// Whether there is nothing left to test.
+    fn is_passed_by(self, proof: Proof) -> bool {
+        proof == self.proof() || matches!((self, proof), (Test::Probe([]), Proof::Answered))
+    }
 }
 
 impl Session {
@@ -66,10 +81,8 @@ impl Session {
         mut work: impl FnMut(&mut Self, ObjectHandle) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
         let key = match self.token.handles().recall(self.era, cka_id) {
-            Recalled::Handle(Handle { object, proof: Proof::Proven }) => object,
-            Recalled::Handle(Handle { object, proof: Proof::Unproven }) => {
-                self.test_remembered(cka_id, object, test)?
-            }
+            Recalled::Handle(handle) if test.is_passed_by(handle.proof) => handle.object,
+            Recalled::Handle(handle) => self.test_remembered(cka_id, handle.object, test)?,
             Recalled::Unknown | Recalled::Free => self.search_and_test(cka_id, test)?,
         };
         match work(self, key) {
@@ -109,14 +122,14 @@ impl Session {
 
     /// Remembers the handle only if it may be used.
     fn test(&mut self, cka_id: &[u8], key: ObjectHandle, test: Test<'_>) -> Result<Answer, Fault> {
-        let (answer, proof) = match test {
-            Test::Probe([]) => (Answer::Right, Proof::Unproven),
-            Test::Probe(probe) => (probe::ask(self, cka_id, key, probe)?, Proof::Proven),
-            Test::Marks if self.is_trusted_kek(key)? => (Answer::Right, Proof::Proven),
-            Test::Marks => (Answer::Wrong, Proof::Unproven),
+        let answer = match test {
+            Test::Probe([]) => Answer::Right,
+            Test::Probe(probe) => probe::ask(self, cka_id, key, probe)?,
+            Test::Marks if self.is_trusted_kek(key)? => Answer::Right,
+            Test::Marks => Answer::Wrong,
         };
         match answer {
-            Answer::Right => self.token.handles().remember(self.era, cka_id, key, proof),
+            Answer::Right => self.token.handles().remember(self.era, cka_id, key, test.proof()),
             Answer::Wrong => self.token.handles().forget(cka_id),
         }
         Ok(answer)
