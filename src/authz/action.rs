@@ -27,6 +27,8 @@ actions!(
     WatchKeyStore,
     DescribeClusters,
     WatchCluster,
+    ListDrift,
+    SyncCluster,
     CreateKey,
     DescribeKey,
     ListKeys,

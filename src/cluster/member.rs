@@ -16,12 +16,16 @@ pub struct Member {
     pub node: Arc<Node>,
     /// The login whose worker was proved to hold this cluster's keys; 0 = none.
     proved: AtomicU64,
+    /// Counts the proofs of this node, so that whoever brings it level knows for which one he has.
+    proofs: AtomicU64,
     /// Keys known to be missing here. Everything else is taken to be there.
     lacks: RwLock<HashSet<CkaId>>,
     lacks_any: AtomicBool,
     /// Keys that ought to be here and were not found: the node is to be proved again.
     doubts: Mutex<Vec<CkaId>>,
     pub(super) doubted: Notify,
+    /// Held while its objects are listed.
+    pub(super) listing: tokio::sync::Mutex<()>,
     supervision: Mutex<Option<Supervision>>,
 }
 
@@ -36,10 +40,12 @@ impl Member {
         Self {
             node,
             proved: AtomicU64::new(0),
+            proofs: AtomicU64::new(0),
             lacks: RwLock::default(),
             lacks_any: AtomicBool::new(false),
             doubts: Mutex::default(),
             doubted: Notify::new(),
+            listing: tokio::sync::Mutex::default(),
             supervision: Mutex::default(),
         }
     }
@@ -56,6 +62,17 @@ impl Member {
 
     pub(super) fn set_proved(&self, login: u64) {
         self.proved.store(login, Relaxed);
+        self.proofs.fetch_add(1, Relaxed);
+    }
+
+    /// Which proof stands, if one does. Another number means another login, or that the node was doubted and proved again.
+    pub fn proof(&self) -> Option<u64> {
+        self.is_proved().then(|| self.proofs.load(Relaxed))
+    }
+
+    /// Whether the node said of a key that it is not there, and was not proved since.
+    pub fn is_doubted(&self) -> bool {
+        !self.doubts.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     /// Whether the key is taken to be here.

@@ -2,11 +2,12 @@
 //!
 //! A [`Connection`] is the only way to use a key. It chooses a node for each request ([`route`]),
 //! decides what a failure means ([`failover`]), proves every node that logs in and gives it the
-//! cluster's key-encryption key (`prove`), and copies keys from HSM to HSM (`replicate`). It
-//! knows keys by their `CKA_ID` and probe only; which keys there ought to be is for the rooms above.
+//! cluster's key-encryption key (`prove`), copies keys from HSM to HSM (`replicate`) and lists what
+//! is in one (`listing`). It knows keys by their `CKA_ID` and probe only; which keys there ought to be is for the rooms above.
 
 mod connection;
 pub mod failover;
+mod listing;
 mod member;
 mod prove;
 mod replicate;
@@ -14,5 +15,6 @@ pub mod route;
 mod settings;
 
 pub use connection::{Closing, Connection, Failure, Generated, KeyInHsms, Made, Sealed};
+pub use listing::Listing;
 pub use member::Member;
 pub use settings::*;

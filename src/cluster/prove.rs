@@ -150,12 +150,13 @@ async fn write_doubts(connection: &Connection, index: usize) -> Result<(), Unpro
 /// Notes the keys that the records do not know to be here, so that none of them is asked for here.
 async fn note_missing(connection: &Connection, index: usize) -> Result<(), Unproved> {
     let member = &connection.members()[index];
+    connection.records.expect_keys(&connection.cluster, member.node.hsm(), clock::now()).await?;
     let mut after = None;
     loop {
         let page = connection.records.keys_lacking(&connection.cluster, member.node.hsm(), after, PAGE).await?;
         let Some(last) = page.last() else { return Ok(()) };
-        after = Some(*last);
-        member.lacks(page.iter().map(|(key, version)| CkaId::of(*key, *version)));
+        after = Some((last.key, last.version));
+        member.lacks(page.iter().map(|lacking| CkaId::of(lacking.key, lacking.version)));
     }
 }
 

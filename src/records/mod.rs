@@ -6,6 +6,7 @@
 
 mod aliases;
 mod creating;
+mod drifts;
 mod error;
 mod keks;
 mod key_stores;
@@ -13,6 +14,7 @@ mod keys;
 mod logins;
 mod open;
 mod presences;
+mod replicas;
 mod row;
 mod seal;
 mod uses;
@@ -26,13 +28,15 @@ use sqlx::SqlitePool;
 
 pub use aliases::{AliasRecord, CreatedAlias};
 pub use creating::{BegunKey, CreatingLeft, KeyLimits, NewKey, RequestClaim};
+pub use drifts::{Difference, DriftCursor, DriftRecord, ObjectName, Oddity};
 pub use error::{OpenError, Unavailable};
 pub use keks::KekRecord;
 pub use key_stores::{AddedKeyStore, ConnectionFault, DeletedKeyStore, KeyStoreChange, KeyStoreRecord};
 pub use keys::{KeyRecord, VersionRecord};
 pub use logins::{LoginLeave, Standing};
 pub use open::Settings;
-pub use presences::{PresenceRecord, Proof};
+pub use presences::{NewProof, PresenceRecord, Proof};
+pub use replicas::ProvableKey;
 pub use uses::Reserved;
 
 use seal::Sealer;

@@ -78,7 +78,10 @@ async fn pool(settings: &Settings, connections: u32) -> Result<SqlitePool, sqlx:
 fn migrations() -> Migrator {
     let step =
         |version, name, sql: SqlStr| Migration::new(version, Cow::Borrowed(name), MigrationType::Simple, sql, false);
-    let steps = vec![step(1, "first", include_str!("migrations/0001_first.sql").into_sql_str())];
+    let steps = vec![
+        step(1, "first", include_str!("migrations/0001_first.sql").into_sql_str()),
+        step(10, "drifts", include_str!("migrations/0010_drifts.sql").into_sql_str()),
+    ];
     Migrator { migrations: Cow::Owned(steps), ..Migrator::DEFAULT }
 }
 
