@@ -1,4 +1,4 @@
-//! `keyway cluster …`: list and watch.
+//! `keyway cluster …`: list and watch; what is out of step stands in [`drift`].
 
 use clap::{Args, Subcommand};
 use tokio::time::timeout_at;
@@ -9,6 +9,7 @@ use crate::proto::v1::{
 };
 
 use super::connect::{CALL, Client, FOREVER};
+use super::drift::{self, DriftArgs, SyncArgs};
 use super::failure::Failure;
 use super::paging::every_page;
 use super::table::{Paint, Table};
@@ -19,6 +20,8 @@ pub(super) enum ClusterCommand {
     /// List all clusters and their HSMs
     List,
     Watch(WatchArgs),
+    Drift(DriftArgs),
+    Sync(SyncArgs),
 }
 
 /// Tell a cluster's state now and at every change, until stopped
@@ -34,6 +37,8 @@ impl ClusterCommand {
         match self {
             Self::List => list(client).await,
             Self::Watch(args) => watch(client, args.cluster_id).await,
+            Self::Drift(args) => drift::list(client, args).await,
+            Self::Sync(args) => drift::sync(client, args).await,
         }
     }
 }
