@@ -174,16 +174,7 @@ async fn a_node_whose_token_was_emptied_gets_every_key_back_from_its_siblings() 
     let keys = [clients.key(&store).await.key_id, clients.key(&store).await.key_id];
     let ciphertext = clients.encrypt(&keys[0], b"kept").await;
     let before = rig.objects("hsm-3");
-    // The token itself stays; everything in it goes, as when a node is restored from an empty backup.
-    let tokens = rig.path("hsms/hsm-3/kmsuser/tokens");
-    for token in std::fs::read_dir(&tokens).unwrap().flatten() {
-        for file in std::fs::read_dir(token.path()).unwrap().flatten() {
-            let name = file.file_name().into_string().unwrap();
-            if name.ends_with(".object") && name != "token.object" {
-                std::fs::remove_file(file.path()).unwrap();
-            }
-        }
-    }
+    rig.empty_token("hsm-3");
     let victim = rig.workers().into_iter().find(|(_, slot)| slot.contains("hsm-3")).expect("it runs").0;
     kill(victim);
     clients.watch_until(&store, |store| store.nodes.iter().any(|node| node.worker_restarts == 1)).await;

@@ -11,6 +11,7 @@ mod command_line;
 mod contract;
 mod crash;
 mod documents;
+mod drift;
 mod formats;
 mod lifecycle;
 mod main_job;

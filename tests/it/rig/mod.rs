@@ -210,6 +210,30 @@ impl Rig {
         pkcs11_tool(&self.token_configuration(hsm), &self.password(), &args);
     }
 
+    /// Makes an AES key in a node's token, as somebody with the password could.
+    pub fn add_secret_key(&self, hsm: &str, id: &str, label: &str) {
+        let args = ["--keygen", "--key-type", "aes:32", "--id", id, "--label", label];
+        pkcs11_tool(&self.token_configuration(hsm), &self.password(), &args);
+    }
+
+    /// Makes a pair of RSA keys there.
+    pub fn add_key_pair(&self, hsm: &str, id: &str, label: &str) {
+        let args = ["--keypairgen", "--key-type", "rsa:2048", "--id", id, "--label", label];
+        pkcs11_tool(&self.token_configuration(hsm), &self.password(), &args);
+    }
+
+    /// Removes everything in a node's token but the token itself, as when it is restored from an empty backup.
+    pub fn empty_token(&self, hsm: &str) {
+        let tokens = self.path(&format!("hsms/{hsm}/kmsuser/tokens"));
+        let files = std::fs::read_dir(tokens).expect("tokens").flatten();
+        for file in files.flat_map(|token| std::fs::read_dir(token.path()).expect("a token").flatten()) {
+            let name = file.file_name().into_string().expect("ASCII");
+            if name.ends_with(".object") && name != "token.object" {
+                std::fs::remove_file(file.path()).expect("it is ours");
+            }
+        }
+    }
+
     fn token_configuration(&self, hsm: &str) -> PathBuf {
         self.path(&format!("hsms/{hsm}/kmsuser/softhsm2.conf"))
     }
