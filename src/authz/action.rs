@@ -29,6 +29,8 @@ actions!(
     WatchCluster,
     DrainHsm,
     ResumeHsm,
+    ListDrift,
+    SyncCluster,
     CreateKey,
     DescribeKey,
     ListKeys,

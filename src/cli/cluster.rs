@@ -1,4 +1,4 @@
-//! `keyway cluster …`: list and watch, and take an HSM out of use and back.
+//! `keyway cluster …`: list and watch, and take an HSM out of use and back; what is out of step stands in [`drift`].
 
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use crate::proto::v1::{
 };
 
 use super::connect::{CALL, Client, FOREVER};
+use super::drift::{self, DriftArgs, SyncArgs};
 use super::failure::Failure;
 use super::paging::every_page;
 use super::parse;
@@ -25,6 +26,8 @@ pub(super) enum ClusterCommand {
     Watch(WatchArgs),
     Drain(DrainArgs),
     Resume(ResumeArgs),
+    Drift(DriftArgs),
+    Sync(SyncArgs),
 }
 
 /// Tell a cluster's state now and at every change, until stopped
@@ -78,6 +81,8 @@ impl ClusterCommand {
             Self::Watch(args) => watch(client, args.cluster_id).await,
             Self::Drain(args) => drain(client, args).await,
             Self::Resume(args) => resume(client, args).await,
+            Self::Drift(args) => drift::list(client, args).await,
+            Self::Sync(args) => drift::sync(client, args).await,
         }
     }
 }

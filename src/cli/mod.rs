@@ -19,6 +19,7 @@ mod connect;
 mod crypto;
 mod data_key;
 mod dev;
+mod drift;
 mod failure;
 mod health;
 mod key;

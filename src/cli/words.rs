@@ -24,6 +24,7 @@ words! {
     connect_phase(ConnectPhase) = "CONNECT_PHASE_";
     connection_error(ConnectionErrorCode) = "CONNECTION_ERROR_CODE_";
     connection_state(ConnectionState) = "CONNECTION_STATE_";
+    drift_kind(DriftKind) = "DRIFT_KIND_";
     hsm_health(HsmHealth) = "HSM_HEALTH_";
     hsm_state(HsmState) = "HSM_STATE_";
     key_proof(KeyProof) = "KEY_PROOF_";
@@ -44,9 +45,8 @@ fn short(name: &str, prefix: &str) -> String {
 pub(super) fn state(word: String) -> Cell {
     let tone = match word.as_str() {
         "CONNECTED" | "HEALTHY" | "ENABLED" | "ACTIVE" | "USED" | "VENDOR" | "PASSED" | "SERVING" => Tone::Good,
-        "FAILED" | "UNREACHABLE" | "LOGIN_REFUSED" | "WRONG_IDENTITY" | "MISSING" | "UNAVAILABLE" | "DEGRADED" => {
-            Tone::Bad
-        }
+        "FAILED" | "UNREACHABLE" | "LOGIN_REFUSED" | "WRONG_IDENTITY" | "MISSING" | "UNAVAILABLE" | "DEGRADED"
+        | "DIFFERENT_MATERIAL" => Tone::Bad,
         "CONNECTING" | "DISCONNECTING" | "SLOW" | "SYNCING" | "DRAINED" | "CREATING" | "PENDING_DELETION" => {
             Tone::Passing
         }

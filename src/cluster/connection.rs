@@ -376,21 +376,9 @@ impl Connection {
         }
     }
 
-    /// The nodes a new key can be made on or copied to, least busy first; one at least in a second zone comes early.
+    /// The nodes a new key can be made on or copied to, in the order in which they are asked.
     pub fn ready_for_new_keys(&self) -> Vec<usize> {
-        let mut ready: Vec<(u64, usize)> = self
-            .members
-            .iter()
-            .enumerate()
-            .filter_map(|(index, member)| {
-                let load = member.proved_load()?;
-                Some((u64::from(load.in_flight + load.waiting), index))
-            })
-            .collect();
-        let start = self.turn.fetch_add(1, Relaxed);
-        let nodes = self.members.len();
-        ready.sort_by_key(|(busy, index)| (*busy, (index + nodes - start % nodes) % nodes));
-        ready.into_iter().map(|(_, index)| index).collect()
+        route::in_order(self.candidates(None, &[]), self.turn.fetch_add(1, Relaxed), self.members.len())
     }
 
     /// In how many zones these nodes are.

@@ -19,6 +19,8 @@ pub struct Member {
     pub node: Arc<Node>,
     /// The login whose worker was proved to hold this cluster's keys; 0 = none.
     proved: AtomicU64,
+    /// Counts the proofs of this node, so that whoever brings it level knows for which one he has.
+    proofs: AtomicU64,
     /// Keys known to be missing here. Everything else is taken to be there.
     lacks: RwLock<HashSet<CkaId>>,
     lacks_any: AtomicBool,
@@ -30,6 +32,8 @@ pub struct Member {
     slow: AtomicBool,
     /// When the canary last answered, and how it has answered lately.
     checks: Mutex<Checks>,
+    /// Held while its objects are listed.
+    pub(super) listing: tokio::sync::Mutex<()>,
     supervision: Mutex<Option<Supervision>>,
 }
 
@@ -51,6 +55,7 @@ impl Member {
         Self {
             node,
             proved: AtomicU64::new(0),
+            proofs: AtomicU64::new(0),
             lacks: RwLock::default(),
             lacks_any: AtomicBool::new(false),
             doubts: Mutex::default(),
@@ -58,6 +63,7 @@ impl Member {
             suspected: Notify::new(),
             slow: AtomicBool::new(false),
             checks: Mutex::default(),
+            listing: tokio::sync::Mutex::default(),
             supervision: Mutex::default(),
         }
     }
@@ -74,6 +80,17 @@ impl Member {
 
     pub(super) fn set_proved(&self, login: u64) {
         self.proved.store(login, Relaxed);
+        self.proofs.fetch_add(1, Relaxed);
+    }
+
+    /// Which proof stands, if one does. Another number means another login, or that the node was doubted and proved again.
+    pub fn proof(&self) -> Option<u64> {
+        self.is_proved().then(|| self.proofs.load(Relaxed))
+    }
+
+    /// Whether the node said of a key that it is not there, and was not proved since.
+    pub fn is_doubted(&self) -> bool {
+        !self.doubts.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     /// Whether the key is taken to be here.

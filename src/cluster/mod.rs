@@ -2,13 +2,14 @@
 //!
 //! A [`Connection`] is the only way to use a key. It chooses a node for each request ([`route`]),
 //! decides what a failure means ([`failover`]), proves every node that logs in and gives it the
-//! cluster's key-encryption key (`prove`), looks after each that serves (`health`), and copies keys
-//! from HSM to HSM (`replicate`). It
-//! knows keys by their `CKA_ID` and probe only; which keys there ought to be is for the rooms above.
+//! cluster's key-encryption key (`prove`), looks after each that serves (`health`, `pace`), copies keys
+//! from HSM to HSM (`replicate`) and lists what is in one (`listing`). It knows keys by their `CKA_ID`
+//! and probe only; which keys there ought to be is for the rooms above.
 
 mod connection;
 pub mod failover;
 mod health;
+mod listing;
 mod member;
 mod pace;
 mod prove;
@@ -17,5 +18,6 @@ pub mod route;
 mod settings;
 
 pub use connection::{Closing, Connection, Failure, Generated, KeyInHsms, Made, Sealed};
+pub use listing::Listing;
 pub use member::Member;
 pub use settings::*;

@@ -104,32 +104,48 @@ async fn keep(connection: &Connection, index: usize) {
 }
 
 async fn prove(connection: &Connection, index: usize) -> Result<(), Unproved> {
-    let _one_at_a_time = connection.ceremony.lock().await;
-    let hsm = connection.members()[index].node.hsm();
     sweep(connection, index).await?;
-    let cluster = &connection.cluster;
-    let user = &connection.common.credential.username;
-    let kek = match connection.common.records.kek(cluster, user).await? {
-        Some(kek) => kek,
-        None => connection.common.records.begin_kek(&new_kek(connection, index)).await?,
-    };
-    match &kek.canary_probe {
-        None => found(connection, index, kek).await?,
-        Some(probe) => match look(connection, index, &kek.canary_id, Some(probe)).await? {
-            Found::Proven if look(connection, index, &kek.kek_id, None).await? == Found::Proven => {}
-            Found::Proven => join(connection, index, &kek).await?,
-            Found::Missing | Found::Unspecified => {
-                tracing::info!(%hsm, "the token does not hold the cluster's keys; giving them to it");
-                connection.common.records.doubt_presence(cluster, hsm, clock::now()).await?;
-                join(connection, index, &kek).await?;
-                give_canary(connection, index, &kek, probe).await?;
-            }
-            Found::Different => return Err(Unproved::OtherCluster),
-        },
+    if !answers(connection, index).await? {
+        become_one_of_us(connection, index).await?;
     }
     write_doubts(connection, index).await?;
     // What it lacks is known before anything is asked of it.
     note_missing(connection, index).await
+}
+
+/// Whether the token holds the cluster's canary and key-encryption key already: nothing is made or moved, so that a node
+/// which hangs here holds up no other.
+async fn answers(connection: &Connection, index: usize) -> Result<bool, Unproved> {
+    let records = &connection.common.records;
+    let kek = records.kek(&connection.cluster, &connection.common.credential.username).await?;
+    let Some(KekRecord { canary_id, canary_probe: Some(probe), kek_id, .. }) = kek else { return Ok(false) };
+    Ok(look(connection, index, &canary_id, Some(&probe)).await? == Found::Proven
+        && look(connection, index, &kek_id, None).await? == Found::Proven)
+}
+
+/// Gives the token what it lacks, or makes it for the first time: one node of the cluster at a time.
+async fn become_one_of_us(connection: &Connection, index: usize) -> Result<(), Unproved> {
+    let _one_at_a_time = connection.ceremony.lock().await;
+    let hsm = connection.members()[index].node.hsm();
+    let (cluster, records) = (&connection.cluster, &connection.common.records);
+    let kek = match records.kek(cluster, &connection.common.credential.username).await? {
+        Some(kek) => kek,
+        None => records.begin_kek(&new_kek(connection, index)).await?,
+    };
+    let Some(probe) = &kek.canary_probe else {
+        return found(connection, index, kek).await;
+    };
+    match look(connection, index, &kek.canary_id, Some(probe)).await? {
+        Found::Proven if look(connection, index, &kek.kek_id, None).await? == Found::Proven => Ok(()),
+        Found::Proven => join(connection, index, &kek).await,
+        Found::Missing | Found::Unspecified => {
+            tracing::info!(%hsm, "the token does not hold the cluster's keys; giving them to it");
+            records.doubt_presence(cluster, hsm, clock::now()).await?;
+            join(connection, index, &kek).await?;
+            give_canary(connection, index, &kek, probe).await
+        }
+        Found::Different => Err(Unproved::OtherCluster),
+    }
 }
 
 /// Keys that were not found where the records say they are: written down as unknown, so that bringing the node level looks for them.
@@ -150,12 +166,13 @@ async fn write_doubts(connection: &Connection, index: usize) -> Result<(), Unpro
 /// Notes the keys that the records do not know to be here, so that none of them is asked for here.
 async fn note_missing(connection: &Connection, index: usize) -> Result<(), Unproved> {
     let member = &connection.members()[index];
+    connection.common.records.expect_keys(&connection.cluster, member.node.hsm(), clock::now()).await?;
     let mut after = None;
     loop {
         let page = connection.common.records.keys_lacking(&connection.cluster, member.node.hsm(), after, PAGE).await?;
         let Some(last) = page.last() else { return Ok(()) };
-        after = Some(*last);
-        member.lacks(page.iter().map(|(key, version)| CkaId::of(*key, *version)));
+        after = Some((last.key, last.version));
+        member.lacks(page.iter().map(|lacking| CkaId::of(lacking.key, lacking.version)));
     }
 }
 

@@ -25,6 +25,14 @@ pub fn choose(candidates: impl Iterator<Item = Candidate>, start: usize, nodes: 
     candidates.min_by_key(|candidate| Cost::of(candidate, start, nodes)).map(|candidate| candidate.index)
 }
 
+/// All candidates, the one that [`choose`] takes first.
+pub fn in_order(candidates: impl Iterator<Item = Candidate>, start: usize, nodes: usize) -> Vec<usize> {
+    let mut ordered: Vec<_> =
+        candidates.map(|candidate| (Cost::of(&candidate, start, nodes), candidate.index)).collect();
+    ordered.sort();
+    ordered.into_iter().map(|(_, index)| index).collect()
+}
+
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Cost {
     silent: bool,
@@ -92,6 +100,7 @@ mod tests {
         let silent = silent(node(0, 1, 0, 0));
         assert_eq!(choose([silent, slow, busy].into_iter(), 0, 3), Some(2));
         assert_eq!(choose([silent, slow].into_iter(), 0, 3), Some(1));
+        assert_eq!(in_order([silent, slow, busy].into_iter(), 0, 3), [2, 1, 0]);
         assert_eq!(choose([silent].into_iter(), 0, 3), Some(0));
         assert_eq!(choose(std::iter::empty(), 0, 0), None);
     }

@@ -222,18 +222,19 @@ impl Keys {
             self.note_presence(creation, index).await;
             proven.push(index);
         }
-        if proven.len() == creation.connection.members().len() {
-            Ok(Spread::Everywhere)
-        } else {
-            // Nodes that miss it get it when they are next brought level.
-            Ok(Spread::Enough)
-        }
+        // A node that is away gets it when it is back: nothing is left to do for now.
+        let mut here = creation.connection.members().iter().enumerate().filter(|(_, member)| member.is_proved());
+        if here.all(|(index, _)| proven.contains(&index)) { Ok(Spread::Everywhere) } else { Ok(Spread::Enough) }
     }
 
     async fn enable(&self, creation: &Creation, key: &KeyInHsms, proven: &[usize]) -> Result<bool, Unavailable> {
         let members = creation.connection.members();
-        let hsms: Vec<HsmId> = proven.iter().map(|index| members[*index].node.hsm().clone()).collect();
-        self.0.records.finish_key(creation.id, KeyVersion::FIRST, &key.probe, &hsms, clock::now()).await
+        let (proven, others): (Vec<_>, Vec<_>) = (0..members.len()).partition(|index| proven.contains(index));
+        let hsms = |indexes: Vec<usize>| -> Vec<HsmId> {
+            indexes.into_iter().map(|index| members[index].node.hsm().clone()).collect()
+        };
+        let nodes = (&hsms(proven)[..], &hsms(others)[..]);
+        self.0.records.finish_key(creation.id, KeyVersion::FIRST, &key.probe, nodes, clock::now()).await
     }
 
     async fn note_presence(&self, creation: &Creation, index: usize) {
@@ -321,6 +322,7 @@ enum Begun {
 /// How far a key that is enabled has come.
 #[derive(PartialEq, Eq)]
 enum Spread {
+    /// Every node that serves has it.
     Everywhere,
     Enough,
 }

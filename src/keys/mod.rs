@@ -2,14 +2,18 @@
 //!
 //! The records are the truth about keys; the HSMs are the truth about their material. This room
 //! holds the two together: `create` makes a key in both or in neither, [`reconcile`] settles what
-//! a crash left and gives returning nodes what they lack. Nothing that a token fails to show ever deletes a record.
+//! a crash left and gives returning nodes what they lack, `inventory` says what tokens hold beyond that, `sync` compares all. Nothing that a token fails to show ever deletes a record.
 
+mod copy;
 mod create;
 mod crypto;
+mod drift;
 pub mod envelope;
 mod holdback;
+mod inventory;
 pub mod reconcile;
 mod settings;
+mod sync;
 mod uses;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -28,8 +32,10 @@ use crate::records::{AliasRecord, CreatedAlias, KeyRecord, Records, Unavailable}
 
 pub use create::{NewKey, RequestClaim};
 pub use crypto::{Decrypted, Encrypted, NewDataKey, PlaintextPart};
+pub use drift::Drifts;
 use holdback::Holdback;
 pub use settings::Settings;
+pub use sync::{Repair, Synced};
 use uses::{NoUse, Uses};
 
 /// AWS's bound: so many aliases point at one key.
@@ -68,6 +74,10 @@ pub enum Error {
     TooManyKeys(u32),
     #[error("request_id was used before, with another request")]
     RequestReused,
+    #[error("nobody is logged in to cluster {0}")]
+    NobodyLoggedIn(ClusterId),
+    #[error("the keys of cluster {0} are being compared already")]
+    Syncing(ClusterId),
     #[error("a request with this request_id is still at work on key {0}")]
     StillCreating(KeyId),
     #[error("whether key {0} was made is not known yet; it is being settled")]
@@ -95,9 +105,11 @@ struct Inner {
     aliases: RwLock<HashMap<AliasName, KeyId>>,
     /// Keys that this daemon is making right now: nobody else settles them.
     creating: Mutex<HashSet<KeyId>>,
-    /// A creation ended without being settled.
+    /// A creation ended without being settled, or keys were found that a node lacks.
     unsettled: Notify,
     holdback: Holdback,
+    /// Clusters whose keys are being compared for somebody.
+    syncing: Mutex<HashSet<ClusterId>>,
     /// Where work goes on when its caller's connection, and the lane that serves it, are gone.
     runtime: tokio::runtime::Handle,
 }
@@ -145,6 +157,7 @@ impl Keys {
             creating: Mutex::default(),
             unsettled: Notify::new(),
             holdback: Holdback::default(),
+            syncing: Mutex::default(),
             runtime: tokio::runtime::Handle::current(),
         }))
     }
@@ -276,5 +289,29 @@ impl Key {
 
     fn connection(&self) -> Result<Arc<cluster::Connection>, Error> {
         self.store.connected().map_err(|state| Error::Unavailable { key: self.id, store: self.store.id(), state })
+    }
+}
+
+/// A number for people: its digits in threes.
+fn thousands(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::thousands;
+
+    #[test]
+    fn a_number_for_people_has_its_digits_in_threes() {
+        let told = [0, 999, 1_000, 12_345, 1_234_567].map(thousands);
+        assert_eq!(told, ["0", "999", "1,000", "12,345", "1,234,567"]);
     }
 }

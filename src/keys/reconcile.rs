@@ -1,39 +1,56 @@
-//! Brings the HSMs level with the records, node by node, whenever one has been proved.
+//! Brings the HSMs level with the records, each node for itself, whenever one has been proved.
 //!
-//! Two things, in this order: keys that are still CREATING and nobody's live work were never
-//! acknowledged, so what a node may hold of them is destroyed and, once no node is left to look
-//! at, their record goes; enabled keys that the node lacks are copied to it from a sibling. Objects
-//! without a record are left alone: a missing record proves nothing.
+//! ```text
+//!   proved ─▶ settle ─▶ inventory, once for each proof ─▶ copy what is lacking ─▶ level
+//!                                                            └─ not all could be had ─▶ again, later
+//! ```
+//!
+//! Keys that are still CREATING and nobody's live work were never acknowledged, so what a node may
+//! hold of them is destroyed and, once no node is left to look at, their record goes. Enabled keys that the node lacks
+//! are copied to it from a sibling. Objects without a record are left alone: a missing record proves nothing.
+//!
+//! Only what the records say is lacking is looked at. A node with a thousand keys to take in delays no other.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::{StreamExt, stream};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::clock;
-use crate::cluster::{Connection, Failure, KeyInHsms};
-use crate::link::v1::presence::Found;
-use crate::model::{CkaId, KeyId, KeyState, KeyVersion};
+use crate::cluster::{Connection, Failure, Member};
+use crate::model::{CkaId, KeyState, KeyVersion};
 use crate::node::Health;
-use crate::records::{Proof, Unavailable};
+use crate::records::{NewProof, Proof, ProvableKey, Unavailable};
 
-use super::Keys;
+use super::copy::Errand;
+use super::inventory::{self, Inventory};
+use super::{Keys, thousands};
 
-/// How long one step on a node may take.
+/// How long destroying a key that was never acknowledged may take.
 const STEP: Duration = Duration::from_secs(60);
 /// What could not be settled is looked at again after this long, or when something changes.
 const AGAIN: Duration = Duration::from_secs(5);
-/// Missing keys are read so many at a time.
+/// The pause is doubled up to this while nothing changes.
+const AGAIN_AT_LAST: Duration = Duration::from_secs(60);
+/// Missing keys are read, and what became of them is written, so many at a time.
 const PAGE: u32 = 256;
+/// So many keys are on their way to one node at once: its siblings wrap while it unwraps.
+const IN_FLIGHT: usize = 4;
+/// How often a node tells how far it has come.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// Why a node is not level.
 #[derive(Debug, thiserror::Error)]
 enum NotLevel {
-    #[error("{0} keys are on no node that is in service, or could not be copied")]
+    #[error("{} keys are on no node that is in service, or could not be copied", thousands(*.0))]
     Missing(usize),
     #[error("keys that were never acknowledged could not be settled")]
     Unsettled(#[source] Failure),
+    #[error("what it holds is not known")]
+    Inventory(#[from] inventory::Error),
     #[error("the records cannot be reached")]
     Records(#[from] Unavailable),
 }
@@ -41,32 +58,61 @@ enum NotLevel {
 /// Follows each Connection that is opened, until it is closed.
 pub async fn run(keys: Keys, mut opened: mpsc::Receiver<Arc<Connection>>) {
     while let Some(connection) = opened.recv().await {
-        let keys = keys.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                () = follow(&keys, &connection) => {}
-                () = connection.closed() => {}
-            }
-        });
+        for index in 0..connection.members().len() {
+            let (keys, connection) = (keys.clone(), connection.clone());
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = keep_level(&keys, &connection, index) => {}
+                    () = connection.closed() => {}
+                }
+            });
+        }
     }
 }
 
-async fn follow(keys: &Keys, connection: &Connection) {
+/// How far a node has come, by the numbers of its proofs.
+#[derive(Default)]
+struct Standing {
+    listed: Option<u64>,
+    level: Option<u64>,
+}
+
+async fn keep_level(keys: &Keys, connection: &Connection, index: usize) {
     let mut changes = connection.changes();
+    let mut standing = Standing::default();
+    let mut pause = AGAIN;
     loop {
         changes.borrow_and_update();
         let unsettled = keys.0.unsettled.notified();
-        let mut again = false;
-        for index in 0..connection.members().len() {
-            if connection.members()[index].is_proved() {
-                again |= !bring_level(keys, connection, index).await;
-            }
+        let proof = connection.members()[index].proof();
+        if let Some(proof) = proof
+            && bring_level(keys, connection, index, proof, &mut standing).await
+        {
+            standing.level = Some(proof);
+            pause = AGAIN;
         }
-        let pause = if again { AGAIN } else { Duration::MAX };
+        let waits = if proof.is_some() && proof != standing.level { pause } else { Duration::MAX };
         tokio::select! {
-            _ = changes.changed() => {}
+            () = something_to_do(connection, index, &mut changes, &standing) => pause = AGAIN,
             () = unsettled => {}
-            () = sleep(pause) => {}
+            () = sleep(waits) => pause = (pause * 2).min(AGAIN_AT_LAST),
+        }
+    }
+}
+
+/// Resolves at a change that may matter here: this node was proved anew, or it is not level and another may now give what it lacks.
+async fn something_to_do(
+    connection: &Connection,
+    index: usize,
+    changes: &mut tokio::sync::watch::Receiver<u64>,
+    standing: &Standing,
+) {
+    loop {
+        if changes.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        if connection.members()[index].proof().is_some_and(|proof| standing.level != Some(proof)) {
+            return;
         }
     }
 }
@@ -79,52 +125,54 @@ async fn sleep(pause: Duration) {
 }
 
 /// Whether the node is level now.
-async fn bring_level(keys: &Keys, connection: &Connection, index: usize) -> bool {
+async fn bring_level(keys: &Keys, connection: &Connection, index: usize, proof: u64, standing: &mut Standing) -> bool {
     let member = &connection.members()[index];
     let login = member.node.status().borrow().login;
-    match try_level(keys, connection, index).await {
+    match try_level(keys, connection, index, proof, standing).await {
+        // Doubted meanwhile: it is being proved again, and then levelled again.
+        Ok(()) if member.is_doubted() || member.proof() != Some(proof) => false,
         Ok(()) => {
             member.node.level(login);
             true
         }
         Err(error) => {
-            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-            tracing::warn!(hsm = %member.node.hsm(), %error, cause, "node not level");
+            let mut reason = error.to_string();
+            let mut cause = std::error::Error::source(&error);
+            while let Some(source) = cause {
+                reason = format!("{reason}: {source}");
+                cause = source.source();
+            }
+            tracing::warn!(hsm = %member.node.hsm(), reason, "node not level");
             if member.node.status().borrow().health == Health::Syncing {
-                member.node.not_level(login, &format!("{error}{cause}"));
+                member.node.not_level(login, &reason);
             }
             false
         }
     }
 }
 
-async fn try_level(keys: &Keys, connection: &Connection, index: usize) -> Result<(), NotLevel> {
+async fn try_level(
+    keys: &Keys,
+    connection: &Connection,
+    index: usize,
+    proof: u64,
+    standing: &mut Standing,
+) -> Result<(), NotLevel> {
     settle(keys, connection, index).await?;
-    let member = &connection.members()[index];
-    let hsm = member.node.hsm();
-    let thought_missing = member.missing();
-    let (mut after, mut missing) = (None, 0);
-    loop {
-        let page = keys.0.records.keys_lacking(&connection.cluster, hsm, after, PAGE).await?;
-        let Some(last) = page.last() else { break };
-        after = Some(*last);
-        for (key, version) in page {
-            if !give(keys, connection, index, key, version).await? {
-                missing += 1;
-            }
-        }
+    let taken = if standing.listed == Some(proof) {
+        Ok(None)
+    } else {
+        // Before anything is copied: its worker then knows where everything is, and copying needs no searches.
+        inventory::take(keys, connection, index).await.map(Some)
+    };
+    if taken.is_ok() {
+        standing.listed = Some(proof);
     }
-    if missing > 0 {
-        return Err(NotLevel::Missing(missing));
-    }
-    // The records know of nothing that is missing: what was thought so before they were read is here, or is no key.
-    for key in thought_missing {
-        let being_made = CkaId::parse(key.as_bytes()).is_some_and(|(id, _)| keys.lock_creating().contains(&id));
-        if !being_made {
-            member.has_unless_doubted(&key);
-        }
-    }
-    Ok(())
+    let inventory = taken.as_ref().ok().and_then(Option::as_ref);
+    let copied = Levelling::new(keys, connection, index).run(inventory).await;
+    // A token that cannot be listed takes its keys all the same; but it is not level.
+    taken?;
+    copied
 }
 
 /// Destroys what this node holds of keys that were never acknowledged. Its former worker is gone, so nothing more can come of them.
@@ -150,61 +198,115 @@ async fn settle(keys: &Keys, connection: &Connection, index: usize) -> Result<()
     Ok(())
 }
 
-/// Copies one key from a sibling that has it. `false`: not now.
+/// One pass over what a node lacks.
+struct Levelling<'a> {
+    keys: &'a Keys,
+    connection: &'a Connection,
+    index: usize,
+    member: &'a Member,
+    /// Not here, or not this key: nobody asks for them here.
+    lacking: HashSet<CkaId>,
+    /// Of these, those that a later pass may find or bring.
+    failed: usize,
+    done: usize,
+    total: usize,
+    told: Instant,
+}
+
+impl<'a> Levelling<'a> {
+    fn new(keys: &'a Keys, connection: &'a Connection, index: usize) -> Self {
+        let member = &connection.members()[index];
+        let (total, told) = (member.keys_missing(), Instant::now());
+        Self { keys, connection, index, member, lacking: HashSet::new(), failed: 0, done: 0, total, told }
+    }
+
+    async fn run(mut self, inventory: Option<&Inventory>) -> Result<(), NotLevel> {
+        let thought_missing = self.member.missing();
+        self.total = thought_missing.len();
+        let mut after = None;
+        loop {
+            let (records, hsm) = (&self.keys.0.records, self.member.node.hsm());
+            let page = records.keys_lacking(&self.connection.cluster, hsm, after, PAGE).await?;
+            let Some(last) = page.last() else { break };
+            after = Some((last.key, last.version));
+            self.give_page(&page, inventory).await?;
+        }
+        self.forget_what_is_here(&thought_missing);
+        if self.failed > 0 { Err(NotLevel::Missing(self.failed)) } else { Ok(()) }
+    }
+
+    async fn give_page(&mut self, page: &[ProvableKey], inventory: Option<&Inventory>) -> Result<(), Unavailable> {
+        // Their makers are still copying these, and say so when they leave anything undone.
+        let being_made = self.keys.lock_creating().clone();
+        let (connection, index) = (self.connection, self.index);
+        let mut errands = Vec::new();
+        for key in page.iter().filter(|key| !being_made.contains(&key.key)) {
+            errands.push(async move { (key, give(connection, index, key, inventory).await) });
+        }
+        let mut given = stream::iter(errands).buffer_unordered(IN_FLIGHT);
+        let mut learnt = Vec::new();
+        while let Some((key, proof)) = given.next().await {
+            self.note(key, proof);
+            learnt.extend(proof.map(|proof| NewProof {
+                key: key.key,
+                version: key.version,
+                hsm: self.member.node.hsm().clone(),
+                proof,
+            }));
+        }
+        self.keys.0.records.set_presences(&learnt, clock::now()).await
+    }
+
+    fn note(&mut self, key: &ProvableKey, proof: Option<Proof>) {
+        let id = CkaId::of(key.key, key.version);
+        match proof {
+            Some(Proof::Used) => self.member.has_now(&id),
+            Some(Proof::Different) => {
+                tracing::error!(hsm = %self.member.node.hsm(), key = ?id, "another key stands under this key's id; left alone, and not used");
+                self.member.lacks([id]);
+                self.lacking.insert(id);
+            }
+            Some(Proof::Missing | Proof::Unknown) | None => {
+                self.member.lacks([id]);
+                self.lacking.insert(id);
+                self.failed += 1;
+            }
+        }
+        self.done += 1;
+        if self.told.elapsed() >= TELL_EVERY {
+            self.told = Instant::now();
+            let (done, total) = (thousands(self.done), thousands(self.total.max(self.done)));
+            let login = self.member.node.status().borrow().login;
+            self.member.node.getting_level(login, &format!("{done} of {total} keys copied"));
+        }
+    }
+
+    /// What was thought to be missing before the records were read, and is not lacking, is here or is no key.
+    fn forget_what_is_here(&self, thought_missing: &[CkaId]) {
+        for key in thought_missing.iter().filter(|key| !self.lacking.contains(*key)) {
+            let being_made =
+                CkaId::parse(key.as_bytes()).is_some_and(|(id, _)| self.keys.lock_creating().contains(&id));
+            if !being_made {
+                self.member.has_unless_doubted(key);
+            }
+        }
+    }
+}
+
+/// Looks for the key, unless the token's listing has just not shown it, and copies it from a sibling.
 async fn give(
-    keys: &Keys,
     connection: &Connection,
     index: usize,
-    id: KeyId,
-    version: KeyVersion,
-) -> Result<bool, NotLevel> {
-    if keys.lock_creating().contains(&id) {
-        // Its maker is still copying it, and says so when it leaves anything undone.
-        return Ok(true);
-    }
-    let Some(record) = keys.0.records.key(id).await? else {
-        return Ok(true);
-    };
-    let probe =
-        record.versions.iter().find(|candidate| candidate.version == version).and_then(|found| found.probe.clone());
-    let Some(probe) = probe else { return Ok(true) };
-    let key = KeyInHsms { id: CkaId::of(id, version), probe };
-    let member = &connection.members()[index];
-    let hsm = member.node.hsm();
-    let mut found = prove(connection, index, &key).await;
-    if found == Some(Found::Missing) {
-        found = copy(connection, index, &key, record.spec).await;
-    }
-    match found {
-        Some(Found::Proven) => {
-            keys.0.records.set_presence(id, version, hsm, Proof::Used, clock::now()).await?;
-            member.has_now(&key.id);
-            Ok(true)
-        }
-        Some(Found::Different) => {
-            tracing::error!(%hsm, key = %id, "another key stands under this key's id; left alone");
-            Ok(false)
-        }
-        Some(Found::Missing | Found::Unspecified) | None => Ok(false),
-    }
-}
-
-async fn prove(connection: &Connection, index: usize, key: &KeyInHsms) -> Option<Found> {
-    connection.prove_key(index, key, Instant::now() + STEP).await.ok()
-}
-
-async fn copy(connection: &Connection, index: usize, key: &KeyInHsms, spec: crate::model::KeySpec) -> Option<Found> {
-    let members = connection.members().iter().enumerate();
-    let holders = members.filter(|(holder, member)| *holder != index && member.is_proved() && member.has(&key.id));
-    for (holder, member) in holders {
-        match connection.wrap_key(holder, key, Instant::now() + STEP).await {
-            Ok(wrapped) => {
-                return connection.unwrap_key(index, key, spec, wrapped, Instant::now() + STEP).await.ok();
-            }
-            Err(error) => {
-                tracing::warn!(hsm = %member.node.hsm(), key = ?key.id, %error, "a key could not be wrapped here")
-            }
+    key: &ProvableKey,
+    inventory: Option<&Inventory>,
+) -> Option<Proof> {
+    let errand = Errand::from(key);
+    let hidden = inventory.is_some_and(|inventory| !inventory.shows(&errand.key.id));
+    if !hidden {
+        match errand.look(connection, index).await? {
+            Proof::Missing => {}
+            known @ (Proof::Used | Proof::Different | Proof::Unknown) => return Some(known),
         }
     }
-    None
+    errand.copy(connection, index).await.or(Some(Proof::Missing))
 }

@@ -266,6 +266,17 @@ impl Node {
         });
     }
 
+    /// How far the room above has come with bringing the token of this login level.
+    pub fn getting_level(&self, login: u64, progress: &str) {
+        self.status.send_if_modified(|status| {
+            let applies = status.login == login && status.health == Health::Syncing && status.reason != progress;
+            if applies {
+                change(status, Health::Syncing, progress);
+            }
+            applies
+        });
+    }
+
     /// The room above has brought the token of this login level.
     pub fn level(&self, login: u64) {
         self.status.send_if_modified(|status| {

@@ -93,13 +93,14 @@ impl Records {
         Ok(BegunKey::Begun)
     }
 
-    /// CREATING becomes ENABLED: the key answered its probe on these nodes. `false` when it was not CREATING any more.
+    /// CREATING becomes ENABLED: the key answered its probe on the `proven` nodes and is to be looked for on the `others`.
+    /// `false` when it was not CREATING any more.
     pub async fn finish_key(
         &self,
         key: KeyId,
         version: KeyVersion,
         probe: &Probe,
-        proven: &[HsmId],
+        (proven, others): (&[HsmId], &[HsmId]),
         at: SystemTime,
     ) -> Result<bool, Unavailable> {
         let mut change = self.begin().await?;
@@ -118,6 +119,9 @@ impl Records {
             .await?;
         for hsm in proven {
             put_presence(&mut *change, key, version, hsm, Proof::Used, at).await?;
+        }
+        for hsm in others {
+            put_presence(&mut *change, key, version, hsm, Proof::Unknown, at).await?;
         }
         change.commit().await?;
         Ok(true)

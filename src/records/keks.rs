@@ -42,6 +42,13 @@ impl Records {
         }))
     }
 
+    /// The `CKA_ID` of every key-encryption key and canary of a cluster.
+    pub async fn kek_ids(&self, cluster: &ClusterId) -> Result<Vec<Vec<u8>>, Unavailable> {
+        let ids =
+            "SELECT kek_id FROM keks WHERE cluster_id = ?1 UNION ALL SELECT canary_id FROM keks WHERE cluster_id = ?1";
+        Ok(sqlx::query_scalar(ids).bind(cluster.as_str()).fetch_all(&self.0.read).await?)
+    }
+
     /// Writes the names down before anything is made; gives those that stand, whoever wrote them.
     pub async fn begin_kek(&self, record: &KekRecord) -> Result<KekRecord, Unavailable> {
         sqlx::query(

@@ -6,6 +6,7 @@
 
 mod aliases;
 mod creating;
+mod drifts;
 mod error;
 mod hsms;
 mod keks;
@@ -14,6 +15,7 @@ mod keys;
 mod logins;
 mod open;
 mod presences;
+mod replicas;
 mod row;
 mod seal;
 mod uses;
@@ -27,6 +29,7 @@ use sqlx::SqlitePool;
 
 pub use aliases::{AliasRecord, CreatedAlias};
 pub use creating::{BegunKey, CreatingLeft, KeyLimits, NewKey, RequestClaim};
+pub use drifts::{Difference, DriftCursor, DriftRecord, ObjectName, Oddity};
 pub use error::{OpenError, Unavailable};
 pub use hsms::DrainRecord;
 pub use keks::KekRecord;
@@ -34,7 +37,8 @@ pub use key_stores::{AddedKeyStore, ConnectionFault, DeletedKeyStore, KeyStoreCh
 pub use keys::{KeyRecord, VersionRecord};
 pub use logins::{LoginLeave, Standing};
 pub use open::Settings;
-pub use presences::{PresenceRecord, Proof};
+pub use presences::{NewProof, PresenceRecord, Proof};
+pub use replicas::ProvableKey;
 pub use uses::Reserved;
 
 use seal::Sealer;

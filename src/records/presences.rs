@@ -6,7 +6,7 @@ use sqlx::SqliteExecutor;
 
 use crate::model::{ClusterId, HsmId, KeyId, KeyVersion};
 
-use super::row::{key_id, millis, number};
+use super::row::{millis, named, time};
 use super::{Records, Unavailable};
 
 /// A node that holds a key version, or may.
@@ -17,6 +17,15 @@ pub struct PresenceRecord {
     pub time: SystemTime,
 }
 
+/// What was learnt of a key version on a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewProof {
+    pub key: KeyId,
+    pub version: KeyVersion,
+    pub hsm: HsmId,
+    pub proof: Proof,
+}
+
 /// What is known of a key version's presence on a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Proof {
@@ -24,17 +33,20 @@ pub enum Proof {
     Used,
     /// The node did not find it.
     Missing,
+    /// Another key stands there under its name, or more than one.
+    Different,
     /// It may be there.
     Unknown,
 }
 
 impl Proof {
-    pub(super) const ALL: [Self; 3] = [Self::Used, Self::Missing, Self::Unknown];
+    pub(super) const ALL: [Self; 4] = [Self::Used, Self::Missing, Self::Different, Self::Unknown];
 
     pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Used => "USED",
             Self::Missing => "MISSING",
+            Self::Different => "DIFFERENT",
             Self::Unknown => "UNKNOWN",
         }
     }
@@ -44,15 +56,14 @@ impl Proof {
     }
 }
 
-// The first comparison is what the index serves: without it each page is read from the cluster's first key.
-pub(super) const LACKING: &str = "SELECT k.id, v.version FROM keys k JOIN key_versions v ON v.key_id = k.id
-     WHERE k.cluster_id = ? AND k.state <> 'CREATING' AND k.id >= ? AND (k.id > ? OR v.version > ?)
-       AND NOT EXISTS (SELECT 1 FROM presences p
-                       WHERE p.key_id = k.id AND p.version = v.version AND p.hsm_id = ? AND p.proof = 'USED')
-     ORDER BY k.id, v.version LIMIT ?";
-
 pub(super) const DOUBT: &str = "UPDATE presences SET proof = 'UNKNOWN', time = ?
      WHERE hsm_id = ? AND proof = 'USED' AND key_id IN (SELECT id FROM keys WHERE cluster_id = ?)";
+
+// With a row for every node, what a node lacks is found without looking at what it has.
+const EXPECT: &str = "INSERT INTO presences (key_id, version, hsm_id, proof, time)
+     SELECT v.key_id, v.version, ?1, 'UNKNOWN', ?2 FROM keys k JOIN key_versions v ON v.key_id = k.id
+     WHERE k.cluster_id = ?3 AND k.state <> 'CREATING'
+       AND NOT EXISTS (SELECT 1 FROM presences p WHERE p.key_id = v.key_id AND p.version = v.version AND p.hsm_id = ?1)";
 
 impl Records {
     /// Nothing, when the key was dropped in the meantime.
@@ -73,29 +84,44 @@ impl Records {
         Ok(())
     }
 
-    /// Acknowledged versions after `after` that are not proven on this node.
-    pub async fn keys_lacking(
+    /// Several at once: one write costs less than one each.
+    pub async fn set_presences(&self, proofs: &[NewProof], at: SystemTime) -> Result<(), Unavailable> {
+        if proofs.is_empty() {
+            return Ok(());
+        }
+        let mut change = self.begin().await?;
+        for NewProof { key, version, hsm, proof } in proofs {
+            put_presence(&mut *change, *key, *version, hsm, *proof, at).await?;
+        }
+        change.commit().await?;
+        Ok(())
+    }
+
+    /// A node of the cluster is to hold every acknowledged version: those of which nothing is known there may be missing.
+    pub async fn expect_keys(&self, cluster: &ClusterId, hsm: &HsmId, at: SystemTime) -> Result<(), Unavailable> {
+        let expect = sqlx::query(EXPECT).bind(hsm.as_str()).bind(millis(at)).bind(cluster.as_str());
+        expect.execute(&self.0.write).await?;
+        Ok(())
+    }
+
+    /// What is known of one version on one node.
+    pub async fn presence(
         &self,
-        cluster: &ClusterId,
+        key: KeyId,
+        version: KeyVersion,
         hsm: &HsmId,
-        after: Option<(KeyId, KeyVersion)>,
-        limit: u32,
-    ) -> Result<Vec<(KeyId, KeyVersion)>, Unavailable> {
-        let (after_key, after_version) = match after {
-            Some((key, version)) => (key.as_bytes().to_vec(), version.0),
-            // Below every id.
-            None => (Vec::new(), 0),
-        };
-        let rows = sqlx::query(LACKING)
-            .bind(cluster.as_str())
-            .bind(after_key.clone())
-            .bind(after_key)
-            .bind(after_version)
+    ) -> Result<Option<PresenceRecord>, Unavailable> {
+        let found = sqlx::query("SELECT proof, time FROM presences WHERE key_id = ? AND version = ? AND hsm_id = ?")
+            .bind(key.as_bytes().as_slice())
+            .bind(version.0)
             .bind(hsm.as_str())
-            .bind(limit)
-            .fetch_all(&self.0.read)
+            .fetch_optional(&self.0.read)
             .await?;
-        rows.iter().map(|row| Ok((key_id(row, "id")?, KeyVersion(number(row, "version")?)))).collect()
+        let presence = |row: &_| {
+            let proof = named(row, "proof", Proof::parse)?;
+            Ok(PresenceRecord { hsm: hsm.clone(), proof, time: time(row, "time")? })
+        };
+        found.as_ref().map(presence).transpose()
     }
 }
 
@@ -107,10 +133,12 @@ pub(super) async fn put_presence(
     proof: Proof,
     at: SystemTime,
 ) -> Result<(), Unavailable> {
+    // That it is not proven there was first seen when it was, however often it is seen again.
     sqlx::query(
         "INSERT INTO presences (key_id, version, hsm_id, proof, time)
          SELECT key_id, version, ?, ?, ? FROM key_versions WHERE key_id = ? AND version = ?
-         ON CONFLICT (key_id, version, hsm_id) DO UPDATE SET proof = excluded.proof, time = excluded.time",
+         ON CONFLICT (key_id, version, hsm_id) DO UPDATE SET proof = excluded.proof,
+           time = iif(proof <> 'USED' AND excluded.proof <> 'USED', time, excluded.time)",
     )
     .bind(hsm.as_str())
     .bind(proof.as_str())

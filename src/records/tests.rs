@@ -2,10 +2,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::*;
 use crate::model::{
-    AliasName, ClusterId, ConnectionErrorCode, ConnectionState, HsmId, KeyId, KeySpec, KeyState, KeyStoreId,
+    AliasName, CkaId, ClusterId, ConnectionErrorCode, ConnectionState, HsmId, KeyId, KeySpec, KeyState, KeyStoreId,
     KeyVersion, Password, PasswordVersion, Probe, Username,
 };
 
+mod drifts;
 mod opening;
 mod plans;
 
@@ -90,7 +91,7 @@ async fn enabled_key(records: &Records, store: &KeyStoreRecord) -> KeyId {
     let new = new_key(store);
     assert_eq!(records.begin_key(&new, &LIMITS).await.unwrap(), BegunKey::Begun);
     let proven = [hsm(1), hsm(2)];
-    assert!(records.finish_key(new.id, V1, &Probe(vec![1]), &proven, at(3)).await.unwrap());
+    assert!(records.finish_key(new.id, V1, &Probe(vec![1]), (&proven, &[hsm(3)]), at(3)).await.unwrap());
     new.id
 }
 
@@ -310,9 +311,9 @@ async fn a_key_that_is_being_made_is_neither_listed_nor_named() {
     let taken = NewKey { alias: Some(alias.clone()), ..new_key(&record) };
     assert_eq!(records.begin_key(&taken, &LIMITS).await.unwrap(), BegunKey::AliasInUse);
 
-    assert!(records.finish_key(new.id, V1, &Probe(vec![1]), &[hsm(1), hsm(2)], at(3)).await.unwrap());
+    assert!(records.finish_key(new.id, V1, &Probe(vec![1]), (&[hsm(1), hsm(2)], &[]), at(3)).await.unwrap());
     assert_eq!(records.key_id_of_alias(&alias).await.unwrap(), Some(new.id));
-    assert!(!records.finish_key(new.id, V1, &Probe(vec![2]), &[], at(4)).await.unwrap(), "only once");
+    assert!(!records.finish_key(new.id, V1, &Probe(vec![2]), (&[], &[]), at(4)).await.unwrap(), "only once");
     let left = records.clear_creating(new.id, &hsm(3)).await.unwrap();
     assert_eq!(left.hsms, 3, "an enabled key is not cleared");
 }
@@ -333,7 +334,7 @@ async fn an_abandoned_key_goes_with_its_last_node_and_frees_its_alias_and_its_re
         assert_eq!(records.clear_creating(abandoned.id, &hsm(node)).await.unwrap().hsms, left);
     }
     assert!(records.key(abandoned.id).await.unwrap().is_none());
-    assert!(!records.finish_key(abandoned.id, V1, &Probe(vec![1]), &[hsm(1)], at(3)).await.unwrap());
+    assert!(!records.finish_key(abandoned.id, V1, &Probe(vec![1]), (&[hsm(1)], &[]), at(3)).await.unwrap());
     // A node that answers late finds nothing to write to, and that is no failure of the records.
     records.set_presence(abandoned.id, V1, &hsm(1), Proof::Used, at(4)).await.unwrap();
     assert!(records.key(abandoned.id).await.unwrap().is_none());
@@ -414,14 +415,23 @@ async fn what_a_node_lacks_is_what_was_never_proven_there() {
     };
     assert!(lacking(1, None, 10).await.is_empty());
     let first = lacking(3, None, 2).await;
-    assert_eq!(first, [(keys[0], V1), (keys[1], V1)]);
-    assert_eq!(lacking(3, Some(first[1]), 10).await.len(), 3);
+    let names: Vec<_> = first.iter().map(|lacking| (lacking.key, lacking.version)).collect();
+    assert_eq!(names, [(keys[0], V1), (keys[1], V1)]);
+    assert_eq!((first[0].spec, &first[0].probe), (KeySpec::SymmetricDefault, &Probe(vec![1])));
+    assert_eq!(lacking(3, Some(names[1]), 10).await.len(), 3);
     records.set_presence(keys[0], V1, &hsm(3), Proof::Used, at(9)).await.unwrap();
     assert_eq!(lacking(3, None, 10).await.len(), 4);
     records.doubt_presence(&record.cluster, &hsm(1), at(9)).await.unwrap();
     assert_eq!(lacking(1, None, 10).await.len(), 5);
     assert_eq!(lacking(2, None, 10).await.len(), 0);
+    records.expect_keys(&record.cluster, &hsm(9), at(9)).await.unwrap();
     assert_eq!(lacking(9, None, 10).await.len(), 5, "a node nobody has seen lacks everything");
+    records.expect_keys(&record.cluster, &hsm(2), at(9)).await.unwrap();
+    assert_eq!(
+        lacking(2, None, 10).await.len(),
+        0,
+        "what is expected of a node takes nothing from what is known of it"
+    );
 }
 
 #[tokio::test]

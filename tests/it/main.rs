@@ -11,6 +11,7 @@ mod command_line;
 mod contract;
 mod crash;
 mod documents;
+mod drift;
 mod failing;
 mod faulty_library;
 mod formats;

@@ -16,7 +16,7 @@ use crate::proto::v1 as pb;
 use crate::proto::v1::cluster_service_server::ClusterService;
 
 use super::key_store::next_move;
-use super::{Faces, convert, status, tell};
+use super::{Faces, convert, drift, status, tell};
 
 /// Messages of a stream that wait for a slow reader.
 const STREAM_DEPTH: usize = 16;
@@ -148,6 +148,25 @@ impl ClusterService for Service {
         let (told, stream) = mpsc::channel(STREAM_DEPTH);
         tokio::spawn(watch(self.clone(), id, told));
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn list_drift(
+        &self,
+        request: Request<pb::ListDriftRequest>,
+    ) -> Result<Response<pb::ListDriftResponse>, Status> {
+        let permit = self.0.permit::<action::ListDrift, _>(&request)?;
+        let (id, _) = self.cluster("cluster_id", &request.get_ref().cluster_id)?;
+        drift::list(&self.0, permit, &id, request.get_ref()).await.map(Response::new)
+    }
+
+    async fn sync_cluster(
+        &self,
+        request: Request<pb::SyncClusterRequest>,
+    ) -> Result<Response<BoxStream<pb::SyncClusterResponse>>, Status> {
+        let permit = self.0.permit::<action::SyncCluster, _>(&request)?;
+        let (id, _) = self.cluster("cluster_id", &request.get_ref().cluster_id)?;
+        let news = drift::sync(&self.0, permit, id, request.get_ref()).await?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(news))))
     }
 }
 

@@ -8,6 +8,7 @@ mod cluster;
 mod convert;
 mod crypto;
 mod crypto_user;
+mod drift;
 mod finish;
 mod health;
 mod key;

@@ -103,6 +103,11 @@ pub(super) fn unsupported_key_spec(spec: &str) -> Status {
     Refusal::new(Code::Unimplemented, "UNSUPPORTED_OPERATION", message).field("key_spec").with("keySpec", spec).status()
 }
 
+/// A stream that has more to tell ends because the daemon does.
+pub(super) fn draining() -> Status {
+    Refusal::new(Code::Unavailable, "DRAINING", "the daemon is on its way down").retry().status()
+}
+
 /// The caller stopped waiting before anything else could be said.
 pub(super) fn late() -> Status {
     Refusal::new(Code::DeadlineExceeded, "DEADLINE", "the deadline passed").status()
@@ -214,6 +219,13 @@ impl From<keys::Error> for Refusal {
                 Self::new(Code::ResourceExhausted, "LIMIT_EXCEEDED", message).with("quota", quota)
             }
             E::RequestReused => Self::new(Code::InvalidArgument, "REQUEST_ID_REUSED", message).field("request_id"),
+            E::NobodyLoggedIn(cluster) => Self::new(
+                Code::FailedPrecondition,
+                "CUSTOM_KEY_STORE_INVALID_STATE",
+                format!("{message}; make a key store on it and connect it"),
+            )
+            .with("clusterId", cluster),
+            E::Syncing(cluster) => Self::new(Code::Aborted, "CONFLICT", message).with("clusterId", cluster).retry(),
             E::StillCreating(key) => Self::new(Code::Aborted, "CONFLICT", message).with("keyId", key).retry(),
             E::OutcomeUnknown(key) => Self::new(Code::Aborted, "OUTCOME_UNKNOWN", message).with("keyId", key),
             E::HeldBack { key, remaining } => {

@@ -187,7 +187,8 @@ fn key_on_hsm(presence: &PresenceRecord, cluster: Option<&crate::cluster::Settin
     let zone = cluster.and_then(|cluster| cluster.nodes.get(&presence.hsm)).map(|node| node.zone.to_string());
     let proof = match presence.proof {
         Proof::Used => pb::KeyProof::Used,
-        Proof::Missing => pb::KeyProof::Missing,
+        // What stands under its name is another key.
+        Proof::Missing | Proof::Different => pb::KeyProof::Missing,
         Proof::Unknown => pb::KeyProof::Unknown,
     };
     pb::KeyOnHsm {

@@ -125,7 +125,7 @@ impl Changes for tonic::Streaming<pb::WatchClusterResponse> {
         hsm: &'static str,
     ) -> std::pin::Pin<Box<dyn tokio_stream::Stream<Item = (pb::HsmHealth, String)>>> {
         let messages = self.map(|message| message.expect("the stream lasts").changes);
-        let flat = futures_util::StreamExt::flat_map(messages, |changes| futures_util::stream::iter(changes));
+        let flat = futures_util::StreamExt::flat_map(messages, futures_util::stream::iter);
         Box::pin(flat.filter(move |change| change.hsm_id == hsm).map(|change| (change.after(), change.reason)))
     }
 }

@@ -223,6 +223,18 @@ impl Rig {
         pkcs11_tool(&self.token_configuration(hsm), &self.password(), &args);
     }
 
+    /// Makes an AES key in a node's token, as somebody with the password could.
+    pub fn add_secret_key(&self, hsm: &str, id: &str, label: &str) {
+        let args = ["--keygen", "--key-type", "aes:32", "--id", id, "--label", label];
+        pkcs11_tool(&self.token_configuration(hsm), &self.password(), &args);
+    }
+
+    /// Makes a pair of RSA keys there.
+    pub fn add_key_pair(&self, hsm: &str, id: &str, label: &str) {
+        let args = ["--keypairgen", "--key-type", "rsa:2048", "--id", id, "--label", label];
+        pkcs11_tool(&self.token_configuration(hsm), &self.password(), &args);
+    }
+
     /// The token itself stays; everything in it goes, as when a node is restored from an empty backup.
     pub fn empty_token(&self, hsm: &str) {
         let tokens = self.path(&format!("hsms/{hsm}/kmsuser/tokens"));

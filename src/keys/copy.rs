@@ -1,0 +1,81 @@
+//! One key on one node: proved there, or copied there from a sibling that holds it.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::cluster::{Connection, KeyInHsms};
+use crate::link::v1::presence::Found;
+use crate::model::{CkaId, KeySpec};
+use crate::records::{Proof, ProvableKey};
+
+/// How long one step on a node may take.
+const STEP: Duration = Duration::from_secs(60);
+
+/// A key on its way to a node.
+#[derive(Debug)]
+pub(super) struct Errand {
+    pub(super) key: KeyInHsms,
+    spec: KeySpec,
+}
+
+impl From<&ProvableKey> for Errand {
+    fn from(key: &ProvableKey) -> Self {
+        let id = CkaId::of(key.key, key.version);
+        Self { key: KeyInHsms { id, probe: key.probe.clone() }, spec: key.spec }
+    }
+}
+
+impl Errand {
+    /// Whether the node holds the key, as the probe tells. `None`: the node does not say.
+    pub(super) async fn look(&self, connection: &Connection, index: usize) -> Option<Proof> {
+        match connection.prove_key(index, &self.key, Instant::now() + STEP).await {
+            Ok(found) => proof(found),
+            Err(error) => {
+                tracing::debug!(hsm = %connection.members()[index].node.hsm(), key = ?self.key.id, %error, "not looked");
+                None
+            }
+        }
+    }
+
+    /// Copies the key to the node, and has it answer the probe there. `None`: nobody could give it, or the node did not take it.
+    pub(super) async fn copy(&self, connection: &Connection, index: usize) -> Option<Proof> {
+        let wrapped = self.wrap(connection, index).await?;
+        let deadline = Instant::now() + STEP;
+        match connection.unwrap_key(index, &self.key, self.spec, wrapped, deadline).await {
+            Ok(found) => proof(found),
+            Err(error) => {
+                let hsm = connection.members()[index].node.hsm();
+                tracing::warn!(%hsm, key = ?self.key.id, %error, "a key could not be copied here");
+                // Somebody else may have brought it meanwhile, or the answer alone was lost.
+                self.look(connection, index).await.filter(|proof| *proof != Proof::Missing)
+            }
+        }
+    }
+
+    /// From a node that holds it, the least busy first.
+    async fn wrap(&self, connection: &Connection, index: usize) -> Option<Vec<u8>> {
+        for holder in connection.ready_for_new_keys() {
+            let member = &connection.members()[holder];
+            if holder == index || !member.has(&self.key.id) {
+                continue;
+            }
+            match connection.wrap_key(holder, &self.key, Instant::now() + STEP).await {
+                Ok(wrapped) => return Some(wrapped),
+                Err(error) => {
+                    tracing::warn!(hsm = %member.node.hsm(), key = ?self.key.id, %error, "a key could not be wrapped here");
+                }
+            }
+        }
+        None
+    }
+}
+
+fn proof(found: Found) -> Option<Proof> {
+    match found {
+        Found::Proven => Some(Proof::Used),
+        Found::Missing => Some(Proof::Missing),
+        Found::Different => Some(Proof::Different),
+        Found::Unspecified => None,
+    }
+}

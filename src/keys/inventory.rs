@@ -1,0 +1,167 @@
+//! What a node's token holds, set beside the records: strangers, odd attributes, and keys that are not there.
+//!
+//! ```text
+//!   a page of the listing ─▶ ids that the records know ─▶ the rest are strangers, written down and left alone
+//!   all pages             ─▶ keys proven here that were not shown ─▶ in doubt: to be looked for, and put back
+//! ```
+//!
+//! A listing destroys nothing and forgets nothing. What it does not show is only looked for.
+
+use std::collections::HashSet;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+use crate::clock;
+use crate::cluster::{Connection, Failure, KeyInHsms};
+use crate::link::v1::objects::Object;
+use crate::link::v1::presence::Found;
+use crate::model::{CkaId, KeyId, KeyVersion, Probe};
+use crate::records::{NewProof, ObjectName, Oddity, Proof, Unavailable};
+
+use super::Keys;
+
+/// `CKO_SECRET_KEY`: the class of every object that the records explain.
+const SECRET_KEY: u64 = 4;
+/// Proven keys are compared with the listing so many at a time.
+const PAGE: u32 = 1_000;
+/// So many strangers that look like keys of ours are looked for once more: one that was being made and was given up
+/// while the listing ran is gone by now. More than that are no such coincidence.
+const LOOKED_FOR_AGAIN: usize = 100;
+/// How long such a look may take.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// Why an inventory was not finished. What it had found until then stands.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("its objects could not be listed")]
+    Unlisted(#[source] Failure),
+    #[error("the records cannot be reached")]
+    Records(#[from] Unavailable),
+}
+
+/// What a listing showed.
+#[derive(Debug, Default)]
+pub(super) struct Inventory {
+    /// Keys of ours, in order: twenty bytes for each.
+    shown: Vec<CkaId>,
+    /// At most as many as a worker lists.
+    pub(super) oddities: Vec<Oddity>,
+}
+
+impl Inventory {
+    pub(super) fn shows(&self, key: &CkaId) -> bool {
+        self.shown.binary_search(key).is_ok()
+    }
+}
+
+/// Lists a node's objects and writes down what is odd about them. Its worker knows afterwards where each key is, and need not search for it.
+pub(super) async fn take(keys: &Keys, connection: &Connection, index: usize) -> Result<Inventory, Error> {
+    let (records, cluster) = (&keys.0.records, &connection.cluster);
+    let hsm = connection.members()[index].node.hsm();
+    let began = clock::now();
+    let keks: HashSet<Vec<u8>> = records.kek_ids(cluster).await?.into_iter().collect();
+    let mut inventory = Inventory::default();
+    let mut again = LOOKED_FOR_AGAIN;
+    let mut listing = connection.list_objects(index).await;
+    while let Some(page) = listing.next_page().await.map_err(Error::Unlisted)? {
+        let ids: Vec<CkaId> = page.iter().filter_map(|object| cka_id(&object.cka_id)).collect();
+        let known = records.known_keys(cluster, &ids).await?;
+        inventory.shown.extend(ids.into_iter().filter(|id| known.contains(id)));
+        let found: Vec<Oddity> = page.into_iter().filter_map(|object| oddity(object, &known, &keks)).collect();
+        let mut odd = Vec::new();
+        for oddity in found {
+            if !is_gone(connection, index, &oddity, &mut again).await {
+                odd.push(oddity);
+            }
+        }
+        records.note_oddities(cluster, hsm, began, &odd).await?;
+        inventory.oddities.extend(odd);
+    }
+    drop(listing);
+    records.end_listing(cluster, hsm, began).await?;
+    inventory.shown.sort_unstable();
+    doubt_what_is_not_shown(keys, connection, index, &inventory, began).await?;
+    Ok(inventory)
+}
+
+/// What is odd about an object, if anything is.
+fn oddity(object: Object, known: &HashSet<CkaId>, keks: &HashSet<Vec<u8>>) -> Option<Oddity> {
+    let key = cka_id(&object.cka_id).is_some_and(|id| known.contains(&id));
+    let explained = object.class == SECRET_KEY && (key || keks.contains(&object.cka_id));
+    let Object { class, cka_id, label, differing } = object;
+    let object = ObjectName { class, cka_id, label };
+    match (explained, differing) {
+        (false, _) => Some(Oddity::Orphan(object)),
+        (true, differing) if key && !differing.is_empty() => Some(Oddity::Attributes { object, differing }),
+        (true, _) => None,
+    }
+}
+
+/// Whether a stranger that looks like a key of ours was one that was just being given up.
+async fn is_gone(connection: &Connection, index: usize, oddity: &Oddity, again: &mut usize) -> bool {
+    let Oddity::Orphan(object) = oddity else { return false };
+    let Some(id) = cka_id(&object.cka_id).filter(|id| id.label() == object.label) else { return false };
+    let Some(left) = again.checked_sub(1) else { return false };
+    *again = left;
+    let only_look = KeyInHsms { id, probe: Probe(Vec::new()) };
+    let found = connection.prove_key(index, &only_look, Instant::now() + LOOK).await;
+    matches!(found, Ok(Found::Missing))
+}
+
+/// Keys that were proven here before the listing began and that it does not show. None is asked for here until it was found, or put back.
+async fn doubt_what_is_not_shown(
+    keys: &Keys,
+    connection: &Connection,
+    index: usize,
+    inventory: &Inventory,
+    began: SystemTime,
+) -> Result<(), Unavailable> {
+    let (records, member) = (&keys.0.records, &connection.members()[index]);
+    let hsm = member.node.hsm();
+    let (mut after, mut doubted) = (None, 0);
+    loop {
+        let page = records.keys_proven(&connection.cluster, hsm, began, after, PAGE).await?;
+        let Some(last) = page.last() else { break };
+        after = Some(*last);
+        let hidden = page.into_iter().filter(|(key, version)| !inventory.shows(&CkaId::of(*key, *version)));
+        let hidden: Vec<(KeyId, KeyVersion)> = hidden.collect();
+        member.lacks(hidden.iter().map(|(key, version)| CkaId::of(*key, *version)));
+        let unknown = |(key, version)| NewProof { key, version, hsm: hsm.clone(), proof: Proof::Unknown };
+        doubted += hidden.len();
+        records.set_presences(&hidden.into_iter().map(unknown).collect::<Vec<_>>(), clock::now()).await?;
+    }
+    if doubted > 0 {
+        tracing::warn!(%hsm, keys = doubted, "the token does not show keys that were there; they are looked for");
+    }
+    Ok(())
+}
+
+fn cka_id(bytes: &[u8]) -> Option<CkaId> {
+    CkaId::parse(bytes).map(|(key, version)| CkaId::of(key, version))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(class: u64, cka_id: &[u8], differing: &str) -> Object {
+        Object { class, cka_id: cka_id.to_vec(), label: "l".to_owned(), differing: differing.to_owned() }
+    }
+
+    #[test]
+    fn an_object_is_odd_when_no_record_explains_it_or_its_attributes_differ() {
+        let id = CkaId::of(KeyId::random(), KeyVersion::FIRST);
+        let stranger = CkaId::of(KeyId::random(), KeyVersion::FIRST);
+        let (known, keks) = (HashSet::from([id]), HashSet::from([b"kek".to_vec()]));
+        let told = |object| oddity(object, &known, &keks);
+        let is_orphan = |object| matches!(told(object), Some(Oddity::Orphan(_)));
+        assert_eq!(told(object(SECRET_KEY, id.as_bytes(), "")), None);
+        assert_eq!(told(object(SECRET_KEY, b"kek", "")), None);
+        assert!(matches!(told(object(SECRET_KEY, id.as_bytes(), "CKA_WRAP")), Some(Oddity::Attributes { .. })));
+        assert!(is_orphan(object(SECRET_KEY, stranger.as_bytes(), "")));
+        assert!(is_orphan(object(SECRET_KEY, b"", "")));
+        // A certificate under a key's id is none of ours: the records explain secret keys.
+        assert!(is_orphan(object(1, id.as_bytes(), "")));
+    }
+}

@@ -1,0 +1,131 @@
+//! Acknowledged key versions as what every HSM of their cluster is to hold, a page at a time.
+
+use std::collections::HashSet;
+use std::time::SystemTime;
+
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+
+use crate::model::{CkaId, ClusterId, HsmId, KeyId, KeySpec, KeyVersion, Probe};
+
+use super::row::{key_id, millis, named, number};
+use super::{Records, Unavailable};
+
+/// A key version with what it takes to prove or copy it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProvableKey {
+    pub key: KeyId,
+    pub version: KeyVersion,
+    pub spec: KeySpec,
+    pub probe: Probe,
+}
+
+// The planner is told where to begin: with what the node lacks, not with all keys.
+pub(super) const LACKING: &str = "SELECT v.key_id, v.version, v.probe, k.spec FROM presences p
+     CROSS JOIN keys k ON k.id = p.key_id
+     CROSS JOIN key_versions v ON v.key_id = p.key_id AND v.version = p.version
+     WHERE p.hsm_id = ? AND p.proof <> 'USED' AND (p.key_id, p.version) > (?, ?)
+       AND k.cluster_id = ? AND k.state <> 'CREATING' AND v.probe IS NOT NULL
+     ORDER BY p.key_id, p.version LIMIT ?";
+
+// The first comparison of ids is what the index serves: without it each page is read from the cluster's first key.
+pub(super) const ACKNOWLEDGED: &str = "SELECT v.key_id, v.version, v.probe, k.spec
+     FROM keys k JOIN key_versions v ON v.key_id = k.id
+     WHERE k.cluster_id = ? AND k.state <> 'CREATING' AND k.id >= ? AND (k.id > ? OR v.version > ?)
+       AND v.probe IS NOT NULL
+     ORDER BY k.id, v.version LIMIT ?";
+
+pub(super) const PROVEN: &str = "SELECT p.key_id, p.version FROM keys k JOIN presences p ON p.key_id = k.id
+     WHERE k.cluster_id = ? AND k.state <> 'CREATING' AND k.id >= ? AND (k.id > ? OR p.version > ?)
+       AND p.hsm_id = ? AND p.proof = 'USED' AND p.time < ?
+     ORDER BY k.id, p.version LIMIT ?";
+
+pub(super) const KNOWN: &str = "SELECT v.key_id, v.version FROM json_each(?) page
+     CROSS JOIN keys k ON k.id = unhex(page.value) CROSS JOIN key_versions v ON v.key_id = k.id
+     WHERE k.cluster_id = ?";
+
+impl Records {
+    /// Acknowledged versions after `after` that are not proven on this node.
+    pub async fn keys_lacking(
+        &self,
+        cluster: &ClusterId,
+        hsm: &HsmId,
+        after: Option<(KeyId, KeyVersion)>,
+        limit: u32,
+    ) -> Result<Vec<ProvableKey>, Unavailable> {
+        let (key, version) = cursor(after);
+        let page = sqlx::query(LACKING).bind(hsm.as_str()).bind(key).bind(version).bind(cluster.as_str()).bind(limit);
+        page.fetch_all(&self.0.read).await?.iter().map(provable).collect()
+    }
+
+    /// Acknowledged versions after `after`.
+    pub async fn provable_keys(
+        &self,
+        cluster: &ClusterId,
+        after: Option<(KeyId, KeyVersion)>,
+        limit: u32,
+    ) -> Result<Vec<ProvableKey>, Unavailable> {
+        let (key, version) = cursor(after);
+        let page =
+            sqlx::query(ACKNOWLEDGED).bind(cluster.as_str()).bind(key.clone()).bind(key).bind(version).bind(limit);
+        page.fetch_all(&self.0.read).await?.iter().map(provable).collect()
+    }
+
+    /// How many versions [`Records::provable_keys`] gives, all pages together.
+    pub async fn count_provable_keys(&self, cluster: &ClusterId) -> Result<u32, Unavailable> {
+        let count: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM keys k JOIN key_versions v ON v.key_id = k.id
+             WHERE k.cluster_id = ? AND k.state <> 'CREATING' AND v.probe IS NOT NULL",
+        )
+        .bind(cluster.as_str())
+        .fetch_one(&self.0.read)
+        .await?;
+        Ok(u32::try_from(count).unwrap_or(u32::MAX))
+    }
+
+    /// Acknowledged versions after `after` that were proven on this node, and last so before `before`.
+    pub async fn keys_proven(
+        &self,
+        cluster: &ClusterId,
+        hsm: &HsmId,
+        before: SystemTime,
+        after: Option<(KeyId, KeyVersion)>,
+        limit: u32,
+    ) -> Result<Vec<(KeyId, KeyVersion)>, Unavailable> {
+        let (key, version) = cursor(after);
+        let page = sqlx::query(PROVEN).bind(cluster.as_str()).bind(key.clone()).bind(key).bind(version);
+        let page = page.bind(hsm.as_str()).bind(millis(before)).bind(limit);
+        page.fetch_all(&self.0.read).await?.iter().map(name).collect()
+    }
+
+    /// Which of these the records of the cluster explain, CREATING ones among them.
+    pub async fn known_keys(&self, cluster: &ClusterId, ids: &[CkaId]) -> Result<HashSet<CkaId>, Unavailable> {
+        let hex: Vec<String> =
+            ids.iter().filter_map(|id| CkaId::parse(id.as_bytes())).map(|(key, _)| hex(key)).collect();
+        let rows = sqlx::query(KNOWN)
+            .bind(format!("[{}]", hex.join(",")))
+            .bind(cluster.as_str())
+            .fetch_all(&self.0.read)
+            .await?;
+        rows.iter().map(|row| name(row).map(|(key, version)| CkaId::of(key, version))).collect()
+    }
+}
+
+/// Without one, below every id.
+fn cursor(after: Option<(KeyId, KeyVersion)>) -> (Vec<u8>, u32) {
+    after.map_or((Vec::new(), 0), |(key, version)| (key.as_bytes().to_vec(), version.0))
+}
+
+/// A JSON string that `unhex` reads.
+fn hex(key: KeyId) -> String {
+    format!("\"{}\"", key.to_string().replace('-', ""))
+}
+
+fn name(row: &SqliteRow) -> Result<(KeyId, KeyVersion), Unavailable> {
+    Ok((key_id(row, "key_id")?, KeyVersion(number(row, "version")?)))
+}
+
+fn provable(row: &SqliteRow) -> Result<ProvableKey, Unavailable> {
+    let (key, version) = name(row)?;
+    Ok(ProvableKey { key, version, spec: named(row, "spec", KeySpec::parse)?, probe: Probe(row.try_get("probe")?) })
+}
