@@ -100,13 +100,14 @@ impl Session {
         Ok(token.listings().begin(self.era, objects))
     }
 
-    /// Destroys secret keys of the token that have neither id nor label: a generation that was killed leaves them.
+    /// Destroys what a generation that was killed leaves: secret keys of the token with neither id nor label, and objects
+    /// that are nothing yet, without even a class.
     pub fn sweep_unfinished(&mut self) -> Result<usize, Fault> {
         let token = self.token.clone();
         let _alone = token.changing();
         let mut swept = 0;
-        for object in self.search_all(&[Attribute::Class(ObjectClass::SECRET_KEY), Attribute::Token(true)])? {
-            if self.is_nameless(object)? {
+        for object in self.search_all(&[])? {
+            if self.is_unfinished(object)? {
                 self.raw.destroy_object(object)?;
                 swept += 1;
             }
@@ -122,27 +123,47 @@ impl Session {
         Ok(objects)
     }
 
-    fn is_nameless(&self, object: ObjectHandle) -> Result<bool, Fault> {
-        let attributes = self.raw.get_attributes(object, &[AttributeType::Id, AttributeType::Label]);
-        match attributes.map_err(Fault::from) {
-            Ok(attributes) => Ok(attributes.iter().all(|attribute| match attribute {
-                Attribute::Id(bytes) | Attribute::Label(bytes) => bytes.is_empty(),
-                _ => true,
-            })),
-            Err(fault) if fault.is_stale_handle() => Ok(false),
-            Err(fault) => Err(fault),
+    fn is_unfinished(&self, object: ObjectHandle) -> Result<bool, Fault> {
+        let wanted = [AttributeType::Class, AttributeType::Token, AttributeType::Id, AttributeType::Label];
+        let Some(attributes) = self.attributes(object, &wanted)? else { return Ok(false) };
+        let mut class = None;
+        for attribute in &attributes {
+            match attribute {
+                Attribute::Class(read) => class = Some(*read),
+                Attribute::Id(bytes) | Attribute::Label(bytes) if !bytes.is_empty() => return Ok(false),
+                Attribute::Token(false) => return Ok(false),
+                _ => {}
+            }
         }
+        Ok(class.is_none_or(|class| class == ObjectClass::SECRET_KEY))
     }
 
     /// `None` when the object went away meanwhile.
     fn describe(&self, object: ObjectHandle) -> Result<Option<Described>, Fault> {
         let named = [AttributeType::Id, AttributeType::Label, AttributeType::Trusted];
         let wanted: Vec<_> = named.into_iter().chain(COMPARED).collect();
-        match self.raw.get_attributes(object, &wanted).map_err(Fault::from) {
-            Ok(attributes) => Ok(Some(Described::from(attributes))),
-            Err(fault) if fault.is_stale_handle() => Ok(None),
-            Err(fault) => Err(fault),
+        Ok(self.attributes(object, &wanted)?.map(Described::from))
+    }
+
+    /// What the object tells of these. One that is half made has few of them, and must not hide the others: it is asked
+    /// for each by itself. `None` when it went away meanwhile.
+    fn attributes(&self, object: ObjectHandle, wanted: &[AttributeType]) -> Result<Option<Vec<Attribute>>, Fault> {
+        match self.raw.get_attributes(object, wanted).map_err(Fault::from) {
+            Ok(attributes) => return Ok(Some(attributes)),
+            Err(fault) if fault.is_stale_handle() => return Ok(None),
+            Err(fault) if fault.kind == Kind::Unsupported => {}
+            Err(fault) => return Err(fault),
         }
+        let mut told = Vec::new();
+        for kind in wanted {
+            match self.raw.get_attributes(object, &[*kind]).map_err(Fault::from) {
+                Ok(attributes) => told.extend(attributes),
+                Err(fault) if fault.is_stale_handle() => return Ok(None),
+                Err(fault) if fault.kind == Kind::Unsupported => {}
+                Err(fault) => return Err(fault),
+            }
+        }
+        Ok(Some(told))
     }
 }
 

@@ -29,9 +29,12 @@ async fn a_token_emptied_while_it_serves_is_noticed_by_its_canary_and_gets_every
     let load = Load::start(&clients, &key, 8);
     load.more(50).await;
     let before = rig.objects("hsm-2");
+    let (mut watching, watched) = (clients.clone(), store.clone());
+    let noticed = tokio::spawn(async move { watching.until_health(&watched, "hsm-2", pb::HsmHealth::Syncing).await });
     rig.empty_token("hsm-2");
-    wait_async(|| async { (rig.objects("hsm-2") == before).then_some(()) }).await;
+    noticed.await.unwrap();
     clients.all_healthy(&store).await;
+    assert_eq!(rig.objects("hsm-2"), before);
     load.unharmed().await;
 }
 
