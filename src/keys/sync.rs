@@ -23,7 +23,8 @@ use crate::model::{CkaId, ClusterId, HsmId};
 use crate::records::{Difference, DriftRecord, NewProof, PresenceRecord, Proof, ProvableKey};
 
 use super::copy::Errand;
-use super::{Error, Keys, inventory};
+use super::inventory::{self, Unshown};
+use super::{Error, Keys};
 
 /// Keys are read, and what became of them is written, so many at a time.
 const PAGE: u32 = 256;
@@ -158,22 +159,35 @@ impl Work {
         let connection = self.connection.clone();
         let proved = (0..connection.members().len()).filter(|index| connection.members()[*index].is_proved());
         let mut taking = Vec::new();
+        let unshown = match self.repair {
+            Repair::Copy => Unshown::Avoid,
+            Repair::Tell => Unshown::AskOn,
+        };
         for index in proved {
             let (keys, connection) = (&self.keys, &connection);
-            taking.push(async move { (index, inventory::take(keys, connection, index).await) });
+            taking.push(async move { (index, inventory::take(keys, connection, index, unshown).await) });
         }
-        let began = clock::now();
         for (index, taken) in future::join_all(taking).await {
             let hsm = connection.members()[index].node.hsm();
             match taken {
-                Ok(inventory) => {
-                    for oddity in inventory.oddities {
-                        let difference = Difference::Odd(oddity);
-                        self.tell(Some(DriftRecord { hsm: hsm.clone(), difference, found: began })).await;
-                    }
-                }
+                Ok(_) => self.tell_oddities(hsm).await?,
                 Err(inventory::Error::Records(error)) => return Err(error.into()),
                 Err(inventory::Error::Unlisted(error)) => tracing::warn!(%hsm, %error, "its objects cannot be listed"),
+            }
+        }
+        Ok(())
+    }
+
+    /// With the time each was first seen, which the records know.
+    async fn tell_oddities(&mut self, hsm: &HsmId) -> Result<(), Error> {
+        let (hsms, mut after) = ([hsm.clone()], None);
+        while !self.told.is_closed() {
+            let (records, cluster) = (&self.keys.0.records, &self.connection.cluster);
+            let page = records.list_oddities(cluster, &hsms, after.as_ref(), PAGE).await?;
+            let Some((last, _)) = page.last() else { break };
+            after = Some(last.clone());
+            for (_, drift) in page {
+                self.tell(Some(drift)).await;
             }
         }
         Ok(())
