@@ -72,6 +72,7 @@ impl App {
         let host = Host::new(host_dir.clone()).map_err(|source| StartError::Directory { path: host_dir, source })?;
         let clusters = Arc::new(config.clusters);
 
+        let key_store_quota = config.key_stores.quota;
         let (opened, to_reconcile) = mpsc::channel(OPENED_DEPTH);
         let key_stores = KeyStores::load(config.key_stores, clusters.clone(), records.clone(), host, opened).await?;
         let keys = Keys::new(config.keys, clusters.clone(), records, key_stores.clone());
@@ -94,7 +95,7 @@ impl App {
             draining: until_draining.clone(),
             max_message_bytes: config.grpc.max_message_bytes,
             mode,
-            key_store_quota: config.key_stores.quota,
+            key_store_quota,
         });
         let most = NonZeroUsize::new(64).expect("64");
         let (lanes, threads) =

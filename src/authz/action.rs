@@ -27,6 +27,8 @@ actions!(
     WatchKeyStore,
     DescribeClusters,
     WatchCluster,
+    DrainHsm,
+    ResumeHsm,
     ListDrift,
     SyncCluster,
     CreateKey,

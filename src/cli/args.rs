@@ -80,7 +80,7 @@ pub(super) enum ClientCommand {
     /// Custom key stores: create, connect, describe, delete
     #[command(subcommand)]
     KeyStore(key_store::KeyStoreCommand),
-    /// Clusters of HSMs: list, watch, and bring their keys level
+    /// Clusters of HSMs: list and watch them, drain and resume an HSM, bring keys level
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
     /// Keys: create, list, describe
@@ -141,9 +141,21 @@ pub struct DevArgs {
     #[arg(long)]
     pub insecure: bool,
 
+    /// SoftHSM2's library, where it is not in a usual place
+    #[arg(long, value_name = "PATH")]
+    pub softhsm2: Option<PathBuf>,
+
     /// How many PKCS#11 sessions each node has
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub pool_size: u16,
+
+    /// How many requests may wait for each node
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub queue_limit: u32,
+
+    /// How big a node's worker may grow before it is replaced, in MiB
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(32..=65_536))]
+    pub memory_limit_mib: u32,
 }
 
 /// Where a listener stands, if at all.

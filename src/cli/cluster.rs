@@ -1,17 +1,21 @@
-//! `keyway cluster …`: list and watch; what is out of step stands in [`drift`].
+//! `keyway cluster …`: list and watch, and take an HSM out of use and back; what is out of step stands in [`drift`].
+
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use tokio::time::timeout_at;
 use tonic::Request;
 
 use crate::proto::v1::{
-    Cluster, DescribeClustersRequest, DescribeClustersResponse, HealthChange, WatchClusterRequest, WatchClusterResponse,
+    Cluster, DescribeClustersRequest, DescribeClustersResponse, DrainHsmRequest, HealthChange, Hsm, ResumeHsmRequest,
+    WatchClusterRequest, WatchClusterResponse,
 };
 
 use super::connect::{CALL, Client, FOREVER};
 use super::drift::{self, DriftArgs, SyncArgs};
 use super::failure::Failure;
 use super::paging::every_page;
+use super::parse;
 use super::table::{Paint, Table};
 use super::words;
 
@@ -20,6 +24,8 @@ pub(super) enum ClusterCommand {
     /// List all clusters and their HSMs
     List,
     Watch(WatchArgs),
+    Drain(DrainArgs),
+    Resume(ResumeArgs),
     Drift(DriftArgs),
     Sync(SyncArgs),
 }
@@ -32,11 +38,49 @@ pub(super) struct WatchArgs {
     cluster_id: String,
 }
 
+/// Take an HSM out of use, for maintenance: running calls end, no new ones go there, until it is resumed
+#[derive(Debug, Args)]
+pub(super) struct DrainArgs {
+    /// The cluster's id
+    #[arg(value_name = "CLUSTER")]
+    cluster_id: String,
+
+    /// The HSM's id
+    #[arg(value_name = "HSM")]
+    hsm_id: String,
+
+    /// Why, for those who look later
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    note: String,
+
+    /// How long running calls may take to end; 0 waits for nothing [default: 10s]
+    #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
+    drain_timeout: Option<Duration>,
+}
+
+/// Put an HSM back into use, after a drain, a refused login, or the replacement of its token
+#[derive(Debug, Args)]
+pub(super) struct ResumeArgs {
+    /// The cluster's id
+    #[arg(value_name = "CLUSTER")]
+    cluster_id: String,
+
+    /// The HSM's id
+    #[arg(value_name = "HSM")]
+    hsm_id: String,
+
+    /// Offer the password once more, though the HSM refused it. A wrong one counts towards the user's lock-out there
+    #[arg(long)]
+    allow_one_login: bool,
+}
+
 impl ClusterCommand {
     pub(super) async fn run(self, client: &Client) -> Result<(), Failure> {
         match self {
             Self::List => list(client).await,
             Self::Watch(args) => watch(client, args.cluster_id).await,
+            Self::Drain(args) => drain(client, args).await,
+            Self::Resume(args) => resume(client, args).await,
             Self::Drift(args) => drift::list(client, args).await,
             Self::Sync(args) => drift::sync(client, args).await,
         }
@@ -70,6 +114,23 @@ async fn watch(client: &Client, cluster_id: String) -> Result<(), Failure> {
     Ok(())
 }
 
+async fn drain(client: &Client, args: DrainArgs) -> Result<(), Failure> {
+    let DrainArgs { cluster_id, hsm_id, note, drain_timeout } = args;
+    let daemon = client.connect(CALL).await?;
+    let drain_timeout = drain_timeout.map(|limit| limit.try_into().expect("the command line allows 30 days"));
+    let request = DrainHsmRequest { cluster_id, hsm_id, note, drain_timeout };
+    let drained = daemon.clusters().drain_hsm(daemon.request(request)).await?.into_inner();
+    client.output.show(&drained, |drained, paint| hsm_table(drained.hsm.as_slice()).render(paint))
+}
+
+async fn resume(client: &Client, args: ResumeArgs) -> Result<(), Failure> {
+    let ResumeArgs { cluster_id, hsm_id, allow_one_login } = args;
+    let daemon = client.connect(CALL).await?;
+    let request = ResumeHsmRequest { cluster_id, hsm_id, allow_one_login };
+    let resumed = daemon.clusters().resume_hsm(daemon.request(request)).await?.into_inner();
+    client.output.show(&resumed, |resumed, paint| hsm_table(resumed.hsm.as_slice()).render(paint))
+}
+
 /// The whole cluster at first, then a line for each HSM that changed.
 fn event(response: &WatchClusterResponse, paint: Paint) -> String {
     match (&response.cluster, response.changes.as_slice()) {
@@ -100,9 +161,13 @@ fn text(cluster: &Cluster, paint: Paint) -> String {
     fields.field("no key store because", cluster.ineligible_reason.as_str());
     fields.field("profile", cluster.profile.as_str());
     fields.field("keys are copied", words::sync_mode(cluster.sync_mode));
-    let mut hsms = Table::new(["HSM", "ZONE", "STATE", "HEALTH", "P50", "P99", "ENDPOINT", "WHY"]);
-    for hsm in &cluster.hsms {
-        hsms.row([
+    format!("{}\n{}", fields.render(paint), hsm_table(&cluster.hsms).render(paint))
+}
+
+fn hsm_table(hsms: &[Hsm]) -> Table {
+    let mut table = Table::new(["HSM", "ZONE", "STATE", "HEALTH", "P50", "P99", "ENDPOINT", "WHY"]);
+    for hsm in hsms {
+        table.row([
             hsm.hsm_id.as_str().into(),
             hsm.availability_zone.as_str().into(),
             words::state(words::hsm_state(hsm.state)),
@@ -113,5 +178,5 @@ fn text(cluster: &Cluster, paint: Paint) -> String {
             hsm.health_reason.as_str().into(),
         ]);
     }
-    format!("{}\n{}", fields.render(paint), hsms.render(paint))
+    table
 }

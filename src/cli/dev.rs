@@ -54,8 +54,12 @@ pub(super) fn run(args: DevArgs) -> ExitCode {
 /// Why dev cannot start.
 #[derive(Debug, thiserror::Error)]
 enum DevError {
-    #[error("SoftHSM2 is not installed; on Debian and Ubuntu: apt install softhsm2")]
+    #[error(
+        "SoftHSM2 is not installed, or not in a usual place; on Debian and Ubuntu: apt install softhsm2; else: --softhsm2 PATH"
+    )]
     NoSoftHsm,
+    #[error("--softhsm2 {0} is not a file")]
+    NotALibrary(PathBuf),
     #[error("--grpc-addr {0} is not on the loopback; add --insecure if you mean it")]
     NotLoopback(SocketAddr),
     #[error("--zones {zones} is more than --nodes {nodes}")]
@@ -103,11 +107,11 @@ fn prepare(args: &DevArgs) -> Result<Ready, DevError> {
     if let (Some(address), false) = (beyond_loopback, args.insecure) {
         return Err(DevError::NotLoopback(address));
     }
-    let module = SOFTHSM2.iter().map(Path::new).find(|path| path.is_file()).ok_or(DevError::NoSoftHsm)?;
+    let module = softhsm2(args)?;
     let shape = shape(args, &assets)?;
     let cluster_id: ClusterId = shape.cluster_id.parse().map_err(|_| DevError::OtherShape(assets.root().to_owned()))?;
     material::make(&assets)?;
-    let cluster = declare(&assets, &shape, module, args.pool_size.into())?;
+    let cluster = declare(&assets, &shape, &module, args)?;
     let config = Config {
         data_dir: assets.daemon(),
         sealing_key_file: assets.path("secrets/sealing.key"),
@@ -127,11 +131,23 @@ fn prepare(args: &DevArgs) -> Result<Ready, DevError> {
             drain_timeout: Duration::from_secs(10),
         },
         authz: authz::Settings { admins: vec![ADMIN.to_owned()] },
-        key_stores: keystore::Settings { quota: 10, connect_timeout: Duration::from_secs(600) },
+        key_stores: keystore::Settings { quota: 10, connect_timeout: Duration::from_secs(600), zone: None },
         keys: keys::Settings { per_key_store: 100_000 },
         clusters: [(cluster_id.clone(), cluster)].into(),
     };
     Ok(Ready { assets, cluster_id, config, insecure_listen: beyond_loopback.is_some() })
+}
+
+/// The library that was named, or the one that is where distributions keep it.
+fn softhsm2(args: &DevArgs) -> Result<PathBuf, DevError> {
+    match &args.softhsm2 {
+        // Workers are to find it whatever their directory.
+        Some(named) => {
+            let found = named.canonicalize().ok().filter(|path| path.is_file());
+            found.ok_or(DevError::NotALibrary(named.clone()))
+        }
+        None => SOFTHSM2.iter().map(PathBuf::from).find(|path| path.is_file()).ok_or(DevError::NoSoftHsm),
+    }
 }
 
 /// Removes what a former dev made here, and nothing else.
@@ -169,7 +185,7 @@ fn random_cluster_id() -> String {
 }
 
 /// The cluster as a configuration file would declare it: nodes dealt out to the zones in turn.
-fn declare(assets: &Assets, shape: &Shape, module: &Path, pool_size: u32) -> Result<cluster::Settings, DevError> {
+fn declare(assets: &Assets, shape: &Shape, module: &Path, args: &DevArgs) -> Result<cluster::Settings, DevError> {
     let zone = |number: u8| {
         let name = format!("us-east-1{}", char::from(b'a' + number % 26));
         name.parse::<crate::model::Zone>().expect("a zone's alphabet")
@@ -188,9 +204,10 @@ fn declare(assets: &Assets, shape: &Shape, module: &Path, pool_size: u32) -> Res
             module: module.to_owned(),
             token: cluster::TokenName::Label(format!("{hsm}.kmsuser")),
             environment: [("SOFTHSM2_CONF".to_owned(), directory.configuration().display().to_string())].into(),
-            pool_size: NonZeroU32::new(pool_size).unwrap_or(NonZeroU32::MIN),
-            queue_limit: NonZeroU32::new(1024).expect("1024"),
+            pool_size: NonZeroU32::new(args.pool_size.into()).unwrap_or(NonZeroU32::MIN),
+            queue_limit: NonZeroU32::new(args.queue_limit).unwrap_or(NonZeroU32::MIN),
             patience: Patience { quick: Duration::from_secs(5), slow: Duration::from_secs(10) },
+            memory_limit: u64::from(args.memory_limit_mib) << 20,
             so_pin_file: Some(assets.path(&so_pin_file)),
         };
         nodes.insert(hsm, settings);
@@ -252,6 +269,7 @@ async fn init_tokens(
             environment: node.environment.clone(),
             sessions: 1,
             patience: node.patience,
+            memory_limit: node.memory_limit,
             so_pin_file: node.so_pin_file.clone(),
         };
         host.init_token(&spec, &user, &password).await.map_err(std::io::Error::other)?;

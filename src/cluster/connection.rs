@@ -1,22 +1,22 @@
 //! A crypto user logged in on every reachable node of a cluster, with the nodes' session pools.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::host::Host;
 use crate::link::v1::{self, Request, request::Verb, response::Outcome};
-use crate::model::{CkaId, ClusterId, HsmId, KeySpec, PasswordVersion, Plaintext, Probe};
-use crate::node::{self, CallError, Credential, Node};
-use crate::records::Records;
+use crate::model::{CkaId, ClusterId, HsmId, KeySpec, PasswordVersion, Plaintext, Probe, Zone};
+use crate::node::{self, CallError, Common, Node};
+use crate::records::KekRecord;
 
 use super::failover::{Effect, History, Next};
 use super::member::{Member, Supervision};
-use super::{prove, route};
+use super::route::{self, Candidate};
+use super::{health, prove};
 
 /// A key as the HSMs know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,9 +85,11 @@ pub enum Closing {
 pub struct Connection {
     pub cluster: ClusterId,
     members: Vec<Member>,
-    pub(super) host: Host,
-    pub(super) records: Records,
-    pub(super) credential: Arc<Credential>,
+    pub(super) common: Common,
+    /// The daemon's own availability zone, if it has one.
+    zone: Option<Zone>,
+    /// The cluster's key-encryption key, once it is made for good.
+    pub(super) kek: OnceLock<KekRecord>,
     /// One ceremony at a time.
     pub(super) ceremony: tokio::sync::Mutex<()>,
     turn: AtomicUsize,
@@ -98,20 +100,14 @@ pub struct Connection {
 
 impl Connection {
     /// A Connection whose nodes are known and at rest. Nobody is logged in until [`Connection::bring_up`].
-    pub fn new(
-        cluster: ClusterId,
-        nodes: Vec<Arc<Node>>,
-        host: Host,
-        records: Records,
-        credential: Arc<Credential>,
-    ) -> Arc<Self> {
+    pub fn new(cluster: ClusterId, nodes: Vec<Arc<Node>>, common: Common, zone: Option<Zone>) -> Arc<Self> {
         let members = nodes.into_iter().map(Member::new).collect();
         Arc::new(Self {
             cluster,
             members,
-            host,
-            records,
-            credential,
+            common,
+            zone,
+            kek: OnceLock::new(),
             ceremony: tokio::sync::Mutex::default(),
             turn: AtomicUsize::new(0),
             changes: watch::Sender::new(0),
@@ -120,7 +116,7 @@ impl Connection {
     }
 
     pub fn password_version(&self) -> PasswordVersion {
-        self.credential.version
+        self.common.credential.version
     }
 
     pub fn members(&self) -> &[Member] {
@@ -146,6 +142,11 @@ impl Connection {
         let _ = self.closed.subscribe().wait_for(|closed| *closed).await;
     }
 
+    /// An operator says that the password may be offered again, though a node refused it.
+    pub async fn allow_another_proof(&self) {
+        self.common.gate.reopen().await;
+    }
+
     /// Starts keeping a node up: worker, login (one attempt, if the budget has one), proof. Nothing happens when that is under way.
     pub fn bring_up(self: &Arc<Self>, index: usize) {
         let member = &self.members[index];
@@ -154,14 +155,12 @@ impl Connection {
             return;
         }
         let (stop, stopped) = watch::channel(false);
-        let keep_up = node::supervise(
-            member.node.clone(),
-            self.host.clone(),
-            self.records.clone(),
-            self.credential.clone(),
-            stopped.clone(),
-        );
-        let tasks = vec![tokio::spawn(keep_up), tokio::spawn(prove::keep_proved(self.clone(), index, stopped))];
+        let keep_up = node::supervise(member.node.clone(), self.common.clone(), stopped.clone());
+        let tasks = vec![
+            tokio::spawn(keep_up),
+            tokio::spawn(prove::keep_proved(self.clone(), index, stopped.clone())),
+            tokio::spawn(health::keep_checked(self.clone(), index, stopped)),
+        ];
         *supervision = Some(Supervision { stop, tasks });
     }
 
@@ -271,22 +270,18 @@ impl Connection {
         let mut history = History::default();
         let mut again = None;
         loop {
-            let Some(index) = again.take().or_else(|| self.choose(key, &history.asked)) else {
+            let Some((index, others)) = again.take().or_else(|| self.choose(key, &history.asked)) else {
                 return Err(history.exhausted(self.why_nobody(key)));
             };
-            let error = match self.members[index].node.call(&mut request, deadline).await {
+            let now = Instant::now();
+            let attempt = now + history.attempt(deadline.saturating_duration_since(now), others);
+            let error = match self.members[index].node.call(&mut request, attempt).await {
                 Ok(outcome) => return Ok(outcome),
                 Err(error) => error,
             };
-            if let (CallError::Fault(fault), Some(key)) = (&error, key)
-                && fault.kind() == v1::fault::Kind::KeyMissing
-            {
-                let member = &self.members[index];
-                tracing::warn!(hsm = %member.node.hsm(), ?key, "a key is missing on a node that should have it");
-                member.doubt(*key);
-            }
-            match history.after(index, &error, Effect::Repeatable) {
-                Next::SameNode => again = Some(index),
+            self.heed(index, key, &error);
+            match history.after(index, &error, Effect::Repeatable, Instant::now() >= deadline) {
+                Next::SameNode => again = Some((index, others)),
                 Next::OtherNode => {
                     tracing::debug!(hsm = %self.members[index].node.hsm(), %error, "asking another node")
                 }
@@ -300,14 +295,46 @@ impl Connection {
         }
     }
 
-    fn choose(&self, key: Option<&CkaId>, asked: &[usize]) -> Option<usize> {
-        let candidates = self
+    /// What an error on a node says beside what it means for the request.
+    fn heed(&self, index: usize, key: Option<&CkaId>, error: &CallError) {
+        let CallError::Fault(fault) = error else { return };
+        let member = &self.members[index];
+        match (fault.kind(), key) {
+            (v1::fault::Kind::KeyMissing, Some(key)) => {
+                tracing::warn!(hsm = %member.node.hsm(), ?key, "a key is missing on a node that should have it");
+                member.doubt(*key);
+            }
+            // Whether the node is to blame, or the request, only the node's own key can tell.
+            (v1::fault::Kind::Device, _) => member.suspected.notify_one(),
+            _ => {}
+        }
+    }
+
+    /// The node to ask next, and how many others could be asked after it.
+    fn choose(&self, key: Option<&CkaId>, asked: &[usize]) -> Option<(usize, usize)> {
+        let mut candidates = 0;
+        let chosen = route::choose(
+            self.candidates(key, asked).inspect(|_| candidates += 1),
+            self.turn.fetch_add(1, Relaxed),
+            self.members.len(),
+        );
+        chosen.map(|index| (index, candidates - 1))
+    }
+
+    fn candidates(&self, key: Option<&CkaId>, asked: &[usize]) -> impl Iterator<Item = Candidate> {
+        let able = self
             .members
             .iter()
             .enumerate()
-            .filter(|(index, member)| !asked.contains(index) && key.is_none_or(|key| member.has(key)));
-        let loads = candidates.filter_map(|(index, member)| Some((index, member.proved_load()?)));
-        route::choose(loads, self.turn.fetch_add(1, Relaxed), self.members.len())
+            .filter(move |(index, member)| !asked.contains(index) && key.is_none_or(|key| member.has(key)));
+        able.filter_map(|(index, member)| {
+            Some(Candidate {
+                index,
+                load: member.proved_load()?,
+                near: self.zone.as_ref().is_none_or(|zone| *zone == member.node.zone),
+                slow: member.is_slow(),
+            })
+        })
     }
 
     fn why_nobody(&self, key: Option<&CkaId>) -> Failure {
@@ -335,7 +362,7 @@ impl Connection {
                 Ok(outcome) => return Ok(outcome),
                 Err(error) => error,
             };
-            match history.after(index, &error, effect) {
+            match history.after(index, &error, effect, Instant::now() >= deadline) {
                 Next::SameNode => {}
                 Next::OtherNode => {
                     tracing::debug!(hsm = %self.members[index].node.hsm(), %error, "node failed");
@@ -349,21 +376,9 @@ impl Connection {
         }
     }
 
-    /// The nodes a new key can be made on or copied to, least busy first; one at least in a second zone comes early.
+    /// The nodes a new key can be made on or copied to, in the order in which they are asked.
     pub fn ready_for_new_keys(&self) -> Vec<usize> {
-        let mut ready: Vec<(u64, usize)> = self
-            .members
-            .iter()
-            .enumerate()
-            .filter_map(|(index, member)| {
-                let load = member.proved_load()?;
-                Some((u64::from(load.in_flight + load.waiting), index))
-            })
-            .collect();
-        let start = self.turn.fetch_add(1, Relaxed);
-        let nodes = self.members.len();
-        ready.sort_by_key(|(busy, index)| (*busy, (index + nodes - start % nodes) % nodes));
-        ready.into_iter().map(|(_, index)| index).collect()
+        route::in_order(self.candidates(None, &[]), self.turn.fetch_add(1, Relaxed), self.members.len())
     }
 
     /// In how many zones these nodes are.

@@ -1,12 +1,19 @@
-//! What to do after a call on a node failed: stop, ask the same node again, or ask another.
+//! What to do after a call on a node failed: stop, ask the same node again, or ask another; and how long to wait for one.
 //!
 //! Pure. The rule: work that can be repeated moves when a node fails; work that may have been
-//! done is never done again, but settled by looking.
+//! done is never done again, but settled by looking. Each class of trouble moves a request once, so
+//! that a request which is itself the cause does not go through the whole cluster.
 
+use std::time::Duration;
+
+use crate::link::v1::Fault;
 use crate::link::v1::fault::{Bucket, Kind};
 use crate::node::CallError;
 
 use super::Failure;
+
+/// While others could be asked, no node is waited for longer than this.
+const LONGEST_ATTEMPT: Duration = Duration::from_secs(2);
 
 /// Whether doing the work twice does harm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,13 +24,29 @@ pub enum Effect {
     Once,
 }
 
+/// Trouble for which a request moves once and no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Class {
+    /// The session was dead or spoiled.
+    Session,
+    /// Nobody is logged in any more.
+    Login,
+    /// The token, the library or the device does not work.
+    Node,
+    /// No session, no memory.
+    Capacity,
+    /// The worker died under it, or nobody can tell what happened.
+    Lost,
+    /// No answer within its share of the deadline.
+    Slow,
+}
+
 /// What one request has behind it.
 #[derive(Debug, Default)]
 pub struct History {
     /// Nodes asked, by index; never asked again.
     pub asked: Vec<usize>,
-    same_node_again: bool,
-    lost: bool,
+    met: Vec<Class>,
     /// The best reason to give when nobody is left to ask.
     last: Option<Failure>,
 }
@@ -37,9 +60,21 @@ pub enum Next {
 }
 
 impl History {
-    /// Decides what follows from `error` on the node `index`.
-    pub fn after(&mut self, index: usize, error: &CallError, effect: Effect) -> Next {
-        let next = self.decide(error, effect);
+    /// How long the next node is waited for, with `others` left to ask after it: a share of what remains, and all of it
+    /// when there is nobody else or the request was moved for slowness before.
+    pub fn attempt(&self, remaining: Duration, others: usize) -> Duration {
+        let shares = u32::try_from(others).unwrap_or(u32::MAX).saturating_add(1);
+        if others == 0 || self.met.contains(&Class::Slow) {
+            remaining
+        } else {
+            (remaining / shares).min(LONGEST_ATTEMPT)
+        }
+    }
+
+    /// Decides what follows from `error` on the node `index`. `late`: whether the whole deadline is over, not just the
+    /// share of it that the node had.
+    pub fn after(&mut self, index: usize, error: &CallError, effect: Effect, late: bool) -> Next {
+        let next = self.decide(error, effect, late);
         if next != Next::SameNode {
             self.asked.push(index);
         }
@@ -51,34 +86,46 @@ impl History {
         self.last.unwrap_or(otherwise)
     }
 
-    fn decide(&mut self, error: &CallError, effect: Effect) -> Next {
-        match error {
-            CallError::Full => Next::Stop(Failure::Busy),
-            CallError::LateBefore => Next::Stop(Failure::Late),
-            CallError::LateAfter => Next::Stop(match effect {
-                Effect::Repeatable => Failure::Late,
-                Effect::Once => Failure::OutcomeUnknown,
+    fn decide(&mut self, error: &CallError, effect: Effect, late: bool) -> Next {
+        match (error, effect) {
+            (CallError::Full, _) => Next::Stop(Failure::Busy),
+            (CallError::TooLong, _) => Next::Stop(Failure::BadInput),
+            // Nothing was asked of the node, so that nothing can be the request's own fault.
+            (CallError::NotServing, _) => self.other(Failure::NoNode),
+            (CallError::LateBefore, _) if late => Next::Stop(Failure::Late),
+            (CallError::LateBefore, _) => self.move_once(Class::Slow, Failure::Late),
+            (CallError::LateAfter | CallError::Lost, Effect::Once) => Next::Stop(Failure::OutcomeUnknown),
+            (CallError::LateAfter, Effect::Repeatable) if late => Next::Stop(Failure::Late),
+            (CallError::LateAfter, Effect::Repeatable) => self.move_once(Class::Slow, Failure::Late),
+            (CallError::Lost, Effect::Repeatable) => self.lost(),
+            (CallError::Fault(fault), effect) => self.fault(fault, effect),
+        }
+    }
+
+    fn fault(&mut self, fault: &Fault, effect: Effect) -> Next {
+        match fault.bucket() {
+            Bucket::Input => Next::Stop(match fault.kind() {
+                Kind::BadCiphertext => Failure::BadCiphertext,
+                Kind::Late => Failure::Late,
+                Kind::Unsupported => Failure::Unsupported(fault.function.clone()),
+                _ => Failure::BadInput,
             }),
-            CallError::TooLong => Next::Stop(Failure::BadInput),
-            CallError::NotServing => self.other(Failure::NoNode),
-            CallError::Lost => self.lost(effect),
-            CallError::Fault(fault) => match fault.bucket() {
-                Bucket::Input => Next::Stop(match fault.kind() {
-                    Kind::BadCiphertext => Failure::BadCiphertext,
-                    Kind::Late => Failure::Late,
-                    Kind::Unsupported => Failure::Unsupported(fault.function.clone()),
-                    _ => Failure::BadInput,
-                }),
-                Bucket::Session if !self.same_node_again => {
-                    self.same_node_again = true;
-                    Next::SameNode
-                }
-                Bucket::Session | Bucket::Node => self.other(match fault.kind() {
-                    Kind::KeyMissing => Failure::KeyUnavailable,
-                    Kind::Capacity => Failure::Busy,
-                    _ => Failure::NoNode,
-                }),
-                Bucket::Unknown | Bucket::Unspecified => self.lost(effect),
+            Bucket::Session if !self.met.contains(&Class::Session) => {
+                self.met.push(Class::Session);
+                Next::SameNode
+            }
+            // A fresh session is as bad: it is the node.
+            Bucket::Session => self.move_once(Class::Node, Failure::NoNode),
+            Bucket::Node => match fault.kind() {
+                // Each node says this for itself, before any work.
+                Kind::KeyMissing => self.other(Failure::KeyUnavailable),
+                Kind::Capacity => self.move_once(Class::Capacity, Failure::Busy),
+                Kind::LoginLost => self.move_once(Class::Login, Failure::NoNode),
+                _ => self.move_once(Class::Node, Failure::NoNode),
+            },
+            Bucket::Unknown | Bucket::Unspecified => match effect {
+                Effect::Once => Next::Stop(Failure::OutcomeUnknown),
+                Effect::Repeatable => self.move_once(Class::Node, Failure::NoNode),
             },
         }
     }
@@ -88,15 +135,19 @@ impl History {
         Next::OtherNode
     }
 
+    fn move_once(&mut self, class: Class, reason: Failure) -> Next {
+        if self.met.contains(&class) {
+            return Next::Stop(reason);
+        }
+        self.met.push(class);
+        self.other(reason)
+    }
+
     /// A request under which a worker died moves once: if the next dies too, the request may be the cause.
-    fn lost(&mut self, effect: Effect) -> Next {
-        match effect {
-            Effect::Once => Next::Stop(Failure::OutcomeUnknown),
-            Effect::Repeatable if self.lost => Next::Stop(Failure::Poisonous),
-            Effect::Repeatable => {
-                self.lost = true;
-                self.other(Failure::NoNode)
-            }
+    fn lost(&mut self) -> Next {
+        match self.move_once(Class::Lost, Failure::NoNode) {
+            Next::Stop(_) => Next::Stop(Failure::Poisonous),
+            moved => moved,
         }
     }
 }
@@ -104,7 +155,6 @@ impl History {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::link::v1::Fault;
 
     fn fault(bucket: Bucket, kind: Kind) -> CallError {
         let mut fault = Fault::default();
@@ -116,7 +166,7 @@ mod tests {
     #[test]
     fn bad_input_stops_at_once_since_any_node_would_say_the_same() {
         let mut history = History::default();
-        let next = history.after(0, &fault(Bucket::Input, Kind::BadCiphertext), Effect::Repeatable);
+        let next = history.after(0, &fault(Bucket::Input, Kind::BadCiphertext), Effect::Repeatable, false);
         assert_eq!(next, Next::Stop(Failure::BadCiphertext));
     }
 
@@ -124,22 +174,52 @@ mod tests {
     fn a_spoiled_session_is_tried_once_more_on_its_node_and_then_elsewhere() {
         let mut history = History::default();
         let spoiled = fault(Bucket::Session, Kind::Device);
-        assert_eq!(history.after(0, &spoiled, Effect::Once), Next::SameNode);
-        assert_eq!(history.after(0, &spoiled, Effect::Once), Next::OtherNode);
+        assert_eq!(history.after(0, &spoiled, Effect::Once, false), Next::SameNode);
+        assert_eq!(history.after(0, &spoiled, Effect::Once, false), Next::OtherNode);
         assert_eq!(history.asked, [0]);
     }
 
     #[test]
     fn repeatable_work_moves_once_when_a_worker_dies_under_it() {
         let mut history = History::default();
-        assert_eq!(history.after(0, &CallError::Lost, Effect::Repeatable), Next::OtherNode);
-        assert_eq!(history.after(1, &CallError::Lost, Effect::Repeatable), Next::Stop(Failure::Poisonous));
+        assert_eq!(history.after(0, &CallError::Lost, Effect::Repeatable, false), Next::OtherNode);
+        let next = history.after(1, &CallError::Lost, Effect::Repeatable, false);
+        assert_eq!(next, Next::Stop(Failure::Poisonous));
+    }
+
+    #[test]
+    fn each_class_of_trouble_moves_a_request_once() {
+        let troubles = [
+            (fault(Bucket::Node, Kind::Device), Failure::NoNode),
+            (fault(Bucket::Node, Kind::LoginLost), Failure::NoNode),
+            (fault(Bucket::Node, Kind::Capacity), Failure::Busy),
+            (CallError::LateAfter, Failure::Late),
+        ];
+        let mut history = History::default();
+        for (node, (trouble, _)) in troubles.iter().enumerate() {
+            assert_eq!(history.after(node, trouble, Effect::Repeatable, false), Next::OtherNode, "{trouble}");
+        }
+        for (trouble, failure) in troubles {
+            let next = history.decide(&trouble, Effect::Repeatable, false);
+            assert_eq!(next, Next::Stop(failure), "{trouble}, again");
+        }
+    }
+
+    #[test]
+    fn a_node_that_was_not_asked_or_lacks_the_key_is_passed_over_however_many_there_are() {
+        let mut history = History::default();
+        for node in 0..5 {
+            assert_eq!(history.after(node, &CallError::NotServing, Effect::Once, false), Next::OtherNode);
+            let missing = fault(Bucket::Node, Kind::KeyMissing);
+            assert_eq!(history.after(node, &missing, Effect::Repeatable, false), Next::OtherNode);
+        }
+        assert_eq!(history.exhausted(Failure::NoNode), Failure::KeyUnavailable);
     }
 
     #[test]
     fn work_that_may_have_been_done_is_never_done_again() {
         for error in [CallError::Lost, CallError::LateAfter, fault(Bucket::Unknown, Kind::Device)] {
-            let next = History::default().after(0, &error, Effect::Once);
+            let next = History::default().after(0, &error, Effect::Once, false);
             assert_eq!(next, Next::Stop(Failure::OutcomeUnknown), "{error}");
         }
     }
@@ -147,7 +227,27 @@ mod tests {
     #[test]
     fn work_that_was_refused_before_it_began_moves_even_when_it_must_not_be_repeated() {
         let mut history = History::default();
-        assert_eq!(history.after(2, &fault(Bucket::Node, Kind::TokenAbsent), Effect::Once), Next::OtherNode);
+        let absent = fault(Bucket::Node, Kind::TokenAbsent);
+        assert_eq!(history.after(2, &absent, Effect::Once, false), Next::OtherNode);
         assert_eq!(history.exhausted(Failure::KeyUnavailable), Failure::NoNode);
+    }
+
+    #[test]
+    fn nothing_is_tried_once_the_callers_deadline_is_over() {
+        for error in [CallError::LateBefore, CallError::LateAfter] {
+            let next = History::default().after(0, &error, Effect::Repeatable, true);
+            assert_eq!(next, Next::Stop(Failure::Late), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_node_gets_a_share_of_the_deadline_and_the_last_one_all_of_it() {
+        let second = Duration::from_secs(1);
+        let mut history = History::default();
+        assert_eq!(history.attempt(second, 3), second / 4);
+        assert_eq!(history.attempt(second, 0), second);
+        assert_eq!(history.attempt(100 * second, 1), LONGEST_ATTEMPT);
+        history.after(0, &CallError::LateAfter, Effect::Repeatable, false);
+        assert_eq!(history.attempt(100 * second, 1), 100 * second, "it moves for slowness once");
     }
 }

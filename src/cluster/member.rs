@@ -3,12 +3,15 @@
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::SystemTime;
 
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use crate::model::CkaId;
 use crate::node::{Load, Node};
+
+use super::pace::Pace;
 
 /// One node's part in a Connection.
 #[derive(Debug)]
@@ -24,9 +27,21 @@ pub struct Member {
     /// Keys that ought to be here and were not found: the node is to be proved again.
     doubts: Mutex<Vec<CkaId>>,
     pub(super) doubted: Notify,
+    /// A call met a fault that may be the device's: it is to be looked at now.
+    pub(super) suspected: Notify,
+    slow: AtomicBool,
+    /// When the canary last answered, and how it has answered lately.
+    checks: Mutex<Checks>,
     /// Held while its objects are listed.
     pub(super) listing: tokio::sync::Mutex<()>,
     supervision: Mutex<Option<Supervision>>,
+}
+
+/// What looking after a node has shown.
+#[derive(Debug, Default)]
+pub(super) struct Checks {
+    pub(super) last_proof: Option<SystemTime>,
+    pub(super) pace: Pace,
 }
 
 #[derive(Debug)]
@@ -45,6 +60,9 @@ impl Member {
             lacks_any: AtomicBool::new(false),
             doubts: Mutex::default(),
             doubted: Notify::new(),
+            suspected: Notify::new(),
+            slow: AtomicBool::new(false),
+            checks: Mutex::default(),
             listing: tokio::sync::Mutex::default(),
             supervision: Mutex::default(),
         }
@@ -123,6 +141,24 @@ impl Member {
         let mut lacks = self.lacks.write().unwrap_or_else(PoisonError::into_inner);
         lacks.remove(key);
         self.lacks_any.store(!lacks.is_empty(), Relaxed);
+    }
+
+    /// Whether it is asked only when every other node is as slow.
+    pub fn is_slow(&self) -> bool {
+        self.slow.load(Relaxed)
+    }
+
+    pub(super) fn set_slow(&self, slow: bool) {
+        self.slow.store(slow, Relaxed);
+    }
+
+    /// When its token last proved to be the one it should be.
+    pub fn last_proof(&self) -> Option<SystemTime> {
+        self.lock_checks().last_proof
+    }
+
+    pub(super) fn lock_checks(&self) -> MutexGuard<'_, Checks> {
+        self.checks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn lock_supervision(&self) -> MutexGuard<'_, Option<Supervision>> {

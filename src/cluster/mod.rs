@@ -2,13 +2,16 @@
 //!
 //! A [`Connection`] is the only way to use a key. It chooses a node for each request ([`route`]),
 //! decides what a failure means ([`failover`]), proves every node that logs in and gives it the
-//! cluster's key-encryption key (`prove`), copies keys from HSM to HSM (`replicate`) and lists what
-//! is in one (`listing`). It knows keys by their `CKA_ID` and probe only; which keys there ought to be is for the rooms above.
+//! cluster's key-encryption key (`prove`), looks after each that serves (`health`, `pace`), copies keys
+//! from HSM to HSM (`replicate`) and lists what is in one (`listing`). It knows keys by their `CKA_ID`
+//! and probe only; which keys there ought to be is for the rooms above.
 
 mod connection;
 pub mod failover;
+mod health;
 mod listing;
 mod member;
+mod pace;
 mod prove;
 mod replicate;
 pub mod route;

@@ -24,7 +24,7 @@ use crate::clock;
 use crate::host::{AdminError, Kek, pin_text};
 use crate::link::v1::{self, presence::Found, request::Verb, response::Outcome};
 use crate::model::{CkaId, Probe};
-use crate::node::Health;
+use crate::node::{Health, Node};
 use crate::records::{self, KekRecord, Proof};
 
 use super::Failure;
@@ -70,7 +70,7 @@ async fn keep(connection: &Connection, index: usize) {
     let member = &connection.members()[index];
     let mut status = member.node.status();
     loop {
-        let login = match status.wait_for(|status| matches!(status.health, Health::Syncing | Health::Healthy)).await {
+        let login = match status.wait_for(|status| status.health.is_logged_in()).await {
             Ok(status) => status.login,
             Err(_) => return,
         };
@@ -104,32 +104,48 @@ async fn keep(connection: &Connection, index: usize) {
 }
 
 async fn prove(connection: &Connection, index: usize) -> Result<(), Unproved> {
-    let _one_at_a_time = connection.ceremony.lock().await;
-    let hsm = connection.members()[index].node.hsm();
     sweep(connection, index).await?;
-    let cluster = &connection.cluster;
-    let user = &connection.credential.username;
-    let kek = match connection.records.kek(cluster, user).await? {
-        Some(kek) => kek,
-        None => connection.records.begin_kek(&new_kek(connection, index)).await?,
-    };
-    match &kek.canary_probe {
-        None => found(connection, index, kek).await?,
-        Some(probe) => match look(connection, index, &kek.canary_id, Some(probe)).await? {
-            Found::Proven if look(connection, index, &kek.kek_id, None).await? == Found::Proven => {}
-            Found::Proven => join(connection, index, &kek).await?,
-            Found::Missing | Found::Unspecified => {
-                tracing::info!(%hsm, "the token does not hold the cluster's keys; giving them to it");
-                connection.records.doubt_presence(cluster, hsm, clock::now()).await?;
-                join(connection, index, &kek).await?;
-                give_canary(connection, index, &kek, probe).await?;
-            }
-            Found::Different => return Err(Unproved::OtherCluster),
-        },
+    if !answers(connection, index).await? {
+        become_one_of_us(connection, index).await?;
     }
     write_doubts(connection, index).await?;
     // What it lacks is known before anything is asked of it.
     note_missing(connection, index).await
+}
+
+/// Whether the token holds the cluster's canary and key-encryption key already: nothing is made or moved, so that a node
+/// which hangs here holds up no other.
+async fn answers(connection: &Connection, index: usize) -> Result<bool, Unproved> {
+    let records = &connection.common.records;
+    let kek = records.kek(&connection.cluster, &connection.common.credential.username).await?;
+    let Some(KekRecord { canary_id, canary_probe: Some(probe), kek_id, .. }) = kek else { return Ok(false) };
+    Ok(look(connection, index, &canary_id, Some(&probe)).await? == Found::Proven
+        && look(connection, index, &kek_id, None).await? == Found::Proven)
+}
+
+/// Gives the token what it lacks, or makes it for the first time: one node of the cluster at a time.
+async fn become_one_of_us(connection: &Connection, index: usize) -> Result<(), Unproved> {
+    let _one_at_a_time = connection.ceremony.lock().await;
+    let hsm = connection.members()[index].node.hsm();
+    let (cluster, records) = (&connection.cluster, &connection.common.records);
+    let kek = match records.kek(cluster, &connection.common.credential.username).await? {
+        Some(kek) => kek,
+        None => records.begin_kek(&new_kek(connection, index)).await?,
+    };
+    let Some(probe) = &kek.canary_probe else {
+        return found(connection, index, kek).await;
+    };
+    match look(connection, index, &kek.canary_id, Some(probe)).await? {
+        Found::Proven if look(connection, index, &kek.kek_id, None).await? == Found::Proven => Ok(()),
+        Found::Proven => join(connection, index, &kek).await,
+        Found::Missing | Found::Unspecified => {
+            tracing::info!(%hsm, "the token does not hold the cluster's keys; giving them to it");
+            records.doubt_presence(cluster, hsm, clock::now()).await?;
+            join(connection, index, &kek).await?;
+            give_canary(connection, index, &kek, probe).await
+        }
+        Found::Different => Err(Unproved::OtherCluster),
+    }
 }
 
 /// Keys that were not found where the records say they are: written down as unknown, so that bringing the node level looks for them.
@@ -138,7 +154,7 @@ async fn write_doubts(connection: &Connection, index: usize) -> Result<(), Unpro
     let hsm = member.node.hsm();
     for doubt in member.take_doubts() {
         let Some((key, version)) = CkaId::parse(doubt.as_bytes()) else { continue };
-        let written = connection.records.set_presence(key, version, hsm, Proof::Unknown, clock::now()).await;
+        let written = connection.common.records.set_presence(key, version, hsm, Proof::Unknown, clock::now()).await;
         if written.is_err() {
             member.doubt(doubt);
         }
@@ -150,10 +166,10 @@ async fn write_doubts(connection: &Connection, index: usize) -> Result<(), Unpro
 /// Notes the keys that the records do not know to be here, so that none of them is asked for here.
 async fn note_missing(connection: &Connection, index: usize) -> Result<(), Unproved> {
     let member = &connection.members()[index];
-    connection.records.expect_keys(&connection.cluster, member.node.hsm(), clock::now()).await?;
+    connection.common.records.expect_keys(&connection.cluster, member.node.hsm(), clock::now()).await?;
     let mut after = None;
     loop {
-        let page = connection.records.keys_lacking(&connection.cluster, member.node.hsm(), after, PAGE).await?;
+        let page = connection.common.records.keys_lacking(&connection.cluster, member.node.hsm(), after, PAGE).await?;
         let Some(last) = page.last() else { return Ok(()) };
         after = Some((last.key, last.version));
         member.lacks(page.iter().map(|lacking| CkaId::of(lacking.key, lacking.version)));
@@ -163,7 +179,7 @@ async fn note_missing(connection: &Connection, index: usize) -> Result<(), Unpro
 fn new_kek(connection: &Connection, index: usize) -> KekRecord {
     KekRecord {
         cluster: connection.cluster.clone(),
-        username: connection.credential.username.clone(),
+        username: connection.common.credential.username.clone(),
         kek_id: *Uuid::new_v4().as_bytes(),
         canary_id: *Uuid::new_v4().as_bytes(),
         made_on: connection.members()[index].node.hsm().clone(),
@@ -176,14 +192,15 @@ fn new_kek(connection: &Connection, index: usize) -> KekRecord {
 async fn found(connection: &Connection, index: usize, kek: KekRecord) -> Result<(), Unproved> {
     let member = &connection.members()[index];
     let ours = kek.made_on == *member.node.hsm();
-    if !ours && connection.member(&kek.made_on).is_some_and(|founder| founder.node.load().is_some()) {
+    if !ours && connection.member(&kek.made_on).is_some_and(|founder| may_yet_serve(&founder.node)) {
         return Err(Unproved::NotOurs);
     }
-    let kek = if ours { kek } else { connection.records.take_over_kek(&kek, &new_kek(connection, index)).await? };
+    let kek =
+        if ours { kek } else { connection.common.records.take_over_kek(&kek, &new_kek(connection, index)).await? };
     tracing::info!(hsm = %member.node.hsm(), "making the cluster's key-encryption key");
-    let pin = pin_text(&connection.credential.username, &connection.credential.password);
+    let pin = pin_text(&connection.common.credential.username, &connection.common.credential.password);
     let by_id = Kek { id: &kek.kek_id, user_pin: &pin };
-    connection.host.make_kek(&member.node.spec, by_id).await?;
+    connection.common.host.make_kek(&member.node.spec, by_id).await?;
     #[cfg(debug_assertions)]
     crate::seams::stop_point("kek-made");
     destroy(connection, index, &kek.canary_id).await?;
@@ -196,8 +213,8 @@ async fn found(connection: &Connection, index: usize, kek: KekRecord) -> Result<
     let Outcome::NewKey(canary) = connection.ask(index, verb, Effect::Once, Instant::now() + STEP).await? else {
         return Err(Failure::OutOfTurn.into());
     };
-    let user = &connection.credential.username;
-    connection.records.finish_kek(&connection.cluster, user, &Probe(canary.probe)).await?;
+    let user = &connection.common.credential.username;
+    connection.common.records.finish_kek(&connection.cluster, user, &Probe(canary.probe)).await?;
     Ok(())
 }
 
@@ -208,12 +225,20 @@ async fn join(connection: &Connection, index: usize, kek: &KekRecord) -> Result<
     let (joiner, source) = (&connection.members()[index].node.spec, &connection.members()[source].node.spec);
     tracing::info!(hsm = %joiner.hsm, from = %source.hsm, "giving the node the cluster's key-encryption key");
     destroy(connection, index, &kek.kek_id).await?;
-    let pin = pin_text(&connection.credential.username, &connection.credential.password);
+    let pin = pin_text(&connection.common.credential.username, &connection.common.credential.password);
     let by_id = Kek { id: &kek.kek_id, user_pin: &pin };
-    let joining = connection.host.offer_join(joiner).await?;
-    let sealed = connection.host.seal_kek(source, by_id, &joining).await?;
-    connection.host.accept_kek(joiner, by_id, joining, sealed).await?;
+    let joining = connection.common.host.offer_join(joiner).await?;
+    let sealed = connection.common.host.seal_kek(source, by_id, &joining).await?;
+    connection.common.host.accept_kek(joiner, by_id, joining, sealed).await?;
     Ok(())
+}
+
+/// Logged in, or on its way there.
+fn may_yet_serve(node: &Node) -> bool {
+    match node.status().borrow().health {
+        Health::NotProbed | Health::Syncing | Health::Healthy | Health::Slow => true,
+        Health::Unreachable | Health::LoginRefused | Health::Drained | Health::WrongIdentity => false,
+    }
 }
 
 async fn give_canary(connection: &Connection, index: usize, kek: &KekRecord, probe: &Probe) -> Result<(), Unproved> {

@@ -85,8 +85,12 @@ impl Connection {
         }
     }
 
-    async fn kek(&self) -> Result<KekRecord, Failure> {
-        match self.records.kek(&self.cluster, &self.credential.username).await {
+    pub(super) async fn kek(&self) -> Result<KekRecord, Failure> {
+        if let Some(kek) = self.kek.get() {
+            return Ok(kek.clone());
+        }
+        match self.common.records.kek(&self.cluster, &self.common.credential.username).await {
+            Ok(Some(kek)) if kek.canary_probe.is_some() => Ok(self.kek.get_or_init(|| kek).clone()),
             Ok(Some(kek)) => Ok(kek),
             Ok(None) | Err(_) => Err(Failure::NoNode),
         }

@@ -45,6 +45,8 @@ pub struct NodeSettings {
     /// Requests that may wait for a session.
     pub queue_limit: NonZeroU32,
     pub patience: Patience,
+    /// Resident memory beyond which the worker is replaced, in bytes.
+    pub memory_limit: u64,
     /// The SO PIN's file, for a token that we manage.
     pub so_pin_file: Option<PathBuf>,
 }

@@ -21,6 +21,7 @@ const LONGEST_SERIAL: usize = 16;
 const POOL_SIZE: NonZeroU32 = NonZeroU32::new(2).expect("not zero");
 const QUEUE_LIMIT: NonZeroU32 = NonZeroU32::new(1024).expect("not zero");
 const PATIENCE: Patience = Patience { quick: Duration::from_secs(5), slow: Duration::from_secs(30) };
+const MEMORY_LIMIT_MIB: NonZeroU32 = NonZeroU32::new(1024).expect("not zero");
 const SHORTEST_PATIENCE: Duration = Duration::from_millis(100);
 const LONGEST_PATIENCE: Duration = Duration::from_secs(300);
 
@@ -79,6 +80,7 @@ fn node(node: &mut Section<'_>, subnets: Option<&Subnets>, kind: Option<(SyncMod
     let queue_limit = node.defaulted("queue_limit", QUEUE_LIMIT, number(1..=65_536));
     let patience = node.defaulted("patience", PATIENCE.quick, duration(SHORTEST_PATIENCE..=LONGEST_PATIENCE));
     let slow_patience = node.defaulted("slow_patience", PATIENCE.slow, duration(SHORTEST_PATIENCE..=LONGEST_PATIENCE));
+    let memory_limit = node.defaulted("memory_limit_mib", MEMORY_LIMIT_MIB, number(32..=65_536));
     let so_pin_file = so_pin_file(node, kind);
     let (subnet, zone) = place?;
     Some(NodeSettings {
@@ -90,6 +92,7 @@ fn node(node: &mut Section<'_>, subnets: Option<&Subnets>, kind: Option<(SyncMod
         pool_size: pool_size?,
         queue_limit: queue_limit?,
         patience: Patience { quick: patience?, slow: slow_patience? },
+        memory_limit: u64::from(memory_limit?.get()) << 20,
         so_pin_file: so_pin_file?,
     })
 }

@@ -24,7 +24,9 @@ pub(super) fn config(root: &mut Section<'_>) -> Option<Config> {
     let log = root.section("log", log);
     let grpc = root.section("grpc", grpc);
     let authz = root.section("authz", authz);
+    let zone = root.optional("zone", text);
     let key_stores = root.section("key_stores", key_stores);
+    let key_stores = zone.zip(key_stores).map(|(zone, settings)| keystore::Settings { zone, ..settings });
     let keys = root.section("keys", keys);
     let clusters = clusters::clusters(root);
     Some(Config {
@@ -146,7 +148,7 @@ impl FromStr for CallerName {
 fn key_stores(key_stores: &mut Section<'_>) -> Option<keystore::Settings> {
     let quota = key_stores.defaulted("quota", 10, number(1..=1_000));
     let connect_timeout = key_stores.defaulted("connect_timeout", 10 * MINUTE, duration(SECOND..=60 * MINUTE));
-    Some(keystore::Settings { quota: quota?, connect_timeout: connect_timeout? })
+    Some(keystore::Settings { quota: quota?, connect_timeout: connect_timeout?, zone: None })
 }
 
 fn keys(keys: &mut Section<'_>) -> Option<keys::Settings> {

@@ -39,6 +39,8 @@ pub struct WorkerSpec {
     /// How many sessions the worker's pool has.
     pub sessions: u32,
     pub patience: Patience,
+    /// Resident memory beyond which a worker is replaced, in bytes.
+    pub memory_limit: u64,
     /// The file with the SO PIN, for tokens we manage.
     pub so_pin_file: Option<PathBuf>,
 }

@@ -65,6 +65,14 @@ impl WorkerLink {
         (self.stream, self.process)
     }
 
+    /// Whether the token is still there. Nobody needs to be logged in.
+    pub async fn check(&mut self) -> Result<(), OpeningError> {
+        match self.ask(Verb::CheckToken(v1::CheckToken::default())).await? {
+            Outcome::Done(_) => Ok(()),
+            other => Err(unexpected(other)),
+        }
+    }
+
     pub(super) async fn open(&mut self, open: v1::Open) -> Result<(), OpeningError> {
         match self.ask(Verb::Open(open)).await? {
             Outcome::Opened(opened) => {

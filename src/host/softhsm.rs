@@ -105,6 +105,7 @@ mod tests {
             environment: [("SOFTHSM2_CONF".to_owned(), root.configuration().display().to_string())].into(),
             sessions: 1,
             patience: crate::link::Patience { quick: std::time::Duration::ZERO, slow: std::time::Duration::ZERO },
+            memory_limit: u64::MAX,
             so_pin_file: None,
         }
     }

@@ -2,11 +2,12 @@
 
 use tokio::time::Instant;
 
-use crate::authz::{Permit, action};
+use crate::authz::{Action, Permit, action};
 use crate::cluster::Failure;
 use crate::keystore::Store;
 use crate::model::{EncryptionContext, KeyId, KeyRef, KeyStoreId, KeyVersion, Plaintext};
 
+use super::holdback::Suspect;
 use super::{Error, Key, Keys, NoUse, envelope};
 
 /// A ciphertext, and what made it.
@@ -43,24 +44,26 @@ pub enum PlaintextPart {
 impl Keys {
     pub async fn encrypt(
         &self,
-        _permit: Permit<action::Encrypt>,
+        permit: Permit<action::Encrypt>,
         key: &KeyRef,
         plaintext: Plaintext,
         context: &EncryptionContext,
         deadline: Instant,
     ) -> Result<Encrypted, Error> {
         let key = self.find(self.resolve(key).await?).await?;
+        self.check_holdback(&permit, &key)?;
         let connection = key.connection()?;
         let version = self.take_use(&key).await?;
         let aad = envelope::aad(key.id, version.version, context);
-        let sealed = connection.encrypt(&version.in_hsms, aad, plaintext, deadline).await?;
+        let sealed = connection.encrypt(&version.in_hsms, aad, plaintext, deadline).await;
+        let sealed = sealed.map_err(|failure| self.noted(&permit, &key, failure))?;
         Ok(self.encrypted(&key, version.version, &sealed))
     }
 
     /// The key is the one the ciphertext names; when the caller names one too, they must agree.
     pub async fn decrypt(
         &self,
-        _permit: Permit<action::Decrypt>,
+        permit: Permit<action::Decrypt>,
         key: Option<&KeyRef>,
         ciphertext: &[u8],
         context: &EncryptionContext,
@@ -79,38 +82,35 @@ impl Keys {
                 other => other,
             })?,
         };
+        self.check_holdback(&permit, &key)?;
         let version = key.version(envelope.version).ok_or(Error::InvalidCiphertext)?;
         let connection = key.connection()?;
         let aad = envelope::aad(key.id, version.version, context);
-        let plaintext = connection.decrypt(&version.in_hsms, aad, envelope.sealed, deadline).await.map_err(
-            |failure| match failure {
-                Failure::BadCiphertext => Error::InvalidCiphertext,
-                other => Error::Hsm(other),
-            },
-        )?;
+        let plaintext = connection.decrypt(&version.in_hsms, aad, envelope.sealed, deadline).await;
+        let plaintext = plaintext.map_err(|failure| self.noted(&permit, &key, failure))?;
         Ok(Decrypted { plaintext, arn: self.key_arn(&key), version: version.version })
     }
 
     pub async fn generate_data_key(
         &self,
-        _permit: Permit<action::GenerateDataKey>,
+        permit: Permit<action::GenerateDataKey>,
         key: &KeyRef,
         number_of_bytes: u32,
         context: &EncryptionContext,
         deadline: Instant,
     ) -> Result<NewDataKey, Error> {
-        self.data_key(key, number_of_bytes, PlaintextPart::Wanted, context, deadline).await
+        self.data_key(&permit, key, number_of_bytes, PlaintextPart::Wanted, context, deadline).await
     }
 
     pub async fn generate_data_key_without_plaintext(
         &self,
-        _permit: Permit<action::GenerateDataKeyWithoutPlaintext>,
+        permit: Permit<action::GenerateDataKeyWithoutPlaintext>,
         key: &KeyRef,
         number_of_bytes: u32,
         context: &EncryptionContext,
         deadline: Instant,
     ) -> Result<Encrypted, Error> {
-        Ok(self.data_key(key, number_of_bytes, PlaintextPart::Withheld, context, deadline).await?.encrypted)
+        Ok(self.data_key(&permit, key, number_of_bytes, PlaintextPart::Withheld, context, deadline).await?.encrypted)
     }
 
     /// Random bytes from an HSM of the named store, or of any connected one.
@@ -135,8 +135,9 @@ impl Keys {
         Ok(connection.generate_random(number_of_bytes, deadline).await?)
     }
 
-    async fn data_key(
+    async fn data_key<A: Action>(
         &self,
+        permit: &Permit<A>,
         key: &KeyRef,
         number_of_bytes: u32,
         plaintext: PlaintextPart,
@@ -144,13 +145,35 @@ impl Keys {
         deadline: Instant,
     ) -> Result<NewDataKey, Error> {
         let key = self.find(self.resolve(key).await?).await?;
+        self.check_holdback(permit, &key)?;
         let connection = key.connection()?;
         let version = self.take_use(&key).await?;
         let aad = envelope::aad(key.id, version.version, context);
         let wanted = plaintext == PlaintextPart::Wanted;
-        let generated = connection.generate_data_key(&version.in_hsms, aad, number_of_bytes, wanted, deadline).await?;
+        let generated = connection.generate_data_key(&version.in_hsms, aad, number_of_bytes, wanted, deadline).await;
+        let generated = generated.map_err(|failure| self.noted(permit, &key, failure))?;
         let encrypted = self.encrypted(&key, version.version, &generated.sealed);
         Ok(NewDataKey { encrypted, plaintext: generated.plaintext })
+    }
+
+    fn check_holdback<A: Action>(&self, permit: &Permit<A>, key: &Key) -> Result<(), Error> {
+        let held = self.0.holdback.check(|| suspect(permit, key), Instant::now());
+        held.map_err(|remaining| Error::HeldBack { key: key.id, remaining })
+    }
+
+    /// A failure as the caller is told it; one that was the request's own doing is remembered.
+    fn noted<A: Action>(&self, permit: &Permit<A>, key: &Key, failure: Failure) -> Error {
+        match failure {
+            Failure::BadCiphertext => {
+                self.0.holdback.bad_ciphertext(suspect(permit, key), Instant::now());
+                Error::InvalidCiphertext
+            }
+            Failure::Poisonous => {
+                self.0.holdback.deadly(suspect(permit, key), Instant::now());
+                Error::Hsm(Failure::Poisonous)
+            }
+            other => Error::Hsm(other),
+        }
     }
 
     /// The current version, with one of its uses taken. Every attempt counts, also one that fails.
@@ -171,4 +194,8 @@ impl Keys {
     fn key_arn(&self, key: &Key) -> String {
         self.arn(&key.store.record().cluster, &format!("key/{}", key.id))
     }
+}
+
+fn suspect<A: Action>(permit: &Permit<A>, key: &Key) -> Suspect {
+    Suspect { caller: permit.caller().name().to_owned(), key: key.id, operation: A::NAME }
 }

@@ -9,6 +9,7 @@ mod create;
 mod crypto;
 mod drift;
 pub mod envelope;
+mod holdback;
 mod inventory;
 pub mod reconcile;
 mod settings;
@@ -17,6 +18,8 @@ mod uses;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
@@ -30,6 +33,7 @@ use crate::records::{AliasRecord, CreatedAlias, KeyRecord, Records, Unavailable}
 pub use create::{NewKey, RequestClaim};
 pub use crypto::{Decrypted, Encrypted, NewDataKey, PlaintextPart};
 pub use drift::Drifts;
+use holdback::Holdback;
 pub use settings::Settings;
 pub use sync::{Repair, Synced};
 use uses::{NoUse, Uses};
@@ -78,6 +82,8 @@ pub enum Error {
     StillCreating(KeyId),
     #[error("whether key {0} was made is not known yet; it is being settled")]
     OutcomeUnknown(KeyId),
+    #[error("requests like this one on key {key} did harm and are held back for another {remaining:.0?}")]
+    HeldBack { key: KeyId, remaining: Duration },
     #[error(transparent)]
     Hsm(#[from] Failure),
     #[error("the records cannot be reached")]
@@ -101,6 +107,7 @@ struct Inner {
     creating: Mutex<HashSet<KeyId>>,
     /// A creation ended without being settled, or keys were found that a node lacks.
     unsettled: Notify,
+    holdback: Holdback,
     /// Clusters whose keys are being compared for somebody.
     syncing: Mutex<HashSet<ClusterId>>,
     /// Where work goes on when its caller's connection, and the lane that serves it, are gone.
@@ -149,6 +156,7 @@ impl Keys {
             aliases: RwLock::default(),
             creating: Mutex::default(),
             unsettled: Notify::new(),
+            holdback: Holdback::default(),
             syncing: Mutex::default(),
             runtime: tokio::runtime::Handle::current(),
         }))

@@ -1,8 +1,8 @@
 //! Connecting a key store: one node proves the password, then the others follow.
 //!
-//! A password that is wrong is thus tried on one node, once. A later node that refuses it does
-//! not stop the connection: that node alone stays LOGIN_REFUSED. One node that is logged in and
-//! proved suffices for CONNECTED.
+//! A password that is wrong is thus tried on one node, once (the nodes' gate sees to that). A later
+//! node that refuses it does not stop the connection: that node alone stays LOGIN_REFUSED. One node
+//! that is logged in and proved suffices for CONNECTED, and none that hangs holds up the others.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +29,8 @@ pub enum Phase {
     Probe,
     SyncKeys,
     Ready,
+    /// Out of use: it takes no part.
+    Drained,
 }
 
 /// A node's phase, whether it is stuck there, and why.
@@ -50,11 +52,12 @@ fn progress_of(member: &Member) -> Progress {
     let status = status.borrow();
     let (phase, failed) = match status.health {
         Health::NotProbed => (Phase::Reach, false),
-        Health::Unreachable => (Phase::Reach, true),
+        Health::Unreachable | Health::WrongIdentity => (Phase::Reach, true),
+        Health::Drained => (Phase::Drained, false),
         Health::LoginRefused => (Phase::LogIn, true),
         Health::Syncing if member.is_proved() => (Phase::SyncKeys, false),
         Health::Syncing => (Phase::Probe, false),
-        Health::Healthy => (Phase::Ready, false),
+        Health::Healthy | Health::Slow => (Phase::Ready, false),
     };
     Progress { hsm: member.node.hsm().clone(), phase, failed, reason: status.reason.clone() }
 }
@@ -103,57 +106,74 @@ async fn attempt(stores: &KeyStores, store: &Store) -> Result<(), ConnectionFaul
         }
         Err(error) => return Err(fault(ConnectionErrorCode::InternalError, error.to_string(), None)),
     };
-    let first = prove_password(&connection).await?;
-    for index in (0..connection.members().len()).filter(|index| *index != first) {
+    for index in 0..connection.members().len() {
         connection.bring_up(index);
     }
-    let all_decided = || connection.members().iter().all(|member| member.is_proved() || is_out(member));
-    let _ = tokio::time::timeout(OTHERS, until(&connection, all_decided)).await;
-    if connection.members().iter().any(Member::is_proved) {
+    until(&connection, || any_proved(&connection) || connection.members().iter().all(is_out) || refused(&connection))
+        .await;
+    if any_proved(&connection) {
+        let all_decided = || connection.members().iter().all(|member| member.is_proved() || is_out(member));
+        let _ = tokio::time::timeout(OTHERS, until(&connection, all_decided)).await;
         return Ok(());
     }
-    // Nobody is proved yet: wait on, until the whole attempt's time is over or nobody is left.
-    until(&connection, || {
-        connection.members().iter().any(Member::is_proved) || connection.members().iter().all(is_out)
-    })
-    .await;
-    if connection.members().iter().any(Member::is_proved) {
-        return Ok(());
-    }
-    let reasons = reasons(&connection);
-    Err(fault(ConnectionErrorCode::InternalError, format!("no HSM could be proved: {reasons}"), None))
+    Err(why_nobody(&connection))
 }
 
-/// Logs in on one node; the index of the one that accepted the password. A node that cannot be reached is passed over.
-async fn prove_password(connection: &Arc<Connection>) -> Result<usize, ConnectionFault> {
-    for (index, member) in connection.members().iter().enumerate() {
-        connection.bring_up(index);
-        until(connection, || is_logged_in(member) || is_out(member)).await;
-        let status = member.node.status().borrow().clone();
-        if is_logged_in(member) {
-            return Ok(index);
-        }
-        if let Some(refusal) = status.login_refusal {
-            let code = match refusal {
-                LoginRefusal::Incorrect => ConnectionErrorCode::InvalidCredentials,
-                LoginRefusal::Locked => ConnectionErrorCode::UserLockedOut,
-                LoginRefusal::LoggedInElsewhere => ConnectionErrorCode::UserLoggedIn,
-                LoginRefusal::Unsettled => ConnectionErrorCode::InternalError,
-            };
-            return Err(fault(code, status.reason, Some(member.node.hsm().clone())));
-        }
-        // Not left to come up by itself: it would try a password that nobody has proved yet.
-        connection.take_down(index).await;
+fn any_proved(connection: &Connection) -> bool {
+    connection.members().iter().any(Member::is_proved)
+}
+
+/// One node refused the password, and none was found to accept it: the others are not asked.
+fn refused(connection: &Connection) -> bool {
+    refusals(connection).any(|(_, refusal, _)| is_verdict(refusal)) && !connection.members().iter().any(is_logged_in)
+}
+
+/// The token looked at the password.
+fn is_verdict(refusal: LoginRefusal) -> bool {
+    match refusal {
+        LoginRefusal::Incorrect | LoginRefusal::Locked => true,
+        LoginRefusal::LoggedInElsewhere | LoginRefusal::Unsettled | LoginRefusal::NotTried => false,
     }
-    Err(fault(ConnectionErrorCode::NetworkErrors, "no HSM of the cluster can be reached".to_owned(), None))
+}
+
+fn refusals(connection: &Connection) -> impl Iterator<Item = (&HsmId, LoginRefusal, String)> {
+    connection.members().iter().filter_map(|member| {
+        let status = member.node.status().borrow().clone();
+        Some((member.node.hsm(), status.login_refusal?, status.reason))
+    })
+}
+
+/// The refusal that says most, or that nobody was there to refuse.
+fn why_nobody(connection: &Connection) -> ConnectionFault {
+    let most_telling = refusals(connection).min_by_key(|(_, refusal, _)| match refusal {
+        LoginRefusal::Incorrect => 0,
+        LoginRefusal::Locked => 1,
+        LoginRefusal::LoggedInElsewhere => 2,
+        LoginRefusal::Unsettled => 3,
+        LoginRefusal::NotTried => 4,
+    });
+    if let Some((hsm, refusal, reason)) = most_telling {
+        let code = match refusal {
+            LoginRefusal::Incorrect | LoginRefusal::NotTried => ConnectionErrorCode::InvalidCredentials,
+            LoginRefusal::Locked => ConnectionErrorCode::UserLockedOut,
+            LoginRefusal::LoggedInElsewhere => ConnectionErrorCode::UserLoggedIn,
+            LoginRefusal::Unsettled => ConnectionErrorCode::InternalError,
+        };
+        return fault(code, reason, Some(hsm.clone()));
+    }
+    let reasons = reasons(connection);
+    fault(ConnectionErrorCode::NetworkErrors, format!("no HSM of the cluster can be used: {reasons}"), None)
 }
 
 fn is_logged_in(member: &Member) -> bool {
-    matches!(member.node.status().borrow().health, Health::Syncing | Health::Healthy)
+    member.node.status().borrow().health.is_logged_in()
 }
 
 fn is_out(member: &Member) -> bool {
-    matches!(member.node.status().borrow().health, Health::Unreachable | Health::LoginRefused)
+    match member.node.status().borrow().health {
+        Health::Unreachable | Health::LoginRefused | Health::Drained | Health::WrongIdentity => true,
+        Health::NotProbed | Health::Syncing | Health::Healthy | Health::Slow => false,
+    }
 }
 
 /// Waits until the condition holds, looking again whenever a node changes.

@@ -6,6 +6,7 @@
 
 mod connect;
 pub mod lifecycle;
+mod maintenance;
 pub mod prerequisites;
 mod settings;
 mod store;
@@ -21,15 +22,16 @@ use crate::clock;
 use crate::cluster::{self, Closing, Connection};
 use crate::host::{Host, WorkerSpec};
 use crate::model::{
-    ClusterId, ConnectionState, KeyStoreId, KeyStoreName, Password, PasswordVersion, TrustAnchor, Username,
+    ClusterId, ConnectionState, HsmId, KeyStoreId, KeyStoreName, Password, PasswordVersion, TrustAnchor, Username,
 };
-use crate::node::{Credential, Node};
+use crate::node::{Common, Credential, Node};
 use crate::records::{AddedKeyStore, DeletedKeyStore, KeyStoreChange, KeyStoreRecord, Records, Unavailable};
 
 use lifecycle::{Event, Refused, Step};
 use prerequisites::Unmet;
 
 pub use connect::{Phase, Progress, progress};
+pub use maintenance::Logins;
 pub use settings::Settings;
 pub use store::Store;
 
@@ -47,6 +49,8 @@ pub enum Error {
     ClusterInUse(ClusterId),
     #[error("no cluster {0} is declared")]
     ClusterNotFound(ClusterId),
+    #[error("cluster {cluster} has no HSM {hsm}")]
+    HsmNotFound { cluster: ClusterId, hsm: HsmId },
     #[error("cluster {cluster} does not meet the prerequisites: {unmet}")]
     InvalidConfiguration {
         cluster: ClusterId,
@@ -98,6 +102,8 @@ struct Inner {
     opened: mpsc::Sender<Arc<Connection>>,
     /// Counts stores made and deleted.
     listed: watch::Sender<u64>,
+    /// HSMs that an operator took out of use, with his notes.
+    drained: RwLock<BTreeMap<(ClusterId, HsmId), String>>,
     /// Where Connections live and work goes on: a caller's lane may end before they do.
     runtime: tokio::runtime::Handle,
 }
@@ -114,6 +120,8 @@ impl KeyStores {
         let found = records.key_stores().await?;
         let stores = found.into_iter().map(|record| (record.id.clone(), Store::new(record))).collect();
         let listed = watch::Sender::new(0);
+        let drained = records.drained_hsms().await?;
+        let drained = drained.into_iter().map(|it| ((it.cluster, it.hsm), it.note)).collect();
         Ok(Self(Arc::new(Inner {
             settings,
             clusters,
@@ -122,6 +130,7 @@ impl KeyStores {
             stores: RwLock::new(stores),
             opened,
             listed,
+            drained: RwLock::new(drained),
             runtime: tokio::runtime::Handle::current(),
         })))
     }
@@ -349,28 +358,16 @@ impl KeyStores {
             tracing::error!(key_store = %record.id, "the key store's password is not in the records");
             return Ok(None);
         };
-        let nodes = cluster.nodes.iter().map(|(hsm, settings)| {
-            let spec = WorkerSpec {
-                cluster: record.cluster.clone(),
-                hsm: hsm.clone(),
-                username: user.clone(),
-                module: settings.module.clone(),
-                token: settings.token.clone().into(),
-                environment: settings.environment.clone(),
-                sessions: settings.pool_size.get(),
-                patience: settings.patience,
-                so_pin_file: settings.so_pin_file.clone(),
-            };
-            Node::new(spec, settings.zone.clone(), settings.queue_limit)
-        });
+        let mut nodes = Vec::new();
+        for (hsm, settings) in &cluster.nodes {
+            let drained = self.drained(&record.cluster, hsm);
+            let spec = worker_spec(&record.cluster, hsm, settings, &user);
+            nodes.push(Node::new(spec, settings.zone.clone(), settings.queue_limit, drained));
+        }
         let credential = Arc::new(Credential { username: user.clone(), password, version: record.password_version });
-        let connection = Connection::new(
-            record.cluster.clone(),
-            nodes.collect(),
-            self.0.host.clone(),
-            self.0.records.clone(),
-            credential,
-        );
+        let (host, records) = (self.0.host.clone(), self.0.records.clone());
+        let common = Common::new(host, records, &record.cluster, credential).await?;
+        let connection = Connection::new(record.cluster.clone(), nodes, common, self.0.settings.zone.clone());
         store.connection.send_replace(Some(connection.clone()));
         if self.0.opened.send(connection.clone()).await.is_err() {
             tracing::error!("nobody keeps keys level with the records");
@@ -403,5 +400,20 @@ impl KeyStores {
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<KeyStoreId, Arc<Store>>> {
         self.0.stores.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn worker_spec(cluster: &ClusterId, hsm: &HsmId, settings: &cluster::NodeSettings, user: &Username) -> WorkerSpec {
+    WorkerSpec {
+        cluster: cluster.clone(),
+        hsm: hsm.clone(),
+        username: user.clone(),
+        module: settings.module.clone(),
+        token: settings.token.clone().into(),
+        environment: settings.environment.clone(),
+        sessions: settings.pool_size.get(),
+        patience: settings.patience,
+        memory_limit: settings.memory_limit,
+        so_pin_file: settings.so_pin_file.clone(),
     }
 }

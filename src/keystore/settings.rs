@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+use crate::model::Zone;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// How many key stores there may be, in whatever state.
     pub quota: u32,
     /// How long connecting may take before it fails.
     pub connect_timeout: Duration,
+    /// The availability zone that the daemon is in: HSMs there are asked first.
+    pub zone: Option<Zone>,
 }

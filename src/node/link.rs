@@ -16,18 +16,21 @@ use tokio::time::Instant;
 
 use crate::host::{WorkerLink, WorkerProcess};
 use crate::link::v1::{Ping, Pong, Request, Response, request::Verb, response::Outcome};
-use crate::link::{self as frames, Frames, Patience};
+use crate::link::{self as frames, Frames, Pace, Patience};
 
 use super::CallError;
+use super::latency::{Latencies, Latency};
 
 /// Requests handed over per session: enough that a worker's next frame is there when its last is done.
 const DEPTH_PER_SESSION: u32 = 16;
 /// Below this many in flight a request is written at once by its caller; above, writes are gathered.
 const WRITE_AT_ONCE: usize = 3;
 /// How often a worker is asked what it is doing.
-const PING_EVERY: Duration = Duration::from_millis(500);
+const PING_EVERY: Duration = Duration::from_millis(250);
 /// A worker that has not answered a ping for this long gets no new work while others can take it.
 const PING_PATIENCE: Duration = Duration::from_millis(300);
+/// A link that is given up gets this long for what was handed over: it is mostly answered, if only by a fault.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
 /// What is outstanding on a link, for whoever chooses a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +43,14 @@ pub struct Load {
     /// Waiting in the daemon.
     pub waiting: u32,
     pub answers_pings: bool,
+}
+
+/// What a worker may take before it is replaced.
+#[derive(Debug, Clone, Copy)]
+pub struct WorkerLimits {
+    pub patience: Patience,
+    /// Resident memory, in bytes.
+    pub memory: u64,
 }
 
 /// A worker's link, serving.
@@ -57,13 +68,28 @@ pub struct Link {
     wake_writer: Notify,
     stream: UnixStream,
     answers_pings: AtomicBool,
+    patience: Patience,
+    memory_limit: u64,
+    latencies: Latencies,
     process: WorkerProcess,
+    /// Why the worker is to be replaced, once somebody knows.
+    given_up: watch::Sender<Option<GivenUp>>,
     ended: watch::Sender<bool>,
+}
+
+/// Why a worker that still runs is to be replaced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum GivenUp {
+    /// Its token is gone, its login is lost, its key answers wrongly: nothing more can come of it.
+    Useless(String),
+    /// Its memory is beyond the limit. It serves as well as ever: the replacement can choose its moment.
+    Outgrown(u64),
 }
 
 #[derive(Debug)]
 struct Pending {
     reply: oneshot::Sender<Outcome>,
+    pace: Pace,
     _place: Option<OwnedSemaphorePermit>,
 }
 
@@ -74,7 +100,7 @@ struct Outbound {
 }
 
 impl Link {
-    pub(super) fn start(worker: WorkerLink, login: u64, queue_limit: NonZeroU32, patience: Patience) -> Arc<Self> {
+    pub(super) fn start(worker: WorkerLink, login: u64, queue_limit: NonZeroU32, limits: WorkerLimits) -> Arc<Self> {
         let sessions = worker.opened().sessions.max(1);
         let (stream, process) = worker.into_parts();
         let depth = sessions * DEPTH_PER_SESSION;
@@ -91,12 +117,16 @@ impl Link {
             wake_writer: Notify::new(),
             stream,
             answers_pings: AtomicBool::new(true),
+            patience: limits.patience,
+            memory_limit: limits.memory,
+            latencies: Latencies::default(),
             process,
+            given_up: watch::Sender::new(None),
             ended: watch::Sender::new(false),
         });
         tokio::spawn(link.clone().read());
         tokio::spawn(link.clone().write());
-        tokio::spawn(link.clone().watch_over(patience.longest()));
+        tokio::spawn(link.clone().watch_over());
         link
     }
 
@@ -111,18 +141,81 @@ impl Link {
         }
     }
 
+    /// What recent quick operations took, from when they were handed over.
+    pub(super) fn latency(&self) -> Option<Latency> {
+        self.latencies.recent(Instant::now())
+    }
+
     /// Waits for a place, hands the request over, and waits for its answer.
     pub(super) async fn call(&self, request: &mut Request, deadline: Instant) -> Result<Outcome, CallError> {
         let place = self.place(deadline).await?;
-        if deadline <= Instant::now() {
+        let began = Instant::now();
+        if deadline <= began {
             return Err(CallError::LateBefore);
         }
-        let answer = self.hand_over(request, Some(place), deadline)?;
-        match tokio::time::timeout_at(deadline, answer).await {
-            Ok(Ok(outcome)) => Ok(outcome),
-            Ok(Err(_)) => Err(CallError::Lost),
-            Err(_) => Err(CallError::LateAfter),
+        let pace = pace(request);
+        let outcome = answered(self.hand_over(request, Some(place), deadline)?, deadline).await?;
+        if pace == Pace::Quick {
+            let now = Instant::now();
+            self.latencies.note(now - began, now);
         }
+        Ok(outcome)
+    }
+
+    /// As [`Link::call`], without waiting for a place: for looking after the worker, which must get through when every
+    /// place is taken. Whoever calls this calls it one at a time.
+    pub(super) async fn call_beside(&self, request: &mut Request, deadline: Instant) -> Result<Outcome, CallError> {
+        answered(self.hand_over(request, None, deadline)?, deadline).await
+    }
+
+    /// This worker is to be replaced. Nothing is taken back: the first reason stands, unless a better worker was only to be smaller.
+    pub(super) fn give_up(&self, why: GivenUp) {
+        self.given_up.send_if_modified(|reason| {
+            let replaces = match (&reason, &why) {
+                (None, _) | (Some(GivenUp::Outgrown(_)), GivenUp::Useless(_)) => true,
+                (Some(_), GivenUp::Outgrown(_)) | (Some(GivenUp::Useless(_)), GivenUp::Useless(_)) => false,
+            };
+            if replaces {
+                *reason = Some(why);
+            }
+            replaces
+        });
+    }
+
+    /// Resolves when the worker is to be replaced: `Useless` always, `Outgrown` only unless that is known already.
+    pub(super) async fn given_up(&self, known: Option<&GivenUp>) -> GivenUp {
+        let mut given_up = self.given_up.subscribe();
+        loop {
+            let reason = given_up.borrow_and_update().clone();
+            if let Some(reason) = reason.filter(|reason| Some(reason) != known) {
+                return reason;
+            }
+            if given_up.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Takes no further requests, and waits until those handed over are answered: at most `limit`.
+    pub(super) async fn finish(&self, limit: Duration) {
+        self.places.close();
+        let nothing_left = async {
+            while !self.lock_pending().is_empty() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let _ = tokio::time::timeout(limit, nothing_left).await;
+    }
+
+    /// How long the answers of a link that is given up are waited for.
+    pub(super) fn last_answers(&self) -> Duration {
+        LAST_ANSWERS.min(self.patience.quick)
+    }
+
+    /// How long the slowest of what is handed over may take.
+    pub(super) fn patience(&self) -> Duration {
+        let slowest = self.lock_pending().values().map(|pending| pending.pace).max();
+        self.patience.with(slowest.unwrap_or(Pace::Quick))
     }
 
     /// Takes no further requests; the worker sees the link's end, lets its running calls return, and leaves.
@@ -171,7 +264,7 @@ impl Link {
         // Before the first byte leaves: an answer must find whom it is for.
         let in_flight = {
             let mut pending = self.lock_pending();
-            pending.insert(request.id, Pending { reply, _place: place });
+            pending.insert(request.id, Pending { reply, pace: pace(request), _place: place });
             pending.len()
         };
         if in_flight <= WRITE_AT_ONCE {
@@ -248,42 +341,68 @@ impl Link {
     }
 
     /// Asks the worker what it is doing, and kills it when a call is past its patience: nothing else takes such a call back.
-    async fn watch_over(self: Arc<Self>, patience: Duration) {
+    async fn watch_over(self: Arc<Self>) {
         let mut ended = self.ended.subscribe();
         loop {
             tokio::select! {
                 _ = ended.wait_for(|ended| *ended) => return,
                 () = tokio::time::sleep(PING_EVERY) => {}
             }
-            let asked = Instant::now();
-            let ping = &mut Request { verb: Some(Verb::Ping(Ping {})), ..Request::default() };
-            // A ping takes no place: it must get through when every place is taken.
-            let Ok(mut answer) = self.hand_over(ping, None, asked + patience) else {
+            let Some(pong) = self.ping().await else {
+                if !*ended.borrow() {
+                    tracing::warn!(pid = self.process.pid, "a worker does not answer; killing it");
+                    self.process.kill();
+                }
                 return;
             };
-            let pong = match tokio::time::timeout(PING_PATIENCE, &mut answer).await {
-                Ok(pong) => pong,
-                Err(_) => {
-                    self.answers_pings.store(false, Relaxed);
-                    match tokio::time::timeout(patience, answer).await {
-                        Ok(pong) => pong,
-                        Err(_) => {
-                            tracing::warn!(pid = self.process.pid, ?patience, "a worker does not answer; killing it");
-                            self.process.kill();
-                            return;
-                        }
-                    }
-                }
-            };
-            self.answers_pings.store(true, Relaxed);
-            if let Ok(Outcome::Pong(pong)) = pong
-                && past(&pong, patience)
-            {
-                tracing::warn!(pid = self.process.pid, ?patience, "a call is past its patience; killing its worker");
+            if self.is_stuck(&pong) {
+                tracing::warn!(pid = self.process.pid, "a call is past its patience; killing its worker");
                 self.process.kill();
                 return;
             }
+            if pong.resident_bytes > self.memory_limit {
+                self.give_up(GivenUp::Outgrown(pong.resident_bytes));
+            }
         }
+    }
+
+    /// `None` when the worker did not answer within the patience for what it is at: every thread may be at a slow call.
+    async fn ping(&self) -> Option<Pong> {
+        let asked = Instant::now();
+        let ping = &mut Request { verb: Some(Verb::Ping(Ping {})), ..Request::default() };
+        let mut answer = self.hand_over(ping, None, asked + self.patience.longest()).ok()?;
+        if let Ok(pong) = tokio::time::timeout(PING_PATIENCE, &mut answer).await {
+            return self.heed(pong);
+        }
+        self.answers_pings.store(false, Relaxed);
+        loop {
+            let patience = self.patience();
+            match tokio::time::timeout_at(asked + patience, &mut answer).await {
+                Ok(pong) => return self.heed(pong),
+                // Something slow may have been handed over meanwhile.
+                Err(_) if self.patience() > patience => {}
+                Err(_) => return None,
+            }
+        }
+    }
+
+    fn heed(&self, answer: Result<Outcome, oneshot::error::RecvError>) -> Option<Pong> {
+        match answer {
+            Ok(Outcome::Pong(pong)) => {
+                self.answers_pings.store(true, Relaxed);
+                Some(pong)
+            }
+            Ok(_) | Err(_) => None,
+        }
+    }
+
+    /// Whether a call has run longer than its kind may.
+    fn is_stuck(&self, pong: &Pong) -> bool {
+        let pending = self.lock_pending();
+        pong.running.iter().any(|running| {
+            let age = Duration::from_millis(running.age_ms.into());
+            pending.get(&running.id).is_some_and(|pending| age > self.patience.with(pending.pace))
+        })
     }
 
     fn lock_out(&self) -> MutexGuard<'_, Outbound> {
@@ -314,8 +433,16 @@ impl Drop for Waiting<'_> {
     }
 }
 
-fn past(pong: &Pong, patience: Duration) -> bool {
-    pong.running.iter().any(|running| Duration::from_millis(running.age_ms.into()) > patience)
+fn pace(request: &Request) -> Pace {
+    request.verb.as_ref().map_or(Pace::Quick, Pace::of)
+}
+
+async fn answered(answer: oneshot::Receiver<Outcome>, deadline: Instant) -> Result<Outcome, CallError> {
+    match tokio::time::timeout_at(deadline, answer).await {
+        Ok(Ok(outcome)) => Ok(outcome),
+        Ok(Err(_)) => Err(CallError::Lost),
+        Err(_) => Err(CallError::LateAfter),
+    }
 }
 
 /// Writes as much as the socket takes without waiting. An error shows at the reading side as the link's end.

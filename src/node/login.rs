@@ -1,10 +1,14 @@
 //! Spending login attempts: written down before the call, cleared by success, never spent twice.
+//!
+//! One node proves a password before any other is asked: a wrong one then costs one attempt, on one
+//! HSM. Nodes whose token has accepted it before need no proof.
 
-use std::sync::Arc;
+use tokio::sync::{Mutex, MutexGuard};
 
 use crate::host::{Host, OpeningError, WorkerLink, WorkerSpec, pin_text};
 use crate::link::v1::fault::Kind;
-use crate::records::{self, LoginLeave, Records};
+use crate::model::ClusterId;
+use crate::records::{self, LoginLeave, Records, Standing, Unavailable};
 
 use super::Credential;
 
@@ -19,6 +23,65 @@ pub enum LoginRefusal {
     LoggedInElsewhere,
     /// An earlier attempt was never answered; another needs an operator.
     Unsettled,
+    /// Another node refused this password first, so that it was not tried here.
+    NotTried,
+}
+
+/// What the nodes of a Connection have said of its password, and whose turn it is to find out.
+#[derive(Debug)]
+pub struct Gate(Mutex<Verdict>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Untried,
+    Good,
+    Refused,
+}
+
+/// A node's way through the gate: open, or its turn to prove the password while the others wait.
+enum Passage<'a> {
+    Open,
+    Turn(MutexGuard<'a, Verdict>),
+}
+
+impl Gate {
+    /// As the records have it: a password that any node has accepted is good, and one that was only refused is not offered
+    /// again, here or elsewhere.
+    pub async fn of(records: &Records, cluster: &ClusterId, credential: &Credential) -> Result<Self, Unavailable> {
+        let standings = records.login_standing(cluster, &credential.username).await?;
+        let of_this_version = standings.iter().filter(|(_, version, _)| *version == credential.version);
+        let verdict = of_this_version.fold(Verdict::Untried, |verdict, (_, _, standing)| match (verdict, standing) {
+            (Verdict::Good, _) | (_, Standing::Proven) => Verdict::Good,
+            (Verdict::Untried | Verdict::Refused, Standing::Refused) => Verdict::Refused,
+            (verdict, Standing::Untried | Standing::Unsettled) => verdict,
+        });
+        Ok(Self(Mutex::new(verdict)))
+    }
+
+    async fn enter(&self) -> Result<Passage<'_>, LoginRefusal> {
+        let verdict = self.0.lock().await;
+        match *verdict {
+            Verdict::Untried => Ok(Passage::Turn(verdict)),
+            Verdict::Good => Ok(Passage::Open),
+            Verdict::Refused => Err(LoginRefusal::NotTried),
+        }
+    }
+
+    /// An operator grants another try: whoever is next finds out anew.
+    pub async fn reopen(&self) {
+        let mut verdict = self.0.lock().await;
+        if *verdict == Verdict::Refused {
+            *verdict = Verdict::Untried;
+        }
+    }
+}
+
+impl Passage<'_> {
+    fn tell(self, verdict: Verdict) {
+        if let Self::Turn(mut turn) = self {
+            *turn = verdict;
+        }
+    }
 }
 
 /// How an attempt to log in ended.
@@ -34,9 +97,39 @@ pub(super) enum LoginError {
 pub(super) async fn log_in(
     host: &Host,
     records: &Records,
+    gate: &Gate,
     spec: &WorkerSpec,
     link: &mut WorkerLink,
-    credential: &Arc<Credential>,
+    credential: &Credential,
+) -> Result<(), LoginError> {
+    let (cluster, hsm, user, version) = (&spec.cluster, &spec.hsm, &credential.username, credential.version);
+    let standing = records.login_standing_on(cluster, hsm, user, version).await.map_err(LoginError::Records)?;
+    let passage = match standing {
+        Standing::Proven => Passage::Open,
+        // It says so itself: no turn is needed to hear it.
+        Standing::Refused => return Err(LoginError::Refused(LoginRefusal::Incorrect)),
+        Standing::Unsettled => return Err(LoginError::Refused(LoginRefusal::Unsettled)),
+        Standing::Untried => gate.enter().await.map_err(LoginError::Refused)?,
+    };
+    let attempt = attempt(host, records, spec, link, credential).await;
+    match &attempt {
+        Ok(()) => passage.tell(Verdict::Good),
+        Err(LoginError::Refused(LoginRefusal::Incorrect | LoginRefusal::Locked)) => passage.tell(Verdict::Refused),
+        // No verdict on the password: it is the next node's turn.
+        Err(LoginError::Refused(
+            LoginRefusal::LoggedInElsewhere | LoginRefusal::Unsettled | LoginRefusal::NotTried,
+        ))
+        | Err(LoginError::Worker(_) | LoginError::Records(_)) => {}
+    }
+    attempt
+}
+
+async fn attempt(
+    host: &Host,
+    records: &Records,
+    spec: &WorkerSpec,
+    link: &mut WorkerLink,
+    credential: &Credential,
 ) -> Result<(), LoginError> {
     let (cluster, hsm, user, version) = (&spec.cluster, &spec.hsm, &credential.username, credential.version);
     let leave = records.begin_login(cluster, hsm, user, version).await.map_err(LoginError::Records)?;
@@ -65,8 +158,8 @@ pub(super) async fn log_in(
     }
 }
 
-/// The attempt stays open. A password that was never good here may be the reason, so that nobody, here or on another
-/// node, goes on with it by himself.
+/// The attempt stays open. A password that was never good here may be the reason, so that nobody goes on with it here by
+/// himself.
 fn unanswered(leave: LoginLeave, spec: &WorkerSpec, error: OpeningError) -> LoginError {
     if leave == LoginLeave::GrantedAgain {
         return LoginError::Worker(error);

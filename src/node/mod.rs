@@ -5,31 +5,40 @@
 //! ends, and again with back-off. It knows nothing of keys, of other nodes, or of which request matters more.
 //!
 //! ```text
-//!   Absent ──worker started──▶ (login) ──▶ Syncing ──proved and level──▶ Healthy
-//!     ▲  ▲                        │            │                            │
-//!     │  └──────back-off──────────┼────────────┴──────link ended────────────┘
-//!     └── operator ── LoginRefused ◀── refused, or no attempt left
+//!                             ┌────────── too slow ──────────┐ (and back)
+//!                             ▼                              ▼
+//!   NotProbed ──login──▶ Syncing ──proved and level──▶ Healthy, Slow
+//!    ▲  ▲  │                  │                              │
+//!    │  │  └─▶ LoginRefused   └──── worker ended, useless ───┤
+//!    │  │      WrongIdentity                                 ▼
+//!    │  └─ operator ─┘ └────────── reached again ─────── Unreachable
+//!    └─ operator ── Drained ◀── operator, from anywhere
 //! ```
 
+mod latency;
 mod link;
 mod login;
 mod supervise;
 
 use std::num::NonZeroU32;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::clock;
 use crate::host::WorkerSpec;
+use crate::link::v1::fault::Kind;
 use crate::link::v1::{Fault, Request, response::Outcome};
 use crate::model::{HsmId, Password, PasswordVersion, Username, Zone};
 
+use link::GivenUp;
+
+pub use latency::Latency;
 pub use link::{Link, Load};
-pub use login::LoginRefusal;
-pub use supervise::supervise;
+pub use login::{Gate, LoginRefusal};
+pub use supervise::{Common, supervise};
 
 /// A crypto user's password, and which one it is.
 #[derive(Debug)]
@@ -52,6 +61,37 @@ pub enum Health {
     LoginRefused,
     /// Logged in; being proved and brought level. Serves the keys that are known to be there.
     Syncing,
+    /// As healthy as `Healthy`, but much slower than its siblings: asked when no other can be.
+    Slow,
+    /// An operator took it out of use.
+    Drained,
+    /// Its token is not the one it was. No password is sent there.
+    WrongIdentity,
+}
+
+impl Health {
+    /// Whether somebody is logged in, so that calls can be made.
+    pub const fn is_logged_in(self) -> bool {
+        match self {
+            Self::Healthy | Self::Syncing | Self::Slow => true,
+            Self::NotProbed | Self::Unreachable | Self::LoginRefused | Self::Drained | Self::WrongIdentity => false,
+        }
+    }
+}
+
+/// What an operator wants of a node.
+#[derive(Debug, Clone, Default)]
+struct Orders {
+    drained: Option<Drained>,
+    /// Counts the times it was resumed.
+    resumed: u64,
+}
+
+#[derive(Debug, Clone)]
+struct Drained {
+    note: String,
+    /// How long running calls get.
+    limit: Duration,
 }
 
 /// A node's health with its reasons, for people and for whoever waits for a change.
@@ -70,7 +110,7 @@ pub struct Status {
 }
 
 /// What a token says of itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TokenFacts {
     pub serial: String,
     pub model: String,
@@ -110,11 +150,13 @@ pub struct Node {
     pub zone: Zone,
     queue_limit: NonZeroU32,
     status: watch::Sender<Status>,
+    orders: watch::Sender<Orders>,
     serving: RwLock<Option<Arc<Link>>>,
 }
 
 impl Node {
-    pub fn new(spec: WorkerSpec, zone: Zone, queue_limit: NonZeroU32) -> Arc<Self> {
+    /// A node at rest. `drained` is the operator's note on one that is out of use.
+    pub fn new(spec: WorkerSpec, zone: Zone, queue_limit: NonZeroU32, drained: Option<String>) -> Arc<Self> {
         let status = Status {
             health: Health::NotProbed,
             reason: "not connected yet".to_owned(),
@@ -126,7 +168,15 @@ impl Node {
             token: None,
             login: 0,
         };
-        Arc::new(Self { spec, zone, queue_limit, status: watch::Sender::new(status), serving: RwLock::new(None) })
+        let drained = drained.map(|note| Drained { note, limit: Duration::ZERO });
+        Arc::new(Self {
+            spec,
+            zone,
+            queue_limit,
+            status: watch::Sender::new(status),
+            orders: watch::Sender::new(Orders { drained, resumed: 0 }),
+            serving: RwLock::new(None),
+        })
     }
 
     pub fn hsm(&self) -> &HsmId {
@@ -142,13 +192,67 @@ impl Node {
         self.link().map(|link| link.load())
     }
 
+    /// What recent operations took, as the caller of this room waited for them. `None` without any.
+    pub fn latency(&self) -> Option<Latency> {
+        self.link()?.latency()
+    }
+
     /// One round trip to the worker. `request` is lent, so that it can be sent elsewhere when this node fails.
     pub async fn call(&self, request: &mut Request, deadline: Instant) -> Result<Outcome, CallError> {
         let link = self.link().ok_or(CallError::NotServing)?;
-        match link.call(request, deadline).await? {
-            Outcome::Fault(fault) => Err(CallError::Fault(fault)),
-            outcome => Ok(outcome),
+        heeded(&link, link.call(request, deadline).await?)
+    }
+
+    /// As [`Node::call`], past the queue, for looking after the node.
+    pub async fn call_beside(&self, request: &mut Request, deadline: Instant) -> Result<Outcome, CallError> {
+        let link = self.link().ok_or(CallError::NotServing)?;
+        heeded(&link, link.call_beside(request, deadline).await?)
+    }
+
+    /// The worker of this login is good for nothing any more: it is replaced.
+    pub fn give_up(&self, login: u64, reason: &str) {
+        if let Some(link) = self.link().filter(|link| link.load().login == login) {
+            link.give_up(GivenUp::Useless(reason.to_owned()));
         }
+    }
+
+    /// Takes the node out of use until it is resumed; running calls get `limit`.
+    pub fn drain(&self, note: String, limit: Duration) {
+        self.orders.send_modify(|orders| orders.drained = Some(Drained { note, limit }));
+    }
+
+    /// Back into use, whatever it waited for the operator for.
+    pub fn resume(&self) {
+        self.orders.send_modify(|orders| {
+            orders.drained = None;
+            orders.resumed += 1;
+        });
+    }
+
+    /// The room above finds it much slower than its siblings, or no longer so.
+    pub fn pace(&self, login: u64, slow: bool, reason: &str) {
+        self.status.send_if_modified(|status| {
+            let to = match (status.health, slow) {
+                (Health::Healthy, true) => Health::Slow,
+                (Health::Slow, false) => Health::Healthy,
+                (
+                    Health::Healthy
+                    | Health::Slow
+                    | Health::Syncing
+                    | Health::NotProbed
+                    | Health::Unreachable
+                    | Health::LoginRefused
+                    | Health::Drained
+                    | Health::WrongIdentity,
+                    _,
+                ) => return false,
+            };
+            let applies = status.login == login;
+            if applies {
+                change(status, to, reason);
+            }
+            applies
+        });
     }
 
     /// The room above has proved the worker of this login.
@@ -187,7 +291,7 @@ impl Node {
     /// Says why a node that is logged in is not level yet.
     pub fn not_level(&self, login: u64, reason: &str) {
         self.status.send_if_modified(|status| {
-            let applies = status.login == login && matches!(status.health, Health::Syncing | Health::Healthy);
+            let applies = status.login == login && status.health.is_logged_in();
             if applies {
                 change(status, Health::Syncing, reason);
                 status.last_error = Some((reason.to_owned(), clock::now()));
@@ -200,9 +304,46 @@ impl Node {
         self.serving.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn publish(&self, link: Option<Arc<Link>>) {
-        *self.serving.write().unwrap_or_else(PoisonError::into_inner) = link;
+    fn publish(&self, link: Arc<Link>) {
+        *self.serving.write().unwrap_or_else(PoisonError::into_inner) = Some(link);
     }
+
+    /// No new call reaches the link; the one that was there.
+    fn unpublish(&self) -> Option<Arc<Link>> {
+        self.serving.write().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// Some faults say more about the worker than about the call: it is replaced, which is also how a lost login comes back,
+/// once for however many calls met it.
+fn heeded(link: &Link, outcome: Outcome) -> Result<Outcome, CallError> {
+    let Outcome::Fault(fault) = outcome else {
+        return Ok(outcome);
+    };
+    let useless = match fault.kind() {
+        Kind::LoginLost => Some("its login was lost"),
+        Kind::TokenAbsent => Some("its token is gone"),
+        // Without a value it is our own: the library lacks a function, which another worker's would lack as well.
+        Kind::Module if fault.ckr != 0 => Some("its library does not work any more"),
+        Kind::Module
+        | Kind::Unspecified
+        | Kind::BadCiphertext
+        | Kind::BadInput
+        | Kind::KeyMissing
+        | Kind::Late
+        | Kind::Unsupported
+        | Kind::PinIncorrect
+        | Kind::PinLocked
+        | Kind::UserLoggedIn
+        | Kind::PinRefused
+        | Kind::Capacity
+        | Kind::Protocol
+        | Kind::Device => None,
+    };
+    if let Some(useless) = useless {
+        link.give_up(GivenUp::Useless(format!("{useless}: {} answered 0x{:x}", fault.function, fault.ckr)));
+    }
+    Err(CallError::Fault(fault))
 }
 
 /// A new health; the time of change is kept when only the reason is new.

@@ -1,128 +1,399 @@
 //! Brings one node up and keeps it up, until told to stop.
+//!
+//! ```text
+//!   ┌─▶ reach: a worker opens the token (again every second) ─▶ the right token? ─no─▶ wait for the operator
+//!   │     ▲                                                        │ yes
+//!   │     └── token gone ── looked at each second ◀── pause before the next login is not over
+//!   │                                                              │ over
+//!   │                                                   log in ─refused─▶ wait for the operator
+//!   │                                                              │
+//!   └── ended, useless, or grown too big ◀────────────────────── serve
+//! ```
+//!
+//! Looking whether the token can be reached costs it nothing and goes on all the time; the pauses that
+//! grow are those between logins. An operator's drain ends a life at any point, and a resume begins a new one.
 
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 
 use crate::clock;
-use crate::host::Host;
-use crate::records::Records;
+use crate::host::{Host, OpeningError, WorkerLink};
+use crate::model::ClusterId;
+use crate::records::{Records, Unavailable};
 
-use super::link::Link;
-use super::login::{self, LoginError};
-use super::{Credential, Health, LoginRefusal, Node, TokenFacts, change};
+use super::link::{GivenUp, Link, WorkerLimits};
+use super::login::{self, Gate, LoginError};
+use super::{Credential, Health, LoginRefusal, Node, Orders, TokenFacts, change};
 
-/// The first pause after a worker ended or could not be started; doubled each time.
+/// The first pause after a worker ended, before the next login; doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// The longest pause.
+/// The longest pause between logins.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// How often a token that nobody is logged in to is looked for.
+const REACH_EVERY: Duration = Duration::from_secs(1);
 /// Beyond its patience, a worker gets this long to see that its link has ended.
 const GRACE: Duration = Duration::from_secs(1);
 /// A worker that served this long starts the pauses anew.
 const SETTLED: Duration = Duration::from_secs(10);
+/// A worker that is replaced only for its size waits this long for its successor to be back before another's turn comes.
+const REPLACEMENT: Duration = Duration::from_secs(30);
+
+/// What the nodes of one Connection have in common.
+#[derive(Debug, Clone)]
+pub struct Common {
+    pub host: Host,
+    pub records: Records,
+    pub credential: Arc<Credential>,
+    pub gate: Arc<Gate>,
+    /// One node at a time is out of service for no worse reason than its size.
+    pub recycling: Arc<Semaphore>,
+}
+
+impl Common {
+    pub async fn new(
+        host: Host,
+        records: Records,
+        cluster: &ClusterId,
+        credential: Arc<Credential>,
+    ) -> Result<Self, Unavailable> {
+        let gate = Arc::new(Gate::of(&records, cluster, &credential).await?);
+        Ok(Self { host, records, credential, gate, recycling: Arc::new(Semaphore::new(1)) })
+    }
+}
 
 /// Runs until `stop` turns true or its sender is gone; then hands the link back to the worker, which lets its running calls return.
-pub async fn supervise(
-    node: Arc<Node>,
-    host: Host,
-    records: Records,
-    credential: Arc<Credential>,
-    stop: watch::Receiver<bool>,
-) {
-    let mut stopped = pin!(stopped(stop));
-    let mut pause = FIRST_PAUSE;
-    loop {
-        let link = tokio::select! {
-            () = &mut stopped => break,
-            established = establish(&node, &host, &records, &credential) => established,
-        };
-        match link {
-            Ok(link) => {
-                let began = Instant::now();
-                tokio::select! {
-                    () = &mut stopped => {
-                        node.publish(None);
-                        link.close();
-                        // A worker leaves by itself within its patience, unless no thread of it is left to see the end.
-                        if tokio::time::timeout(node.spec.patience.longest() + GRACE, link.ended()).await.is_err() {
-                            link.kill();
-                        }
-                        break;
-                    }
-                    () = link.ended() => {}
-                }
-                node.publish(None);
-                unreachable(&node, "its worker ended", Some(FIRST_PAUSE));
-                node.status.send_modify(|status| status.worker_restarts += 1);
-                if began.elapsed() >= SETTLED {
-                    pause = FIRST_PAUSE;
-                }
-            }
-            Err(LoginError::Refused(refusal)) => {
-                refused(&node, refusal);
-                stopped.await;
-                break;
-            }
-            Err(LoginError::Worker(error)) => unreachable(&node, &chain(&error), Some(pause)),
-            Err(LoginError::Records(error)) => unreachable(&node, &chain(&error), Some(pause)),
-        }
-        tokio::select! {
-            () = &mut stopped => break,
-            () = tokio::time::sleep(jittered(pause)) => {}
-        }
-        pause = (pause * 2).min(LONGEST_PAUSE);
+pub async fn supervise(node: Arc<Node>, common: Common, stop: watch::Receiver<bool>) {
+    tokio::select! {
+        () = stopped(stop) => {}
+        () = Life::of(&node, &common).live() => {}
+    }
+    if let Some(link) = node.unpublish() {
+        leave(&link).await;
     }
     node.status.send_modify(|status| change(status, Health::NotProbed, "disconnected"));
 }
 
-/// A worker with its user logged in, serving.
-async fn establish(
-    node: &Arc<Node>,
-    host: &Host,
-    records: &Records,
-    credential: &Arc<Credential>,
-) -> Result<Arc<Link>, LoginError> {
-    let mut worker = host.start(&node.spec).await.map_err(LoginError::Worker)?;
+/// Why nobody is logged in any more, or was not at all.
+enum End {
+    /// The worker served, and is gone or on its way.
+    Served {
+        reason: String,
+        long: bool,
+    },
+    /// No worker got as far as a login.
+    NotReached(String),
+    /// A login brought no verdict, on a node where the password was good before.
+    NotLoggedIn(String),
+    Refused(LoginRefusal),
+    /// The token is not the one it was.
+    OtherToken {
+        expected: String,
+        found: String,
+    },
+}
+
+impl From<LoginError> for End {
+    fn from(error: LoginError) -> Self {
+        match error {
+            LoginError::Refused(refusal) => Self::Refused(refusal),
+            LoginError::Worker(error) => Self::NotLoggedIn(chain(&error)),
+            LoginError::Records(error) => Self::NotLoggedIn(chain(&error)),
+        }
+    }
+}
+
+impl From<OpeningError> for End {
+    fn from(error: OpeningError) -> Self {
+        Self::NotReached(chain(&error))
+    }
+}
+
+impl From<Unavailable> for End {
+    fn from(error: Unavailable) -> Self {
+        Self::NotReached(chain(&error))
+    }
+}
+
+/// One node's life under supervision.
+struct Life<'a> {
+    node: &'a Arc<Node>,
+    common: &'a Common,
+    orders: watch::Receiver<Orders>,
+    /// How long the next login waits after a worker's end, and since when.
+    pause: Duration,
+    next_login: Instant,
+    reach_pause: Duration,
+    /// Held while this node is out of service for its size alone.
+    replacing: Option<OwnedSemaphorePermit>,
+}
+
+impl<'a> Life<'a> {
+    fn of(node: &'a Arc<Node>, common: &'a Common) -> Self {
+        Self {
+            node,
+            common,
+            orders: node.orders.subscribe(),
+            pause: FIRST_PAUSE,
+            next_login: Instant::now(),
+            reach_pause: FIRST_PAUSE,
+            replacing: None,
+        }
+    }
+
+    async fn live(mut self) {
+        loop {
+            self.while_drained().await;
+            let mut drained = self.orders.clone();
+            let end = tokio::select! {
+                () = wait_for(&mut drained, |orders| orders.drained.is_some()) => {
+                    self.drain().await;
+                    continue;
+                }
+                end = self.once() => end,
+            };
+            self.after(end).await;
+        }
+    }
+
+    /// Out of use until an operator resumes it. Its worker is gone, or leaving.
+    async fn while_drained(&mut self) {
+        let note = self.orders.borrow_and_update().drained.as_ref().map(|drained| drained.note.clone());
+        if note.is_none() {
+            return;
+        }
+        loop {
+            let note = self.orders.borrow_and_update().drained.as_ref().map(|drained| drained.note.clone());
+            let Some(note) = note else { break };
+            self.node.status.send_modify(|status| change(status, Health::Drained, &note));
+            wait_for_change(&mut self.orders).await;
+        }
+        (self.pause, self.reach_pause, self.next_login) = (FIRST_PAUSE, FIRST_PAUSE, Instant::now());
+        self.node.status.send_modify(|status| change(status, Health::NotProbed, "resumed"));
+    }
+
+    /// Lets running calls end, as long as the operator allows.
+    async fn drain(&mut self) {
+        self.replacing = None;
+        let limit = self.orders.borrow().drained.as_ref().map(|drained| drained.limit).unwrap_or_default();
+        if let Some(link) = self.node.unpublish() {
+            link.finish(limit).await;
+            leave(&link).await;
+        }
+    }
+
+    /// From reaching the token to the end of the worker that served.
+    async fn once(&mut self) -> End {
+        match self.establish().await {
+            Ok(link) => self.serve(&link).await,
+            Err(end) => end,
+        }
+    }
+
+    /// A worker with its user logged in, serving.
+    async fn establish(&mut self) -> Result<Arc<Link>, End> {
+        let (node, common) = (self.node, self.common);
+        let mut worker = common.host.start(&node.spec).await?;
+        let facts = facts(&worker);
+        node.status.send_modify(|status| status.token = Some(facts.clone()));
+        self.check_identity(&facts).await?;
+        self.reach_pause = FIRST_PAUSE;
+        self.wait_for_the_next_login(&mut worker).await?;
+        let Common { host, records, credential, gate, .. } = common;
+        login::log_in(host, records, gate, &node.spec, &mut worker, credential).await?;
+        let spec = &node.spec;
+        records.set_token_serial(&spec.cluster, &spec.hsm, &spec.username, &facts.serial).await?;
+        let login = node.status.borrow().login + 1;
+        let limits = WorkerLimits { patience: spec.patience, memory: spec.memory_limit };
+        let link = Link::start(worker, login, node.queue_limit, limits);
+        node.publish(link.clone());
+        tracing::info!(hsm = %spec.hsm, serial = %facts.serial, sessions = facts.sessions, "logged in");
+        node.status.send_modify(|status| {
+            change(status, Health::Syncing, "logged in; being proved");
+            status.login = login;
+            status.next_retry = None;
+            status.login_refusal = None;
+        });
+        Ok(link)
+    }
+
+    /// No password is sent to a token that is not the one it was.
+    async fn check_identity(&self, facts: &TokenFacts) -> Result<(), End> {
+        let spec = &self.node.spec;
+        let known = self.common.records.token_serial(&spec.cluster, &spec.hsm, &spec.username).await?;
+        match known {
+            Some(expected) if expected != facts.serial => {
+                Err(End::OtherToken { expected, found: facts.serial.clone() })
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Looks each second whether the token is still there, until a login may be made again.
+    async fn wait_for_the_next_login(&self, worker: &mut WorkerLink) -> Result<(), End> {
+        let now = Instant::now();
+        if now >= self.next_login {
+            return Ok(());
+        }
+        let at = clock::now() + (self.next_login - now);
+        self.node.status.send_modify(|status| {
+            change(status, Health::NotProbed, "it can be reached; the next login waits a little");
+            status.next_retry = Some(at);
+        });
+        while Instant::now() < self.next_login {
+            tokio::time::sleep_until(self.next_login.min(Instant::now() + REACH_EVERY)).await;
+            worker.check().await?;
+        }
+        Ok(())
+    }
+
+    /// Until the worker is gone, or so far gone that another one does better.
+    async fn serve(&mut self, link: &Arc<Link>) -> End {
+        let began = Instant::now();
+        let reason = tokio::select! {
+            () = link.ended() => "its worker ended".to_owned(),
+            reason = self.outlived(link) => reason,
+        };
+        self.node.unpublish();
+        link.finish(link.last_answers()).await;
+        let leaving = link.clone();
+        // The successor waits for the slot, not for this task.
+        tokio::spawn(async move { leave(&leaving).await });
+        End::Served { reason, long: began.elapsed() >= SETTLED }
+    }
+
+    /// Resolves when the worker is to be replaced although it runs. One that only grew waits for its turn.
+    async fn outlived(&mut self, link: &Link) -> String {
+        let outgrown = match link.given_up(None).await {
+            GivenUp::Useless(reason) => return reason,
+            outgrown @ GivenUp::Outgrown(_) => outgrown,
+        };
+        let recycling = self.common.recycling.clone();
+        tokio::select! {
+            turn = recycling.acquire_owned() => self.replacing = turn.ok(),
+            why = link.given_up(Some(&outgrown)) => if let GivenUp::Useless(reason) = why { return reason },
+        }
+        match outgrown {
+            GivenUp::Useless(reason) => reason,
+            GivenUp::Outgrown(bytes) => format!("its worker had grown to {} MiB; replacing it", bytes >> 20),
+        }
+    }
+
+    /// What the end means for the node's status, and how long until the next try.
+    async fn after(&mut self, end: End) {
+        match end {
+            End::Served { reason, long } => {
+                if long {
+                    self.pause = FIRST_PAUSE;
+                }
+                self.node.status.send_modify(|status| status.worker_restarts += 1);
+                unreachable(self.node, &reason, self.pause);
+                self.put_off_login();
+                self.give_back_the_turn_in_time();
+            }
+            End::NotLoggedIn(reason) => {
+                unreachable(self.node, &reason, self.pause);
+                self.put_off_login();
+            }
+            End::NotReached(reason) => {
+                let pause = jittered(self.reach_pause);
+                unreachable(self.node, &reason, pause);
+                self.reach_pause = REACH_EVERY;
+                tokio::time::sleep(pause).await;
+            }
+            End::Refused(refusal) => {
+                refused(self.node, refusal);
+                self.until_the_operator_acts().await;
+            }
+            End::OtherToken { expected, found } => {
+                other_token(self.node, &expected, &found);
+                self.until_the_operator_acts().await;
+            }
+        }
+    }
+
+    fn put_off_login(&mut self) {
+        self.next_login = Instant::now() + jittered(self.pause);
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+    }
+
+    /// A node that does not come back does not keep the others from their turn.
+    fn give_back_the_turn_in_time(&mut self) {
+        if let Some(turn) = self.replacing.take() {
+            let mut status = self.node.status.subscribe();
+            tokio::spawn(async move {
+                let back = status.wait_for(|status| status.health == Health::Healthy);
+                let _ = tokio::time::timeout(REPLACEMENT, back).await;
+                drop(turn);
+            });
+        }
+    }
+
+    /// Nothing more happens here by itself.
+    async fn until_the_operator_acts(&mut self) {
+        let resumed = self.orders.borrow().resumed;
+        let acts = |orders: &Orders| orders.resumed != resumed || orders.drained.is_some();
+        wait_for(&mut self.orders, acts).await;
+        (self.pause, self.reach_pause, self.next_login) = (FIRST_PAUSE, FIRST_PAUSE, Instant::now());
+    }
+}
+
+/// Until the orders are such. For ever, when nobody can give any more.
+async fn wait_for(orders: &mut watch::Receiver<Orders>, such: impl Fn(&Orders) -> bool) {
+    while !such(&orders.borrow_and_update()) {
+        wait_for_change(orders).await;
+    }
+}
+
+async fn wait_for_change(orders: &mut watch::Receiver<Orders>) {
+    if orders.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Closes the link. A worker leaves by itself within its patience, unless no thread of it is left to see the end.
+async fn leave(link: &Link) {
+    let patience = link.patience() + GRACE;
+    link.close();
+    if tokio::time::timeout(patience, link.ended()).await.is_err() {
+        link.kill();
+    }
+}
+
+fn facts(worker: &WorkerLink) -> TokenFacts {
     let opened = worker.opened();
-    let facts = TokenFacts {
+    TokenFacts {
         serial: opened.serial.clone(),
         model: opened.model.clone(),
         firmware_version: opened.firmware_version.clone(),
         sessions: opened.sessions,
-    };
-    node.status.send_modify(|status| status.token = Some(facts.clone()));
-    login::log_in(host, records, &node.spec, &mut worker, credential).await?;
-    let login = node.status.borrow().login + 1;
-    let link = Link::start(worker, login, node.queue_limit, node.spec.patience);
-    node.publish(Some(link.clone()));
-    tracing::info!(hsm = %node.spec.hsm, serial = %facts.serial, sessions = facts.sessions, "logged in");
-    node.status.send_modify(|status| {
-        change(status, Health::Syncing, "logged in; being proved");
-        status.login = login;
-        status.next_retry = None;
-        status.login_refusal = None;
-    });
-    Ok(link)
+    }
 }
 
-fn unreachable(node: &Node, reason: &str, retry_in: Option<Duration>) {
-    tracing::warn!(hsm = %node.spec.hsm, reason, "node unreachable");
+fn unreachable(node: &Node, reason: &str, retry_in: Duration) {
+    let news = node.status.borrow().health != Health::Unreachable;
+    if news {
+        tracing::warn!(hsm = %node.spec.hsm, reason, "node unreachable");
+    }
     node.status.send_modify(|status| {
         change(status, Health::Unreachable, reason);
         status.last_error = Some((reason.to_owned(), clock::now()));
-        status.next_retry = retry_in.map(|pause| clock::now() + pause);
+        status.next_retry = Some(clock::now() + retry_in);
     });
 }
 
 fn refused(node: &Node, refusal: LoginRefusal) {
     let reason = match refusal {
-        LoginRefusal::Incorrect => "the token refused the password; it is not tried again",
+        LoginRefusal::Incorrect => {
+            "the token refused the password; it is not tried again until an operator allows one login"
+        }
         LoginRefusal::Locked => "the token has locked the crypto user",
         LoginRefusal::LoggedInElsewhere => "the crypto user is logged in elsewhere",
-        LoginRefusal::Unsettled => "an earlier login was never answered; disconnect and connect to try once more",
+        LoginRefusal::Unsettled => "an earlier login was never answered; allow one login to try once more",
+        LoginRefusal::NotTried => "another HSM refused the password first; it was not tried here",
     };
     tracing::warn!(hsm = %node.spec.hsm, reason, "login refused");
     node.status.send_modify(|status| {
@@ -133,9 +404,22 @@ fn refused(node: &Node, refusal: LoginRefusal) {
     });
 }
 
+fn other_token(node: &Node, expected: &str, found: &str) {
+    let reason = format!(
+        "the token's serial number is {found}, not {expected}; no password is sent there. If it was replaced on purpose, resume the HSM"
+    );
+    tracing::error!(hsm = %node.spec.hsm, reason, "another token");
+    node.status.send_modify(|status| {
+        change(status, Health::WrongIdentity, &reason);
+        status.last_error = Some((reason.clone(), clock::now()));
+        status.next_retry = None;
+    });
+}
+
 /// Resolves when told to stop, or when nobody could tell any more.
 async fn stopped(mut stop: watch::Receiver<bool>) {
-    let _ = stop.wait_for(|stop| *stop).await;
+    let mut stop = pin!(stop.wait_for(|stop| *stop));
+    let _ = stop.as_mut().await;
 }
 
 /// Between three quarters of `pause` and all of it, so that nodes do not come back in step.

@@ -98,7 +98,8 @@ impl Records {
         user: &Username,
         version: PasswordVersion,
     ) -> Result<(), Unavailable> {
-        const REFUSED: &str = "UPDATE logins SET refused = TRUE, attempt_open = FALSE
+        // What it accepted before counts no more: the next try, if an operator grants one, is a first one.
+        const REFUSED: &str = "UPDATE logins SET refused = TRUE, attempt_open = FALSE, proven = FALSE
              WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND version = ?";
         self.close_attempt(REFUSED, cluster, hsm, user, version).await
     }
@@ -130,6 +131,32 @@ impl Records {
             .execute(&self.0.write)
             .await?;
         Ok(())
+    }
+
+    /// An operator's act on one node: whatever it said of this password, it may be asked exactly once more.
+    pub async fn allow_one_login(
+        &self,
+        cluster: &ClusterId,
+        hsm: &HsmId,
+        user: &Username,
+        version: PasswordVersion,
+    ) -> Result<(), Unavailable> {
+        const UNTRIED: &str = "UPDATE logins SET refused = FALSE, attempt_open = FALSE, proven = FALSE
+             WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND version = ?";
+        self.close_attempt(UNTRIED, cluster, hsm, user, version).await
+    }
+
+    /// What one node has said of one password.
+    pub async fn login_standing_on(
+        &self,
+        cluster: &ClusterId,
+        hsm: &HsmId,
+        user: &Username,
+        version: PasswordVersion,
+    ) -> Result<Standing, Unavailable> {
+        let standings = self.login_standing(cluster, user).await?;
+        let here = standings.into_iter().find(|(on, of, _)| on == hsm && *of == version);
+        Ok(here.map_or(Standing::Untried, |(_, _, standing)| standing))
     }
 
     /// What the nodes have said of a user's passwords.

@@ -80,7 +80,8 @@ fn migrations() -> Migrator {
         |version, name, sql: SqlStr| Migration::new(version, Cow::Borrowed(name), MigrationType::Simple, sql, false);
     let steps = vec![
         step(1, "first", include_str!("migrations/0001_first.sql").into_sql_str()),
-        step(10, "drifts", include_str!("migrations/0010_drifts.sql").into_sql_str()),
+        step(2, "hsms", include_str!("migrations/0002_hsms.sql").into_sql_str()),
+        step(3, "drifts", include_str!("migrations/0003_drifts.sql").into_sql_str()),
     ];
     Migrator { migrations: Cow::Owned(steps), ..Migrator::DEFAULT }
 }

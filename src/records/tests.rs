@@ -194,6 +194,54 @@ async fn a_login_is_tried_once_unless_it_was_good_before() {
 }
 
 #[tokio::test]
+async fn an_operator_grants_one_login_on_one_node_and_no_more() {
+    let home = Home::new();
+    let records = home.open().await;
+    let (on, user, version) = (cluster('a'), Username::kmsuser(), PasswordVersion(1));
+    let begin = async |node| records.begin_login(&on, &hsm(node), &user, version).await.unwrap();
+    for node in 1..=2 {
+        begin(node).await;
+        records.login_succeeded(&on, &hsm(node), &user, version).await.unwrap();
+        assert_eq!(begin(node).await, LoginLeave::GrantedAgain);
+        records.login_refused(&on, &hsm(node), &user, version).await.unwrap();
+    }
+    records.allow_one_login(&on, &hsm(1), &user, version).await.unwrap();
+    assert_eq!(begin(2).await, LoginLeave::Refused, "the other node was not meant");
+    // What it accepted before the refusal does not make this more than one try.
+    assert_eq!(begin(1).await, LoginLeave::Granted);
+    assert_eq!(begin(1).await, LoginLeave::Unsettled);
+}
+
+#[tokio::test]
+async fn a_drained_hsm_stays_so_until_it_is_resumed_and_the_note_can_change() {
+    let home = Home::new();
+    let records = home.open().await;
+    let on = cluster('a');
+    assert_eq!(records.drained_hsms().await.unwrap(), []);
+    records.drain_hsm(&on, &hsm(1), "new firmware", at(1)).await.unwrap();
+    records.drain_hsm(&on, &hsm(1), "new firmware, again", at(2)).await.unwrap();
+    drop(records);
+    let records = home.open().await;
+    let note = "new firmware, again".to_owned();
+    let drained = DrainRecord { cluster: on.clone(), hsm: hsm(1), note, since: at(1) };
+    assert_eq!(records.drained_hsms().await.unwrap(), [drained]);
+    records.resume_hsm(&on, &hsm(1)).await.unwrap();
+    assert_eq!(records.drained_hsms().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_tokens_serial_is_remembered_until_an_operator_says_otherwise() {
+    let home = Home::new();
+    let records = home.open().await;
+    let (on, user) = (cluster('a'), Username::kmsuser());
+    assert_eq!(records.token_serial(&on, &hsm(1), &user).await.unwrap(), None);
+    records.set_token_serial(&on, &hsm(1), &user, "c0ffee").await.unwrap();
+    assert_eq!(records.token_serial(&on, &hsm(1), &user).await.unwrap().as_deref(), Some("c0ffee"));
+    records.forget_token_serial(&on, &hsm(1)).await.unwrap();
+    assert_eq!(records.token_serial(&on, &hsm(1), &user).await.unwrap(), None);
+}
+
+#[tokio::test]
 async fn an_attempt_that_was_not_made_is_not_spent_and_the_standing_tells_each_node() {
     let home = Home::new();
     let records = home.open().await;

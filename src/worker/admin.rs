@@ -18,8 +18,8 @@ impl Admin {
         Self { session, offer: None }
     }
 
-    pub fn session(&self) -> &Session {
-        &self.session
+    pub fn session(&mut self) -> &mut Session {
+        &mut self.session
     }
 
     pub fn into_session(self) -> Session {

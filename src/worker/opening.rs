@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use crate::link::Patience;
 use crate::link::v1::request::Verb;
 use crate::link::v1::response::Outcome;
 use crate::link::v1::{self, Request, open};
@@ -21,7 +22,7 @@ pub struct LoggedIn {
     /// The login ends with the last session, so this one stays open and does nothing else.
     pub anchor: Session,
     pub sessions: Vec<Session>,
-    pub patience: Duration,
+    pub patience: Patience,
 }
 
 /// Answers requests until the user is logged in.
@@ -54,7 +55,7 @@ struct LoggedOut {
     token: Token,
     admin: Admin,
     sessions: Vec<Session>,
-    patience: Duration,
+    patience: Patience,
 }
 
 impl Opening {
@@ -71,6 +72,9 @@ impl Opening {
                 let (so_pin, user_pin) = (Pin::new(ask.so_pin), Pin::new(ask.user_pin));
                 let token = Token::initialise(module, &ask.label, &so_pin, &user_pin)?;
                 opened(&token, 0)
+            }
+            (Verb::CheckToken(ask), Self::Opened(it)) if ask.canary_cka_id.is_empty() => {
+                super::verbs::check_token(it.admin.session(), &ask)
             }
             (Verb::MakeKek(ask), Self::Opened(it)) => it.admin.make_kek(ask),
             (Verb::OfferJoin(ask), Self::Opened(it)) => it.admin.offer_join(ask),
@@ -124,7 +128,10 @@ impl Opening {
                 let admin = Admin::new(token.open_session()?);
                 let sessions = open_sessions(&token, wanted)?;
                 let answer = opened(&token, sessions.len())?;
-                let patience = Duration::from_millis(ask.patience_ms.into());
+                let patience = Patience {
+                    quick: Duration::from_millis(ask.patience_ms.into()),
+                    slow: Duration::from_millis(ask.slow_patience_ms.into()),
+                };
                 *self = Self::Opened(LoggedOut { token, admin, sessions, patience });
                 Ok(answer)
             }

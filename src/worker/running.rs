@@ -1,8 +1,9 @@
 //! What each thread is doing, and how long quick requests take: for the daemon's ping, and for the size of batches.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use crate::link::Pace;
 use crate::link::v1::{Pong, pong::Running};
 
 /// A batch takes about this long at most, so that no request waits longer behind others of its batch.
@@ -22,6 +23,7 @@ struct Seat {
     id: AtomicU64,
     /// Nanoseconds after `Board::since`, or [`IDLE`].
     began: AtomicU64,
+    is_slow: AtomicBool,
 }
 
 impl Board {
@@ -35,9 +37,10 @@ impl Board {
     }
 
     /// Notes on its seat that a thread begins a request.
-    pub fn begin(&self, seat: usize, id: u64) -> Instant {
+    pub fn begin(&self, seat: usize, id: u64, pace: Pace) -> Instant {
         let now = Instant::now();
         self.seats[seat].id.store(id, Relaxed);
+        self.seats[seat].is_slow.store(pace == Pace::Slow, Relaxed);
         self.seats[seat].began.store(nanoseconds(now - self.since).max(IDLE + 1), Relaxed);
         now
     }
@@ -59,6 +62,12 @@ impl Board {
         let mean = self.mean_ns.load(Relaxed).max(1);
         let fitting = (nanoseconds(LONGEST_BATCH) / mean).clamp(1, MOST_IN_A_BATCH);
         usize::try_from(fitting).expect("at most 16")
+    }
+
+    /// How slow each request is that runs at this moment.
+    pub fn running(&self) -> impl Iterator<Item = Pace> {
+        let busy = self.seats.iter().filter(|seat| seat.began.load(Relaxed) != IDLE);
+        busy.map(|seat| if seat.is_slow.load(Relaxed) { Pace::Slow } else { Pace::Quick })
     }
 
     /// What runs at this moment, beside the ping itself.
@@ -94,9 +103,10 @@ mod tests {
     #[test]
     fn a_ping_sees_who_is_busy_and_only_them() {
         let board = Board::new(3);
-        board.begin(0, 11);
-        board.begin(2, 13);
+        board.begin(0, 11, Pace::Quick);
+        board.begin(2, 13, Pace::Slow);
         board.end(0);
+        assert_eq!(board.running().collect::<Vec<_>>(), [Pace::Slow]);
         let pong = board.pong();
         assert_eq!(pong.running.iter().map(|running| running.id).collect::<Vec<_>>(), [13]);
         assert!(pong.resident_bytes > 0);

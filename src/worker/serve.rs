@@ -7,27 +7,33 @@
 //!   └───────────────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! A thread that is stuck in the library holds no lock: the next one reads on. When the link ends,
-//! no request is begun any more, and the process leaves once the running ones have returned or
-//! their patience is over.
+//! A thread that is stuck in the library holds no lock: the next one reads on. A thread whose
+//! session cannot be opened again steps aside while others serve. When the link ends, no request
+//! is begun any more, and the process leaves once the running ones have returned or their
+//! patience is over.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::link::Pace;
 use crate::link::v1::Request;
 use crate::link::v1::request::Verb;
 use crate::link::v1::response::Outcome;
+use crate::link::{Pace, Patience};
 
 use super::opening::LoggedIn;
-use super::pkcs11::{After, Fault, Session, Token, leave};
+use super::pkcs11::{Fault, Session, Token, leave};
 use super::running::Board;
 use super::verbs;
 use super::wire::{Answers, Incoming, Outgoing};
 use super::{ENDED, PANICKED, late, log, log_end};
+
+/// How often a thread that stepped aside tries to open a session.
+const PAUSE_ASIDE: Duration = Duration::from_millis(250);
+/// A session that was not used for longer may have expired, and is looked at before it is used. Some HSMs close theirs after 30 s.
+const IDLE: Duration = Duration::from_secs(20);
 
 struct Pool {
     reader: Mutex<Reader>,
@@ -35,6 +41,13 @@ struct Pool {
     board: Board,
     /// Threads at the reader's lock or behind it: those with nothing to do.
     idle: AtomicUsize,
+    /// Threads that have a session.
+    seated: AtomicUsize,
+    /// Whether a thread refuses requests because none has a session. One does: each may refuse a request more than it must
+    /// once sessions are to be had again.
+    refusing: AtomicBool,
+    /// Whether the link has ended, for those who stepped aside.
+    aside: (Mutex<bool>, Condvar),
     token: Token,
 }
 
@@ -58,6 +71,9 @@ pub fn serve(ready: LoggedIn, incoming: Incoming, outgoing: Outgoing) -> ! {
         outgoing,
         board: Board::new(threads),
         idle: AtomicUsize::new(0),
+        seated: AtomicUsize::new(threads),
+        refusing: AtomicBool::new(false),
+        aside: Default::default(),
         token,
     };
     let (leaving, left) = sync_channel(threads);
@@ -71,13 +87,12 @@ pub fn serve(ready: LoggedIn, incoming: Incoming, outgoing: Outgoing) -> ! {
                 leave(PANICKED);
             }
         }
-        wait_for_the_end(&left, threads, patience)
+        wait_for_the_end(&left, &pool, threads, patience)
     })
 }
 
 fn run(pool: &Pool, seat: usize, session: Session, leaving: &SyncSender<Left>) {
-    let session = Some(session);
-    let mut thread = Thread { pool, seat, session };
+    let mut thread = Thread { pool, seat, session: Some(session), used: Instant::now(), refusal: None };
     let finished = catch_unwind(AssertUnwindSafe(|| thread.work()));
     // There is room for one word of each thread, and the receiver never goes.
     let _ = leaving.send(finished.map_or(Left::Panicked, |()| Left::LinkEnded));
@@ -85,8 +100,9 @@ fn run(pool: &Pool, seat: usize, session: Session, leaving: &SyncSender<Left>) {
     std::mem::forget(thread);
 }
 
-/// The first thread to notice the end starts the clock; the others have until then to come back.
-fn wait_for_the_end(left: &Receiver<Left>, threads: usize, patience: Duration) -> ! {
+/// The first thread to notice the end starts the clock; the others have until then to come back, each as long as its call
+/// may take.
+fn wait_for_the_end(left: &Receiver<Left>, pool: &Pool, threads: usize, patience: Patience) -> ! {
     let heed = |word: Left| match word {
         Left::LinkEnded => {}
         Left::Panicked => leave(PANICKED),
@@ -95,12 +111,20 @@ fn wait_for_the_end(left: &Receiver<Left>, threads: usize, patience: Duration) -
         Ok(word) => heed(word),
         Err(_) => leave(PANICKED),
     }
-    let deadline = Instant::now() + patience;
-    for _ in 1..threads {
-        match left.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(word) => heed(word),
-            Err(_) => {
-                log(format_args!("leaving with calls still running after {patience:?}"));
+    pool.send_home();
+    let (ended, mut missing) = (Instant::now(), threads - 1);
+    while missing > 0 {
+        let longest = pool.board.running().map(|pace| patience.with(pace)).max().unwrap_or(patience.quick);
+        let rest = (ended + longest).saturating_duration_since(Instant::now());
+        match left.recv_timeout(rest) {
+            Ok(word) => {
+                heed(word);
+                missing -= 1;
+            }
+            // A thread may have gone on to slower work meanwhile.
+            Err(RecvTimeoutError::Timeout) if !rest.is_zero() => {}
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                log(format_args!("leaving with calls still running after {longest:?}"));
                 break;
             }
         }
@@ -120,6 +144,24 @@ impl Pool {
 
     fn nobody_else_is_idle(&self) -> bool {
         self.idle.load(Relaxed) <= 1
+    }
+
+    /// Waits a while; returns early, and at once from then on, when the link has ended.
+    fn step_aside(&self) {
+        let (ended, changed) = &self.aside;
+        let ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = changed.wait_timeout_while(ended, PAUSE_ASIDE, |ended| !*ended);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn has_ended(&self) -> bool {
+        *self.aside.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes those who stepped aside, for good.
+    fn send_home(&self) {
+        *self.aside.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.aside.1.notify_all();
     }
 }
 
@@ -147,18 +189,22 @@ impl Reader {
     }
 }
 
-/// One thread with its session. A spoiled session is dropped at once and replaced when the next request needs one.
+/// One thread with its session. A spoiled session is dropped at once, and replaced before the thread takes its turn again.
 struct Thread<'pool> {
     pool: &'pool Pool,
     seat: usize,
     session: Option<Session>,
+    /// When the session was last used.
+    used: Instant,
+    /// Why there is no session, and when that was found out: this thread refuses requests until another has one.
+    refusal: Option<(Instant, Fault)>,
 }
 
 impl Thread<'_> {
     fn work(&mut self) {
         let mut batch = Vec::new();
         let mut answers = Answers::default();
-        while let Some(read_at) = self.pool.take(&mut batch) {
+        while let Some(read_at) = self.take(&mut batch) {
             for request in batch.drain(..) {
                 // A slow request is the last of its batch, and the quick ones' answers do not wait for it.
                 if is_slow(&request) && self.pool.outgoing.send(&mut answers).is_err() {
@@ -172,6 +218,35 @@ impl Thread<'_> {
         }
     }
 
+    /// Takes requests when it has a session. Without one it leaves them to the others, and only if nobody has one does it
+    /// take some, to refuse them at once.
+    fn take(&mut self, batch: &mut Vec<Request>) -> Option<Instant> {
+        if self.session.is_none() {
+            self.wait_for_a_session();
+        }
+        self.pool.take(batch)
+    }
+
+    fn wait_for_a_session(&mut self) {
+        if self.refusal.take().is_some() {
+            self.pool.refusing.store(false, Relaxed);
+        }
+        while !self.pool.has_ended() {
+            // No request, but a call that may get stuck.
+            let now = self.pool.board.begin(self.seat, 0, Pace::Quick);
+            let opened = self.open();
+            self.pool.board.end(self.seat);
+            match opened {
+                Ok(()) => return,
+                Err(fault) if self.pool.seated.load(Relaxed) == 0 && !self.pool.refusing.swap(true, Relaxed) => {
+                    self.refusal = Some((now, fault));
+                    return;
+                }
+                Err(_) => self.pool.step_aside(),
+            }
+        }
+    }
+
     fn answer(&mut self, request: Request, read_at: Instant, answers: &mut Answers) {
         let Request { id, remaining_ms, verb } = request;
         match verb {
@@ -179,9 +254,9 @@ impl Thread<'_> {
             Some(Verb::Ping(_)) => answers.push(id, Ok(Outcome::Pong(self.pool.board.pong()))),
             Some(verb) => {
                 let pace = Pace::of(&verb);
-                let began = self.pool.board.begin(self.seat, id);
+                let began = self.pool.board.begin(self.seat, id, pace);
                 let is_late = began - read_at >= Duration::from_millis(remaining_ms.into());
-                let result = if is_late { Err(late()) } else { self.perform(verb) };
+                let result = if is_late { Err(late()) } else { self.perform(verb, began) };
                 self.pool.board.end(self.seat);
                 if pace == Pace::Quick {
                     self.pool.board.measured(began.elapsed());
@@ -191,19 +266,64 @@ impl Thread<'_> {
         }
     }
 
-    fn perform(&mut self, verb: Verb) -> Result<Outcome, Fault> {
-        let session = match &mut self.session {
-            Some(session) => session,
-            none => none.insert(self.pool.token.open_session()?),
-        };
+    fn perform(&mut self, verb: Verb, now: Instant) -> Result<Outcome, Fault> {
+        let session = self.fit_session(now)?;
         let result = verbs::perform(session, verb);
-        if let Err(fault) = &result
-            && fault.session == After::Reopen
-        {
-            log(format_args!("replacing a session: {fault}"));
-            self.session = None;
+        if let Err(fault) = &result {
+            session.suffer(fault);
+        }
+        if !session.is_fit() {
+            if let Err(fault) = &result {
+                log(format_args!("replacing a session: {fault}"));
+            }
+            self.close();
         }
         result
+    }
+
+    /// The session, or another in its place if it may not or cannot be used any more.
+    fn fit_session(&mut self, now: Instant) -> Result<&mut Session, Fault> {
+        let is_idle = now.saturating_duration_since(self.used) > IDLE;
+        self.used = now;
+        if let Some(session) = &mut self.session
+            && (!session.is_fit() || (is_idle && !is_alive(session)))
+        {
+            self.close();
+        }
+        if self.session.is_none() {
+            match &self.refusal {
+                Some((at, fault)) if now.saturating_duration_since(*at) < PAUSE_ASIDE => return Err(fault.clone()),
+                _ => self.open()?,
+            }
+        }
+        Ok(self.session.as_mut().expect("opened just now, if it was not there"))
+    }
+
+    fn open(&mut self) -> Result<(), Fault> {
+        self.session = Some(self.pool.token.open_session()?);
+        if self.refusal.take().is_some() {
+            self.pool.refusing.store(false, Relaxed);
+        }
+        self.pool.seated.fetch_add(1, Relaxed);
+        self.used = Instant::now();
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        if self.session.take().is_some() {
+            self.pool.seated.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
+fn is_alive(session: &mut Session) -> bool {
+    match session.is_logged_in() {
+        Ok(()) => true,
+        Err(fault) => {
+            log(format_args!("replacing a session that was idle: {fault}"));
+            session.suffer(&fault);
+            false
+        }
     }
 }
 

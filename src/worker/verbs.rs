@@ -7,7 +7,7 @@ use crate::link::v1::request::Verb;
 use crate::link::v1::response::Outcome;
 use crate::link::v1::{self, KeyKind};
 
-use super::pkcs11::{Fault, NewKey, Presence, Session};
+use super::pkcs11::{Canary, Fault, NewKey, Page, Presence, Session};
 
 /// Does what the verb asks, on this session.
 pub fn perform(session: &mut Session, verb: Verb) -> Result<Outcome, Fault> {
@@ -17,13 +17,13 @@ pub fn perform(session: &mut Session, verb: Verb) -> Result<Outcome, Fault> {
         Verb::GenerateDataKey(ask) => generate_data_key(session, &ask),
         Verb::GenerateRandom(ask) => generate_random(session, &ask),
         Verb::GenerateKey(ask) => generate_key(session, &ask),
-        Verb::WrapKey(ask) => Ok(opaque(session.wrap(&ask.cka_id, &ask.kek_cka_id)?)),
+        Verb::WrapKey(ask) => Ok(opaque(session.wrap(&ask.cka_id, &ask.kek_cka_id, &ask.probe)?)),
         Verb::UnwrapKey(ask) => unwrap_key(session, &ask),
         Verb::ProveKey(ask) => Ok(presence(session.prove(&ask.cka_id, &ask.probe)?)),
         Verb::DestroyKey(ask) => Ok(done(session.destroy(&ask.cka_id)?)),
-        Verb::ListObjects(_) => list_objects(session),
+        Verb::ListObjects(ask) => list_objects(session, &ask),
         Verb::SweepUnfinished(_) => Ok(done(session.sweep_unfinished()?)),
-        Verb::CheckToken(_) => Err(Fault::protocol("not served yet")),
+        Verb::CheckToken(ask) => check_token(session, &ask),
         Verb::Ping(_) => Err(Fault::protocol("a ping is for the pool")),
         Verb::Open(_)
         | Verb::LogIn(_)
@@ -37,7 +37,7 @@ pub fn perform(session: &mut Session, verb: Verb) -> Result<Outcome, Fault> {
 
 fn encrypt(session: &mut Session, ask: v1::Encrypt) -> Result<Outcome, Fault> {
     let plaintext = Zeroizing::new(ask.plaintext);
-    let sealed = session.encrypt(&ask.cka_id, &ask.aad, &plaintext)?;
+    let sealed = session.encrypt(&ask.cka_id, &ask.aad, &plaintext, &ask.probe)?;
     Ok(Outcome::Sealed(v1::Sealed { iv: sealed.nonce.to_vec(), sealed: sealed.sealed }))
 }
 
@@ -48,7 +48,7 @@ fn decrypt(session: &mut Session, ask: &v1::Decrypt) -> Result<Outcome, Fault> {
 
 fn generate_data_key(session: &mut Session, ask: &v1::GenerateDataKey) -> Result<Outcome, Fault> {
     let mut plaintext = session.random(count(ask.number_of_bytes))?;
-    let sealed = session.encrypt(&ask.cka_id, &ask.aad, &plaintext)?;
+    let sealed = session.encrypt(&ask.cka_id, &ask.aad, &plaintext, &ask.probe)?;
     Ok(Outcome::DataKey(v1::DataKey {
         plaintext: if ask.with_plaintext { std::mem::take(&mut *plaintext) } else { Vec::new() },
         iv: sealed.nonce.to_vec(),
@@ -73,15 +73,23 @@ fn unwrap_key(session: &mut Session, ask: &v1::UnwrapKey) -> Result<Outcome, Fau
     Ok(presence(session.take_in(new, &ask.wrapped, &ask.probe)?))
 }
 
-fn list_objects(session: &mut Session) -> Result<Outcome, Fault> {
-    let objects = session.list()?.into_iter();
-    let objects = objects.map(|it| v1::objects::Object {
+fn list_objects(session: &mut Session, ask: &v1::ListObjects) -> Result<Outcome, Fault> {
+    let Page { objects, listing, total, next_offset } = session.list(ask.listing, count(ask.offset))?;
+    let objects = objects.into_iter().map(|it| v1::objects::Object {
         class: it.class,
         cka_id: it.cka_id,
         label: it.label,
-        ..Default::default()
+        differing: it.differing,
     });
-    Ok(Outcome::Objects(v1::Objects { objects: objects.collect(), ..Default::default() }))
+    let (total, next_offset) = (counted(total), counted(next_offset));
+    Ok(Outcome::Objects(v1::Objects { objects: objects.collect(), listing, total, next_offset }))
+}
+
+/// Also before the login, with no canary.
+pub fn check_token(session: &mut Session, ask: &v1::CheckToken) -> Result<Outcome, Fault> {
+    let canary = Canary { cka_id: &ask.canary_cka_id, probe: &ask.canary_probe };
+    session.check_token((!canary.cka_id.is_empty()).then_some(canary))?;
+    Ok(done(0))
 }
 
 fn check_kind(kind: KeyKind) -> Result<(), Fault> {
@@ -104,7 +112,11 @@ fn opaque(bytes: Vec<u8>) -> Outcome {
 }
 
 fn done(count: usize) -> Outcome {
-    Outcome::Done(v1::Done { count: u32::try_from(count).unwrap_or(u32::MAX) })
+    Outcome::Done(v1::Done { count: counted(count) })
+}
+
+fn counted(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 fn presence(presence: Presence) -> Outcome {

@@ -12,6 +12,8 @@ mod contract;
 mod crash;
 mod documents;
 mod drift;
+mod failing;
+mod faulty_library;
 mod formats;
 mod lifecycle;
 mod main_job;

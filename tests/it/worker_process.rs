@@ -1,6 +1,10 @@
 //! The worker as its daemon sees it: a real process, a real link, real SoftHSM2 tokens.
 #![allow(clippy::unwrap_used)]
 
+mod handles;
+mod health;
+mod listing;
+
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
@@ -263,12 +267,20 @@ fn destroy(cka_id: &[u8]) -> Verb {
 }
 
 fn encrypt(cka_id: &[u8], plaintext: &[u8]) -> Verb {
+    encrypt_proved(cka_id, plaintext, b"")
+}
+
+fn encrypt_proved(cka_id: &[u8], plaintext: &[u8], probe: &[u8]) -> Verb {
     Verb::Encrypt(v1::Encrypt {
         cka_id: cka_id.to_vec(),
         aad: AAD.to_vec(),
         plaintext: plaintext.to_vec(),
-        probe: Vec::new(),
+        probe: probe.to_vec(),
     })
+}
+
+fn wrap_key(cka_id: &[u8], probe: &[u8]) -> Verb {
+    Verb::WrapKey(v1::WrapKey { cka_id: cka_id.to_vec(), kek_cka_id: KEK.to_vec(), probe: probe.to_vec() })
 }
 
 fn decrypt(cka_id: &[u8], sealed: v1::Sealed, probe: &[u8]) -> Verb {
@@ -336,9 +348,7 @@ fn a_key_under_the_right_id_that_is_another_key_is_told() {
     assert_eq!(worker.found(unwrap_key(b"k3", &two.wrapped, &one.probe)), Found::Different);
     assert_eq!(worker.found(prove(b"k3", b"")), Found::Missing);
     assert_eq!(worker.fault(generate_key(b"k1")), (Bucket::Input, Kind::BadInput));
-    let wrapped_again =
-        worker.ask(Verb::WrapKey(v1::WrapKey { cka_id: b"k1".to_vec(), kek_cka_id: KEK.to_vec(), probe: Vec::new() }));
-    assert_eq!(wrapped_again, opaque(&one.wrapped));
+    assert_eq!(worker.ask(wrap_key(b"k1", b"")), opaque(&one.wrapped));
 }
 
 #[test]
@@ -563,6 +573,33 @@ fn a_stuck_call_is_named_by_pings_holds_up_nobody_and_is_left_behind_in_the_end(
     let closing = Instant::now();
     assert!(worker.end().success());
     assert!((300..5_000).contains(&closing.elapsed().as_millis()), "left after {:?}", closing.elapsed());
+}
+
+/// How long a worker with these patiences stays after the end of its link while it makes a key on a token that hangs.
+fn leaves_a_hung_generation_after(patience_ms: u32, slow_patience_ms: u32) -> Duration {
+    let node = Node::with_kek();
+    let mut worker = node.worker();
+    let Verb::Open(open) = open(LABEL, 2) else { unreachable!() };
+    worker.ask(Verb::Open(v1::Open { patience_ms, slow_patience_ms, ..open }));
+    worker.ask(log_in(USER_PIN));
+    let _held = node.hold_token();
+    let making = worker.link.send(generate_key(b"k1"));
+    let began = Instant::now();
+    while !matches!(worker.ask(Verb::Ping(v1::Ping {})), Outcome::Pong(pong) if pong.running.iter().any(|it| it.id == making))
+    {
+        assert!(began.elapsed() < Duration::from_secs(10), "the generation never began");
+    }
+    let closing = Instant::now();
+    assert!(worker.end().success());
+    closing.elapsed()
+}
+
+#[test]
+fn at_the_end_of_the_link_a_slow_call_has_the_patience_of_slow_calls() {
+    let waited = leaves_a_hung_generation_after(100, 1_500);
+    assert!((1_500..8_000).contains(&waited.as_millis()), "left after {waited:?}");
+    let waited = leaves_a_hung_generation_after(20_000, 300);
+    assert!((300..8_000).contains(&waited.as_millis()), "left after {waited:?}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::authz::action;
 use crate::clock;
 use crate::cluster as clusters;
 use crate::cluster::Connection;
-use crate::keystore::prerequisites;
+use crate::keystore::{Logins, prerequisites};
 use crate::model::{ClusterId, HsmId};
 use crate::node::Health;
 use crate::proto::v1 as pb;
@@ -37,7 +37,7 @@ impl Service {
             certificate: settings.trust_anchor.clone(),
             sync_mode: pb::SyncMode::Wrap.into(),
             subnets: settings.subnets.iter().map(subnet).collect(),
-            hsms: settings.nodes.iter().map(|(hsm, node)| told_hsm(hsm, node, connection.as_deref())).collect(),
+            hsms: settings.nodes.iter().map(|(hsm, node)| self.hsm(id, hsm, node, connection.as_deref())).collect(),
             profile: settings.profile.as_str().to_owned(),
             password_rotation: pb::PasswordRotation::None.into(),
             trust_anchor_required: true,
@@ -51,6 +51,29 @@ impl Service {
             min_hsms_to_create: 2,
             ..Default::default()
         }
+    }
+
+    fn hsm(
+        &self,
+        cluster: &ClusterId,
+        hsm: &HsmId,
+        settings: &clusters::NodeSettings,
+        connection: Option<&Connection>,
+    ) -> pb::Hsm {
+        let member = connection.and_then(|connection| connection.member(hsm));
+        match (member, self.0.0.key_stores.drained(cluster, hsm)) {
+            (Some(member), _) => tell::hsm(hsm, settings, member),
+            (None, Some(note)) => tell::hsm_at_rest(hsm, settings, Health::Drained, note),
+            (None, None) => tell::hsm_at_rest(hsm, settings, Health::NotProbed, "nobody is logged in".to_owned()),
+        }
+    }
+
+    /// One HSM as it is now.
+    fn told_hsm(&self, cluster: &ClusterId, hsm: &HsmId) -> Option<pb::Hsm> {
+        let settings = self.0.0.clusters.get(cluster)?.nodes.get(hsm)?;
+        let store = self.0.0.key_stores.on_cluster(cluster);
+        let connection = store.and_then(|store| store.nodes().borrow().clone());
+        Some(self.hsm(cluster, hsm, settings, connection.as_deref()))
     }
 
     fn cluster(&self, field: &str, id: &str) -> Result<(ClusterId, &clusters::Settings), Status> {
@@ -88,6 +111,32 @@ impl ClusterService for Service {
         };
         let clusters = clusters.into_iter().map(|(id, settings)| self.told(&id, settings)).collect();
         Ok(Response::new(pb::DescribeClustersResponse { clusters, next_page_token }))
+    }
+
+    async fn drain_hsm(&self, request: Request<pb::DrainHsmRequest>) -> Result<Response<pb::DrainHsmResponse>, Status> {
+        let permit = self.0.permit::<action::DrainHsm, _>(&request)?;
+        let asked = request.into_inner();
+        let (cluster, _) = self.cluster("cluster_id", &asked.cluster_id)?;
+        let hsm = convert::parse("hsm_id", &asked.hsm_id)?;
+        let note = convert::note(asked.note)?;
+        let limit = convert::drain_timeout(asked.drain_timeout)?;
+        let key_stores = &self.0.0.key_stores;
+        key_stores.drain_hsm(permit, &cluster, &hsm, note, limit).await.map_err(status::key_store)?;
+        Ok(Response::new(pb::DrainHsmResponse { hsm: self.told_hsm(&cluster, &hsm) }))
+    }
+
+    async fn resume_hsm(
+        &self,
+        request: Request<pb::ResumeHsmRequest>,
+    ) -> Result<Response<pb::ResumeHsmResponse>, Status> {
+        let permit = self.0.permit::<action::ResumeHsm, _>(&request)?;
+        let asked = request.into_inner();
+        let (cluster, _) = self.cluster("cluster_id", &asked.cluster_id)?;
+        let hsm = convert::parse("hsm_id", &asked.hsm_id)?;
+        let logins = if asked.allow_one_login { Logins::AllowOne } else { Logins::AsBefore };
+        let key_stores = &self.0.0.key_stores;
+        key_stores.resume_hsm(permit, &cluster, &hsm, logins).await.map_err(status::key_store)?;
+        Ok(Response::new(pb::ResumeHsmResponse { hsm: self.told_hsm(&cluster, &hsm) }))
     }
 
     async fn watch_cluster(
@@ -179,27 +228,6 @@ fn subnet((id, subnet): (&clusters::SubnetId, &clusters::SubnetSettings)) -> pb:
         subnet_id: id.to_string(),
         availability_zone: subnet.zone.to_string(),
         present: true,
-        ..Default::default()
-    }
-}
-
-fn told_hsm(hsm: &HsmId, settings: &clusters::NodeSettings, connection: Option<&Connection>) -> pb::Hsm {
-    let status =
-        connection.and_then(|connection| connection.member(hsm)).map(|member| member.node.status().borrow().clone());
-    let token = status.as_ref().and_then(|status| status.token.clone());
-    pb::Hsm {
-        hsm_id: hsm.to_string(),
-        availability_zone: settings.zone.to_string(),
-        subnet_id: settings.subnet.to_string(),
-        state: pb::HsmState::Active.into(),
-        health: tell::health(status.as_ref().map_or(Health::NotProbed, |status| status.health)).into(),
-        health_reason: match &status {
-            Some(status) => status.reason.clone(),
-            None => "nobody is logged in".to_owned(),
-        },
-        serial_number: token.as_ref().map(|token| token.serial.clone()).unwrap_or_default(),
-        model: token.as_ref().map(|token| token.model.clone()).unwrap_or_default(),
-        firmware_version: token.map(|token| token.firmware_version).unwrap_or_default(),
         ..Default::default()
     }
 }

@@ -123,6 +123,14 @@ pub(super) fn description(text: String) -> Result<String, Status> {
     Ok(text)
 }
 
+/// Why an HSM is taken out of use.
+pub(super) fn note(text: String) -> Result<String, Status> {
+    if text.chars().count() > 256 || text.chars().any(char::is_control) {
+        return Err(status::field("note", "has at most 256 characters, and no control characters"));
+    }
+    Ok(text)
+}
+
 /// AWS's rule for tags.
 pub(super) fn tags(tags: HashMap<String, String>) -> Result<BTreeMap<String, String>, Status> {
     let bad = |why: &str| Err(status::field_reason("tags", "TAG", why));

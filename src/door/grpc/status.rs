@@ -156,6 +156,9 @@ impl From<keystore::Error> for Refusal {
             E::ClusterNotFound(cluster) => {
                 Self::new(Code::NotFound, "CLOUD_HSM_CLUSTER_NOT_FOUND", message).with("clusterId", cluster)
             }
+            E::HsmNotFound { cluster, hsm } => {
+                Self::new(Code::NotFound, "NOT_FOUND", message).with("clusterId", cluster).with("hsmId", hsm)
+            }
             E::InvalidConfiguration { cluster, .. } => {
                 Self::new(Code::FailedPrecondition, "CLOUD_HSM_CLUSTER_INVALID_CONFIGURATION", message)
                     .with("clusterId", cluster)
@@ -225,6 +228,11 @@ impl From<keys::Error> for Refusal {
             E::Syncing(cluster) => Self::new(Code::Aborted, "CONFLICT", message).with("clusterId", cluster).retry(),
             E::StillCreating(key) => Self::new(Code::Aborted, "CONFLICT", message).with("keyId", key).retry(),
             E::OutcomeUnknown(key) => Self::new(Code::Aborted, "OUTCOME_UNKNOWN", message).with("keyId", key),
+            E::HeldBack { key, remaining } => {
+                let mut refusal = Self::new(Code::ResourceExhausted, "THROTTLING", message).with("keyId", key);
+                refusal.retry = Some(remaining);
+                refusal
+            }
             E::Hsm(failure) => failure.into(),
             E::Records(error) => error.into(),
         }

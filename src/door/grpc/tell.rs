@@ -2,10 +2,10 @@
 
 use std::time::SystemTime;
 
-use crate::cluster::Connection;
+use crate::cluster::{Connection, Member, NodeSettings};
 use crate::keys::Description;
 use crate::keystore::{self, Phase, Progress};
-use crate::model::{ConnectionErrorCode, ConnectionState, KeySpec, KeyState};
+use crate::model::{ConnectionErrorCode, ConnectionState, HsmId, KeySpec, KeyState};
 use crate::node::Health;
 use crate::proto::v1 as pb;
 use crate::records::{AliasRecord, ConnectionFault, KeyStoreRecord, PresenceRecord, Proof};
@@ -71,6 +71,35 @@ fn node_connections(connection: &Connection) -> Vec<pb::NodeConnection> {
         .collect()
 }
 
+/// An HSM that somebody is, or ought to be, logged in to.
+pub(super) fn hsm(hsm: &HsmId, settings: &NodeSettings, member: &Member) -> pb::Hsm {
+    let status = member.node.status().borrow().clone();
+    let latency = member.node.latency();
+    let token = status.token.unwrap_or_default();
+    pb::Hsm {
+        latency_p50: latency.and_then(|latency| latency.p50.try_into().ok()),
+        latency_p99: latency.and_then(|latency| latency.p99.try_into().ok()),
+        serial_number: token.serial,
+        model: token.model,
+        firmware_version: token.firmware_version,
+        last_proof_time: member.last_proof().and_then(time),
+        ..hsm_at_rest(hsm, settings, status.health, status.reason)
+    }
+}
+
+/// An HSM of which no more is known than its health.
+pub(super) fn hsm_at_rest(hsm: &HsmId, settings: &NodeSettings, is: Health, reason: String) -> pb::Hsm {
+    pb::Hsm {
+        hsm_id: hsm.to_string(),
+        availability_zone: settings.zone.to_string(),
+        subnet_id: settings.subnet.to_string(),
+        state: pb::HsmState::Active.into(),
+        health: health(is).into(),
+        health_reason: reason,
+        ..Default::default()
+    }
+}
+
 pub(super) fn connect_steps(connection: Option<&Connection>) -> Vec<pb::ConnectStep> {
     let progress = connection.map(keystore::progress).unwrap_or_default();
     progress.into_iter().map(connect_step).collect()
@@ -83,10 +112,12 @@ fn connect_step(progress: Progress) -> pb::ConnectStep {
         Phase::Probe => (pb::ConnectPhase::Probe, ""),
         Phase::SyncKeys => (pb::ConnectPhase::SyncKeys, ""),
         Phase::Ready => (pb::ConnectPhase::Ready, ""),
+        Phase::Drained => (pb::ConnectPhase::Reach, "Resume the HSM when it may be used again."),
     };
     let check = match (progress.failed, progress.phase) {
         (true, _) => pb::CheckStatus::Failed,
         (false, Phase::Ready) => pb::CheckStatus::Passed,
+        (false, Phase::Drained) => pb::CheckStatus::Skipped,
         (false, _) => pb::CheckStatus::Running,
     };
     pb::ConnectStep {
@@ -94,7 +125,10 @@ fn connect_step(progress: Progress) -> pb::ConnectStep {
         phase: phase.into(),
         status: check.into(),
         problem: if check == pb::CheckStatus::Passed { String::new() } else { progress.reason },
-        remedy: if progress.failed { remedy.to_owned() } else { String::new() },
+        remedy: match check {
+            pb::CheckStatus::Failed | pb::CheckStatus::Skipped => remedy.to_owned(),
+            _ => String::new(),
+        },
     }
 }
 
@@ -182,6 +216,9 @@ pub(super) const fn health(health: Health) -> pb::HsmHealth {
         Health::Unreachable => pb::HsmHealth::Unreachable,
         Health::LoginRefused => pb::HsmHealth::LoginRefused,
         Health::Syncing => pb::HsmHealth::Syncing,
+        Health::Slow => pb::HsmHealth::Slow,
+        Health::Drained => pb::HsmHealth::Drained,
+        Health::WrongIdentity => pb::HsmHealth::WrongIdentity,
     }
 }
 

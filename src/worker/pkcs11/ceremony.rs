@@ -26,8 +26,9 @@ use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHan
 
 use super::fault::{Bucket, Kind};
 use super::key::{NewKey, check_name};
+use super::lookup::Lookup;
 use super::raw::Limits;
-use super::{Fault, Pin, Presence, Session};
+use super::{Fault, Pin, Session};
 
 const JOIN_KEY_BITS: u64 = 3072;
 const JOIN_KEY_BYTES: usize = 384;
@@ -87,7 +88,9 @@ impl Session {
         let trusted = trusted_public_key(modulus);
         let joiner = self.as_security_officer(so_pin, |so| Ok(so.raw.create_object(&trusted)?))?;
         self.log_in(user_pin)?;
-        let sealed = self.key(kek_cka_id).and_then(|kek| Ok(self.raw.wrap_key(&oaep(), joiner, kek)?));
+        let sealed = self.with_kek(kek_cka_id, |user, kek| Ok(user.raw.wrap_key(&oaep(), joiner, kek)?));
+        // The handle ends with the login.
+        self.token.handles().forget(kek_cka_id);
         let cleared = self.raw.destroy_object(joiner);
         self.log_out()?;
         let sealed = sealed?;
@@ -137,13 +140,12 @@ impl Session {
     /// Whether the user has the KEK already, with all its marks.
     fn user_has(&mut self, user_pin: &Pin, kek: Kek<'_>) -> Result<bool, Fault> {
         self.log_in(user_pin)?;
-        let presence = self.prove(kek.cka_id, &[]).and_then(|presence| match presence {
-            Presence::Missing => Ok(false),
-            Presence::Proven if self.key(kek.cka_id).and_then(|key| self.is_trusted_kek(key))? => Ok(true),
-            Presence::Proven | Presence::Different => Err(untrusted("another object has the KEK's CKA_ID")),
+        let presence = self.look(kek.cka_id).and_then(|found| match found {
+            Lookup::Missing => Ok(false),
+            Lookup::Found(key) if self.is_trusted_kek(key)? => Ok(true),
+            Lookup::Found(_) | Lookup::Different => Err(untrusted("another object has the KEK's CKA_ID")),
         });
         self.log_out()?;
-        self.token.handles().forget(kek.cka_id);
         presence
     }
 
@@ -163,13 +165,13 @@ impl Session {
             let copy = copy?;
             match user.is_trusted_kek(copy) {
                 Ok(true) => Ok(cleared?),
-                Ok(false) => Err(user.undo(copy, untrusted("the copied KEK lost a mark"))),
-                Err(fault) => Err(user.undo(copy, fault)),
+                Ok(false) => Err(user.undo(copy, kek.cka_id, untrusted("the copied KEK lost a mark"))),
+                Err(fault) => Err(user.undo(copy, kek.cka_id, fault)),
             }
         })
     }
 
-    fn is_trusted_kek(&self, object: ObjectHandle) -> Result<bool, Fault> {
+    pub(super) fn is_trusted_kek(&self, object: ObjectHandle) -> Result<bool, Fault> {
         let marks = [
             (AttributeType::Trusted, Attribute::Trusted(true)),
             (AttributeType::WrapWithTrusted, Attribute::WrapWithTrusted(true)),

@@ -1,4 +1,4 @@
-//! Keys in the token: what they are made with, how they are found and recognised, and how they end.
+//! Keys in the token: what they are made with, how they are proved, and how they end.
 //!
 //! A key is named by its `CKA_ID` and recognised by its class, type and label. What this room
 //! finds missing is only ever reported: the token may have been emptied or swapped.
@@ -6,13 +6,12 @@
 use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 
-use super::fault::{Bucket, Kind};
+use super::fault::{After, Bucket, Kind};
+use super::handles::{Handle, MOST, Proof, Recalled};
+use super::lookup::{Lookup, OUR_LABEL, check_cka_id};
 use super::probe::{self, Answer};
 use super::{Fault, Session};
 
-/// How the label of every object of ours begins.
-const OUR_LABEL: &str = "keyway:";
-const MAX_CKA_ID: usize = 64;
 const MAX_LABEL: usize = 128;
 const AES_256_BYTES: u64 = 32;
 /// A 256-bit key wrapped is 40 bytes long; nothing this room unwraps comes near.
@@ -45,13 +44,6 @@ pub enum Presence {
     Different,
 }
 
-/// What a search by `CKA_ID` found.
-enum Lookup {
-    Found(ObjectHandle),
-    Missing,
-    Different,
-}
-
 impl Session {
     /// Makes an AES-256 key, wraps it if a key-encryption key is named, and has it answer its probe. A key that fails
     /// any of this is destroyed again.
@@ -59,20 +51,16 @@ impl Session {
         check_name(&new)?;
         let mut template = data_key(&new);
         template.push(Attribute::ValueLen(AES_256_BYTES.into()));
-        let key = {
-            let token = self.token.clone();
-            let _alone = token.changing();
-            self.check_free(new.cka_id)?;
-            self.raw.generate_key(&Mechanism::AesKeyGen, &template)?
-        };
-        let created = self.wrap_and_prove(&new, key).map_err(|fault| self.undo(key, fault))?;
-        self.token.handles().remember(new.cka_id, key);
+        let key =
+            self.make_one(new.cka_id, |session| Ok(session.raw.generate_key(&Mechanism::AesKeyGen, &template)?))?;
+        let created = self.wrap_and_prove(&new, key).map_err(|fault| self.undo(key, new.cka_id, fault))?;
+        self.token.handles().remember(self.era, new.cka_id, key, Proof::Answered);
         Ok(created)
     }
 
     /// Wraps a key under the key-encryption key.
-    pub fn wrap(&mut self, cka_id: &[u8], kek: &[u8]) -> Result<Vec<u8>, Fault> {
-        self.with_key(kek, |session, kek| session.with_key(cka_id, |session, key| session.wrap_under(kek, key)))
+    pub fn wrap(&mut self, cka_id: &[u8], kek: &[u8], probe: &[u8]) -> Result<Vec<u8>, Fault> {
+        self.with_kek(kek, |session, kek| session.with_key(cka_id, probe, |session, key| session.wrap_under(kek, key)))
     }
 
     /// Takes a wrapped key in, unless it is there already, and has it answer the probe. What this call took in and found wrong is destroyed.
@@ -87,116 +75,105 @@ impl Session {
             there @ (Presence::Proven | Presence::Different) => return Ok(there),
         }
         let template = data_key(&new);
-        let key = self.with_key(kek, |session, kek| {
-            let token = session.token.clone();
-            let _alone = token.changing();
-            session.check_free(new.cka_id)?;
-            Ok(session.raw.unwrap_key(&Mechanism::AesKeyWrapPad, kek, wrapped, &template)?)
+        let key = self.with_kek(kek, |session, kek| {
+            session.make_one(new.cka_id, |session| {
+                Ok(session.raw.unwrap_key(&Mechanism::AesKeyWrapPad, kek, wrapped, &template)?)
+            })
         })?;
         match probe::ask(self, new.cka_id, key, probe) {
             Ok(Answer::Right) => {
-                self.token.handles().remember(new.cka_id, key);
+                self.token.handles().remember(self.era, new.cka_id, key, Proof::Answered);
                 Ok(Presence::Proven)
             }
             Ok(Answer::Wrong) => {
-                let _alone = self.token.changing();
-                self.raw.destroy_object(key)?;
+                self.unmake(key, new.cka_id)?;
                 Ok(Presence::Different)
             }
-            Err(fault) => Err(self.undo(key, fault)),
+            Err(fault) => Err(self.undo(key, new.cka_id, fault)),
         }
     }
 
-    /// Looks for a key, past what is remembered of it, and has it answer the probe unless that is empty.
+    /// Looks for a key, and has it answer the probe unless that is empty. Searches past what is remembered, unless that is
+    /// the whole token.
     pub fn prove(&mut self, cka_id: &[u8], probe: &[u8]) -> Result<Presence, Fault> {
+        if !probe.is_empty()
+            && self.token.handles().is_complete(self.era)
+            && let Some(presence) = self.prove_remembered(cka_id, probe)?
+        {
+            return Ok(presence);
+        }
         self.token.handles().forget(cka_id);
         let key = match self.look(cka_id)? {
             Lookup::Found(key) => key,
             Lookup::Missing => return Ok(Presence::Missing),
             Lookup::Different => return Ok(Presence::Different),
         };
-        let answer = if probe.is_empty() { Answer::Right } else { probe::ask(self, cka_id, key, probe)? };
+        let (answer, proof) = match probe {
+            [] => (Answer::Right, Proof::Unproven),
+            probe => (probe::ask(self, cka_id, key, probe)?, Proof::Answered),
+        };
         match answer {
             Answer::Right => {
-                self.token.handles().remember(cka_id, key);
+                self.token.handles().remember(self.era, cka_id, key, proof);
                 Ok(Presence::Proven)
             }
             Answer::Wrong => Ok(Presence::Different),
         }
     }
 
+    /// What needs no search, once everything in the token has been listed.
+    fn prove_remembered(&mut self, cka_id: &[u8], probe: &[u8]) -> Result<Option<Presence>, Fault> {
+        match self.token.handles().recall(self.era, cka_id) {
+            Recalled::Unknown => Ok(None),
+            Recalled::Free => {
+                self.sees_the_token()?;
+                Ok(Some(Presence::Missing))
+            }
+            Recalled::Handle(Handle { object, .. }) => match probe::ask(self, cka_id, object, probe) {
+                Ok(Answer::Right) => {
+                    self.token.handles().remember(self.era, cka_id, object, Proof::Answered);
+                    Ok(Some(Presence::Proven))
+                }
+                Ok(Answer::Wrong) => Ok(None),
+                Err(fault) if fault.is_stale_handle() => Ok(None),
+                Err(fault) => Err(fault),
+            },
+        }
+    }
+
     /// Destroys every object with this `CKA_ID`, and tells how many there were.
     pub fn destroy(&mut self, cka_id: &[u8]) -> Result<usize, Fault> {
         check_cka_id(cka_id)?;
-        self.token.handles().forget(cka_id);
-        let _alone = self.token.changing();
-        let objects = self.raw.find_objects(&[Attribute::Id(cka_id.to_vec())])?;
+        let token = self.token.clone();
+        let _alone = token.changing();
+        token.handles().forget(cka_id);
+        let objects = self.search(&[Attribute::Id(cka_id.to_vec())], MOST)?;
         if objects.is_empty() {
             self.sees_the_token()?;
         }
         for &object in &objects {
             self.raw.destroy_object(object)?;
         }
+        token.handles().vacate(self.era, cka_id);
         Ok(objects.len())
     }
 
-    /// A key's handle, remembered or looked up.
-    pub(super) fn key(&mut self, cka_id: &[u8]) -> Result<ObjectHandle, Fault> {
-        if let Some(handle) = self.token.handles().recall(cka_id) {
-            return Ok(handle);
-        }
-        match self.look(cka_id)? {
-            Lookup::Found(handle) => {
-                self.token.handles().remember(cka_id, handle);
-                Ok(handle)
-            }
-            Lookup::Missing => Err(missing("no such key in the token")),
-            Lookup::Different => Err(missing("under this CKA_ID is another object, or more than one")),
-        }
-    }
-
-    fn look(&self, cka_id: &[u8]) -> Result<Lookup, Fault> {
-        check_cka_id(cka_id)?;
-        let _unchanging = self.token.unchanging();
-        self.find(cka_id)
-    }
-
-    /// That nothing has this id. Only between the look and the making of the key may nobody else make one.
-    fn check_free(&self, cka_id: &[u8]) -> Result<(), Fault> {
-        match self.find(cka_id)? {
-            Lookup::Missing => Ok(()),
-            Lookup::Found(_) | Lookup::Different => {
-                Err(Fault::bad_input("there is an object with this CKA_ID already"))
-            }
-        }
-    }
-
-    fn find(&self, cka_id: &[u8]) -> Result<Lookup, Fault> {
-        let id = Attribute::Id(cka_id.to_vec());
-        let template = [Attribute::Class(ObjectClass::SECRET_KEY), Attribute::Token(true), id];
-        let found = self.raw.iter_objects(&template)?.take(2).collect::<Result<Vec<_>, _>>()?;
-        match found[..] {
-            [] => {
-                self.sees_the_token()?;
-                Ok(Lookup::Missing)
-            }
-            [one] if self.is_ours(one)? => Ok(Lookup::Found(one)),
-            [..] => Ok(Lookup::Different),
-        }
-    }
-
-    fn is_ours(&self, object: ObjectHandle) -> Result<bool, Fault> {
-        let attributes = self.raw.get_attributes(object, &[AttributeType::KeyType, AttributeType::Label])?;
-        let aes = attributes.contains(&Attribute::KeyType(KeyType::AES));
-        let labelled = attributes
-            .iter()
-            .any(|attribute| matches!(attribute, Attribute::Label(label) if label.starts_with(OUR_LABEL.as_bytes())));
-        Ok(aes && labelled)
+    /// Makes an object under a free id. While it is being made, and if that fails, only a search tells what is there.
+    fn make_one(
+        &mut self,
+        cka_id: &[u8],
+        make: impl FnOnce(&mut Self) -> Result<ObjectHandle, Fault>,
+    ) -> Result<ObjectHandle, Fault> {
+        let token = self.token.clone();
+        let _alone = token.changing();
+        self.check_free(cka_id)?;
+        token.handles().expect(self.era, cka_id);
+        make(self)
     }
 
     fn wrap_and_prove(&mut self, new: &NewKey<'_>, key: ObjectHandle) -> Result<Created, Fault> {
         let wrapped = match new.kek {
-            Some(kek) => self.with_key(kek, |session, kek| session.wrap_under(kek, key))?,
+            Some(kek) => self.with_kek(kek, |session, kek| session.wrap_under(kek, key))?,
             None => Vec::new(),
         };
         let probe = probe::make(self, new.cka_id, key)?;
@@ -211,14 +188,52 @@ impl Session {
     }
 
     /// Destroys what a failed call had made. If that fails too, nobody knows what is there.
-    pub(super) fn undo(&self, object: ObjectHandle, fault: Fault) -> Fault {
-        let _alone = self.token.changing();
-        match self.raw.destroy_object(object) {
+    pub(super) fn undo(&self, object: ObjectHandle, cka_id: &[u8], fault: Fault) -> Fault {
+        match self.unmake(object, cka_id) {
             Ok(()) => fault,
-            Err(_) => Fault { bucket: Bucket::Unknown, ..fault },
+            Err(_) => Fault { bucket: Bucket::Unknown, session: fault.session.max(After::Reopen), ..fault },
         }
     }
+
+    fn unmake(&self, object: ObjectHandle, cka_id: &[u8]) -> Result<(), Fault> {
+        let _alone = self.token.changing();
+        self.raw.destroy_object(object)?;
+        self.token.handles().vacate(self.era, cka_id);
+        Ok(())
+    }
 }
+
+/// The attributes of a key at hand that are not as keyway makes them.
+pub(super) fn differing(has: &[Attribute]) -> Vec<AttributeType> {
+    let wanted = data_key(&NewKey { cka_id: b"", label: "", kek: Some(b"") });
+    let own = wanted.iter().filter(|it| !matches!(it, Attribute::Id(_) | Attribute::Label(_)));
+    let mut differing: Vec<_> =
+        own.filter(|attribute| !has.contains(attribute)).map(Attribute::attribute_type).collect();
+    // SoftHSM2 does not know the length of a key that it unwrapped, and says 0.
+    let fits = |length: u64| length == 0 || length == AES_256_BYTES;
+    if has.iter().any(|attribute| matches!(attribute, Attribute::ValueLen(length) if !fits(**length))) {
+        differing.push(AttributeType::ValueLen);
+    }
+    differing
+}
+
+/// The attributes that every key of ours has alike, for [`differing`].
+pub(super) const COMPARED: [AttributeType; 14] = [
+    AttributeType::Class,
+    AttributeType::KeyType,
+    AttributeType::Token,
+    AttributeType::Private,
+    AttributeType::Sensitive,
+    AttributeType::Extractable,
+    AttributeType::WrapWithTrusted,
+    AttributeType::Encrypt,
+    AttributeType::Decrypt,
+    AttributeType::Wrap,
+    AttributeType::Unwrap,
+    AttributeType::Derive,
+    AttributeType::Copyable,
+    AttributeType::ValueLen,
+];
 
 /// What every data key is made or unwrapped with. `WRAP_WITH_TRUSTED` can only be set here, and is what keeps the user
 /// himself from exporting the key; a copy could be made without it, so there are no copies.
@@ -253,14 +268,6 @@ pub(super) fn check_name(new: &NewKey<'_>) -> Result<(), Fault> {
     Ok(())
 }
 
-fn check_cka_id(cka_id: &[u8]) -> Result<(), Fault> {
-    if (1..=MAX_CKA_ID).contains(&cka_id.len()) { Ok(()) } else { Err(Fault::bad_input("a CKA_ID has 1 to 64 bytes")) }
-}
-
-fn missing(why: &'static str) -> Fault {
-    Fault::refused(Bucket::Node, Kind::KeyMissing, why)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -275,12 +282,26 @@ mod tests {
     }
 
     #[test]
+    fn a_key_is_compared_with_how_it_would_be_made() {
+        let mut key = data_key(&NewKey { cka_id: b"id", label: "keyway:a", kek: Some(b"kek") });
+        key.push(Attribute::ValueLen(AES_256_BYTES.into()));
+        assert_eq!(differing(&key), []);
+        assert!(COMPARED.iter().all(|kind| key.iter().any(|attribute| attribute.attribute_type() == *kind)));
+        let loose: Vec<_> = key
+            .into_iter()
+            .filter(|attribute| *attribute != Attribute::Copyable(false))
+            .map(|attribute| if attribute == Attribute::Wrap(false) { Attribute::Wrap(true) } else { attribute })
+            .collect();
+        assert_eq!(differing(&loose), [AttributeType::Wrap, AttributeType::Copyable]);
+    }
+
+    #[test]
     fn a_key_that_could_not_be_found_again_is_not_made() {
         let good = NewKey { cka_id: b"id", label: "keyway:a", kek: None };
         assert!(check_name(&good).is_ok());
         for bad in [
             NewKey { cka_id: b"", ..good },
-            NewKey { cka_id: &[0; MAX_CKA_ID + 1], ..good },
+            NewKey { cka_id: &[0; 65], ..good },
             NewKey { label: "someone else's", ..good },
         ] {
             assert_eq!(check_name(&bad).unwrap_err().kind, Kind::BadInput);

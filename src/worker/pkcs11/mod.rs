@@ -10,10 +10,13 @@
 //! reads a clock or starts a thread. Only [`raw`] has unsafe code.
 
 mod ceremony;
+mod ckr;
 mod fault;
 mod handles;
+mod health;
 mod inventory;
 mod key;
+mod lookup;
 mod module;
 mod pin;
 mod probe;
@@ -22,7 +25,9 @@ mod session;
 mod token;
 
 pub use ceremony::{Kek, Offer};
-pub use fault::{After, Bucket, Fault, Kind};
+pub use fault::{Bucket, Fault, Kind};
+pub use health::Canary;
+pub use inventory::Page;
 pub use key::{NewKey, Presence};
 pub use module::Module;
 pub use pin::Pin;

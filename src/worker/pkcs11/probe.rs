@@ -5,6 +5,7 @@
 
 use cryptoki::object::ObjectHandle;
 
+use super::fault::After;
 use super::session::{NONCE_LEN, Nonce, TAG_LEN};
 use super::{Fault, Kind, Session};
 
@@ -30,8 +31,10 @@ pub(super) fn ask(session: &mut Session, cka_id: &[u8], key: ObjectHandle, probe
     match session.unseal(key, nonce, AAD, sealed) {
         Ok(text) if text.as_slice() == message(cka_id) => Ok(Answer::Right),
         Ok(_) => Ok(Answer::Wrong),
-        Err(fault) if fault.kind == Kind::BadCiphertext || fault.is_ambiguous() => {
+        Err(fault) if fault.kind == Kind::BadCiphertext || fault.is_ambiguous || fault.is_of_another_object() => {
             session.sees_the_token()?;
+            // Not for all sessions: this is one key's answer, and what it came of is looked at by whoever asked.
+            session.suffer(&Fault { session: fault.session.min(After::Reopen), ..fault });
             Ok(Answer::Wrong)
         }
         Err(fault) => Err(fault),

@@ -42,10 +42,15 @@ type Unwrap = unsafe extern "C" fn(
     *mut CK_OBJECT_HANDLE,
 ) -> CK_RV;
 type ReadAttributes = unsafe extern "C" fn(CK_SESSION_HANDLE, CK_OBJECT_HANDLE, *mut CK_ATTRIBUTE, CK_ULONG) -> CK_RV;
+type FindInit = unsafe extern "C" fn(CK_SESSION_HANDLE, *mut CK_ATTRIBUTE, CK_ULONG) -> CK_RV;
+type Find = unsafe extern "C" fn(CK_SESSION_HANDLE, *mut CK_OBJECT_HANDLE, CK_ULONG, *mut CK_ULONG) -> CK_RV;
+type FindFinal = unsafe extern "C" fn(CK_SESSION_HANDLE) -> CK_RV;
 type ListMechanisms = unsafe extern "C" fn(CK_SLOT_ID, *mut CK_MECHANISM_TYPE, *mut CK_ULONG) -> CK_RV;
 
 /// More mechanisms than any token lists.
 const MOST_MECHANISMS: usize = 4096;
+/// Handles that one call of a search brings at most.
+const HANDLES_AT_A_TIME: usize = 1024;
 
 /// The library's functions that are called without cryptoki in between.
 pub struct Calls {
@@ -56,6 +61,9 @@ pub struct Calls {
     generate_key: Generate,
     unwrap_key: Unwrap,
     read_attributes: ReadAttributes,
+    find_init: FindInit,
+    find: Find,
+    find_final: FindFinal,
     list_mechanisms: ListMechanisms,
     // Holds the library in memory, which the pointers above need.
     _library: cryptoki_sys::Pkcs11,
@@ -110,6 +118,9 @@ impl Calls {
             generate_key: list.C_GenerateKey.ok_or_else(lacking)?,
             unwrap_key: list.C_UnwrapKey.ok_or_else(lacking)?,
             read_attributes: list.C_GetAttributeValue.ok_or_else(lacking)?,
+            find_init: list.C_FindObjectsInit.ok_or_else(lacking)?,
+            find: list.C_FindObjects.ok_or_else(lacking)?,
+            find_final: list.C_FindObjectsFinal.ok_or_else(lacking)?,
             list_mechanisms: list.C_GetMechanismList.ok_or_else(lacking)?,
             _library: library,
         })))
@@ -207,6 +218,46 @@ impl Calls {
         Ok(true)
     }
 
+    /// The objects that match, `most` of them at most. The search is ended whatever comes of it, and if that fails, so does this.
+    pub(super) fn find(
+        &self,
+        session: &Session,
+        template: &[Attribute],
+        most: usize,
+    ) -> Result<Vec<ObjectHandle>, Fault> {
+        let mut wanted: Vec<CK_ATTRIBUTE> = template.iter().map(CK_ATTRIBUTE::from).collect();
+        // SAFETY: the template lives until the call returns, and the library copies what it keeps.
+        let ckr = unsafe { (self.find_init)(session.handle(), wanted.as_mut_ptr(), wanted.len() as CK_ULONG) };
+        if ckr != CKR_OK {
+            return Err(Fault::read(Function::FindObjectsInit, ckr));
+        }
+        let found = self.found(session, most);
+        // SAFETY: ends what `find_init` began.
+        let ckr = unsafe { (self.find_final)(session.handle()) };
+        match (found, ckr) {
+            (found, CKR_OK) => found,
+            (Err(fault), _) => Err(fault.with_an_operation_left()),
+            (Ok(_), ckr) => Err(Fault::read(Function::FindObjectsFinal, ckr).with_an_operation_left()),
+        }
+    }
+
+    fn found(&self, session: &Session, most: usize) -> Result<Vec<ObjectHandle>, Fault> {
+        let (mut numbers, mut found) = ([0; HANDLES_AT_A_TIME], Vec::new());
+        while found.len() < most {
+            let (room, mut count) = (HANDLES_AT_A_TIME.min(most - found.len()), 0);
+            // SAFETY: `numbers` has room for as many.
+            let ckr = unsafe { (self.find)(session.handle(), numbers.as_mut_ptr(), room as CK_ULONG, &raw mut count) };
+            let count = usize::try_from(count).unwrap_or(usize::MAX);
+            match ckr {
+                CKR_OK if count == 0 => break,
+                CKR_OK if count <= room => found.extend(numbers[..count].iter().copied().map(object)),
+                CKR_OK => return Err(Fault::read(Function::FindObjects, CKR_GENERAL_ERROR)),
+                _ => return Err(Fault::read(Function::FindObjects, ckr)),
+            }
+        }
+        Ok(found)
+    }
+
     pub(super) fn mechanisms(&self, slot: Slot) -> Result<Vec<u64>, Fault> {
         let mut numbers: Vec<CK_MECHANISM_TYPE> = vec![0; MOST_MECHANISMS];
         let mut count = MOST_MECHANISMS as CK_ULONG;
@@ -279,8 +330,13 @@ fn handle(function: Function, ckr: CK_RV, made: CK_OBJECT_HANDLE) -> Result<Obje
     if ckr != CKR_OK {
         return Err(Fault::read(function, ckr));
     }
-    // SAFETY: the library has just given this handle out.
-    Ok(unsafe { ObjectHandle::new_from_raw(made) })
+    Ok(object(made))
+}
+
+/// A number that the library gave out, as a handle.
+pub(super) fn object(number: CK_OBJECT_HANDLE) -> ObjectHandle {
+    // SAFETY: only a number, which the library checks whenever it is used.
+    unsafe { ObjectHandle::new_from_raw(number) }
 }
 
 fn lacking() -> Fault {

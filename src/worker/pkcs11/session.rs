@@ -7,6 +7,7 @@ use cryptoki::object::ObjectHandle;
 use zeroize::Zeroizing;
 
 use super::fault::{After, Bucket, Kind};
+use super::handles::Era;
 use super::probe::Answer;
 use super::{Fault, Token, probe};
 
@@ -34,19 +35,39 @@ pub struct Sealed {
 pub struct Session {
     pub(super) raw: cryptoki::session::Session,
     pub(super) token: Token,
+    /// Which handles it may use.
+    pub(super) era: Era,
     nonces: Nonces,
+    is_spoiled: bool,
 }
 
 impl Session {
-    pub(super) fn new(raw: cryptoki::session::Session, token: Token) -> Self {
-        Self { raw, token, nonces: Nonces::default() }
+    pub(super) fn new(raw: cryptoki::session::Session, token: Token, era: Era) -> Self {
+        Self { raw, token, era, nonces: Nonces::default(), is_spoiled: false }
     }
 
-    /// AES-GCM under the named key, with a nonce from the HSM's own generator.
-    pub fn encrypt(&mut self, cka_id: &[u8], aad: &[u8], plaintext: &[u8]) -> Result<Sealed, Fault> {
+    /// Whether it may serve another request: nothing has spoiled it, here or for all sessions of its time.
+    pub fn is_fit(&self) -> bool {
+        !self.is_spoiled && self.era == self.token.handles().era()
+    }
+
+    /// Does what the fault asks for, whatever comes of the request.
+    pub fn suffer(&mut self, fault: &Fault) {
+        match fault.session {
+            After::Keep => {}
+            After::Reopen => self.is_spoiled = true,
+            After::Renew => {
+                self.is_spoiled = true;
+                self.token.handles().forget_all(self.era);
+            }
+        }
+    }
+
+    /// AES-GCM under the named key, with a nonce from the HSM's own generator. The probe proves the key if it has not been used yet.
+    pub fn encrypt(&mut self, cka_id: &[u8], aad: &[u8], plaintext: &[u8], probe: &[u8]) -> Result<Sealed, Fault> {
         check_aad(aad)?;
         check_plaintext(plaintext)?;
-        self.with_key(cka_id, |session, key| session.seal(key, aad, plaintext))
+        self.with_key(cka_id, probe, |session, key| session.seal(key, aad, plaintext))
     }
 
     /// The plaintext. After an answer that could mean either, the key's probe tells whether the ciphertext is bad or the node is.
@@ -63,8 +84,8 @@ impl Session {
         if !(TAG_LEN + 1..=TAG_LEN + MAX_PLAINTEXT).contains(&sealed.len()) {
             return Err(Fault::refused(Bucket::Input, Kind::BadCiphertext, "no ciphertext has this length"));
         }
-        self.with_key(cka_id, |session, key| match session.unseal(key, nonce, aad, sealed) {
-            Err(fault) if fault.is_ambiguous() => Err(session.tell_apart(cka_id, key, probe, fault)),
+        self.with_key(cka_id, probe, |session, key| match session.unseal(key, nonce, aad, sealed) {
+            Err(fault) if fault.is_ambiguous => Err(session.tell_apart(cka_id, key, probe, fault)),
             other => other,
         })
     }
@@ -95,23 +116,6 @@ impl Session {
         self.token.module().calls.decrypt_gcm(&self.raw, key, nonce, aad, sealed)
     }
 
-    /// Does `work` with the key's handle. A handle found stale is looked up once more: the key may have been made anew under the same id.
-    pub(super) fn with_key<T>(
-        &mut self,
-        cka_id: &[u8],
-        mut work: impl FnMut(&mut Self, ObjectHandle) -> Result<T, Fault>,
-    ) -> Result<T, Fault> {
-        let key = self.key(cka_id)?;
-        match work(self, key) {
-            Err(fault) if fault.is_stale_handle() => {
-                self.token.handles().forget(cka_id);
-                let key = self.key(cka_id)?;
-                work(self, key)
-            }
-            other => other,
-        }
-    }
-
     fn tell_apart(&mut self, cka_id: &[u8], key: ObjectHandle, probe: &[u8], fault: Fault) -> Fault {
         if probe.is_empty() {
             return Fault { bucket: Bucket::Unknown, ..fault };
@@ -120,8 +124,10 @@ impl Session {
             Ok(Answer::Right) => {
                 Fault { bucket: Bucket::Input, kind: Kind::BadCiphertext, session: After::Keep, ..fault }
             }
+            Err(why) if matches!(why.bucket, Bucket::Node | Bucket::Session) => why,
+            // It had answered under this handle before: the numbers may have been given out anew.
             Ok(Answer::Wrong) | Err(_) => {
-                Fault { bucket: Bucket::Node, kind: Kind::Device, session: After::Reopen, ..fault }
+                Fault { bucket: Bucket::Node, kind: Kind::Device, session: After::Renew, ..fault }
             }
         }
     }

@@ -8,8 +8,9 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use cryptoki::session::SessionState;
 use cryptoki::slot::{Slot, TokenInfo};
 
-use super::fault::{Bucket, Kind};
+use super::fault::{After, Bucket, Kind};
 use super::handles::Handles;
+use super::inventory::Listings;
 use super::{Fault, Module, Pin, Session};
 
 /// How a token is told from the others.
@@ -44,6 +45,7 @@ struct Found {
     slot: Slot,
     info: TokenInfo,
     handles: Handles,
+    listings: Listings,
     /// Held for writing by who makes or destroys objects, for reading by who searches them.
     objects: RwLock<()>,
 }
@@ -90,14 +92,23 @@ impl Token {
 
     /// A read-write session: some libraries refuse the other kind.
     pub fn open_session(&self) -> Result<Session, Fault> {
-        let raw = self.0.module.library.open_rw_session(self.0.slot)?;
-        Ok(Session::new(raw, self.clone()))
+        // Asked before: a session that is opened while an era ends is not of the next one.
+        let era = self.handles().era();
+        match self.0.module.library.open_rw_session(self.0.slot).map_err(Fault::from) {
+            Ok(raw) => Ok(Session::new(raw, self.clone(), era)),
+            Err(fault) => {
+                if fault.session == After::Renew {
+                    self.handles().forget_all(era);
+                }
+                Err(fault)
+            }
+        }
     }
 
     /// Whether this very token still answers. A token that has vanished can look like an empty one to everything else.
     pub(super) fn still_there(&self) -> Result<(), Fault> {
         let info = self.0.module.library.get_token_info(self.0.slot);
-        let info = info.map_err(|error| Fault { kind: Kind::TokenAbsent, ..error.into() })?;
+        let info = info.map_err(|error| Fault { kind: Kind::TokenAbsent, session: After::Renew, ..error.into() })?;
         if info.serial_number() == self.serial() { Ok(()) } else { Err(absent("another token is in this slot")) }
     }
 
@@ -131,6 +142,10 @@ impl Token {
         &self.0.handles
     }
 
+    pub(super) fn listings(&self) -> &Listings {
+        &self.0.listings
+    }
+
     /// The token's objects, to change them. SoftHSM2 fails a generation that another thread's search or generation comes
     /// across, and every token has a moment in which a new key is nameless.
     pub(super) fn changing(&self) -> RwLockWriteGuard<'_, ()> {
@@ -148,6 +163,7 @@ impl Token {
             slot,
             info,
             handles: Handles::default(),
+            listings: Listings::default(),
             objects: RwLock::default(),
         }))
     }
@@ -194,15 +210,21 @@ impl Session {
     /// That an empty answer may be believed: the token is there, and the user still logged in to it.
     pub(super) fn sees_the_token(&self) -> Result<(), Fault> {
         self.token.still_there()?;
+        self.is_logged_in()
+    }
+
+    /// That the session lives and its user is still logged in. Says nothing of the token: one that has vanished still answers this.
+    pub fn is_logged_in(&self) -> Result<(), Fault> {
         match self.raw.get_session_info()?.session_state() {
             SessionState::RwUser | SessionState::RoUser => Ok(()),
             SessionState::RoPublic | SessionState::RwPublic | SessionState::RwSecurityOfficer => {
-                Err(Fault::refused(Bucket::Node, Kind::LoginLost, "the user is no longer logged in"))
+                let lost = Fault::refused(Bucket::Node, Kind::LoginLost, "the user is no longer logged in");
+                Err(Fault { session: After::Renew, ..lost })
             }
         }
     }
 }
 
 fn absent(why: &'static str) -> Fault {
-    Fault::refused(Bucket::Node, Kind::TokenAbsent, why)
+    Fault { session: After::Renew, ..Fault::refused(Bucket::Node, Kind::TokenAbsent, why) }
 }

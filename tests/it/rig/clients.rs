@@ -89,6 +89,12 @@ impl Clients {
         self.stores.connect_key_store(request).await.expect("connecting begins");
     }
 
+    /// Puts an HSM back into use, and perhaps has its password tried once more.
+    pub async fn resume_hsm(&mut self, cluster: &str, hsm: &str, allow_one_login: bool) {
+        let request = pb::ResumeHsmRequest { cluster_id: cluster.to_owned(), hsm_id: hsm.to_owned(), allow_one_login };
+        self.clusters.resume_hsm(request).await.expect("it is resumed");
+    }
+
     pub async fn disconnect(&mut self, id: &str) {
         let request = pb::DisconnectKeyStoreRequest { key_store_id: id.to_owned(), drain_timeout: None };
         self.stores.disconnect_key_store(request).await.expect("disconnecting begins");

@@ -3,6 +3,7 @@
 mod clients;
 pub mod generic;
 mod holdings;
+mod load;
 mod pki;
 mod raw;
 mod refusal;
@@ -15,8 +16,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+pub use faulty_pkcs11::Faults;
+
 pub use clients::{Clients, pb, reason};
 pub use holdings::Holdings;
+pub use load::Load;
 pub use pki::Authority;
 pub use raw::raw_call;
 pub use refusal::refused;
@@ -25,11 +29,15 @@ pub use served::{Served, refused_configuration};
 /// How long anything here is waited for. Only a test that fails waits so long.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Where Debian has it.
+const SOFTHSM2: &str = "/usr/lib/softhsm/libsofthsm2.so";
+
 /// A daemon, its nodes, and their data directory.
 pub struct Rig {
     pub home: tempfile::TempDir,
     nodes: u8,
     zones: u8,
+    faulty: bool,
     daemon: Option<Child>,
     announced: Value,
 }
@@ -39,13 +47,14 @@ pub struct Builder {
     nodes: u8,
     zones: u8,
     seams: bool,
+    faulty: bool,
 }
 
 impl Rig {
     /// Three nodes in three zones, unless told otherwise.
     #[allow(clippy::new_ret_no_self, reason = "a rig is built in sentences")]
     pub fn new() -> Builder {
-        Builder { nodes: 3, zones: 3, seams: false }
+        Builder { nodes: 3, zones: 3, seams: false, faulty: false }
     }
 
     pub fn data_dir(&self) -> PathBuf {
@@ -109,8 +118,12 @@ impl Rig {
     pub fn start_daemon_with(&mut self, flags: &[&str]) {
         let _ = std::fs::remove_file(self.path("cluster.json"));
         let log = std::fs::File::create(self.home.path().join("daemon.log")).expect("our directory");
-        let daemon = Command::new(env!("CARGO_BIN_EXE_keyway"))
-            .args(["dev", "--grpc-addr", "127.0.0.1:0"])
+        let mut command = Command::new(env!("CARGO_BIN_EXE_keyway"));
+        command.args(["dev", "--grpc-addr", "127.0.0.1:0"]);
+        if self.faulty {
+            command.arg("--softhsm2").arg(self.module());
+        }
+        let daemon = command
             .args(flags)
             .args(["--nodes", &self.nodes.to_string(), "--zones", &self.zones.to_string()])
             .arg("--data-dir")
@@ -222,16 +235,48 @@ impl Rig {
         pkcs11_tool(&self.token_configuration(hsm), &self.password(), &args);
     }
 
-    /// Removes everything in a node's token but the token itself, as when it is restored from an empty backup.
+    /// The token itself stays; everything in it goes, as when a node is restored from an empty backup.
     pub fn empty_token(&self, hsm: &str) {
         let tokens = self.path(&format!("hsms/{hsm}/kmsuser/tokens"));
-        let files = std::fs::read_dir(tokens).expect("tokens").flatten();
-        for file in files.flat_map(|token| std::fs::read_dir(token.path()).expect("a token").flatten()) {
-            let name = file.file_name().into_string().expect("ASCII");
-            if name.ends_with(".object") && name != "token.object" {
-                std::fs::remove_file(file.path()).expect("it is ours");
+        for token in std::fs::read_dir(tokens).expect("a token").flatten() {
+            for file in std::fs::read_dir(token.path()).expect("its objects").flatten() {
+                let name = file.file_name().into_string().expect("SoftHSM2's names");
+                if name.ends_with(".object") && name != "token.object" {
+                    std::fs::remove_file(file.path()).expect("ours");
+                }
             }
         }
+    }
+
+    /// Changes the user's password in a node's token, as another program with the old one could.
+    pub fn change_password(&self, hsm: &str, new: &str) {
+        let new = format!("kmsuser:{new}");
+        pkcs11_tool(&self.token_configuration(hsm), &self.password(), &["--change-pin", "--new-pin", &new]);
+    }
+
+    /// What the daemon holds of the system.
+    pub fn resources(&self) -> Resources {
+        let pid = self.daemon.as_ref().expect("running").id();
+        let entries = |name: &str| std::fs::read_dir(format!("/proc/{pid}/{name}")).expect("it lives").count();
+        let locks = std::fs::read_to_string("/proc/locks").expect("Linux");
+        let own = pid.to_string();
+        Resources {
+            threads: entries("task"),
+            descriptors: entries("fd"),
+            processes: children(pid),
+            locks: locks.lines().filter(|line| line.split_whitespace().nth(4) == Some(&own)).count(),
+        }
+    }
+
+    /// What goes wrong in a node's HSM, and what was asked of it. Only of a rig that is `faulty`.
+    pub fn faults(&self, hsm: &str) -> Faults {
+        assert!(self.faulty, "built with .faulty()");
+        Faults::beside(&self.token_configuration(hsm))
+    }
+
+    /// The PKCS#11 library of its nodes.
+    fn module(&self) -> PathBuf {
+        if self.faulty { faulty_library() } else { PathBuf::from(SOFTHSM2) }
     }
 
     fn token_configuration(&self, hsm: &str) -> PathBuf {
@@ -256,9 +301,16 @@ impl Builder {
         self
     }
 
+    /// With HSMs that fail when they are told to: see `Rig::faults`.
+    pub fn faulty(mut self) -> Self {
+        self.faulty = true;
+        self
+    }
+
     pub fn start(self) -> Rig {
         let home = tempfile::Builder::new().prefix("keyway-it-").tempdir().expect("a temporary directory");
-        let mut rig = Rig { home, nodes: self.nodes, zones: self.zones, daemon: None, announced: Value::Null };
+        let Self { nodes, zones, seams: _, faulty } = self;
+        let mut rig = Rig { home, nodes, zones, faulty, daemon: None, announced: Value::Null };
         if self.seams {
             std::fs::create_dir_all(rig.path("daemon/seams")).expect("our directory");
         }
@@ -292,6 +344,13 @@ impl Drop for Rig {
     }
 }
 
+/// SoftHSM2 that fails on command. Cargo builds it beside the tests.
+pub fn faulty_library() -> PathBuf {
+    let library = std::env::current_exe().expect("this test").with_file_name("libfaulty_pkcs11.so");
+    assert!(library.is_file(), "{} is built with the tests", library.display());
+    library
+}
+
 /// Polls until there is an answer.
 pub fn wait<T>(mut look: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
@@ -316,6 +375,29 @@ pub async fn wait_async<T, F: Future<Output = Option<T>>>(mut look: impl FnMut()
     }
 }
 
+/// What a daemon holds of the system.
+#[derive(Debug, Clone, Copy)]
+pub struct Resources {
+    pub threads: usize,
+    pub descriptors: usize,
+    /// Its children, ended ones that nobody waited for among them.
+    pub processes: usize,
+    pub locks: usize,
+}
+
+/// `kill -9`.
+pub fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a pid");
+    // It may have ended by itself.
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+}
+
+fn children(parent: u32) -> usize {
+    let threads = std::fs::read_dir(format!("/proc/{parent}/task")).expect("it lives").flatten();
+    let of_each = threads.map(|thread| std::fs::read_to_string(thread.path().join("children")).unwrap_or_default());
+    of_each.map(|children| children.split_whitespace().count()).sum()
+}
+
 /// An object in a token.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Object {
@@ -327,7 +409,7 @@ pub struct Object {
 fn pkcs11_tool(configuration: &Path, password: &str, args: &[&str]) -> String {
     let output = Command::new("pkcs11-tool")
         .env("SOFTHSM2_CONF", configuration)
-        .args(["--module", "/usr/lib/softhsm/libsofthsm2.so", "--login", "--pin"])
+        .args(["--module", SOFTHSM2, "--login", "--pin"])
         .arg(format!("kmsuser:{password}"))
         .args(args)
         .output()
@@ -360,7 +442,7 @@ pub fn objects(configuration: &Path, password: &str) -> Vec<Object> {
 fn token_info(configuration: &Path) -> String {
     let output = Command::new("pkcs11-tool")
         .env("SOFTHSM2_CONF", configuration)
-        .args(["--module", "/usr/lib/softhsm/libsofthsm2.so", "--list-slots"])
+        .args(["--module", SOFTHSM2, "--list-slots"])
         .output()
         .expect("opensc is installed by scripts/test");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

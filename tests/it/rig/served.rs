@@ -175,11 +175,12 @@ zone = "us-east-1{zone}"
 
 [clusters.{cluster}.nodes.hsm-{number}]
 subnet = "subnet-{zone}{number}"
-module = "/usr/lib/softhsm/libsofthsm2.so"
+module = {module:?}
 token = {{ label = "hsm-{number}.kmsuser" }}
 environment = {{ SOFTHSM2_CONF = {configuration:?} }}
 so_pin_file = {so_pin:?}
 "#,
+        module = rig.module(),
         configuration = rig.path(&format!("hsms/hsm-{number}/kmsuser/softhsm2.conf")),
         so_pin = rig.path(&format!("hsms/hsm-{number}/so-pin")),
     )

@@ -1,0 +1,124 @@
+//! Looks after each node that serves: is it the token it was, does its canary answer, and how soon.
+//!
+//! A node's word that all is well proves nothing: a token whose directory has vanished goes on saying
+//! `CKR_OK`. So each half second the token's serial number is read and its canary used, by one small
+//! request of our own. What callers send decides nothing here, beyond having the node looked at sooner.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::clock;
+use crate::link::v1::fault::Kind;
+use crate::link::v1::{self, Request, request::Verb};
+use crate::node::CallError;
+
+use super::connection::Connection;
+use super::pace;
+
+/// How often a node is looked at.
+const EVERY: Duration = Duration::from_millis(500);
+/// A node under suspicion is looked at no more often than this.
+const AT_MOST_EVERY: Duration = Duration::from_millis(50);
+/// A canary that takes longer is as slow as can be; that nothing is stuck is the link's care.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Looks after the node until told to stop.
+pub(super) async fn keep_checked(connection: Arc<Connection>, index: usize, mut stop: watch::Receiver<bool>) {
+    tokio::select! {
+        () = keep(&connection, index) => {}
+        _ = stop.wait_for(|stop| *stop) => {}
+    }
+}
+
+async fn keep(connection: &Connection, index: usize) {
+    let member = &connection.members()[index];
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(EVERY) => {}
+            () = async {
+                tokio::time::sleep(AT_MOST_EVERY).await;
+                member.suspected.notified().await;
+            } => {}
+        }
+        if let Some(load) = member.proved_load() {
+            check(connection, index, load.login).await;
+        }
+    }
+}
+
+async fn check(connection: &Connection, index: usize, login: u64) {
+    // Unread records say nothing about the node.
+    let Ok(kek) = connection.kek().await else { return };
+    let Some(canary_probe) = kek.canary_probe else { return };
+    let verb = Verb::CheckToken(v1::CheckToken { canary_cka_id: kek.canary_id.to_vec(), canary_probe: canary_probe.0 });
+    let member = &connection.members()[index];
+    let began = Instant::now();
+    let answer =
+        member.node.call_beside(&mut Request { verb: Some(verb), ..Request::default() }, began + PATIENCE).await;
+    match answer {
+        Ok(_) => {
+            member.lock_checks().last_proof = Some(clock::now());
+            note_pace(connection, index, login, began.elapsed());
+        }
+        Err(CallError::LateAfter) => note_pace(connection, index, login, PATIENCE),
+        // The link's end tells everybody.
+        Err(CallError::Lost | CallError::NotServing | CallError::Full | CallError::LateBefore | CallError::TooLong) => {
+        }
+        Err(CallError::Fault(fault)) => heed(connection, index, login, &fault),
+    }
+}
+
+fn heed(connection: &Connection, index: usize, login: u64, fault: &v1::Fault) {
+    let member = &connection.members()[index];
+    let hsm = member.node.hsm();
+    match fault.kind() {
+        Kind::KeyMissing => {
+            tracing::warn!(%hsm, "the canary is gone: the token was emptied, or is another");
+            member.set_proved(0);
+            member.doubted.notify_one();
+        }
+        // Late: it waited too long behind others. Capacity: busy, not broken. Protocol and input faults would be ours.
+        Kind::Late | Kind::Capacity | Kind::Protocol | Kind::BadInput | Kind::Unsupported => {
+            tracing::debug!(%hsm, function = fault.function, ckr = fault.ckr, "the canary was not asked");
+        }
+        Kind::Unspecified
+        | Kind::BadCiphertext
+        | Kind::LoginLost
+        | Kind::PinIncorrect
+        | Kind::PinLocked
+        | Kind::UserLoggedIn
+        | Kind::PinRefused
+        | Kind::TokenAbsent
+        | Kind::Module
+        | Kind::Device => {
+            let reason = format!("its canary does not answer: {} answered 0x{:x}", fault.function, fault.ckr);
+            member.node.give_up(login, &reason);
+        }
+    }
+}
+
+/// A node much slower than its siblings is put aside until it is as quick again.
+fn note_pace(connection: &Connection, index: usize, login: u64, took: Duration) {
+    let member = &connection.members()[index];
+    let others = connection.members().iter().enumerate().filter(|(other, it)| *other != index && it.is_proved());
+    let siblings = pace::of_siblings(others.filter_map(|(_, it)| it.lock_checks().pace.typical()).collect());
+    let mut checks = member.lock_checks();
+    let was = checks.pace.is_slow();
+    checks.pace.note(took, siblings);
+    let is = checks.pace.is_slow();
+    drop(checks);
+    if was != is {
+        let reason = match (is, siblings) {
+            (true, Some(siblings)) => format!("its canary takes {took:.0?}, the others' {siblings:.0?}"),
+            (true, None) | (false, _) => "as quick as the others again".to_owned(),
+        };
+        tracing::warn!(hsm = %member.node.hsm(), slow = is, reason, "a node's pace changed");
+    }
+    member.set_slow(is);
+    let reason =
+        if is { "much slower than its siblings; asked when no other can be" } else { "logged in, proved and level" };
+    member.node.pace(login, is, reason);
+}

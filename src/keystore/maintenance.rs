@@ -1,0 +1,111 @@
+//! An operator takes an HSM out of use, and back into it.
+//!
+//! Written down first, so that it outlives the daemon; then told to the node, if somebody is logged in there.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLockWriteGuard};
+use std::time::Duration;
+
+use crate::authz::{Permit, action};
+use crate::clock;
+use crate::cluster::Connection;
+use crate::model::{ClusterId, HsmId, Username};
+use crate::node::Health;
+
+use super::{Error, KeyStores};
+
+/// Whether a refused password may be tried once more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Logins {
+    AllowOne,
+    AsBefore,
+}
+
+impl KeyStores {
+    /// No new calls go to the HSM until it is resumed; running ones get `limit`.
+    pub async fn drain_hsm(
+        &self,
+        _permit: Permit<action::DrainHsm>,
+        cluster: &ClusterId,
+        hsm: &HsmId,
+        note: String,
+        limit: Duration,
+    ) -> Result<(), Error> {
+        self.declared(cluster, hsm)?;
+        let (this, cluster, hsm) = (self.clone(), cluster.clone(), hsm.clone());
+        self.outlive(async move {
+            this.0.records.drain_hsm(&cluster, &hsm, &note, clock::now()).await?;
+            this.write_drained().insert((cluster.clone(), hsm.clone()), note.clone());
+            this.0.listed.send_modify(|count| *count += 1);
+            if let Some(connection) = this.connection_on(&cluster)
+                && let Some(member) = connection.member(&hsm)
+            {
+                member.node.drain(note, limit);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Back into use, after a drain, a refused login, or the replacement of its token.
+    pub async fn resume_hsm(
+        &self,
+        _permit: Permit<action::ResumeHsm>,
+        cluster: &ClusterId,
+        hsm: &HsmId,
+        logins: Logins,
+    ) -> Result<(), Error> {
+        self.declared(cluster, hsm)?;
+        let (this, cluster, hsm) = (self.clone(), cluster.clone(), hsm.clone());
+        self.outlive(async move { this.resume_now(&cluster, &hsm, logins).await }).await
+    }
+
+    async fn resume_now(&self, cluster: &ClusterId, hsm: &HsmId, logins: Logins) -> Result<(), Error> {
+        let records = &self.0.records;
+        records.resume_hsm(cluster, hsm).await?;
+        self.write_drained().remove(&(cluster.clone(), hsm.clone()));
+        self.0.listed.send_modify(|count| *count += 1);
+        let connection = self.connection_on(cluster);
+        let member = connection.as_ref().and_then(|connection| connection.member(hsm));
+        if member.is_some_and(|member| member.node.status().borrow().health == Health::WrongIdentity) {
+            // The operator has seen which token is there now, and means that one.
+            records.forget_token_serial(cluster, hsm).await?;
+        }
+        if logins == Logins::AllowOne {
+            let stored = self.on_cluster(cluster).map(|store| store.record().password_version);
+            if let Some(version) = stored {
+                records.allow_one_login(cluster, hsm, &Username::kmsuser(), version).await?;
+            }
+            if let Some(connection) = &connection {
+                connection.allow_another_proof().await;
+            }
+        }
+        if let Some(member) = member {
+            member.node.resume();
+        }
+        Ok(())
+    }
+
+    /// The operator's note on an HSM that is out of use.
+    pub fn drained(&self, cluster: &ClusterId, hsm: &HsmId) -> Option<String> {
+        let drained = self.0.drained.read().unwrap_or_else(PoisonError::into_inner);
+        drained.get(&(cluster.clone(), hsm.clone())).cloned()
+    }
+
+    fn write_drained(&self) -> RwLockWriteGuard<'_, BTreeMap<(ClusterId, HsmId), String>> {
+        self.0.drained.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn declared(&self, cluster: &ClusterId, hsm: &HsmId) -> Result<(), Error> {
+        let settings = self.0.clusters.get(cluster).ok_or_else(|| Error::ClusterNotFound(cluster.clone()))?;
+        if settings.nodes.contains_key(hsm) {
+            Ok(())
+        } else {
+            Err(Error::HsmNotFound { cluster: cluster.clone(), hsm: hsm.clone() })
+        }
+    }
+
+    fn connection_on(&self, cluster: &ClusterId) -> Option<Arc<Connection>> {
+        self.on_cluster(cluster).and_then(|store| store.nodes().borrow().clone())
+    }
+}

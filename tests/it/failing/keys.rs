@@ -1,0 +1,110 @@
+//! Handles that name another key, creations whose answer is lost, devices that answer nonsense.
+
+use faulty_pkcs11::Function::*;
+use faulty_pkcs11::Rule;
+use faulty_pkcs11::ckr::*;
+use tonic::Code;
+
+use super::ready;
+use crate::rig::{Load, kill, pb, reason, wait_async};
+
+#[tokio::test]
+async fn handles_dealt_out_anew_after_a_reset_never_encrypt_under_another_key() {
+    let (rig, mut clients, store, key) = ready().await;
+    let mut keys = vec![key];
+    for _ in 0..4 {
+        keys.push(clients.key(&store).await.key_id);
+    }
+    let mut kept = Vec::new();
+    for round in 0..3_u8 {
+        for hsm in ["hsm-1", "hsm-2", "hsm-3"] {
+            rig.faults(hsm).reboot();
+            for (number, key) in keys.iter().enumerate() {
+                let plaintext = [round, u8::try_from(number).unwrap()];
+                for _ in 0..3 {
+                    kept.push((plaintext, clients.encrypt(key, &plaintext).await));
+                }
+            }
+            clients.all_healthy(&store).await;
+        }
+    }
+    for (plaintext, ciphertext) in kept {
+        assert_eq!(clients.decrypt(&ciphertext).await.unwrap(), plaintext);
+    }
+}
+
+#[tokio::test]
+async fn a_search_that_finds_the_wrong_key_is_not_believed() {
+    let (rig, mut clients, store, key) = ready().await;
+    clients.key(&store).await;
+    rig.faults("hsm-1").set([Rule::find_wrong()]);
+    // A new worker has to look every key up.
+    kill(rig.workers_of("hsm-1")[0]);
+    clients.watch_until(&store, |store| super::node(store, "hsm-1").worker_restarts == 1).await;
+    let mut kept = Vec::new();
+    for number in 0..30_u8 {
+        kept.push((number, clients.encrypt(&key, &[number]).await));
+    }
+    rig.faults("hsm-1").clear();
+    kill(rig.workers_of("hsm-1")[0]);
+    clients.all_healthy(&store).await;
+    for (number, ciphertext) in kept {
+        assert_eq!(clients.decrypt(&ciphertext).await.unwrap(), [number]);
+    }
+}
+
+#[tokio::test]
+async fn a_creation_that_was_done_and_then_refused_is_told_as_unknown_and_settled_by_looking() {
+    let (rig, mut clients, store, _) = ready().await;
+    let before = ["hsm-1", "hsm-2", "hsm-3"].map(|hsm| rig.objects(hsm));
+    for hsm in ["hsm-1", "hsm-2", "hsm-3"] {
+        rig.faults(hsm).set([Rule::fail(C_GenerateKey, CKR_DEVICE_ERROR).after().once()]);
+    }
+    let request =
+        pb::CreateKeyRequest { key_store_id: store.clone(), request_id: "again".into(), ..Default::default() };
+    let refused = clients.keys.create_key(request.clone()).await.unwrap_err();
+    assert_eq!(reason(&refused), (Code::Aborted, "OUTCOME_UNKNOWN".to_owned()), "{refused}");
+    for hsm in ["hsm-1", "hsm-2", "hsm-3"] {
+        rig.faults(hsm).clear();
+    }
+    wait_async(|| async { (["hsm-1", "hsm-2", "hsm-3"].map(|hsm| rig.objects(hsm)) == before).then_some(()) }).await;
+    // The same request, repeated, makes the key: one.
+    let key = wait_async(|| {
+        let (mut clients, request) = (clients.clone(), request.clone());
+        async move { clients.keys.create_key(request).await.ok() }
+    });
+    let key = key.await.into_inner().key.unwrap().key_id;
+    clients.all_healthy(&store).await;
+    for hsm in ["hsm-1", "hsm-2", "hsm-3"] {
+        assert_eq!(rig.objects(hsm).iter().filter(|object| object.label.contains(&key)).count(), 1, "{hsm}");
+    }
+}
+
+#[tokio::test]
+async fn a_device_that_answers_errors_for_a_while_costs_no_caller_anything() {
+    let (rig, clients, _, key) = ready().await;
+    let load = Load::start(&clients, &key, 32);
+    load.more(100).await;
+    for ckr in
+        [CKR_DEVICE_ERROR, CKR_FUNCTION_FAILED, CKR_GENERAL_ERROR, CKR_DEVICE_MEMORY, CKR_HOST_MEMORY, 0x8000_0001]
+    {
+        rig.faults("hsm-1").set([Rule::fail([C_EncryptInit, C_Encrypt, C_DecryptInit, C_Decrypt], ckr)]);
+        load.more(100).await;
+    }
+    rig.faults("hsm-1").clear();
+    load.unharmed().await;
+}
+
+#[tokio::test]
+async fn a_device_that_is_gone_in_every_way_costs_no_caller_anything() {
+    let (rig, mut clients, store, key) = ready().await;
+    let load = Load::start(&clients, &key, 32);
+    load.more(100).await;
+    for ckr in [CKR_DEVICE_REMOVED, CKR_TOKEN_NOT_PRESENT, CKR_CRYPTOKI_NOT_INITIALIZED, CKR_SLOT_ID_INVALID] {
+        rig.faults("hsm-2").set([Rule::fail([C_EncryptInit, C_DecryptInit, C_GetTokenInfo], ckr)]);
+        clients.until_health(&store, "hsm-2", pb::HsmHealth::Unreachable).await;
+        rig.faults("hsm-2").clear();
+        clients.all_healthy(&store).await;
+    }
+    load.unharmed().await;
+}

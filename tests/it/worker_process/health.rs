@@ -1,0 +1,69 @@
+//! Whether the token is still what it was: asked of a worker at any time.
+
+use super::*;
+
+const DONE: Outcome = Outcome::Done(v1::Done { count: 0 });
+const ABSENT: (Bucket, Kind) = (Bucket::Node, Kind::TokenAbsent);
+
+fn check(canary_cka_id: &[u8], canary_probe: &[u8]) -> Verb {
+    Verb::CheckToken(v1::CheckToken { canary_cka_id: canary_cka_id.to_vec(), canary_probe: canary_probe.to_vec() })
+}
+
+impl Node {
+    fn take_away(&self) {
+        std::fs::rename(self.home.path().join("tokens"), self.home.path().join("gone")).unwrap();
+    }
+}
+
+#[test]
+fn a_canary_that_answers_says_that_all_is_well() {
+    let node = Node::with_kek();
+    let canary = node.serving(1).make_key(b"canary");
+    let mut worker = node.serving(1);
+    for _ in 0..2 {
+        assert_eq!(worker.ask(check(b"canary", &canary.probe)), DONE);
+        assert_eq!(worker.ask(check(b"", b"")), DONE);
+    }
+    // Made anew by somebody else: found again by its id.
+    let mut other = node.serving(1);
+    other.ask(destroy(b"canary"));
+    assert_eq!(other.found(unwrap_key(b"canary", &canary.wrapped, &canary.probe)), Found::Proven);
+    assert_eq!(worker.ask(check(b"canary", &canary.probe)), DONE);
+}
+
+#[test]
+fn a_canary_that_is_missing_or_another_key_is_told() {
+    let node = Node::with_kek();
+    let mut worker = node.serving(1);
+    let (canary, other) = (worker.make_key(b"canary"), worker.make_key(b"k1"));
+    assert_eq!(worker.fault(check(b"nothing", &canary.probe)), (Bucket::Node, Kind::KeyMissing));
+    assert_eq!(worker.fault(check(b"canary", &other.probe)), (Bucket::Node, Kind::Device));
+    assert_eq!(worker.fault(check(b"canary", b"garbage")), (Bucket::Input, Kind::BadInput));
+    worker.ask(destroy(b"canary"));
+    assert_eq!(worker.fault(check(b"canary", &canary.probe)), (Bucket::Node, Kind::KeyMissing));
+    assert!(matches!(worker.ask(encrypt_proved(b"k1", b"and still it serves", &other.probe)), Outcome::Sealed(_)));
+}
+
+#[test]
+fn a_token_that_vanished_is_told_though_its_sessions_answer() {
+    let node = Node::with_kek();
+    let mut worker = node.serving(1);
+    let canary = worker.make_key(b"canary");
+    assert_eq!(worker.ask(check(b"canary", &canary.probe)), DONE);
+    node.take_away();
+    assert!(matches!(worker.ask(random(8)), Outcome::Opaque(_)));
+    assert_eq!(worker.fault(check(b"canary", &canary.probe)), ABSENT);
+    assert_eq!(worker.fault(check(b"", b"")), ABSENT);
+}
+
+#[test]
+fn before_the_login_a_token_can_be_checked_without_a_canary() {
+    let node = Node::with_token();
+    let mut worker = node.worker();
+    assert_eq!(worker.fault(check(b"", b"")), (Bucket::Input, Kind::Protocol));
+    let mut worker = node.opened(1);
+    assert_eq!(worker.ask(check(b"", b"")), DONE);
+    assert_eq!(worker.fault(check(b"canary", b"probe")), (Bucket::Input, Kind::Protocol));
+    node.take_away();
+    assert_eq!(worker.fault(check(b"", b"")), ABSENT);
+}
