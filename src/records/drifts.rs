@@ -67,9 +67,13 @@ pub(super) const UNPROVEN: &str = "SELECT p.time AS found, p.hsm_id, p.key_id, p
        AND k.cluster_id = ? AND k.state <> 'CREATING' AND +p.hsm_id IN (SELECT value FROM json_each(?) page)
      ORDER BY p.time, p.hsm_id, p.key_id, p.version LIMIT ?";
 
-pub(super) const ODD: &str = "SELECT * FROM drifts
-     WHERE cluster_id = ? AND (found, seq) > (?, ?) AND hsm_id IN (SELECT value FROM json_each(?) page)
-     ORDER BY found, seq LIMIT ?";
+// Attributes are odd only of a key that is proven to be the right one: of another there is more to say than that.
+pub(super) const ODD: &str = "SELECT * FROM drifts d
+     WHERE d.cluster_id = ? AND (d.found, d.seq) > (?, ?) AND d.hsm_id IN (SELECT value FROM json_each(?) page)
+       AND (d.kind <> 'ATTRIBUTES' OR EXISTS (
+         SELECT 1 FROM presences p WHERE p.key_id = substr(d.cka_id, 1, 16) AND p.hsm_id = d.hsm_id
+           AND p.proof = 'USED' AND printf('%08X', p.version) = hex(substr(d.cka_id, 17))))
+     ORDER BY d.found, d.seq LIMIT ?";
 
 impl Records {
     /// Writes down what a listing of the node shows, which may come in pages. What was seen before keeps its time.
