@@ -107,7 +107,8 @@ async fn watch_workers(cluster: String, history: Arc<History>) {
             move || workers_of_cluster(&cluster)
         };
         let all = tokio::task::spawn_blocking(listing).await.expect("it is only read");
-        let now: BTreeSet<_> = all.into_iter().filter(|(_, slot)| !slot.ends_with(".admin")).collect();
+        let serves = |slot: &str| !slot.ends_with(".admin") && !slot.ends_with(".lookout");
+        let now: BTreeSet<_> = all.into_iter().filter(|(_, slot)| serves(slot)).collect();
         for (_, slot) in before.difference(&now) {
             history.worker_gone(slot);
         }

@@ -162,6 +162,12 @@ impl Rig {
 
     /// The worker processes of this daemon's nodes, by the name of their slot.
     pub fn workers(&self) -> Vec<(u32, String)> {
+        let all = self.workers_and_lookouts().into_iter();
+        all.filter(|(_, slot)| !slot.ends_with(".lookout")).collect()
+    }
+
+    /// Those that only look whether a token is there among them.
+    pub fn workers_and_lookouts(&self) -> Vec<(u32, String)> {
         workers_of_cluster(&self.cluster_id())
     }
 
@@ -338,7 +344,7 @@ impl Drop for Rig {
         }
         // Workers end by themselves once their daemon is gone; the tokens must not be pulled from under them.
         let begun = Instant::now();
-        while !self.announced.is_null() && !self.workers().is_empty() && begun.elapsed() < PATIENCE {
+        while !self.announced.is_null() && !self.workers_and_lookouts().is_empty() && begun.elapsed() < PATIENCE {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -463,7 +469,7 @@ fn token_info(configuration: &Path) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// The worker processes of a cluster, by the name of their slot.
+/// The worker processes of a cluster, lookouts among them, by the name of their slot.
 pub fn workers_of_cluster(cluster: &str) -> Vec<(u32, String)> {
     processes()
         .into_iter()
