@@ -256,8 +256,17 @@ impl Rig {
 
     /// Changes the user's password in a node's token, as another program with the old one could.
     pub fn change_password(&self, hsm: &str, new: &str) {
+        self.change_password_from(hsm, &self.password(), new);
+    }
+
+    /// Gives it back the password that keyway knows.
+    pub fn restore_password(&self, hsm: &str, changed: &str) {
+        self.change_password_from(hsm, changed, &self.password());
+    }
+
+    fn change_password_from(&self, hsm: &str, old: &str, new: &str) {
         let new = format!("kmsuser:{new}");
-        pkcs11_tool(&self.token_configuration(hsm), &self.password(), &["--change-pin", "--new-pin", &new]);
+        pkcs11_tool(&self.token_configuration(hsm), old, &["--change-pin", "--new-pin", &new]);
     }
 
     /// What the daemon holds of the system.

@@ -18,6 +18,9 @@ const SETTLING: Duration = Duration::from_secs(180);
 /// A canary that answers so long after all troubles have ended was not on its way before.
 const AFTER: Duration = Duration::from_secs(1);
 
+/// What a password is changed to.
+const CHANGED: &str = "another-password-of-32-characters";
+
 /// A cluster that things are done to.
 pub struct Doing {
     pub rig: Rig,
@@ -71,6 +74,10 @@ impl Doing {
             Trouble::TokenAway => self.move_token(hsm, "tokens", "away"),
             Trouble::TokenEmptied => self.rig.empty_token(hsm),
             Trouble::KeyDeleted(number) => self.delete_key(hsm, *number),
+            Trouble::PasswordChanged => {
+                block_in_place(|| self.rig.change_password(hsm, CHANGED));
+                self.kill_workers(hsm);
+            }
             Trouble::Drained => self.drain(hsm).await?,
         }
         Ok(())
@@ -83,11 +90,14 @@ impl Doing {
                 match cure {
                     Cure::ItsDaemon => {}
                     Cure::AnOperator => self.resume(hsm, false).await?,
-                    Cure::OneMoreLogin => self.resume(hsm, true).await?,
                 }
             }
             Trouble::Stopped => self.let_workers_go_on(hsm),
             Trouble::TokenAway => self.move_token(hsm, "away", "tokens"),
+            Trouble::PasswordChanged => {
+                block_in_place(|| self.rig.restore_password(hsm, CHANGED));
+                self.resume(hsm, true).await?;
+            }
             Trouble::Drained => self.resume(hsm, false).await?,
             Trouble::Event(_) | Trouble::Killed | Trouble::TokenEmptied | Trouble::KeyDeleted(_) => {}
         }

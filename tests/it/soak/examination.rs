@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use faulty_pkcs11::ckr::{CKR_PIN_INCORRECT, CKR_PIN_LOCKED};
+use faulty_pkcs11::ckr::CKR_PIN_INCORRECT;
 use faulty_pkcs11::{Function, Outcome};
 use tokio::task::block_in_place;
 
@@ -140,8 +140,7 @@ fn logins_were_within_budget(doing: &Doing) -> Vec<String> {
     let mut found = Vec::new();
     for hsm in HSMS {
         let refused = doing.rig.faults(hsm).journal().into_iter().filter(|entry| {
-            let refusals = [CKR_PIN_INCORRECT, CKR_PIN_LOCKED].map(Outcome::Answered);
-            entry.function == Function::C_Login && refusals.contains(&entry.outcome)
+            entry.function == Function::C_Login && entry.outcome == Outcome::Answered(CKR_PIN_INCORRECT)
         });
         let times: Vec<Duration> = refused.map(|entry| entry.at).collect();
         let acts: Vec<Duration> = doing.allowed.iter().filter(|(of, _)| *of == hsm).map(|(_, at)| *at).collect();

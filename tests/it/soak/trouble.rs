@@ -25,6 +25,8 @@ pub enum Trouble {
     TokenEmptied,
     /// One key is gone from its token for good: which one, of those that are acknowledged by then.
     KeyDeleted(usize),
+    /// Somebody changes the user's password there, and its worker is killed.
+    PasswordChanged,
     /// An operator takes it out of use.
     Drained,
 }
@@ -58,13 +60,11 @@ pub enum Meets {
 pub enum Cure {
     ItsDaemon,
     AnOperator,
-    /// An operator, who allows one more login: the HSM has refused the password.
-    OneMoreLogin,
 }
 
 impl Trouble {
     pub fn throw(dice: &mut Dice) -> Self {
-        match dice.below(24) {
+        match dice.below(25) {
             0..=11 => Self::Library(Sickness::throw(dice)),
             12..=14 => Self::Event(dice.pick(&[Event::Rebooted, Event::LoginLost, Event::SessionsExpired])),
             15..=16 => Self::Killed,
@@ -72,6 +72,7 @@ impl Trouble {
             19 => Self::TokenAway,
             20..=21 => Self::TokenEmptied,
             22 => Self::KeyDeleted(dice.below(1_000)),
+            23 => Self::PasswordChanged,
             _ => Self::Drained,
         }
     }
@@ -89,7 +90,7 @@ impl Trouble {
     /// Whether it lasts until it is ended. The rest is over at once, if not its consequences.
     pub fn lasts(&self) -> bool {
         match self {
-            Self::Library(_) | Self::Stopped | Self::TokenAway | Self::Drained => true,
+            Self::Library(_) | Self::Stopped | Self::TokenAway | Self::PasswordChanged | Self::Drained => true,
             Self::Event(_) | Self::Killed | Self::TokenEmptied | Self::KeyDeleted(_) => false,
         }
     }
@@ -98,7 +99,8 @@ impl Trouble {
     pub fn destroys(&self) -> bool {
         match self {
             Self::TokenEmptied | Self::KeyDeleted(_) => true,
-            Self::Library(_) | Self::Event(_) | Self::Killed | Self::Stopped | Self::TokenAway | Self::Drained => false,
+            Self::Library(_) | Self::Event(_) | Self::Killed | Self::Stopped => false,
+            Self::TokenAway | Self::PasswordChanged | Self::Drained => false,
         }
     }
 
@@ -106,7 +108,7 @@ impl Trouble {
     pub fn wants_an_operator(&self) -> bool {
         match self {
             Self::Library(sickness) => sickness.cure != Cure::ItsDaemon,
-            Self::Drained => true,
+            Self::PasswordChanged | Self::Drained => true,
             Self::Event(_) | Self::Killed | Self::Stopped => false,
             Self::TokenAway | Self::TokenEmptied | Self::KeyDeleted(_) => false,
         }
@@ -114,7 +116,7 @@ impl Trouble {
 
     /// Whether the HSM refuses the password while it lasts.
     pub fn refuses_the_password(&self) -> bool {
-        matches!(self, Self::Library(Sickness { cure: Cure::OneMoreLogin, .. }))
+        *self == Self::PasswordChanged
     }
 
     /// Whether it needs a while to show.
@@ -123,14 +125,14 @@ impl Trouble {
             Self::Library(sickness) => sickness.rules.iter().any(|rule| rule.to_string().starts_with("block")),
             Self::Stopped => true,
             Self::Event(_) | Self::Killed | Self::TokenAway | Self::TokenEmptied => false,
-            Self::KeyDeleted(_) | Self::Drained => false,
+            Self::KeyDeleted(_) | Self::PasswordChanged | Self::Drained => false,
         }
     }
 }
 
 impl Sickness {
     fn throw(dice: &mut Dice) -> Self {
-        match dice.below(16) {
+        match dice.below(15) {
             0..=4 => Self::of([errors(dice)]),
             5 => {
                 let (by, jitter) = (dice.millis(10, 300), dice.millis(1, 100));
@@ -148,10 +150,6 @@ impl Sickness {
             13 => {
                 let ckr = dice.pick(&[CKR_DEVICE_ERROR, CKR_FUNCTION_FAILED, CKR_TOKEN_NOT_PRESENT]);
                 Self::of([Rule::fail(C_Login, ckr)]).for_a_new_worker()
-            }
-            14 => {
-                let ckr = dice.pick(&[CKR_PIN_INCORRECT, CKR_PIN_INCORRECT, CKR_PIN_LOCKED]);
-                Self { cure: Cure::OneMoreLogin, ..Self::of([Rule::fail(C_Login, ckr)]).for_a_new_worker() }
             }
             _ => {
                 let rule = if dice.one_in(2) {
@@ -253,6 +251,7 @@ impl fmt::Display for Trouble {
             Self::TokenAway => f.write_str("its token is moved away"),
             Self::TokenEmptied => f.write_str("its token is emptied"),
             Self::KeyDeleted(number) => write!(f, "a key is deleted from it (number {number})"),
+            Self::PasswordChanged => f.write_str("its password is changed, and its worker killed"),
             Self::Drained => f.write_str("drained by an operator"),
         }
     }
