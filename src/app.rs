@@ -78,6 +78,7 @@ impl App {
         let keys = Keys::new(config.keys, clusters.clone(), records, key_stores.clone());
         tokio::spawn(keys::reconcile::run(keys.clone(), to_reconcile));
         key_stores.take_up().await?;
+        key_stores.look_out();
 
         let (draining, until_draining) = watch::channel(false);
         let health = HealthReporter::new();

@@ -55,9 +55,12 @@ impl Listing<'_> {
                 }
                 Err(failure) => return Err(failure),
             };
-            self.number = page.listing;
-            self.offset = self.offset.saturating_add(u32::try_from(page.objects.len()).unwrap_or(u32::MAX));
-            self.ended = page.objects.is_empty() || self.offset >= page.total;
+            self.ended = page.next_offset >= page.total;
+            if !self.ended && page.next_offset <= self.offset {
+                return Err(Failure::OutOfTurn);
+            }
+            (self.number, self.offset) = (page.listing, page.next_offset);
+            // Objects that went away meanwhile are left out: a page may be empty and have a successor.
             if !page.objects.is_empty() {
                 return Ok(Some(page.objects));
             }

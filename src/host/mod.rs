@@ -94,6 +94,14 @@ impl Host {
         Ok(link)
     }
 
+    /// Starts a worker that looks for the token, and can go on looking. It has no session and is never logged in.
+    pub async fn look(&self, spec: &WorkerSpec) -> Result<WorkerLink, OpeningError> {
+        let _turn = self.turn(spec).await;
+        let mut link = process::spawn_lookout(spec)?;
+        link.open(spec.open_frame(0)).await?;
+        if link.opened().serial.is_empty() { Err(OpeningError::NoToken) } else { Ok(link) }
+    }
+
     /// Logs a started worker's user in: one login attempt, which the caller has written down. `pin` is the text the token wants.
     pub async fn log_in(&self, spec: &WorkerSpec, link: &mut WorkerLink, pin: &Password) -> Result<(), OpeningError> {
         let _turn = self.turn(spec).await;

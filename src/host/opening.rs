@@ -28,6 +28,8 @@ pub enum OpeningError {
     Spawn(#[source] std::io::Error),
     #[error("the former worker of {0} will not end")]
     SlotTaken(String),
+    #[error("no slot has this token")]
+    NoToken,
     #[error("the worker ended before it answered")]
     Ended,
     #[error("the worker did not answer within {0:?}")]

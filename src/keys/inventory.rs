@@ -40,13 +40,20 @@ pub(super) enum Error {
     Records(#[from] Unavailable),
 }
 
+/// What is to be done about keys that the listing does not show, besides writing down that they are in doubt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unshown {
+    /// Nobody asks for them here until they were found, or put back, which follows.
+    Avoid,
+    /// They are asked for as before: nobody is about to put them back, and whoever meets the gap has it closed.
+    AskOn,
+}
+
 /// What a listing showed.
 #[derive(Debug, Default)]
 pub(super) struct Inventory {
     /// Keys of ours, in order: twenty bytes for each.
     shown: Vec<CkaId>,
-    /// At most as many as a worker lists.
-    pub(super) oddities: Vec<Oddity>,
 }
 
 impl Inventory {
@@ -56,7 +63,12 @@ impl Inventory {
 }
 
 /// Lists a node's objects and writes down what is odd about them. Its worker knows afterwards where each key is, and need not search for it.
-pub(super) async fn take(keys: &Keys, connection: &Connection, index: usize) -> Result<Inventory, Error> {
+pub(super) async fn take(
+    keys: &Keys,
+    connection: &Connection,
+    index: usize,
+    unshown: Unshown,
+) -> Result<Inventory, Error> {
     let (records, cluster) = (&keys.0.records, &connection.cluster);
     let hsm = connection.members()[index].node.hsm();
     let began = clock::now();
@@ -76,12 +88,14 @@ pub(super) async fn take(keys: &Keys, connection: &Connection, index: usize) -> 
             }
         }
         records.note_oddities(cluster, hsm, began, &odd).await?;
-        inventory.oddities.extend(odd);
     }
     drop(listing);
     records.end_listing(cluster, hsm, began).await?;
     inventory.shown.sort_unstable();
-    doubt_what_is_not_shown(keys, connection, index, &inventory, began).await?;
+    let hidden = doubt_what_is_not_shown(keys, connection, index, &inventory, (began, unshown)).await?;
+    if hidden > 0 {
+        tracing::warn!(%hsm, keys = hidden, "the token does not show keys that were there; they are looked for");
+    }
     Ok(inventory)
 }
 
@@ -109,32 +123,31 @@ async fn is_gone(connection: &Connection, index: usize, oddity: &Oddity, again: 
     matches!(found, Ok(Found::Missing))
 }
 
-/// Keys that were proven here before the listing began and that it does not show. None is asked for here until it was found, or put back.
+/// Keys that were proven here before the listing began and that it does not show; how many.
 async fn doubt_what_is_not_shown(
     keys: &Keys,
     connection: &Connection,
     index: usize,
     inventory: &Inventory,
-    began: SystemTime,
-) -> Result<(), Unavailable> {
+    (began, unshown): (SystemTime, Unshown),
+) -> Result<usize, Unavailable> {
     let (records, member) = (&keys.0.records, &connection.members()[index]);
     let hsm = member.node.hsm();
     let (mut after, mut doubted) = (None, 0);
     loop {
         let page = records.keys_proven(&connection.cluster, hsm, began, after, PAGE).await?;
-        let Some(last) = page.last() else { break };
+        let Some(last) = page.last() else { return Ok(doubted) };
         after = Some(*last);
         let hidden = page.into_iter().filter(|(key, version)| !inventory.shows(&CkaId::of(*key, *version)));
         let hidden: Vec<(KeyId, KeyVersion)> = hidden.collect();
-        member.lacks(hidden.iter().map(|(key, version)| CkaId::of(*key, *version)));
+        match unshown {
+            Unshown::Avoid => member.lacks(hidden.iter().map(|(key, version)| CkaId::of(*key, *version))),
+            Unshown::AskOn => {}
+        }
         let unknown = |(key, version)| NewProof { key, version, hsm: hsm.clone(), proof: Proof::Unknown };
         doubted += hidden.len();
         records.set_presences(&hidden.into_iter().map(unknown).collect::<Vec<_>>(), clock::now()).await?;
     }
-    if doubted > 0 {
-        tracing::warn!(%hsm, keys = doubted, "the token does not show keys that were there; they are looked for");
-    }
-    Ok(())
 }
 
 fn cka_id(bytes: &[u8]) -> Option<CkaId> {

@@ -1,7 +1,7 @@
 //! Brings the HSMs level with the records, each node for itself, whenever one has been proved.
 //!
 //! ```text
-//!   proved ─▶ settle ─▶ inventory, once for each proof ─▶ copy what is lacking ─▶ level
+//!   proved ─▶ settle ─▶ inventory, once for each login ─▶ copy what is lacking ─▶ level
 //!                                                            └─ not all could be had ─▶ again, later
 //! ```
 //!
@@ -26,7 +26,7 @@ use crate::node::Health;
 use crate::records::{NewProof, Proof, ProvableKey, Unavailable};
 
 use super::copy::Errand;
-use super::inventory::{self, Inventory};
+use super::inventory::{self, Inventory, Unshown};
 use super::{Keys, thousands};
 
 /// How long destroying a key that was never acknowledged may take.
@@ -39,6 +39,8 @@ const AGAIN_AT_LAST: Duration = Duration::from_secs(60);
 const PAGE: u32 = 256;
 /// So many keys are on their way to one node at once: its siblings wrap while it unwraps.
 const IN_FLIGHT: usize = 4;
+/// A node that is doubted again and again is not listed more often than this.
+const LIST_AGAIN: Duration = Duration::from_secs(60);
 /// How often a node tells how far it has come.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
@@ -70,11 +72,28 @@ pub async fn run(keys: Keys, mut opened: mpsc::Receiver<Arc<Connection>>) {
     }
 }
 
-/// How far a node has come, by the numbers of its proofs.
+/// How far a node has come.
 #[derive(Default)]
 struct Standing {
-    listed: Option<u64>,
+    listed: Option<Listed>,
+    /// The proof for which it was found level.
     level: Option<u64>,
+}
+
+/// When its token was last listed.
+struct Listed {
+    proof: u64,
+    login: u64,
+    at: Instant,
+}
+
+impl Standing {
+    /// Once for each login; and when the node was doubted since, but not for every doubt: callers may raise many.
+    fn list_is_due(&self, proof: u64, login: u64) -> bool {
+        self.listed
+            .as_ref()
+            .is_none_or(|listed| listed.login != login || (listed.proof != proof && listed.at.elapsed() >= LIST_AGAIN))
+    }
 }
 
 async fn keep_level(keys: &Keys, connection: &Connection, index: usize) {
@@ -159,14 +178,12 @@ async fn try_level(
     standing: &mut Standing,
 ) -> Result<(), NotLevel> {
     settle(keys, connection, index).await?;
-    let taken = if standing.listed == Some(proof) {
-        Ok(None)
-    } else {
-        // Before anything is copied: its worker then knows where everything is, and copying needs no searches.
-        inventory::take(keys, connection, index).await.map(Some)
-    };
-    if taken.is_ok() {
-        standing.listed = Some(proof);
+    let login = connection.members()[index].node.status().borrow().login;
+    let due = standing.list_is_due(proof, login);
+    // Before anything is copied: its worker then knows where everything is, and copying needs no searches.
+    let taken = if due { inventory::take(keys, connection, index, Unshown::Avoid).await.map(Some) } else { Ok(None) };
+    if due && taken.is_ok() {
+        standing.listed = Some(Listed { proof, login, at: Instant::now() });
     }
     let inventory = taken.as_ref().ok().and_then(Option::as_ref);
     let copied = Levelling::new(keys, connection, index).run(inventory).await;
@@ -222,7 +239,6 @@ impl<'a> Levelling<'a> {
 
     async fn run(mut self, inventory: Option<&Inventory>) -> Result<(), NotLevel> {
         let thought_missing = self.member.missing();
-        self.total = thought_missing.len();
         let mut after = None;
         loop {
             let (records, hsm) = (&self.keys.0.records, self.member.node.hsm());

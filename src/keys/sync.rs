@@ -4,6 +4,7 @@
 //!   inventory of each node ─▶ page of keys ─▶ each key on each node: its probe ─▶ missing ─▶ copied from a sibling
 //!                                  ▲                                                            │
 //!                                  └────────────── written down, a page at a time ◀─────────────┘
+//!   and at the end what the inventories found
 //! ```
 //!
 //! Callers use the keys meanwhile. Nothing is ever destroyed by it. When its reader leaves, it ends after the keys it is at.
@@ -23,7 +24,8 @@ use crate::model::{CkaId, ClusterId, HsmId};
 use crate::records::{Difference, DriftRecord, NewProof, PresenceRecord, Proof, ProvableKey};
 
 use super::copy::Errand;
-use super::{Error, Keys, inventory};
+use super::inventory::{self, Unshown};
+use super::{Error, Keys};
 
 /// Keys are read, and what became of them is written, so many at a time.
 const PAGE: u32 = 256;
@@ -138,42 +140,55 @@ impl Keys {
 impl Work {
     async fn run(&mut self) -> Result<(), Error> {
         self.tell(None).await;
-        self.take_inventories().await?;
+        let listed = self.take_inventories().await?;
         let mut after = None;
         while !self.told.is_closed() {
             let page = self.keys.0.records.provable_keys(&self.connection.cluster, after, PAGE).await?;
-            let Some(last) = page.last() else {
-                // The last word.
-                self.tell(None).await;
-                break;
-            };
+            let Some(last) = page.last() else { break };
             after = Some((last.key, last.version));
             self.compare_page(&page).await?;
         }
+        // Whether a key of odd attributes is the right one at all is known by now.
+        self.tell_oddities(&listed).await?;
+        self.tell(None).await;
         Ok(())
     }
 
-    /// What is odd in the tokens; and their workers know afterwards where each key is. A node that cannot be listed is looked at key by key all the same.
-    async fn take_inventories(&mut self) -> Result<(), Error> {
+    /// Lists the tokens: their workers know afterwards where each key is. A node that cannot be listed is looked at key by key all the same.
+    async fn take_inventories(&mut self) -> Result<Vec<HsmId>, Error> {
         let connection = self.connection.clone();
         let proved = (0..connection.members().len()).filter(|index| connection.members()[*index].is_proved());
         let mut taking = Vec::new();
+        let unshown = match self.repair {
+            Repair::Copy => Unshown::Avoid,
+            Repair::Tell => Unshown::AskOn,
+        };
         for index in proved {
             let (keys, connection) = (&self.keys, &connection);
-            taking.push(async move { (index, inventory::take(keys, connection, index).await) });
+            taking.push(async move { (index, inventory::take(keys, connection, index, unshown).await) });
         }
-        let began = clock::now();
+        let mut listed = Vec::new();
         for (index, taken) in future::join_all(taking).await {
             let hsm = connection.members()[index].node.hsm();
             match taken {
-                Ok(inventory) => {
-                    for oddity in inventory.oddities {
-                        let difference = Difference::Odd(oddity);
-                        self.tell(Some(DriftRecord { hsm: hsm.clone(), difference, found: began })).await;
-                    }
-                }
+                Ok(_) => listed.push(hsm.clone()),
                 Err(inventory::Error::Records(error)) => return Err(error.into()),
                 Err(inventory::Error::Unlisted(error)) => tracing::warn!(%hsm, %error, "its objects cannot be listed"),
+            }
+        }
+        Ok(listed)
+    }
+
+    /// With the time each was first seen, which the records know.
+    async fn tell_oddities(&mut self, hsms: &[HsmId]) -> Result<(), Error> {
+        let mut after = None;
+        while !self.told.is_closed() {
+            let (records, cluster) = (&self.keys.0.records, &self.connection.cluster);
+            let page = records.list_oddities(cluster, hsms, after.as_ref(), PAGE).await?;
+            let Some((last, _)) = page.last() else { break };
+            after = Some(last.clone());
+            for (_, drift) in page {
+                self.tell(Some(drift)).await;
             }
         }
         Ok(())

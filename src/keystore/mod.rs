@@ -6,6 +6,7 @@
 
 mod connect;
 pub mod lifecycle;
+mod lookout;
 mod maintenance;
 pub mod prerequisites;
 mod settings;
@@ -24,7 +25,7 @@ use crate::host::{Host, WorkerSpec};
 use crate::model::{
     ClusterId, ConnectionState, HsmId, KeyStoreId, KeyStoreName, Password, PasswordVersion, TrustAnchor, Username,
 };
-use crate::node::{Common, Credential, Node};
+use crate::node::{Common, Credential, Node, Reach};
 use crate::records::{AddedKeyStore, DeletedKeyStore, KeyStoreChange, KeyStoreRecord, Records, Unavailable};
 
 use lifecycle::{Event, Refused, Step};
@@ -104,6 +105,8 @@ struct Inner {
     listed: watch::Sender<u64>,
     /// HSMs that an operator took out of use, with his notes.
     drained: RwLock<BTreeMap<(ClusterId, HsmId), String>>,
+    /// HSMs that nobody is logged in to, and whether they can be reached.
+    reach: watch::Sender<BTreeMap<(ClusterId, HsmId), Reach>>,
     /// Where Connections live and work goes on: a caller's lane may end before they do.
     runtime: tokio::runtime::Handle,
 }
@@ -131,6 +134,7 @@ impl KeyStores {
             opened,
             listed,
             drained: RwLock::new(drained),
+            reach: watch::Sender::default(),
             runtime: tokio::runtime::Handle::current(),
         })))
     }

@@ -349,7 +349,8 @@ impl Link {
                 () = tokio::time::sleep(PING_EVERY) => {}
             }
             let Some(pong) = self.ping().await else {
-                if !*ended.borrow() {
+                // A closed link takes no pings; whoever closed it waits for the worker, and kills it in the end.
+                if !self.lock_out().closed {
                     tracing::warn!(pid = self.process.pid, "a worker does not answer; killing it");
                     self.process.kill();
                 }

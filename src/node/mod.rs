@@ -18,6 +18,7 @@
 mod latency;
 mod link;
 mod login;
+mod lookout;
 mod supervise;
 
 use std::num::NonZeroU32;
@@ -38,6 +39,7 @@ use link::GivenUp;
 pub use latency::Latency;
 pub use link::{Link, Load};
 pub use login::{Gate, LoginRefusal};
+pub use lookout::{Reach, look_out};
 pub use supervise::{Common, supervise};
 
 /// A crypto user's password, and which one it is.

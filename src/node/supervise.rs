@@ -34,7 +34,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause between logins.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// How often a token that nobody is logged in to is looked for.
-const REACH_EVERY: Duration = Duration::from_secs(1);
+pub(super) const REACH_EVERY: Duration = Duration::from_secs(1);
 /// Beyond its patience, a worker gets this long to see that its link has ended.
 const GRACE: Duration = Duration::from_secs(1);
 /// A worker that served this long starts the pauses anew.
@@ -363,7 +363,7 @@ async fn leave(link: &Link) {
     }
 }
 
-fn facts(worker: &WorkerLink) -> TokenFacts {
+pub(super) fn facts(worker: &WorkerLink) -> TokenFacts {
     let opened = worker.opened();
     TokenFacts {
         serial: opened.serial.clone(),
@@ -423,13 +423,13 @@ async fn stopped(mut stop: watch::Receiver<bool>) {
 }
 
 /// Between three quarters of `pause` and all of it, so that nodes do not come back in step.
-fn jittered(pause: Duration) -> Duration {
+pub(super) fn jittered(pause: Duration) -> Duration {
     let random = u32::from(uuid::Uuid::new_v4().as_bytes()[0]);
     pause - pause.mul_f64(0.25) * random / 255
 }
 
 /// An error with its causes, for a person.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

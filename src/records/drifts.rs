@@ -67,9 +67,13 @@ pub(super) const UNPROVEN: &str = "SELECT p.time AS found, p.hsm_id, p.key_id, p
        AND k.cluster_id = ? AND k.state <> 'CREATING' AND +p.hsm_id IN (SELECT value FROM json_each(?) page)
      ORDER BY p.time, p.hsm_id, p.key_id, p.version LIMIT ?";
 
-pub(super) const ODD: &str = "SELECT * FROM drifts
-     WHERE cluster_id = ? AND (found, seq) > (?, ?) AND hsm_id IN (SELECT value FROM json_each(?) page)
-     ORDER BY found, seq LIMIT ?";
+// Attributes are odd only of a key that is proven to be the right one: of another there is more to say than that.
+pub(super) const ODD: &str = "SELECT * FROM drifts d
+     WHERE d.cluster_id = ? AND (d.found, d.seq) > (?, ?) AND d.hsm_id IN (SELECT value FROM json_each(?) page)
+       AND (d.kind <> 'ATTRIBUTES' OR EXISTS (
+         SELECT 1 FROM presences p WHERE p.key_id = substr(d.cka_id, 1, 16) AND p.hsm_id = d.hsm_id
+           AND p.proof = 'USED' AND printf('%08X', p.version) = hex(substr(d.cka_id, 17))))
+     ORDER BY d.found, d.seq LIMIT ?";
 
 impl Records {
     /// Writes down what a listing of the node shows, which may come in pages. What was seen before keeps its time.
@@ -126,9 +130,8 @@ impl Records {
         after: Option<&DriftCursor>,
         limit: u32,
     ) -> Result<Vec<(DriftCursor, DriftRecord)>, Unavailable> {
-        let hsms = format!("[{}]", hsms.iter().map(|hsm| format!("\"{hsm}\"")).collect::<Vec<_>>().join(","));
-        let mut drifts = self.unproven(cluster, &hsms, after, limit).await?;
-        drifts.extend(self.odd(cluster, &hsms, after, limit).await?);
+        let mut drifts = self.unproven(cluster, hsms, after, limit).await?;
+        drifts.extend(self.list_oddities(cluster, hsms, after, limit).await?);
         drifts.sort_by_cached_key(|(cursor, _)| cursor.order());
         drifts.truncate(limit as usize);
         Ok(drifts)
@@ -137,7 +140,7 @@ impl Records {
     async fn unproven(
         &self,
         cluster: &ClusterId,
-        hsms: &str,
+        hsms: &[HsmId],
         after: Option<&DriftCursor>,
         limit: u32,
     ) -> Result<Vec<(DriftCursor, DriftRecord)>, Unavailable> {
@@ -149,14 +152,15 @@ impl Records {
             Some(DriftCursor::Odd { found, .. }) => (found.saturating_add(1), "", Vec::new(), 0),
         };
         let page = sqlx::query(UNPROVEN).bind(found).bind(hsm).bind(key).bind(version);
-        let rows = page.bind(cluster.as_str()).bind(hsms).bind(limit).fetch_all(&self.0.read).await?;
+        let rows = page.bind(cluster.as_str()).bind(json(hsms)).bind(limit).fetch_all(&self.0.read).await?;
         rows.iter().map(unproven).collect()
     }
 
-    async fn odd(
+    /// Of those only what the nodes' tokens hold.
+    pub async fn list_oddities(
         &self,
         cluster: &ClusterId,
-        hsms: &str,
+        hsms: &[HsmId],
         after: Option<&DriftCursor>,
         limit: u32,
     ) -> Result<Vec<(DriftCursor, DriftRecord)>, Unavailable> {
@@ -165,9 +169,14 @@ impl Records {
             Some(DriftCursor::Unproven { found, .. }) => (*found, 0),
             Some(DriftCursor::Odd { found, seq }) => (*found, *seq),
         };
-        let page = sqlx::query(ODD).bind(cluster.as_str()).bind(found).bind(seq).bind(hsms).bind(limit);
+        let page = sqlx::query(ODD).bind(cluster.as_str()).bind(found).bind(seq).bind(json(hsms)).bind(limit);
         page.fetch_all(&self.0.read).await?.iter().map(odd).collect()
     }
+}
+
+/// Their alphabet needs no escapes.
+fn json(hsms: &[HsmId]) -> String {
+    format!("[{}]", hsms.iter().map(|hsm| format!("\"{hsm}\"")).collect::<Vec<_>>().join(","))
 }
 
 fn columns(oddity: &Oddity) -> (&'static str, &ObjectName, &str) {

@@ -44,8 +44,8 @@ pub fn until_login(incoming: &mut Incoming, outgoing: &Outgoing) -> Result<Logge
 /// How far the worker has come.
 enum Opening {
     Nothing,
-    /// A library without a session: to make a token, or because opening it failed.
-    Loaded(Module),
+    /// A library without a session: to look for a token or to make it, or because opening it failed.
+    Loaded(Module, Option<Token>),
     Opened(LoggedOut),
     LoggedIn(LoggedIn),
 }
@@ -68,13 +68,17 @@ impl Opening {
             _ if request.remaining_ms == 0 => Err(super::late()),
             (Verb::Open(ask), Self::Nothing) => self.open(&ask),
             (Verb::LogIn(ask), Self::Opened(_)) => self.log_in(&Pin::new(ask.pin)),
-            (Verb::InitToken(ask), Self::Loaded(module)) => {
+            (Verb::InitToken(ask), Self::Loaded(module, _)) => {
                 let (so_pin, user_pin) = (Pin::new(ask.so_pin), Pin::new(ask.user_pin));
                 let token = Token::initialise(module, &ask.label, &so_pin, &user_pin)?;
                 opened(&token, 0)
             }
             (Verb::CheckToken(ask), Self::Opened(it)) if ask.canary_cka_id.is_empty() => {
                 super::verbs::check_token(it.admin.session(), &ask)
+            }
+            (Verb::CheckToken(ask), Self::Loaded(_, Some(token))) if ask.canary_cka_id.is_empty() => {
+                token.still_there()?;
+                Ok(Outcome::Done(v1::Done::default()))
             }
             (Verb::MakeKek(ask), Self::Opened(it)) => it.admin.make_kek(ask),
             (Verb::OfferJoin(ask), Self::Opened(it)) => it.admin.offer_join(ask),
@@ -118,8 +122,9 @@ impl Opening {
             None => return Err(Fault::bad_input("no token is named")),
         };
         let module = Module::load(Path::new(&ask.module))?;
-        *self = Self::Loaded(module.clone());
+        *self = Self::Loaded(module.clone(), None);
         let token = Token::find(&module, name)?;
+        *self = Self::Loaded(module, token.clone());
         match (token, ask.sessions) {
             (Some(token), 0) => opened(&token, 0),
             (None, 0) => Ok(Outcome::Opened(v1::Opened::default())),

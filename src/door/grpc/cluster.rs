@@ -64,7 +64,7 @@ impl Service {
         match (member, self.0.0.key_stores.drained(cluster, hsm)) {
             (Some(member), _) => tell::hsm(hsm, settings, member),
             (None, Some(note)) => tell::hsm_at_rest(hsm, settings, Health::Drained, note),
-            (None, None) => tell::hsm_at_rest(hsm, settings, Health::NotProbed, "nobody is logged in".to_owned()),
+            (None, None) => tell::hsm_looked_at(hsm, settings, self.0.0.key_stores.reach(cluster, hsm)),
         }
     }
 
@@ -178,9 +178,11 @@ async fn watch(service: Service, id: ClusterId, told: mpsc::Sender<Result<pb::Wa
     };
     let mut draining = faces.draining.clone();
     let mut listed = faces.key_stores.listed();
+    let mut reached = faces.key_stores.reached();
     let mut before: Option<pb::Cluster> = None;
     loop {
         listed.borrow_and_update();
+        reached.borrow_and_update();
         let mut nodes = faces.key_stores.on_cluster(&id).map(|store| store.nodes());
         let connection = nodes.as_mut().and_then(|nodes| nodes.borrow_and_update().clone());
         let moved = next_move(connection.as_deref());
@@ -204,6 +206,7 @@ async fn watch(service: Service, id: ClusterId, told: mpsc::Sender<Result<pb::Wa
             _ = draining.wait_for(|draining| *draining) => return,
             () = told.closed() => return,
             _ = listed.changed() => {}
+            _ = reached.changed() => {}
             () = reconnected => {}
             () = moved => {}
         }

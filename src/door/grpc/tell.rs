@@ -6,7 +6,7 @@ use crate::cluster::{Connection, Member, NodeSettings};
 use crate::keys::Description;
 use crate::keystore::{self, Phase, Progress};
 use crate::model::{ConnectionErrorCode, ConnectionState, HsmId, KeySpec, KeyState};
-use crate::node::Health;
+use crate::node::{Health, Reach};
 use crate::proto::v1 as pb;
 use crate::records::{AliasRecord, ConnectionFault, KeyStoreRecord, PresenceRecord, Proof};
 
@@ -97,6 +97,20 @@ pub(super) fn hsm_at_rest(hsm: &HsmId, settings: &NodeSettings, is: Health, reas
         health: health(is).into(),
         health_reason: reason,
         ..Default::default()
+    }
+}
+
+/// An HSM that nobody is logged in to.
+pub(super) fn hsm_looked_at(hsm: &HsmId, settings: &NodeSettings, reach: Option<Reach>) -> pb::Hsm {
+    match reach {
+        None => hsm_at_rest(hsm, settings, Health::NotProbed, "nobody is logged in".to_owned()),
+        Some(Reach::Unreached(why)) => hsm_at_rest(hsm, settings, Health::Unreachable, why),
+        Some(Reach::Reached(token)) => pb::Hsm {
+            serial_number: token.serial,
+            model: token.model,
+            firmware_version: token.firmware_version,
+            ..hsm_at_rest(hsm, settings, Health::NotProbed, "it can be reached; nobody is logged in".to_owned())
+        },
     }
 }
 

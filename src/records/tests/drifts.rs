@@ -33,15 +33,21 @@ async fn a_stranger_keeps_the_time_it_was_first_seen_and_goes_with_the_listing_t
 }
 
 #[tokio::test]
-async fn odd_attributes_are_told_as_they_were_seen_last() {
+async fn odd_attributes_are_told_as_they_were_seen_last_and_only_of_a_key_that_is_the_right_one() {
     let home = Home::new();
     let records = home.open().await;
-    let object = ObjectName { class: 4, cka_id: vec![1, 2], label: "keyway:x".to_owned() };
+    let store = connected_store(&records).await;
+    let key = enabled_key(&records, &store).await;
+    let cka_id = CkaId::of(key, V1).as_bytes().to_vec();
+    let object = ObjectName { class: 4, cka_id, label: "keyway:x".to_owned() };
     let odd = |differing: &str| Oddity::Attributes { object: object.clone(), differing: differing.to_owned() };
-    records.note_oddities(&cluster('a'), &hsm(1), at(1), &[odd("CKA_WRAP")]).await.unwrap();
-    records.note_oddities(&cluster('a'), &hsm(1), at(2), &[odd("CKA_COPYABLE")]).await.unwrap();
+    records.note_oddities(&store.cluster, &hsm(1), at(1), &[odd("CKA_WRAP")]).await.unwrap();
+    records.note_oddities(&store.cluster, &hsm(1), at(2), &[odd("CKA_COPYABLE")]).await.unwrap();
     let expected = DriftRecord { hsm: hsm(1), difference: Difference::Odd(odd("CKA_COPYABLE")), found: at(1) };
-    assert_eq!(listed(&records, &cluster('a'), &[hsm(1)]).await, [expected]);
+    assert_eq!(listed(&records, &store.cluster, &[hsm(1)]).await, [expected]);
+    records.set_presence(key, V1, &hsm(1), Proof::Different, at(3)).await.unwrap();
+    let [told] = &listed(&records, &store.cluster, &[hsm(1)]).await[..] else { panic!("one") };
+    assert!(matches!(told.difference, Difference::Unproven { proof: Proof::Different, .. }));
 }
 
 #[tokio::test]

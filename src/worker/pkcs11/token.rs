@@ -106,7 +106,7 @@ impl Token {
     }
 
     /// Whether this very token still answers. A token that has vanished can look like an empty one to everything else.
-    pub(super) fn still_there(&self) -> Result<(), Fault> {
+    pub fn still_there(&self) -> Result<(), Fault> {
         let info = self.0.module.library.get_token_info(self.0.slot);
         let info = info.map_err(|error| Fault { kind: Kind::TokenAbsent, session: After::Renew, ..error.into() })?;
         if info.serial_number() == self.serial() { Ok(()) } else { Err(absent("another token is in this slot")) }

@@ -114,6 +114,43 @@ async fn watching_a_cluster_tells_each_change_of_health_with_its_reason() {
     panic!("it never became healthy");
 }
 
+#[tokio::test]
+async fn hsms_that_nobody_is_logged_in_to_are_known_to_be_reachable_or_not_without_any_login() {
+    let rig = crate::rig::Rig::new().faulty().start();
+    let mut clients = rig.clients().await;
+    let logins = || ["hsm-1", "hsm-2", "hsm-3"].map(|hsm| rig.faults(hsm).count(C_Login));
+    let before = logins();
+    let reached = clients.until_reach(pb::HsmHealth::NotProbed, "it can be reached").await;
+    assert!(reached.iter().all(|hsm| !hsm.serial_number.is_empty()), "{reached:?}");
+    let (here, away) = (rig.path("hsms/hsm-1/kmsuser/tokens"), rig.path("hsms/hsm-1/kmsuser/away"));
+    std::fs::rename(&here, &away).unwrap();
+    clients.until_reach(pb::HsmHealth::Unreachable, "").await;
+    std::fs::rename(&away, &here).unwrap();
+    clients.until_reach(pb::HsmHealth::NotProbed, "it can be reached").await;
+    assert_eq!(logins(), before);
+    assert_eq!(rig.workers_and_lookouts().len(), 3);
+    let store = clients.connected_store(&rig, "main").await;
+    clients.all_healthy(&store).await;
+    wait_async(|| async { (rig.workers_and_lookouts() == rig.workers()).then_some(()) }).await;
+}
+
+impl crate::rig::Clients {
+    /// Waits until the cluster's first HSM is told like this; all of them.
+    async fn until_reach(&mut self, health: pb::HsmHealth, reason: &'static str) -> Vec<pb::Hsm> {
+        wait_async(|| {
+            let mut clients = self.clone();
+            async move {
+                let clusters =
+                    clients.clusters.describe_clusters(pb::DescribeClustersRequest::default()).await.unwrap();
+                let hsms = clusters.into_inner().clusters.remove(0).hsms;
+                let so = hsms[0].health() == health && hsms[0].health_reason.contains(reason);
+                (so && hsms.iter().skip(1).all(|hsm| hsm.health_reason.contains("reached"))).then_some(hsms)
+            }
+        })
+        .await
+    }
+}
+
 /// The changes of one HSM in a watch.
 trait Changes {
     fn flat_map_changes(

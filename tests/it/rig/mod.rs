@@ -162,6 +162,12 @@ impl Rig {
 
     /// The worker processes of this daemon's nodes, by the name of their slot.
     pub fn workers(&self) -> Vec<(u32, String)> {
+        let all = self.workers_and_lookouts().into_iter();
+        all.filter(|(_, slot)| !slot.ends_with(".lookout")).collect()
+    }
+
+    /// Those that only look whether a token is there among them.
+    pub fn workers_and_lookouts(&self) -> Vec<(u32, String)> {
         let cluster = self.cluster_id();
         processes()
             .into_iter()
@@ -338,7 +344,7 @@ impl Drop for Rig {
         }
         // Workers end by themselves once their daemon is gone; the tokens must not be pulled from under them.
         let begun = Instant::now();
-        while !self.announced.is_null() && !self.workers().is_empty() && begun.elapsed() < PATIENCE {
+        while !self.announced.is_null() && !self.workers_and_lookouts().is_empty() && begun.elapsed() < PATIENCE {
             std::thread::sleep(Duration::from_millis(10));
         }
     }

@@ -1,0 +1,36 @@
+//! What a process holds in memory, as Linux tells it.
+
+use std::fmt;
+
+/// Resident memory of a process, now and at its peak.
+pub struct Memory {
+    pub resident: Kibibytes,
+    pub peak: Kibibytes,
+}
+
+pub struct Kibibytes(u64);
+
+impl Memory {
+    /// Zero when the process is gone.
+    pub fn of(pid: u32) -> Self {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+            Kibibytes(number.unwrap_or(0))
+        };
+        Self { resident: field("VmRSS"), peak: field("VmHWM") }
+    }
+}
+
+/// From here on the peak is that of what comes.
+pub fn forget_peak(pid: u32) {
+    // 5 means: reset the peak. A kernel without it leaves a peak that is too high, never one that is too low.
+    let _ = std::fs::write(format!("/proc/{pid}/clear_refs"), "5");
+}
+
+impl fmt::Display for Kibibytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.1} MiB", self.0 as f64 / 1024.0)
+    }
+}

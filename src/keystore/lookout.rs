@@ -1,0 +1,92 @@
+//! Clusters that nobody is connected to: whether their HSMs can be reached, looked at without any login.
+//!
+//! As soon as a Connection is there, its nodes know more, and the lookout ends.
+
+use std::collections::BTreeMap;
+use std::pin::pin;
+
+use tokio::sync::watch;
+
+use crate::model::{ClusterId, HsmId, Username};
+use crate::node::{self, Reach};
+
+use super::{KeyStores, worker_spec};
+
+impl KeyStores {
+    /// Looks after every declared cluster while it has no Connection, in tasks of their own.
+    pub fn look_out(&self) {
+        for cluster in self.0.clusters.keys() {
+            self.0.runtime.spawn(follow(self.clone(), cluster.clone()));
+        }
+    }
+
+    /// Whether an HSM that nobody is logged in to can be reached. `None` before anybody looked.
+    pub fn reach(&self, cluster: &ClusterId, hsm: &HsmId) -> Option<Reach> {
+        self.0.reach.borrow().get(&(cluster.clone(), hsm.clone())).cloned()
+    }
+
+    /// Tells each change of what [`KeyStores::reach`] says.
+    pub fn reached(&self) -> watch::Receiver<BTreeMap<(ClusterId, HsmId), Reach>> {
+        self.0.reach.subscribe()
+    }
+
+    fn note_reach(&self, cluster: &ClusterId, hsm: &HsmId, reach: Reach) {
+        self.0.reach.send_if_modified(|known| {
+            let place = (cluster.clone(), hsm.clone());
+            let news = known.get(&place) != Some(&reach);
+            known.insert(place, reach);
+            news
+        });
+    }
+}
+
+async fn follow(stores: KeyStores, cluster: ClusterId) {
+    loop {
+        connected(&stores, &cluster, false).await;
+        {
+            let mut looking = pin!(look_at_all(&stores, &cluster));
+            tokio::select! {
+                () = connected(&stores, &cluster, true) => {}
+                () = &mut looking => {}
+            }
+        }
+        // What was seen says nothing any more.
+        stores.0.reach.send_if_modified(|known| {
+            known.retain(|(of, _), _| *of != cluster);
+            false
+        });
+    }
+}
+
+/// Waits until there is a Connection on the cluster, or none.
+async fn connected(stores: &KeyStores, cluster: &ClusterId, wanted: bool) {
+    let mut listed = stores.listed();
+    loop {
+        listed.borrow_and_update();
+        let mut nodes = stores.on_cluster(cluster).map(|store| store.nodes());
+        let is = nodes.as_mut().is_some_and(|nodes| nodes.borrow_and_update().is_some());
+        if is == wanted {
+            return;
+        }
+        let opened_or_closed = async {
+            match &mut nodes {
+                Some(nodes) => drop(nodes.changed().await),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = listed.changed() => {}
+            () = opened_or_closed => {}
+        }
+    }
+}
+
+async fn look_at_all(stores: &KeyStores, cluster: &ClusterId) {
+    let Some(settings) = stores.0.clusters.get(cluster) else { return };
+    let user = Username::kmsuser();
+    let each = settings.nodes.iter().map(|(hsm, node)| {
+        let spec = worker_spec(cluster, hsm, node, &user);
+        node::look_out(spec, stores.0.host.clone(), move |reach| stores.note_reach(cluster, hsm, reach))
+    });
+    futures_util::future::join_all(each).await;
+}

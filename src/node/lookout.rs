@@ -1,0 +1,45 @@
+//! Looks each second whether a token that nobody is logged in to can be reached. No login, no session.
+
+use std::time::Duration;
+
+use crate::host::{Host, WorkerLink, WorkerSpec};
+
+use super::TokenFacts;
+use super::supervise::{REACH_EVERY, chain, facts, jittered};
+
+/// What is known of a node that nobody is logged in to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reach {
+    Reached(TokenFacts),
+    /// Why not, for people.
+    Unreached(String),
+}
+
+/// Looks until it is dropped, and tells each change.
+pub async fn look_out(spec: WorkerSpec, host: Host, tell: impl Fn(Reach)) {
+    loop {
+        let why = match host.look(&spec).await {
+            Ok(mut worker) => {
+                tell(Reach::Reached(facts(&worker)));
+                until_gone(&mut worker).await
+            }
+            Err(error) => chain(&error),
+        };
+        tell(Reach::Unreached(why));
+        pause().await;
+    }
+}
+
+async fn until_gone(worker: &mut WorkerLink) -> String {
+    loop {
+        pause().await;
+        if let Err(error) = worker.check().await {
+            return chain(&error);
+        }
+    }
+}
+
+async fn pause() {
+    const EVERY: Duration = REACH_EVERY;
+    tokio::time::sleep(jittered(EVERY)).await;
+}
