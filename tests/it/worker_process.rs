@@ -1,9 +1,11 @@
 //! The worker as its daemon sees it: a real process, a real link, real SoftHSM2 tokens.
 #![allow(clippy::unwrap_used)]
 
+mod answers;
 mod handles;
 mod health;
 mod listing;
+mod sessions;
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -18,6 +20,7 @@ use cryptoki::mechanism::{Mechanism, MechanismType};
 use cryptoki::object::{Attribute, AttributeInfo, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::{Session, UserType};
 use cryptoki::types::AuthPin;
+use faulty_pkcs11::Faults;
 use keyway::link::v1::fault::{Bucket, Kind};
 use keyway::link::v1::presence::Found;
 use keyway::link::v1::{self, Request, Response, open, request::Verb, response::Outcome};
@@ -90,6 +93,21 @@ impl Node {
         let mut worker = self.opened(sessions);
         assert_eq!(worker.ask(log_in(USER_PIN)), Outcome::Done(v1::Done { count: 0 }));
         worker
+    }
+
+    /// Serving on the library that fails on command: see [`Node::faults`].
+    fn failing(&self, sessions: u32) -> Worker {
+        let mut worker = self.worker();
+        let Verb::Open(open) = open(LABEL, sessions) else { unreachable!() };
+        let module = crate::rig::faulty_library().to_str().unwrap().to_owned();
+        assert!(matches!(worker.ask(Verb::Open(v1::Open { module, ..open })), Outcome::Opened(_)));
+        assert_eq!(worker.ask(log_in(USER_PIN)), Outcome::Done(v1::Done { count: 0 }));
+        worker
+    }
+
+    /// What goes wrong in a worker that is `failing`.
+    fn faults(&self) -> Faults {
+        Faults::beside(&self.configuration())
     }
 
     /// Holds the lock that guards the token's list of objects, until the file is dropped.
