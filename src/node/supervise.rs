@@ -289,8 +289,9 @@ impl<'a> Life<'a> {
                 if long {
                     self.pause = FIRST_PAUSE;
                 }
-                self.node.status.send_modify(|status| status.worker_restarts += 1);
+                // In this order: whoever watches never sees a worker counted out and its node healthy.
                 unreachable(self.node, &reason, self.pause);
+                self.node.status.send_modify(|status| status.worker_restarts += 1);
                 self.put_off_login();
                 self.give_back_the_turn_in_time();
             }
