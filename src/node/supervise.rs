@@ -118,6 +118,14 @@ impl From<Unavailable> for End {
     }
 }
 
+/// How long a worker has had its token open before its login. What a library read then it may go on believing: SoftHSM2
+/// refuses a password that was put right since.
+#[derive(Debug, PartialEq, Eq)]
+enum Waited {
+    NotAtAll,
+    Long,
+}
+
 /// One node's life under supervision.
 struct Life<'a> {
     node: &'a Arc<Node>,
@@ -196,12 +204,11 @@ impl<'a> Life<'a> {
     /// A worker with its user logged in, serving.
     async fn establish(&mut self) -> Result<Arc<Link>, End> {
         let (node, common) = (self.node, self.common);
-        let mut worker = common.host.start(&node.spec).await?;
-        let facts = facts(&worker);
-        node.status.send_modify(|status| status.token = Some(facts.clone()));
-        self.check_identity(&facts).await?;
-        self.reach_pause = FIRST_PAUSE;
-        self.wait_for_the_next_login(&mut worker).await?;
+        let (mut worker, mut facts) = self.reach().await?;
+        if self.wait_for_the_next_login(&mut worker).await? == Waited::Long {
+            drop(worker);
+            (worker, facts) = self.reach().await?;
+        }
         let Common { host, records, credential, gate, .. } = common;
         login::log_in(host, records, gate, &node.spec, &mut worker, credential).await?;
         let spec = &node.spec;
@@ -220,6 +227,16 @@ impl<'a> Life<'a> {
         Ok(link)
     }
 
+    /// A worker that has opened the token, which is the right one.
+    async fn reach(&mut self) -> Result<(WorkerLink, TokenFacts), End> {
+        let worker = self.common.host.start(&self.node.spec).await?;
+        let facts = facts(&worker);
+        self.node.status.send_modify(|status| status.token = Some(facts.clone()));
+        self.check_identity(&facts).await?;
+        self.reach_pause = FIRST_PAUSE;
+        Ok((worker, facts))
+    }
+
     /// No password is sent to a token that is not the one it was.
     async fn check_identity(&self, facts: &TokenFacts) -> Result<(), End> {
         let spec = &self.node.spec;
@@ -233,10 +250,10 @@ impl<'a> Life<'a> {
     }
 
     /// Looks each second whether the token is still there, until a login may be made again.
-    async fn wait_for_the_next_login(&self, worker: &mut WorkerLink) -> Result<(), End> {
+    async fn wait_for_the_next_login(&self, worker: &mut WorkerLink) -> Result<Waited, End> {
         let now = Instant::now();
         if now >= self.next_login {
-            return Ok(());
+            return Ok(Waited::NotAtAll);
         }
         let at = clock::now() + (self.next_login - now);
         self.node.status.send_modify(|status| {
@@ -247,7 +264,7 @@ impl<'a> Life<'a> {
             tokio::time::sleep_until(self.next_login.min(Instant::now() + REACH_EVERY)).await;
             worker.check().await?;
         }
-        Ok(())
+        Ok(Waited::Long)
     }
 
     /// Until the worker is gone, or so far gone that another one does better.

@@ -96,6 +96,25 @@ async fn a_password_changed_by_another_process_leaves_the_running_worker_alone_a
 }
 
 #[tokio::test]
+async fn a_password_put_right_while_the_next_login_waits_is_not_refused() {
+    let (rig, mut clients, store, _) = ready().await;
+    // The pauses between logins grow, so that there is time.
+    for times in 1..=5 {
+        kill(rig.workers_of("hsm-2")[0]);
+        clients.until_replaced(&store, "hsm-2", times).await;
+    }
+    rig.change_password("hsm-2", "another-password-of-32-characters");
+    let before = rig.faults("hsm-2").count(C_Login);
+    kill(rig.workers_of("hsm-2")[0]);
+    // Its next worker has opened the token, and waits.
+    clients.until_health(&store, "hsm-2", pb::HsmHealth::NotProbed).await;
+    rig.restore_password("hsm-2", "another-password-of-32-characters");
+    assert_eq!(rig.faults("hsm-2").count(C_Login), before, "it has waited long enough for this test");
+    clients.until_replaced(&store, "hsm-2", 6).await;
+    assert_eq!(rig.faults("hsm-2").count(C_Login), before + 1);
+}
+
+#[tokio::test]
 async fn an_hsm_that_does_not_exist_can_be_neither_drained_nor_resumed() {
     let rig = Rig::new().start();
     let mut clients = rig.clients().await;
