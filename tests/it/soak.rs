@@ -25,7 +25,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use callers::{Caller, Callers};
+use callers::{Caller, Callers, Haste};
 use dice::Dice;
 use doing::Doing;
 use history::History;
@@ -53,6 +53,7 @@ async fn whatever_befalls_hsms_workers_and_the_daemon_nothing_acknowledged_is_lo
         store: doing.store.clone(),
         dice: Dice::new(seed),
         name: "first".to_owned(),
+        haste: Haste::Pauses,
     };
     for number in 0..FIRST_KEYS {
         first.create(&format!("first-{number}")).await.expect("all is well yet");

@@ -8,7 +8,7 @@ use faulty_pkcs11::ckr::CKR_PIN_INCORRECT;
 use faulty_pkcs11::{Function, Outcome};
 use tokio::task::block_in_place;
 
-use super::callers::Caller;
+use super::callers::{Caller, Haste};
 use super::dice::Dice;
 use super::doing::Doing;
 use super::history::Sealed;
@@ -49,6 +49,7 @@ fn caller(doing: &Doing) -> Caller {
         store: doing.store.clone(),
         dice: Dice::new(0),
         name: "examiner".to_owned(),
+        haste: Haste::Pauses,
     }
 }
 
