@@ -4,7 +4,7 @@
 //! one session. It is started with its end of the link as standard input, and ends when the link
 //! does. Plain threads; nothing here is async. Standard output is not ours to use: it may carry a lock.
 //!
-//! It starts with one thread (`opening`): the daemon has it open the token and log in, or an
+//! It starts with one thread (`opening`), and one that sees to it that no worker outlives its daemon (`leash`): the daemon has it open the token and log in, or an
 //! administrator's job done (`admin`). From the login on the pool serves (`serve`, `verbs`).
 //!
 //! It decides nothing that needs to know other nodes, or whether a login may be tried: it does what
@@ -13,6 +13,7 @@
 //! spoiled session, never finalises or unloads the library, and never prints a secret.
 
 mod admin;
+mod leash;
 mod opening;
 mod pkcs11;
 mod running;
@@ -27,6 +28,7 @@ use std::process::ExitCode;
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
+use leash::Leash;
 use pkcs11::{Bucket, Fault, Kind, leave};
 
 /// The link ended, and with it the worker.
@@ -41,21 +43,27 @@ const PANICKED: i32 = 70;
 pub fn run() -> ExitCode {
     keep_memory_private();
     pkcs11::ignore_stop_signals();
-    let (incoming, outgoing) = match wire::link() {
+    let (incoming, outgoing, leash) = match wire::link().and_then(|(incoming, outgoing, link)| {
+        let leash = Leash::on(link)?;
+        Ok((incoming, outgoing, leash))
+    }) {
         Ok(link) => link,
         Err(error) => {
             log(format_args!("a worker is started by its daemon, with their link as standard input: {error}"));
             return ExitCode::from(NOT_A_WORKER);
         }
     };
-    let life = AssertUnwindSafe(|| live(incoming, outgoing));
+    let life = AssertUnwindSafe(|| live(incoming, outgoing, &leash));
     let Err(_panic) = catch_unwind(life);
     leave(PANICKED)
 }
 
-fn live(mut incoming: wire::Incoming, outgoing: wire::Outgoing) -> std::convert::Infallible {
+fn live(mut incoming: wire::Incoming, outgoing: wire::Outgoing, leash: &Leash) -> std::convert::Infallible {
     match opening::until_login(&mut incoming, &outgoing) {
-        Ok(ready) => serve::serve(ready, incoming, outgoing),
+        Ok(ready) => {
+            leash.pool(ready.patience);
+            serve::serve(ready, incoming, outgoing)
+        }
         Err(why) => {
             log_end(&why);
             leave(ENDED)

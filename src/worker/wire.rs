@@ -3,7 +3,7 @@
 //! Reads only when no whole request is left over, so what is buffered is bounded and all of it came with the latest read.
 
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -32,15 +32,16 @@ pub enum Ended {
     Garbled(#[source] BadFrame),
 }
 
-/// Takes standard input for the link.
+/// Takes standard input for the link; the third end is for watching it.
 ///
 /// # Errors
 /// When it is not a socket: somebody started a worker by hand.
-pub fn link() -> io::Result<(Incoming, Outgoing)> {
+pub fn link() -> io::Result<(Incoming, Outgoing, OwnedFd)> {
     let stdin = io::stdin();
     rustix::net::sockopt::socket_type(stdin.as_fd())?;
     let stream = UnixStream::from(stdin.as_fd().try_clone_to_owned()?);
-    Ok((Incoming::new(stream.try_clone()?), Outgoing(Mutex::new(stream))))
+    let watched = stream.as_fd().try_clone_to_owned()?;
+    Ok((Incoming::new(stream.try_clone()?), Outgoing(Mutex::new(stream)), watched))
 }
 
 /// Requests as they come.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use faulty_pkcs11::Function::*;
-use faulty_pkcs11::{On, Rule};
+use faulty_pkcs11::{On, Outcome, Rule};
 use tonic::Code;
 
 use super::{node, ready};
@@ -127,6 +127,21 @@ async fn a_library_that_leaks_has_its_worker_replaced_before_it_is_too_big_and_n
     load.more(50).await;
     load.unharmed().await;
     clients.all_healthy(&store).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_is_stuck_in_its_library_outlives_its_daemon_by_no_more_than_its_patience() {
+    let (mut rig, clients, _, key) = ready().await;
+    // Every thread of one is stuck in a call, another is stuck before it has read anything from its link.
+    rig.faults("hsm-1").set([Rule::journal(On::all()), Rule::block(On::all())]);
+    rig.faults("hsm-2").set([Rule::block(C_Initialize)]);
+    kill(rig.workers_of("hsm-2")[0]);
+    let load = Load::start(&clients, &key, 8);
+    let blocked = |hsm| rig.faults(hsm).journal().iter().filter(|it| it.outcome == Outcome::Blocked).count();
+    wait_async(|| async { (blocked("hsm-1") >= 2 && blocked("hsm-2") >= 1).then_some(()) }).await;
+    rig.kill_daemon();
+    load.refusals().await;
+    wait_async(|| async { rig.workers_and_lookouts().is_empty().then_some(()) }).await;
 }
 
 #[tokio::test]
