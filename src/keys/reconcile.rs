@@ -22,7 +22,6 @@ use tokio::time::Instant;
 use crate::clock;
 use crate::cluster::{Connection, Failure, Member};
 use crate::model::{CkaId, KeyState, KeyVersion};
-use crate::node::Health;
 use crate::records::{NewProof, Proof, ProvableKey, Unavailable};
 
 use super::copy::Errand;
@@ -104,10 +103,11 @@ async fn keep_level(keys: &Keys, connection: &Connection, index: usize) {
         changes.borrow_and_update();
         let unsettled = keys.0.unsettled.notified();
         let proof = connection.members()[index].proof();
-        if let Some(proof) = proof
-            && bring_level(keys, connection, index, proof, &mut standing).await
-        {
-            standing.level = Some(proof);
+        if let Some(proof) = proof {
+            // What was level once may not be any more: a key was made since, and this node could not take it.
+            standing.level = bring_level(keys, connection, index, proof, &mut standing).await.then_some(proof);
+        }
+        if standing.level.is_some() {
             pause = AGAIN;
         }
         let waits = if proof.is_some() && proof != standing.level { pause } else { Duration::MAX };
@@ -162,9 +162,7 @@ async fn bring_level(keys: &Keys, connection: &Connection, index: usize, proof: 
                 cause = source.source();
             }
             tracing::warn!(hsm = %member.node.hsm(), reason, "node not level");
-            if member.node.status().borrow().health == Health::Syncing {
-                member.node.not_level(login, &reason);
-            }
+            member.node.not_level(login, &reason);
             false
         }
     }

@@ -81,6 +81,32 @@ async fn a_creation_that_was_done_and_then_refused_is_told_as_unknown_and_settle
 }
 
 #[tokio::test]
+async fn a_new_key_that_a_healthy_node_has_no_room_for_is_told_as_missing_and_brought_once_there_is_room() {
+    let (rig, mut clients, store, _) = ready().await;
+    let logins = rig.faults("hsm-3").count(C_Login);
+    rig.faults("hsm-3").set([Rule::fail(C_UnwrapKey, CKR_DEVICE_MEMORY), Rule::fail(C_GenerateKey, CKR_DEVICE_MEMORY)]);
+    let key = clients.key(&store).await.key_id;
+    let told = clients.until_health(&store, "hsm-3", pb::HsmHealth::Syncing).await;
+    assert!(super::node(&told, "hsm-3").last_error.contains("could not be copied"), "{told:?}");
+    assert!(!rig.objects("hsm-3").iter().any(|object| object.label.contains(&key)));
+    let request = pb::ListDriftRequest { cluster_id: rig.cluster_id(), ..Default::default() };
+    let [drift] = &clients.clusters.list_drift(request.clone()).await.unwrap().into_inner().drifts[..] else {
+        panic!("one key is missing on one node")
+    };
+    assert_eq!((drift.hsm_id.as_str(), drift.kind(), &drift.key_id), ("hsm-3", pb::DriftKind::Missing, &key));
+    // It goes on serving what it has, and its siblings the new key.
+    let ciphertext = clients.encrypt(&key, b"meanwhile").await;
+
+    rig.faults("hsm-3").clear();
+    let level = clients.all_healthy(&store).await;
+    assert_eq!(super::node(&level, "hsm-3").worker_restarts, 0, "no new login was needed");
+    assert_eq!(rig.faults("hsm-3").count(C_Login), logins);
+    assert_eq!(rig.objects("hsm-3"), rig.objects("hsm-1"));
+    assert_eq!(clients.clusters.list_drift(request).await.unwrap().into_inner().drifts, []);
+    assert_eq!(clients.decrypt(&ciphertext).await.unwrap(), b"meanwhile");
+}
+
+#[tokio::test]
 async fn a_device_that_answers_errors_for_a_while_costs_no_caller_anything() {
     let (rig, clients, _, key) = ready().await;
     let load = Load::start(&clients, &key, 32);
