@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::clock;
 use crate::link::v1::fault::Kind;
-use crate::link::v1::{self, Request, request::Verb};
+use crate::link::v1::{self, Request, request::Verb, response::Outcome};
 use crate::node::CallError;
 
 use super::connection::Connection;
@@ -59,10 +59,12 @@ async fn check(connection: &Connection, index: usize, login: u64) {
     let answer =
         member.node.call_beside(&mut Request { verb: Some(verb), ..Request::default() }, began + PATIENCE).await;
     match answer {
-        Ok(_) => {
+        Ok(Outcome::Checked(checked)) => {
             member.lock_checks().last_proof = Some(clock::now());
-            note_pace(connection, index, login, began.elapsed());
+            // What the canary waited behind says what callers asked for, not how quick the HSM is.
+            note_pace(connection, index, login, Duration::from_micros(checked.canary_us));
         }
+        Ok(_) => tracing::error!(hsm = %member.node.hsm(), "a worker's answer is another request's"),
         Err(CallError::LateAfter) => note_pace(connection, index, login, PATIENCE),
         // The link's end tells everybody.
         Err(CallError::Lost | CallError::NotServing | CallError::Full | CallError::LateBefore | CallError::TooLong) => {

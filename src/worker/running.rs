@@ -1,19 +1,20 @@
 //! What each thread is doing, and how long quick requests take: for the daemon's ping, and for the size of batches.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use crate::link::Pace;
 use crate::link::v1::{Pong, pong::Running};
 
+use super::pkcs11::Stopwatch;
+
 /// A batch takes about this long at most, so that no request waits longer behind others of its batch.
 const LONGEST_BATCH: Duration = Duration::from_micros(200);
 const MOST_IN_A_BATCH: u64 = 16;
-const IDLE: u64 = 0;
 
 /// A seat for each thread. Written by its thread alone, read by whoever answers a ping.
 pub struct Board {
-    since: Instant,
     seats: Box<[Seat]>,
     mean_ns: AtomicU64,
 }
@@ -21,15 +22,13 @@ pub struct Board {
 #[derive(Default)]
 struct Seat {
     id: AtomicU64,
-    /// Nanoseconds after `Board::since`, or [`IDLE`].
-    began: AtomicU64,
     is_slow: AtomicBool,
+    stopwatch: Arc<Stopwatch>,
 }
 
 impl Board {
     pub fn new(seats: usize) -> Self {
         Self {
-            since: Instant::now(),
             seats: (0..seats).map(|_| Seat::default()).collect(),
             // No batches until something was measured.
             mean_ns: AtomicU64::new(nanoseconds(LONGEST_BATCH)),
@@ -38,16 +37,19 @@ impl Board {
 
     /// Notes on its seat that a thread begins a request.
     pub fn begin(&self, seat: usize, id: u64, pace: Pace) -> Instant {
-        let now = Instant::now();
         self.seats[seat].id.store(id, Relaxed);
         self.seats[seat].is_slow.store(pace == Pace::Slow, Relaxed);
-        self.seats[seat].began.store(nanoseconds(now - self.since).max(IDLE + 1), Relaxed);
-        now
+        self.seats[seat].stopwatch.start()
     }
 
     /// Notes that the thread is done with it.
     pub fn end(&self, seat: usize) {
-        self.seats[seat].began.store(IDLE, Relaxed);
+        self.seats[seat].stopwatch.stop();
+    }
+
+    /// For the session of the thread in this seat.
+    pub fn stopwatch(&self, seat: usize) -> Arc<Stopwatch> {
+        self.seats[seat].stopwatch.clone()
     }
 
     /// Counts a quick request into the mean.
@@ -64,21 +66,17 @@ impl Board {
         usize::try_from(fitting).expect("at most 16")
     }
 
-    /// How slow each request is that runs at this moment.
+    /// How slow each request is that runs at this moment, or waits for another to let it.
     pub fn running(&self) -> impl Iterator<Item = Pace> {
-        let busy = self.seats.iter().filter(|seat| seat.began.load(Relaxed) != IDLE);
+        let busy = self.seats.iter().filter(|seat| seat.stopwatch.is_busy());
         busy.map(|seat| if seat.is_slow.load(Relaxed) { Pace::Slow } else { Pace::Quick })
     }
 
-    /// What runs at this moment, beside the ping itself.
+    /// What runs at this moment, beside the ping itself. Who waits for another thread is in no call that could be stuck.
     pub fn pong(&self) -> Pong {
-        let now = nanoseconds(self.since.elapsed());
-        let running = self.seats.iter().filter_map(|seat| match seat.began.load(Relaxed) {
-            IDLE => None,
-            began => {
-                let age_ms = u32::try_from(now.saturating_sub(began) / 1_000_000).unwrap_or(u32::MAX);
-                Some(Running { id: seat.id.load(Relaxed), age_ms })
-            }
+        let running = self.seats.iter().filter_map(|seat| {
+            let age_ms = u32::try_from(seat.stopwatch.runs_for()?.as_millis()).unwrap_or(u32::MAX);
+            Some(Running { id: seat.id.load(Relaxed), age_ms })
         });
         Pong { running: running.collect(), resident_bytes: resident_bytes() }
     }

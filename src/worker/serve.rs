@@ -8,9 +8,9 @@
 //! ```
 //!
 //! A thread that is stuck in the library holds no lock: the next one reads on. A thread whose
-//! session cannot be opened again steps aside while others serve. When the link ends, no request
-//! is begun any more, and the process leaves once the running ones have returned or their
-//! patience is over.
+//! session cannot be opened again steps aside while others serve. What was handed over before the
+//! link's end is still done, as its end is read last; then the process leaves, once the running
+//! requests have returned or their patience is over.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -92,6 +92,7 @@ pub fn serve(ready: LoggedIn, incoming: Incoming, outgoing: Outgoing) -> ! {
 }
 
 fn run(pool: &Pool, seat: usize, session: Session, leaving: &SyncSender<Left>) {
+    let session = session.timed_by(pool.board.stopwatch(seat));
     let mut thread = Thread { pool, seat, session: Some(session), used: Instant::now(), refusal: None };
     let finished = catch_unwind(AssertUnwindSafe(|| thread.work()));
     // There is room for one word of each thread, and the receiver never goes.
@@ -300,7 +301,7 @@ impl Thread<'_> {
     }
 
     fn open(&mut self) -> Result<(), Fault> {
-        self.session = Some(self.pool.token.open_session()?);
+        self.session = Some(self.pool.token.open_session()?.timed_by(self.pool.board.stopwatch(self.seat)));
         if self.refusal.take().is_some() {
             self.pool.refusing.store(false, Relaxed);
         }

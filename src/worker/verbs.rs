@@ -7,6 +7,7 @@ use crate::link::v1::request::Verb;
 use crate::link::v1::response::Outcome;
 use crate::link::v1::{self, KeyKind};
 
+use super::log;
 use super::pkcs11::{Canary, Fault, NewKey, Page, Presence, Session};
 
 /// Does what the verb asks, on this session.
@@ -22,7 +23,7 @@ pub fn perform(session: &mut Session, verb: Verb) -> Result<Outcome, Fault> {
         Verb::ProveKey(ask) => Ok(presence(session.prove(&ask.cka_id, &ask.probe)?)),
         Verb::DestroyKey(ask) => Ok(done(session.destroy(&ask.cka_id)?)),
         Verb::ListObjects(ask) => list_objects(session, &ask),
-        Verb::SweepUnfinished(_) => Ok(done(session.sweep_unfinished()?)),
+        Verb::SweepUnfinished(_) => sweep_unfinished(session),
         Verb::CheckToken(ask) => check_token(session, &ask),
         Verb::Ping(_) => Err(Fault::protocol("a ping is for the pool")),
         Verb::Open(_)
@@ -85,11 +86,22 @@ fn list_objects(session: &mut Session, ask: &v1::ListObjects) -> Result<Outcome,
     Ok(Outcome::Objects(v1::Objects { objects: objects.collect(), listing, total, next_offset }))
 }
 
+fn sweep_unfinished(session: &mut Session) -> Result<Outcome, Fault> {
+    // The daemon hears only what kind of fault it was.
+    let swept = session.sweep_unfinished().inspect_err(|fault| log(format_args!("nothing is cleared up: {fault}")))?;
+    Ok(done(swept))
+}
+
 /// Also before the login, with no canary.
 pub fn check_token(session: &mut Session, ask: &v1::CheckToken) -> Result<Outcome, Fault> {
     let canary = Canary { cka_id: &ask.canary_cka_id, probe: &ask.canary_probe };
-    session.check_token((!canary.cka_id.is_empty()).then_some(canary))?;
-    Ok(done(0))
+    match session.check_token((!canary.cka_id.is_empty()).then_some(canary))? {
+        None => Ok(done(0)),
+        Some(took) => {
+            let canary_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+            Ok(Outcome::Checked(v1::Checked { canary_us }))
+        }
+    }
 }
 
 fn check_kind(kind: KeyKind) -> Result<(), Fault> {

@@ -159,7 +159,8 @@ fn wipe(response: &mut Response) {
             | Outcome::NewKey(_)
             | Outcome::Presence(_)
             | Outcome::Objects(_)
-            | Outcome::JoinOffer(_),
+            | Outcome::JoinOffer(_)
+            | Outcome::Checked(_),
         )
         | None => {}
     }

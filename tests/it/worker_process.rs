@@ -6,6 +6,7 @@ mod handles;
 mod health;
 mod listing;
 mod sessions;
+mod unfinished;
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -647,22 +648,6 @@ fn a_worker_started_by_hand_says_so() {
     let output =
         Command::new(env!("CARGO_BIN_EXE_keyway")).args(["worker", "x"]).stdin(Stdio::null()).output().unwrap();
     assert_eq!(output.status.code(), Some(64));
-}
-
-#[test]
-fn nameless_objects_are_swept_and_named_ones_stay() {
-    let node = Node::with_kek();
-    let mut worker = node.serving(1);
-    worker.make_key(b"k1");
-    let status = Command::new("pkcs11-tool")
-        .args(["--module", MODULE, "--login", "--pin", USER_PIN, "--keygen", "--key-type", "AES:32"])
-        .env("SOFTHSM2_CONF", node.configuration())
-        .stdout(Stdio::null())
-        .status()
-        .unwrap();
-    assert!(status.success());
-    assert_eq!(worker.ask(Verb::SweepUnfinished(v1::SweepUnfinished {})), Outcome::Done(v1::Done { count: 1 }));
-    worker.encrypt(b"k1", b"still here");
 }
 
 /// Everything the user's PIN allows against one key, in a process of its own.

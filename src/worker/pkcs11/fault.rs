@@ -87,6 +87,11 @@ impl Fault {
         )
     }
 
+    /// The object has no such attribute; or, as SoftHSM2 says it, is of no class yet, and has none at all.
+    pub(super) fn is_of_no_attribute(&self) -> bool {
+        matches!(self.ckr, CKR_ATTRIBUTE_TYPE_INVALID | CKR_ATTRIBUTE_VALUE_INVALID)
+    }
+
     /// The session still has an operation going, which would meet the next request.
     pub(super) fn with_an_operation_left(self) -> Self {
         Self { session: self.session.max(After::Reopen), ..self }

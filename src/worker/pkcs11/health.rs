@@ -3,6 +3,8 @@
 //! Asked often, so it costs a few quick calls. All of them are needed: a token whose directory has vanished says OK to
 //! everything but C_GetTokenInfo.
 
+use std::time::{Duration, Instant};
+
 use cryptoki::object::ObjectHandle;
 
 use super::fault::{After, Bucket, Kind};
@@ -19,19 +21,16 @@ pub struct Canary<'a> {
 }
 
 impl Session {
-    /// Before the login there is no canary to ask, and only the serial number is compared.
-    pub fn check_token(&mut self, canary: Option<Canary<'_>>) -> Result<(), Fault> {
+    /// Before the login there is no canary to ask, and only the serial number is compared. Tells what the canary's own
+    /// call took: neither a search for it nor the wait for other threads says how quick the HSM is.
+    pub fn check_token(&mut self, canary: Option<Canary<'_>>) -> Result<Option<Duration>, Fault> {
         self.token.still_there()?;
-        match canary {
-            None => Ok(()),
-            Some(canary) => {
-                self.is_logged_in()?;
-                self.ask_canary(canary)
-            }
-        }
+        let Some(canary) = canary else { return Ok(None) };
+        self.is_logged_in()?;
+        self.ask_canary(canary).map(Some)
     }
 
-    fn ask_canary(&mut self, canary: Canary<'_>) -> Result<(), Fault> {
+    fn ask_canary(&mut self, canary: Canary<'_>) -> Result<Duration, Fault> {
         if let Recalled::Handle(remembered) = self.token.handles().recall(self.era, canary.cka_id) {
             match self.hear(canary, remembered.object) {
                 Err(fault) if fault.is_stale_handle() => {}
@@ -45,11 +44,13 @@ impl Session {
         }
     }
 
-    fn hear(&mut self, canary: Canary<'_>, key: ObjectHandle) -> Result<(), Fault> {
+    fn hear(&mut self, canary: Canary<'_>, key: ObjectHandle) -> Result<Duration, Fault> {
+        let began = Instant::now();
         match probe::ask(self, canary.cka_id, key, canary.probe)? {
             Answer::Right => {
+                let took = began.elapsed();
                 self.token.handles().remember(self.era, canary.cka_id, key, Proof::Answered);
-                Ok(())
+                Ok(took)
             }
             // It may be that every number names another key by now.
             Answer::Wrong => Err(Fault {

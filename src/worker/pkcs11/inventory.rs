@@ -1,5 +1,4 @@
-//! What is in the token altogether: for telling drift, for knowing which ids are free, and for clearing up after a
-//! generation that was killed.
+//! What is in the token altogether: for telling drift, and for knowing which ids are free.
 //!
 //! A listing is a snapshot of the handles. Their objects are read page by page, so that no answer is longer than a
 //! frame and no session is held for long. Once every page was read, the token's memory of handles is complete.
@@ -93,49 +92,19 @@ impl Session {
 
     fn begin_listing(&mut self) -> Result<u64, Fault> {
         let token = self.token.clone();
-        let _unchanging = token.unchanging();
+        let _unchanging = token.unchanging(&self.stopwatch);
         token.handles().begin_listing(self.era);
         let objects = self.search_all(&[])?;
         self.sees_the_token()?;
         Ok(token.listings().begin(self.era, objects))
     }
 
-    /// Destroys what a generation that was killed leaves: secret keys with neither id nor label, and objects that are
-    /// nothing yet, without even a class. Some say that they are no objects of the token: SoftHSM2 writes its defaults
-    /// first. A worker that serves has no objects of a session.
-    pub fn sweep_unfinished(&mut self) -> Result<usize, Fault> {
-        let token = self.token.clone();
-        let _alone = token.changing();
-        let mut swept = 0;
-        for object in self.search_all(&[])? {
-            if self.is_unfinished(object)? {
-                self.raw.destroy_object(object)?;
-                swept += 1;
-            }
-        }
-        Ok(swept)
-    }
-
-    fn search_all(&self, template: &[Attribute]) -> Result<Vec<ObjectHandle>, Fault> {
+    pub(super) fn search_all(&self, template: &[Attribute]) -> Result<Vec<ObjectHandle>, Fault> {
         let objects = self.search(template, MOST + 1)?;
         if objects.len() > MOST {
             return Err(Fault::refused(Bucket::Node, Kind::Capacity, "the token holds too many objects to list"));
         }
         Ok(objects)
-    }
-
-    fn is_unfinished(&self, object: ObjectHandle) -> Result<bool, Fault> {
-        let wanted = [AttributeType::Class, AttributeType::Id, AttributeType::Label];
-        let Some(attributes) = self.attributes(object, &wanted)? else { return Ok(false) };
-        let mut class = None;
-        for attribute in &attributes {
-            match attribute {
-                Attribute::Class(read) => class = Some(*read),
-                Attribute::Id(bytes) | Attribute::Label(bytes) if !bytes.is_empty() => return Ok(false),
-                _ => {}
-            }
-        }
-        Ok(class.is_none_or(|class| class == ObjectClass::SECRET_KEY))
     }
 
     /// `None` when the object went away meanwhile.
@@ -146,12 +115,13 @@ impl Session {
     }
 
     /// What the object tells of these. One that is half made has few of them, and must not hide the others: it is asked
-    /// for each by itself. `None` when it went away meanwhile.
+    /// for each by itself. A library that cannot read attributes is no object without any. `None` when it went away
+    /// meanwhile.
     fn attributes(&self, object: ObjectHandle, wanted: &[AttributeType]) -> Result<Option<Vec<Attribute>>, Fault> {
         match self.raw.get_attributes(object, wanted).map_err(Fault::from) {
             Ok(attributes) => return Ok(Some(attributes)),
             Err(fault) if fault.is_stale_handle() => return Ok(None),
-            Err(fault) if fault.kind == Kind::Unsupported => {}
+            Err(fault) if fault.is_of_no_attribute() => {}
             Err(fault) => return Err(fault),
         }
         let mut told = Vec::new();
@@ -159,7 +129,7 @@ impl Session {
             match self.raw.get_attributes(object, &[*kind]).map_err(Fault::from) {
                 Ok(attributes) => told.extend(attributes),
                 Err(fault) if fault.is_stale_handle() => return Ok(None),
-                Err(fault) if fault.kind == Kind::Unsupported => {}
+                Err(fault) if fault.is_of_no_attribute() => {}
                 Err(fault) => return Err(fault),
             }
         }

@@ -145,7 +145,7 @@ impl Session {
     pub fn destroy(&mut self, cka_id: &[u8]) -> Result<usize, Fault> {
         check_cka_id(cka_id)?;
         let token = self.token.clone();
-        let _alone = token.changing();
+        let _alone = token.changing(&self.stopwatch);
         token.handles().forget(cka_id);
         let objects = self.search(&[Attribute::Id(cka_id.to_vec())], MOST)?;
         if objects.is_empty() {
@@ -165,7 +165,7 @@ impl Session {
         make: impl FnOnce(&mut Self) -> Result<ObjectHandle, Fault>,
     ) -> Result<ObjectHandle, Fault> {
         let token = self.token.clone();
-        let _alone = token.changing();
+        let _alone = token.changing(&self.stopwatch);
         self.check_free(cka_id)?;
         token.handles().expect(self.era, cka_id);
         make(self)
@@ -196,7 +196,7 @@ impl Session {
     }
 
     fn unmake(&self, object: ObjectHandle, cka_id: &[u8]) -> Result<(), Fault> {
-        let _alone = self.token.changing();
+        let _alone = self.token.changing(&self.stopwatch);
         self.raw.destroy_object(object)?;
         self.token.handles().vacate(self.era, cka_id);
         Ok(())

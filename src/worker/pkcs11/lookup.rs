@@ -139,7 +139,7 @@ impl Session {
     pub(super) fn look(&mut self, cka_id: &[u8]) -> Result<Lookup, Fault> {
         check_cka_id(cka_id)?;
         let token = self.token.clone();
-        let _unchanging = token.unchanging();
+        let _unchanging = token.unchanging(&self.stopwatch);
         let found = self.find(cka_id)?;
         if found == Lookup::Missing {
             token.handles().vacate(self.era, cka_id);

@@ -22,7 +22,9 @@ mod pin;
 mod probe;
 mod raw;
 mod session;
+mod stopwatch;
 mod token;
+mod unfinished;
 
 pub use ceremony::{Kek, Offer};
 pub use fault::{Bucket, Fault, Kind};
@@ -33,4 +35,5 @@ pub use module::Module;
 pub use pin::Pin;
 pub use raw::{ignore_stop_signals, leave};
 pub use session::Session;
+pub use stopwatch::Stopwatch;
 pub use token::{Token, TokenName};

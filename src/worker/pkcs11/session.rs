@@ -3,13 +3,15 @@
 //! `&mut self` wherever the library keeps an operation going: there is one at a time. Empty and
 //! over-long inputs never reach the library, since some builds abort on them.
 
+use std::sync::Arc;
+
 use cryptoki::object::ObjectHandle;
 use zeroize::Zeroizing;
 
 use super::fault::{After, Bucket, Kind};
 use super::handles::Era;
 use super::probe::Answer;
-use super::{Fault, Token, probe};
+use super::{Fault, Stopwatch, Token, probe};
 
 pub const NONCE_LEN: usize = 12;
 pub const TAG_LEN: usize = 16;
@@ -37,13 +39,19 @@ pub struct Session {
     pub(super) token: Token,
     /// Which handles it may use.
     pub(super) era: Era,
+    pub(super) stopwatch: Arc<Stopwatch>,
     nonces: Nonces,
     is_spoiled: bool,
 }
 
 impl Session {
     pub(super) fn new(raw: cryptoki::session::Session, token: Token, era: Era) -> Self {
-        Self { raw, token, era, nonces: Nonces::default(), is_spoiled: false }
+        Self { raw, token, era, stopwatch: Arc::default(), nonces: Nonces::default(), is_spoiled: false }
+    }
+
+    /// Its thread's stopwatch, which pauses while the session waits for another.
+    pub fn timed_by(self, stopwatch: Arc<Stopwatch>) -> Self {
+        Self { stopwatch, ..self }
     }
 
     /// Whether it may serve another request: nothing has spoiled it, here or for all sessions of its time.

@@ -11,7 +11,7 @@ use cryptoki::slot::{Slot, TokenInfo};
 use super::fault::{After, Bucket, Kind};
 use super::handles::Handles;
 use super::inventory::Listings;
-use super::{Fault, Module, Pin, Session};
+use super::{Fault, Module, Pin, Session, Stopwatch};
 
 /// How a token is told from the others.
 #[derive(Debug, Clone, Copy)]
@@ -147,14 +147,14 @@ impl Token {
     }
 
     /// The token's objects, to change them. SoftHSM2 fails a generation that another thread's search or generation comes
-    /// across, and every token has a moment in which a new key is nameless.
-    pub(super) fn changing(&self) -> RwLockWriteGuard<'_, ()> {
-        self.0.objects.write().unwrap_or_else(PoisonError::into_inner)
+    /// across, and every token has a moment in which a new key is nameless. Who waits here is in no call.
+    pub(super) fn changing(&self, stopwatch: &Stopwatch) -> RwLockWriteGuard<'_, ()> {
+        stopwatch.pause(|| self.0.objects.write()).unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The token's objects, to search them.
-    pub(super) fn unchanging(&self) -> RwLockReadGuard<'_, ()> {
-        self.0.objects.read().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn unchanging(&self, stopwatch: &Stopwatch) -> RwLockReadGuard<'_, ()> {
+        stopwatch.pause(|| self.0.objects.read()).unwrap_or_else(PoisonError::into_inner)
     }
 
     fn at(module: &Module, slot: Slot, info: TokenInfo) -> Self {

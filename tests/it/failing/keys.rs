@@ -156,3 +156,27 @@ async fn what_a_generation_leaves_that_was_cut_off_at_its_very_beginning_is_dest
     clients.until_replaced(&store, "hsm-2", 1).await;
     assert_eq!(rig.objects("hsm-2"), before);
 }
+
+#[tokio::test]
+async fn a_library_that_reads_no_attributes_costs_a_token_none_of_its_keys() {
+    let (rig, mut clients, store, key) = ready().await;
+    let (before, destroyed) = (rig.objects("hsm-2"), rig.faults("hsm-2").count(C_DestroyObject));
+    let ciphertext = clients.encrypt(&key, b"before").await;
+    for (times, ckr) in [(1, CKR_FUNCTION_NOT_SUPPORTED), (2, CKR_ARGUMENTS_BAD), (3, CKR_ATTRIBUTE_VALUE_INVALID)] {
+        rig.faults("hsm-2").set([Rule::journal(C_GetAttributeValue), Rule::fail(C_GetAttributeValue, ckr)]);
+        let former = rig.workers_of("hsm-2")[0];
+        kill(former);
+        // Its successor has looked for what the former may have left half-made, more than once.
+        let asked = || {
+            let journal = rig.faults("hsm-2").journal();
+            let asked = journal.iter().filter(|it| it.function == C_GetAttributeValue && it.pid != former);
+            asked.filter(|it| it.outcome == faulty_pkcs11::Outcome::Answered(ckr)).count()
+        };
+        wait_async(|| async { (asked() > 5 * before.len()).then_some(()) }).await;
+        assert_eq!(clients.decrypt(&ciphertext).await.unwrap(), b"before");
+        rig.faults("hsm-2").clear();
+        clients.until_replaced(&store, "hsm-2", times).await;
+        assert_eq!(rig.objects("hsm-2"), before, "0x{ckr:x}");
+        assert_eq!(rig.faults("hsm-2").count(C_DestroyObject), destroyed, "0x{ckr:x}");
+    }
+}

@@ -52,3 +52,27 @@ async fn the_latencies_of_recent_operations_are_told_for_each_hsm() {
     };
     assert!(p99(&hsms[0]) >= Duration::from_millis(20), "{:?}", p99(&hsms[0]));
 }
+
+#[tokio::test]
+async fn a_canary_that_waits_behind_callers_makes_no_node_slow() {
+    let (rig, clients, _, key) = ready().await;
+    // What callers ask for is slow, and fills every session; the canary only decrypts.
+    rig.faults("hsm-2").set([Rule::delay(faulty_pkcs11::Function::C_Encrypt, Duration::from_millis(150))]);
+    let load = Load::start(&clients, &key, 96);
+    load.more(200).await;
+    let seen = std::sync::Mutex::new(std::collections::BTreeSet::new());
+    wait_async(|| {
+        let (mut clients, seen) = (clients.clone(), &seen);
+        async move {
+            let clusters = clients.clusters.describe_clusters(pb::DescribeClustersRequest::default()).await.unwrap();
+            let hsm = clusters.into_inner().clusters.remove(0).hsms.remove(1);
+            assert_eq!(hsm.health(), pb::HsmHealth::Healthy);
+            let proof = hsm.last_proof_time.expect("it is looked at");
+            let mut seen = seen.lock().unwrap();
+            seen.insert((proof.seconds, proof.nanos));
+            (seen.len() > 8).then_some(())
+        }
+    })
+    .await;
+    load.unharmed().await;
+}

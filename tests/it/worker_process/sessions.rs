@@ -164,3 +164,27 @@ fn an_operation_that_was_left_active_goes_with_its_session() {
         assert!(is_sealed(&worker.ask(encrypt(b"k1", b"x"))));
     }
 }
+
+#[test]
+fn who_waits_for_a_key_to_be_made_is_in_no_call_that_could_be_stuck() {
+    let node = Node::with_kek();
+    let key = node.serving(1).make_key(b"k1");
+    let mut worker = node.failing(4);
+    node.faults().set([Rule::block(C_GenerateKey).during("made")]);
+    node.faults().mark("made");
+    let making = worker.link.send(generate_key(b"k2"));
+    crate::rig::wait(|| worker.pong().running.iter().any(|it| it.id == making).then_some(()));
+    // Another to be made, and a key to be looked for, which both have to wait.
+    let waiting = [worker.link.send(generate_key(b"k3")), worker.link.send(encrypt_proved(b"k1", b"x", &key.probe))];
+    crate::rig::wait(|| {
+        let running = worker.pong().running;
+        let old = |id: u64| running.iter().any(|it| it.id == id && it.age_ms > 300);
+        assert!(!waiting.iter().any(|id| old(*id)), "{running:?}");
+        running.iter().any(|it| it.id == making && it.age_ms > 1_000).then_some(())
+    });
+    node.faults().unmark("made");
+    let mut answers: Vec<_> = (0..3).map(|_| worker.link.receive().expect("the worker lives")).collect();
+    answers.sort_by_key(|answer| answer.id);
+    let outcomes: Vec<_> = answers.into_iter().map(|answer| answer.outcome.unwrap()).collect();
+    assert!(matches!(outcomes[..], [Outcome::NewKey(_), Outcome::NewKey(_), Outcome::Sealed(_)]), "{outcomes:?}");
+}
