@@ -15,7 +15,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
-use crate::{Error, machine};
+use crate::Error;
+use crate::shared::machine;
 
 const BACKLOG: usize = 64;
 
