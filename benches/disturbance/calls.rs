@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
+use tonic_types::StatusExt as _;
 
 use crate::shared::connect::{Target, connect};
 use crate::shared::machine;
@@ -204,11 +205,17 @@ fn keep_pace(lines: &[(Handle, Channel)], asks: &[Ask], per_second: f64, deadlin
         let (ask, channel, shared) = (asks[place % asks.len()].clone(), channel.clone(), shared.clone());
         handle.spawn(async move {
             let refused = ask.send(channel, deadline).await.err();
-            let refused = refused.map(|status| (status.code(), status.message().to_owned()));
+            let refused = refused.map(|status| (status.code(), why(&status)));
             shared.done().push(Done { due, took: due.elapsed(), refused });
             shared.under_way.fetch_sub(1, Relaxed);
         });
     }
+}
+
+/// The reason that keyway gives for a refusal, or the words of whoever else refused it.
+fn why(status: &Status) -> String {
+    let details = status.get_error_details();
+    details.error_info().map_or_else(|| status.message().to_owned(), |info| info.reason.clone())
 }
 
 /// What calls took, in milliseconds.

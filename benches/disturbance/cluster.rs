@@ -33,7 +33,8 @@ impl Cluster {
     pub fn start(home: &Path, pool_size: u16, library: Option<&Path>) -> Result<Self, Error> {
         let shape = Shape { nodes: 3, pool_size, library };
         let daemon = Daemon::start(Path::new(env!("CARGO_BIN_EXE_keyway")), home, shape)?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        // With a thread that runs it between our questions, too: a connection that answers no pings is closed.
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let channel = runtime.block_on(connect(&daemon.unix))?;
         Ok(Self { daemon, home: home.join("dev"), runtime, channel })
     }

@@ -1,8 +1,12 @@
 //! A caller at a modest rate, beside another one who sends what is refused.
 //!
-//! What the other one sends costs connections and cores whatever becomes of it. So a *control* sends as many calls
-//! with as many bytes that are refused before any HSM is asked, with the very same words: the difference between the
-//! two is what bad ciphertexts cost the HSMs, and through them everybody else.
+//! What the other one sends costs the machine something whatever becomes of it. So there are two to compare with, as many
+//! calls with as many bytes:
+//!
+//! - *elsewhere*: calls to a bare echo in a process of its own, which does not know them. What the victim notices of
+//!   these is the price of sharing cores with client and server of so many gRPC calls;
+//! - *control*: calls that the daemon refuses before any HSM is asked, with the very words of the flood. What the victim
+//!   notices beyond that is what bad ciphertexts cost the HSMs, and through them everybody else.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,6 +16,8 @@ use keyway::proto::v1 as pb;
 
 use crate::calls::{Ask, Caller, Latency, refusals};
 use crate::cluster::Cluster;
+use crate::shared::child::Own;
+use crate::shared::connect::Target;
 use crate::{Arguments, Error};
 
 const CONNECTIONS: usize = 4;
@@ -26,6 +32,8 @@ pub const SHARE: f64 = 0.2;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Beside {
     Nothing,
+    /// To another server.
+    Elsewhere,
     /// Refused by the daemon alone.
     Control,
     /// Refused by an HSM, or held back.
@@ -33,13 +41,15 @@ pub enum Beside {
 }
 
 impl Beside {
-    pub const ALL: [Self; 3] = [Self::Nothing, Self::Control, Self::Flood];
+    pub const ALL: [Self; 4] = [Self::Nothing, Self::Elsewhere, Self::Control, Self::Flood];
 }
 
 pub struct Cell {
     pub beside: Beside,
     pub victim: Latency,
     pub victim_refused: BTreeMap<String, usize>,
+    /// Cores that the daemon and its workers kept busy.
+    pub cores: f64,
     /// What the other one got to hear, calls a second for each answer.
     pub told: BTreeMap<String, f64>,
 }
@@ -57,6 +67,12 @@ pub fn run(arguments: &Arguments, home: &Path) -> Result<Measured, Error> {
     // The daemon knows the one by its user id, the other by its way over the loopback: two callers.
     let victim = Caller::connect(&cluster.daemon.unix, CONNECTIONS, arguments.deadline())?;
     let other = Caller::connect(&cluster.daemon.tcp, CONNECTIONS, arguments.deadline())?;
+    let socket = home.join("echo.sock");
+    let mut echo = Own::start(|command| {
+        command.arg("echo").arg(socket);
+    })?;
+    let echo_tcp = Target::Tcp(format!("http://{}", echo.hear()?));
+    let elsewhere = Caller::connect(&echo_tcp, CONNECTIONS, arguments.deadline())?;
     let work = cluster.work(&victim)?;
     let crowd = Caller::connect(&cluster.daemon.unix, CAPACITY_CONNECTIONS, arguments.deadline())?;
     let capacity = crowd.capacity(&work, arguments.clients.into(), arguments.length())?;
@@ -69,15 +85,17 @@ pub fn run(arguments: &Arguments, home: &Path) -> Result<Measured, Error> {
     for round in 0..arguments.rounds() as usize {
         let mut cells = Vec::new();
         for turn in 0..Beside::ALL.len() {
-            // Each comes first, second and third in turn.
+            // Each comes first in turn.
             let beside = Beside::ALL[(round + turn) % Beside::ALL.len()];
             let noise = match beside {
                 Beside::Nothing => None,
-                Beside::Control => Some(control.clone()),
-                Beside::Flood => Some(flood.clone()),
+                Beside::Elsewhere => Some((&elsewhere, flood.clone())),
+                Beside::Control => Some((&other, control.clone())),
+                Beside::Flood => Some((&other, flood.clone())),
             };
-            let rate = (capacity * SHARE, arguments.flood.into());
-            cells.push(measure(beside, (&victim, &work), (&other, noise), rate, arguments.length())?);
+            let rates = (capacity * SHARE, arguments.flood.into());
+            let cpu_time = || cluster.daemon.cpu_time();
+            cells.push(measure(beside, (&victim, &work), noise, rates, arguments.length(), cpu_time)?);
         }
         eprintln!("flood, round {}", round + 1);
         rounds.push(cells);
@@ -102,15 +120,17 @@ fn refused_ones(work: &[Ask]) -> Result<(Ask, Ask), Error> {
 fn measure(
     beside: Beside,
     (victim, work): (&Caller, &[Ask]),
-    (other, noise): (&Caller, Option<Ask>),
+    noise: Option<(&Caller, Ask)>,
     (rate, noise_rate): (f64, f64),
     length: Duration,
+    cpu_time: impl Fn() -> Duration,
 ) -> Result<Cell, Error> {
-    let noise = noise.map(|ask| other.start(vec![ask], noise_rate)).transpose()?;
+    let noise = noise.map(|(other, ask)| other.start(vec![ask], noise_rate)).transpose()?;
     let load = victim.start(work.to_vec(), rate)?;
     std::thread::sleep(WARM_UP);
-    let began = Instant::now();
+    let (began, busy) = (Instant::now(), cpu_time());
     std::thread::sleep(length);
+    let cores = (cpu_time() - busy).div_duration_f64(began.elapsed());
     let calls = load.stop()?;
     let took = began.elapsed();
     let noise = noise.map(|noise| noise.stop()).transpose()?.unwrap_or_default();
@@ -122,6 +142,7 @@ fn measure(
         beside,
         victim: Latency::of(calls.iter().filter(|call| call.due >= began)),
         victim_refused: refusals(calls.iter()),
+        cores,
         told,
     })
 }

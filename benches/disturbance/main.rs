@@ -3,8 +3,8 @@
 //! Two measurements, each of interleaved rounds:
 //!
 //! - [`loss`]: calls come at half of what the remaining HSMs can do, and one HSM is lost in one way after the other;
-//! - [`flood`]: one caller's latency, alone, beside another one whose calls are refused before any HSM, and beside the
-//!   same one with ciphertexts that HSMs have to refuse.
+//! - [`flood`]: one caller's latency, alone, beside calls that go to a bare echo, beside another caller whose calls are
+//!   refused before any HSM, and beside the same one with ciphertexts that HSMs have to refuse.
 //!
 //! Load, daemon, workers and HSMs share one machine. [`report`] sets the numbers side by side; ratios of one run are
 //! what carries over to other machines. Calls are sent when they are due, answered or not, and what a call took counts
@@ -23,18 +23,22 @@ mod report;
 #[path = "../shared/mod.rs"]
 mod shared;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser as _;
 
-use shared::Error;
+use shared::{Error, echo};
 
 const PLAINTEXT: [u8; 1024] = [0x5a; 1024];
 
 #[derive(clap::Parser)]
 #[command(name = "disturbance", about = "Measures what callers notice of lost HSMs and of other callers")]
 struct Arguments {
+    #[command(subcommand)]
+    role: Option<Role>,
+
     /// One short round: whether it works, not how it is
     #[arg(long)]
     quick: bool,
@@ -72,6 +76,13 @@ struct Arguments {
     bench: bool,
 }
 
+/// What a child of the bench is for.
+#[derive(clap::Subcommand)]
+enum Role {
+    #[command(hide = true)]
+    Echo { unix_socket: PathBuf },
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Part {
     Loss,
@@ -98,11 +109,15 @@ impl Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if !arguments.bench {
-        println!("nothing is measured without --bench, which `cargo bench` gives");
-        return ExitCode::SUCCESS;
-    }
-    match measure(&arguments) {
+    let result = match &arguments.role {
+        Some(Role::Echo { unix_socket }) => echo::serve(unix_socket),
+        None if arguments.bench => measure(&arguments),
+        None => {
+            println!("nothing is measured without --bench, which `cargo bench` gives");
+            Ok(())
+        }
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");

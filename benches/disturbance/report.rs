@@ -69,36 +69,40 @@ pub fn of_flood(measured: &Measured, arguments: &Arguments) -> String {
     let _ = writeln!(
         text,
         "{} clients got {:.0} answers a second of three HSMs. The victim sends {:.0} calls a second over the Unix socket, \
-         the other caller {} over TCP, under the same key. Control: ciphertexts that are refused before any HSM is \
-         asked.\n",
+         the other caller {} over TCP, under the same key. Elsewhere: to a bare echo that refuses them. Control: \
+         ciphertexts that the daemon refuses before any HSM is asked.\n",
         arguments.clients,
         measured.capacity,
         measured.capacity * SHARE,
         arguments.flood,
     );
-    text.push_str("| beside the victim | its p50 | p99 | longest | p99, of the p99 alone | refused |\n");
-    text.push_str("| --- | --- | --- | --- | --- | --- |\n");
+    text.push_str(
+        "| beside the victim | its p50 | p99 | longest | p99, of the p99 alone | cores busy with keyway | refused |\n",
+    );
+    text.push_str("| --- | --- | --- | --- | --- | --- | --- |\n");
     for beside in Beside::ALL {
         let cells: Vec<_> = measured.rounds.iter().filter_map(|round| find(round, beside)).collect();
         let told = |of: fn(&Latency) -> f64| fine(Spread::of(cells.iter().map(|cell| of(&cell.victim))));
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {} |",
             beside_name(beside),
             told(|it| it.median),
             told(|it| it.slowest_percent),
             told(|it| it.longest),
             fine(ratio(measured, beside, Beside::Nothing)),
+            fine(Spread::of(cells.iter().map(|cell| cell.cores))),
             cells.iter().flat_map(|cell| cell.victim_refused.values()).sum::<usize>(),
         );
     }
     let _ = writeln!(
         text,
-        "\nThe flood's p99, of the control's: {}. Workers replaced: {}; every HSM HEALTHY at the end.\n",
+        "\nThe control's p99, of that beside calls elsewhere: {}; the flood's, of the control's: {}. Workers replaced: {}; every HSM HEALTHY at the end.\n",
+        fine(ratio(measured, Beside::Control, Beside::Elsewhere)),
         fine(ratio(measured, Beside::Flood, Beside::Control)),
         measured.replaced,
     );
-    for beside in [Beside::Control, Beside::Flood] {
+    for beside in [Beside::Elsewhere, Beside::Control, Beside::Flood] {
         let mut words: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
         for cell in measured.rounds.iter().filter_map(|round| find(round, beside)) {
             cell.told.iter().for_each(|(told, rate)| words.entry(told).or_default().push(*rate));
@@ -154,6 +158,7 @@ const fn way_name(way: Way) -> &'static str {
 const fn beside_name(beside: Beside) -> &'static str {
     match beside {
         Beside::Nothing => "nothing",
+        Beside::Elsewhere => "elsewhere",
         Beside::Control => "control",
         Beside::Flood => "flood",
     }

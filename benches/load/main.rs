@@ -3,7 +3,7 @@
 //! One run measures, in interleaved rounds and on the same machine:
 //!
 //! - **PKCS#11 alone** ([`pkcs11`]): AES-GCM in a process of its own, with nothing in front of it;
-//! - **a bare echo** ([`echo`]): the same gRPC messages and the same kind of threads, with nothing behind them;
+//! - **a bare echo** ([`shared::echo`]): the same gRPC messages and the same kind of threads, with nothing behind them;
 //! - **keyway** ([`shared::daemon`]): `Encrypt` on a development cluster, through the daemon and its workers.
 //!
 //! The last two get the same [`clients`], over TCP and over a Unix socket. [`report`] sets them side by side.
@@ -16,7 +16,6 @@
 
 mod arguments;
 mod clients;
-mod echo;
 mod pkcs11;
 mod plan;
 mod report;
@@ -29,7 +28,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use arguments::{Arguments, Role};
-use shared::{Error, machine};
+use shared::{Error, echo, machine};
 
 /// What is encrypted, or echoed, by every operation.
 const PLAINTEXT: [u8; 1024] = [0x5a; 1024];

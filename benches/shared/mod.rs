@@ -5,6 +5,7 @@
 pub mod child;
 pub mod connect;
 pub mod daemon;
+pub mod echo;
 pub mod machine;
 pub mod spread;
 
