@@ -3,46 +3,23 @@
 //! They share the machine with what they measure, so they are made like it: one single-threaded runtime
 //! per core. Many clients share a few connections, as the tasks of an application do.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
-use hyper_util::rt::TokioIo;
 use keyway::proto::v1 as pb;
 use pb::crypto_service_client::CryptoServiceClient;
 use tokio::task::JoinSet;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
+use crate::shared::connect::{Target, connect};
+use crate::shared::machine;
 use crate::window::{Latencies, Measured, Phase, Window};
-use crate::{Error, PLAINTEXT, machine};
+use crate::{Error, PLAINTEXT};
 
 const MOST_CONNECTIONS: usize = 16;
 /// Beyond the measured time, answers are waited for this long.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Where a server listens.
-#[derive(Debug, Clone)]
-pub enum Target {
-    /// `http://host:port`
-    Tcp(String),
-    Unix(PathBuf),
-}
-
-pub async fn connect(target: &Target) -> Result<Channel, Error> {
-    match target {
-        Target::Tcp(url) => Ok(Endpoint::from_shared(url.clone())?.connect().await?),
-        Target::Unix(path) => {
-            let path = path.clone();
-            let connector = tower::service_fn(move |_| {
-                let path = path.clone();
-                async move { tokio::net::UnixStream::connect(path).await.map(TokioIo::new) }
-            });
-            let endpoint = Endpoint::from_static("http://keyway");
-            Ok(endpoint.connect_with_connector(connector).await?)
-        }
-    }
-}
 
 /// Has `clients` encrypt with `key` for this long. `spent` is the CPU time of whoever serves them.
 pub fn measure(

@@ -3,8 +3,8 @@
 //! One run measures, in interleaved rounds and on the same machine:
 //!
 //! - **PKCS#11 alone** ([`pkcs11`]): AES-GCM in a process of its own, with nothing in front of it;
-//! - **a bare echo** ([`echo`]): the same gRPC messages and the same kind of threads, with nothing behind them;
-//! - **keyway** ([`daemon`]): `Encrypt` on a development cluster, through the daemon and its workers.
+//! - **a bare echo** ([`shared::echo`]): the same gRPC messages and the same kind of threads, with nothing behind them;
+//! - **keyway** ([`shared::daemon`]): `Encrypt` on a development cluster, through the daemon and its workers.
 //!
 //! The last two get the same [`clients`], over TCP and over a Unix socket. [`report`] sets them side by side.
 //! Numbers of different runs, let alone machines, say little about each other; the ratios of one run do.
@@ -15,14 +15,12 @@
 //! ```
 
 mod arguments;
-mod child;
 mod clients;
-mod daemon;
-mod echo;
-mod machine;
 mod pkcs11;
 mod plan;
 mod report;
+#[path = "../shared/mod.rs"]
+mod shared;
 mod window;
 
 use std::process::ExitCode;
@@ -30,9 +28,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use arguments::{Arguments, Role};
-
-/// Why a measurement could not be made. Nobody catches it: it is told, and the run ends.
-type Error = Box<dyn std::error::Error + Send + Sync>;
+use shared::{Error, echo, machine};
 
 /// What is encrypted, or echoed, by every operation.
 const PLAINTEXT: [u8; 1024] = [0x5a; 1024];

@@ -16,7 +16,7 @@ use cryptoki::session::{Session, UserType};
 use cryptoki::slot::Slot;
 use cryptoki::types::AuthPin;
 
-use crate::child::{Own, cpu_time};
+use crate::shared::child::{Own, cpu_time};
 use crate::window::{Latencies, Measured, Phase, Window};
 use crate::{Error, PLAINTEXT};
 

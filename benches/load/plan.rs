@@ -8,13 +8,15 @@ use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use crate::Error;
 use crate::arguments::Arguments;
-use crate::child::{Own, cpu_time};
-use crate::clients::{self, Target};
-use crate::daemon::{Daemon, Shape};
+use crate::clients;
 use crate::pkcs11::Alone;
+use crate::shared::child::{Own, cpu_time};
+use crate::shared::connect::Target;
+use crate::shared::daemon::{Daemon, Shape};
+use crate::shared::machine;
 use crate::window::Measured;
-use crate::{Error, machine};
 
 /// A share of the machine that others may take without disturbing a measurement.
 const QUIET: f64 = 0.05;
@@ -84,7 +86,7 @@ impl Systems {
         })?;
         let echo_tcp = Target::Tcp(format!("http://{}", echo.hear()?));
 
-        let shape = Shape { nodes: arguments.nodes, pool_size: arguments.pool_size };
+        let shape = Shape { nodes: arguments.nodes, pool_size: arguments.pool_size, library: None };
         let built = PathBuf::from(env!("CARGO_BIN_EXE_keyway"));
         let mut daemons = Vec::new();
         for (number, binary) in [&built].into_iter().chain(&arguments.beside).enumerate() {

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use crate::arguments::Arguments;
 use crate::plan::{Cell, Rounds, Transport, What};
+use crate::shared::spread::Spread;
 use crate::window::Measured;
 
 pub fn markdown(cells: &[Cell], arguments: &Arguments, rounds: &Rounds, machine: &str) -> String {
@@ -112,20 +113,4 @@ fn transport_name(what: What) -> &'static str {
 
 fn median(cell: &Cell, of: impl Fn(&Measured) -> f64) -> f64 {
     Spread::of(cell.measured.iter().map(of)).median
-}
-
-struct Spread {
-    least: f64,
-    median: f64,
-    most: f64,
-}
-
-impl Spread {
-    /// All zero when there is nothing to spread.
-    fn of(values: impl Iterator<Item = f64>) -> Self {
-        let mut values: Vec<f64> = values.collect();
-        values.sort_by(f64::total_cmp);
-        let at = |index: usize| values.get(index).copied().unwrap_or_default();
-        Self { least: at(0), median: at(values.len() / 2), most: at(values.len().saturating_sub(1)) }
-    }
 }

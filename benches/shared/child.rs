@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use crate::Error;
+use super::Error;
 
 /// Clock ticks of `/proc/<pid>/stat` in a second: part of Linux's ABI, whatever the kernel's own tick is.
 pub const TICKS: u64 = 100;

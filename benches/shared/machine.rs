@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use crate::child::TICKS;
+use super::child::TICKS;
 
 /// One line about where the numbers come from.
 pub fn describe(pkcs11_library: &str) -> String {

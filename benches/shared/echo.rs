@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
-use crate::{Error, machine};
+use super::{Error, machine};
 
 const BACKLOG: usize = 64;
 

@@ -10,9 +10,9 @@ use pb::key_store_service_client::KeyStoreServiceClient;
 use rustix::process::{Pid, Signal, kill_process};
 use tonic::transport::Channel;
 
-use crate::child::{children, cpu_time};
-use crate::clients::Target;
-use crate::{Error, clients};
+use super::Error;
+use super::child::{children, cpu_time};
+use super::connect::{Target, connect};
 
 /// Making tokens, starting, connecting: each is waited for this long at most.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -25,37 +25,44 @@ pub struct Daemon {
     workers: Vec<u32>,
     pub tcp: Target,
     pub unix: Target,
+    pub cluster: String,
+    pub key_store: String,
     /// What to encrypt with.
     pub key: String,
 }
 
-/// The size of the development cluster.
+/// What the development cluster is like.
 #[derive(Clone, Copy)]
-pub struct Shape {
+pub struct Shape<'a> {
     pub nodes: u8,
     pub pool_size: u16,
+    /// A PKCS#11 library in SoftHSM2's place.
+    pub library: Option<&'a Path>,
 }
 
 impl Daemon {
-    pub fn start(binary: &Path, home: &Path, shape: Shape) -> Result<Self, Error> {
+    pub fn start(binary: &Path, home: &Path, shape: Shape<'_>) -> Result<Self, Error> {
         let data = home.join("dev");
         std::fs::create_dir_all(home)?;
         let log = std::fs::File::create(home.join(LOG))?;
-        let process = Command::new(binary)
+        let mut command = Command::new(binary);
+        command
             .args(["dev", "--grpc-addr", "127.0.0.1:0", "--zones", "2"])
             .args(["--nodes", &shape.nodes.to_string()])
             .args(["--pool-size", &shape.pool_size.to_string()])
             .arg("--data-dir")
-            .arg(&data)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()?;
+            .arg(&data);
+        if let Some(library) = shape.library {
+            command.arg("--softhsm2").arg(library);
+        }
+        let process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?;
         let mut daemon = Self {
             process,
             workers: Vec::new(),
             tcp: Target::Tcp(String::new()),
             unix: Target::Unix(data.join("keyway.sock")),
+            cluster: String::new(),
+            key_store: String::new(),
             key: String::new(),
         };
         match daemon.make_ready(&data) {
@@ -71,9 +78,14 @@ impl Daemon {
         let announced: serde_json::Value = self.announcement(&data.join("cluster.json"))?;
         let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
         self.tcp = Target::Tcp(text(&announced["endpoints"]["grpc"]));
-        self.key = self.make_key(data, text(&announced["cluster_id"]))?;
+        self.cluster = text(&announced["cluster_id"]);
+        (self.key_store, self.key) = self.make_key(data)?;
         self.workers = children(self.process.id());
         Ok(())
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.id()
     }
 
     /// CPU time so far, of the daemon and of its workers.
@@ -100,18 +112,18 @@ impl Daemon {
     }
 
     /// A connected key store whose nodes are all healthy, and a key in it.
-    fn make_key(&self, data: &Path, cluster: String) -> Result<String, Error> {
+    fn make_key(&self, data: &Path) -> Result<(String, String), Error> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
-            let channel = clients::connect(&self.unix).await?;
-            tokio::time::timeout(PATIENCE, make_key(channel, data, cluster))
+            let channel = connect(&self.unix).await?;
+            tokio::time::timeout(PATIENCE, make_key(channel, data, self.cluster.clone()))
                 .await
                 .map_err(|_| "the key store was not connected in time")?
         })
     }
 }
 
-async fn make_key(channel: Channel, data: &Path, cluster: String) -> Result<String, Error> {
+async fn make_key(channel: Channel, data: &Path, cluster: String) -> Result<(String, String), Error> {
     let mut stores = KeyStoreServiceClient::new(channel.clone());
     let request = pb::CreateKeyStoreRequest {
         key_store_name: "bench".to_owned(),
@@ -133,9 +145,9 @@ async fn make_key(channel: Channel, data: &Path, cluster: String) -> Result<Stri
             break;
         }
     }
-    let request = pb::CreateKeyRequest { key_store_id, ..Default::default() };
+    let request = pb::CreateKeyRequest { key_store_id: key_store_id.clone(), ..Default::default() };
     let key = KeyServiceClient::new(channel).create_key(request).await?.into_inner().key;
-    Ok(key.ok_or("no key was made")?.key_id)
+    Ok((key_store_id, key.ok_or("no key was made")?.key_id))
 }
 
 fn read(path: PathBuf) -> Result<String, Error> {
@@ -144,6 +156,8 @@ fn read(path: PathBuf) -> Result<String, Error> {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        // Those that are there now: others may have been replaced.
+        let workers = children(self.process.id());
         if let Some(pid) = i32::try_from(self.process.id()).ok().and_then(Pid::from_raw) {
             let _ = kill_process(pid, Signal::TERM);
         }
@@ -158,7 +172,7 @@ impl Drop for Daemon {
         }
         // The tokens must not be pulled from under workers that are still leaving.
         let there = |pid: &u32| Path::new(&format!("/proc/{pid}")).exists();
-        while self.workers.iter().any(there) && begun.elapsed() < PATIENCE {
+        while workers.iter().any(there) && begun.elapsed() < PATIENCE {
             std::thread::sleep(LOOK_EVERY);
         }
     }
