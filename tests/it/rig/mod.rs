@@ -264,9 +264,14 @@ impl Rig {
         self.change_password_from(hsm, changed, &self.password());
     }
 
+    /// And looks whether it stays so: a worker that starts in the middle of it has `token.object` put back as it was.
     fn change_password_from(&self, hsm: &str, old: &str, new: &str) {
-        let new = format!("kmsuser:{new}");
-        pkcs11_tool(&self.token_configuration(hsm), old, &["--change-pin", "--new-pin", &new]);
+        let configuration = self.token_configuration(hsm);
+        let new_pin = format!("kmsuser:{new}");
+        wait(|| {
+            let _ = try_pkcs11_tool(&configuration, old, &["--change-pin", "--new-pin", &new_pin]);
+            try_pkcs11_tool(&configuration, new, &["--list-objects"]).is_ok().then_some(())
+        });
     }
 
     /// What the daemon holds of the system.

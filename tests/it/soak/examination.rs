@@ -17,6 +17,8 @@ use crate::rig::{Resources, pb, wait};
 
 /// How long a creation whose answer was lost may take to be settled.
 const SETTLED_BY_LOOKING: Duration = Duration::from_secs(60);
+/// How long a process that is stuck in its library may stay.
+const STUCK: Duration = Duration::from_secs(30);
 /// So many look at ciphertexts at once.
 const READERS: usize = 8;
 /// What a daemon may hold more than in its first minute: connections to its records, threads that come and go.
@@ -163,13 +165,18 @@ fn the_daemon_has_not_grown(doing: &Doing, early: Resources) -> Option<String> {
     (!as_before).then(|| format!("the daemon held {early:?} at first and holds {late:?} now"))
 }
 
-/// One worker for each HSM, and none without its daemon.
+/// One worker for each HSM, soon, and none without its daemon.
 fn nobody_is_left(doing: &mut Doing) -> Option<String> {
-    let workers = doing.rig.workers();
-    let as_it_should_be = workers.len() == HSMS.len() && HSMS.iter().all(|hsm| doing.rig.workers_of(hsm).len() == 1);
     block_in_place(|| {
+        let begun = Instant::now();
+        let mut workers = doing.rig.workers_and_lookouts();
+        while workers.len() != HSMS.len() && begun.elapsed() < STUCK {
+            std::thread::sleep(Duration::from_millis(100));
+            workers = doing.rig.workers_and_lookouts();
+        }
+        let one_each = workers.len() == HSMS.len() && HSMS.iter().all(|hsm| doing.rig.workers_of(hsm).len() == 1);
         doing.rig.stop_daemon();
-        wait(|| doing.rig.workers().is_empty().then_some(()));
-    });
-    (!as_it_should_be).then(|| format!("these workers ran: {workers:?}"))
+        wait(|| doing.rig.workers_and_lookouts().is_empty().then_some(()));
+        (!one_each).then(|| format!("these workers ran: {workers:?}"))
+    })
 }
