@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::Instant;
 
 use crate::link::v1::{self, Request, request::Verb, response::Outcome};
@@ -93,6 +93,8 @@ pub struct Connection {
     /// One ceremony at a time.
     pub(super) ceremony: tokio::sync::Mutex<()>,
     turn: AtomicUsize,
+    /// Requests under which a worker has died: one at a time is let onto another.
+    suspects: Semaphore,
     /// Counts what became known of the members: logins proved, keys found missing.
     changes: watch::Sender<u64>,
     closed: watch::Sender<bool>,
@@ -110,6 +112,7 @@ impl Connection {
             kek: OnceLock::new(),
             ceremony: tokio::sync::Mutex::default(),
             turn: AtomicUsize::new(0),
+            suspects: Semaphore::new(1),
             changes: watch::Sender::new(0),
             closed: watch::Sender::new(false),
         })
@@ -140,6 +143,11 @@ impl Connection {
     /// Resolves when the Connection is being closed.
     pub async fn closed(&self) {
         let _ = self.closed.subscribe().wait_for(|closed| *closed).await;
+    }
+
+    /// Whether a node has refused the password and none was found to accept it.
+    pub fn is_refused(&self) -> bool {
+        self.common.gate.is_shut()
     }
 
     /// An operator says that the password may be offered again, though a node refused it.
@@ -269,10 +277,14 @@ impl Connection {
         let mut request = Request { verb: Some(verb), ..Request::default() };
         let mut history = History::default();
         let mut again = None;
+        let mut suspicion = None;
         loop {
             let Some((index, others)) = again.take().or_else(|| self.choose(key, &history.asked)) else {
                 return Err(history.exhausted(self.why_nobody(key)));
             };
+            if history.is_suspect() && suspicion.is_none() {
+                suspicion = Some(self.alone(deadline).await?);
+            }
             let now = Instant::now();
             let attempt = now + history.attempt(deadline.saturating_duration_since(now), others);
             let error = match self.members[index].node.call(&mut request, attempt).await {
@@ -292,6 +304,15 @@ impl Connection {
                     return Err(failure);
                 }
             }
+        }
+    }
+
+    /// A worker died under the request, and under everything else that was on it. One such request at a time goes on, so that
+    /// if another worker dies, it is clear under which.
+    async fn alone(&self, deadline: Instant) -> Result<SemaphorePermit<'_>, Failure> {
+        match tokio::time::timeout_at(deadline, self.suspects.acquire()).await {
+            Ok(Ok(turn)) => Ok(turn),
+            Ok(Err(_)) | Err(_) => Err(Failure::Late),
         }
     }
 

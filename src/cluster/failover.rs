@@ -71,6 +71,11 @@ impl History {
         }
     }
 
+    /// Whether a worker has died under the request already.
+    pub fn is_suspect(&self) -> bool {
+        self.met.contains(&Class::Lost)
+    }
+
     /// Decides what follows from `error` on the node `index`. `late`: whether the whole deadline is over, not just the
     /// share of it that the node had.
     pub fn after(&mut self, index: usize, error: &CallError, effect: Effect, late: bool) -> Next {
@@ -98,6 +103,10 @@ impl History {
             (CallError::LateAfter, Effect::Repeatable) if late => Next::Stop(Failure::Late),
             (CallError::LateAfter, Effect::Repeatable) => self.move_once(Class::Slow, Failure::Late),
             (CallError::Lost, Effect::Repeatable) => self.lost(),
+            // The worker's clock for its share of the deadline may be ahead of ours.
+            (CallError::Fault(fault), _) if fault.kind() == Kind::Late && !late => {
+                self.move_once(Class::Slow, Failure::Late)
+            }
             (CallError::Fault(fault), effect) => self.fault(fault, effect),
         }
     }

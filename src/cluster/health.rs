@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::clock;
-use crate::link::v1::fault::Kind;
+use crate::link::v1::fault::{Bucket, Kind};
 use crate::link::v1::{self, Request, request::Verb, response::Outcome};
 use crate::node::CallError;
 
@@ -55,12 +55,18 @@ async fn check(connection: &Connection, index: usize, login: u64) {
     let Some(canary_probe) = kek.canary_probe else { return };
     let verb = Verb::CheckToken(v1::CheckToken { canary_cka_id: kek.canary_id.to_vec(), canary_probe: canary_probe.0 });
     let member = &connection.members()[index];
-    let began = Instant::now();
-    let answer =
-        member.node.call_beside(&mut Request { verb: Some(verb), ..Request::default() }, began + PATIENCE).await;
+    let request = &mut Request { verb: Some(verb), ..Request::default() };
+    let mut answer = member.node.call_beside(request, Instant::now() + PATIENCE).await;
+    if matches!(&answer, Err(CallError::Fault(fault)) if fault.bucket() == Bucket::Session) {
+        // One session was spoiled, which says nothing about the next.
+        answer = member.node.call_beside(request, Instant::now() + PATIENCE).await;
+    }
     match answer {
         Ok(Outcome::Checked(checked)) => {
-            member.lock_checks().last_proof = Some(clock::now());
+            {
+                let mut checks = member.lock_checks();
+                (checks.last_proof, checks.without_room) = (Some(clock::now()), 0);
+            }
             // What the canary waited behind says what callers asked for, not how quick the HSM is.
             note_pace(connection, index, login, Duration::from_micros(checked.canary_us));
         }
@@ -82,11 +88,19 @@ fn heed(connection: &Connection, index: usize, login: u64, fault: &v1::Fault) {
             member.set_proved(0);
             member.doubted.notify_one();
         }
-        // Late: it waited too long behind others. Capacity: busy, not broken. Protocol and input faults would be ours.
-        Kind::Late | Kind::Capacity | Kind::Protocol | Kind::BadInput | Kind::Unsupported => {
+        // Late: it waited too long behind others. A protocol fault would be ours.
+        Kind::Late | Kind::Protocol => {
             tracing::debug!(%hsm, function = fault.function, ckr = fault.ckr, "the canary was not asked");
         }
-        Kind::Unspecified
+        // Busy, not broken, unless it stays so.
+        Kind::Capacity if !member.lock_checks().is_full_for_good() => {
+            tracing::debug!(%hsm, function = fault.function, ckr = fault.ckr, "no room for the canary");
+        }
+        // The same request was good when the node was proved: what it does not support any more, it does not serve.
+        Kind::Capacity
+        | Kind::BadInput
+        | Kind::Unsupported
+        | Kind::Unspecified
         | Kind::BadCiphertext
         | Kind::LoginLost
         | Kind::PinIncorrect

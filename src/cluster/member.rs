@@ -37,10 +37,15 @@ pub struct Member {
     supervision: Mutex<Option<Supervision>>,
 }
 
+/// So many canaries in a row without room: the worker is replaced, which frees what a library lost.
+const WITHOUT_ROOM: u32 = 10;
+
 /// What looking after a node has shown.
 #[derive(Debug, Default)]
 pub(super) struct Checks {
     pub(super) last_proof: Option<SystemTime>,
+    /// How often in a row there was no room for the canary.
+    pub(super) without_room: u32,
     pub(super) pace: Pace,
 }
 
@@ -48,6 +53,14 @@ pub(super) struct Checks {
 pub(super) struct Supervision {
     pub(super) stop: watch::Sender<bool>,
     pub(super) tasks: Vec<JoinHandle<()>>,
+}
+
+impl Checks {
+    /// Counts a canary that found no room; whether there was none for too long.
+    pub(super) fn is_full_for_good(&mut self) -> bool {
+        self.without_room += 1;
+        self.without_room >= WITHOUT_ROOM
+    }
 }
 
 impl Member {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::select_all;
+use tokio::time::Instant;
 
 use crate::clock;
 use crate::cluster::{Closing, Connection, Member};
@@ -98,6 +99,7 @@ pub(super) async fn run(stores: KeyStores, store: Arc<Store>) {
 }
 
 async fn attempt(stores: &KeyStores, store: &Store) -> Result<(), ConnectionFault> {
+    let began = Instant::now();
     let connection = match stores.open(store).await {
         Ok(Some(connection)) => connection,
         Ok(None) => {
@@ -113,7 +115,9 @@ async fn attempt(stores: &KeyStores, store: &Store) -> Result<(), ConnectionFaul
         .await;
     if any_proved(&connection) {
         let all_decided = || connection.members().iter().all(|member| member.is_proved() || is_out(member));
-        let _ = tokio::time::timeout(OTHERS, until(&connection, all_decided)).await;
+        // One suffices: the time for the others must not cost the store what the first has proved.
+        let left = stores.0.settings.connect_timeout.saturating_sub(began.elapsed());
+        let _ = tokio::time::timeout(OTHERS.min(left / 2), until(&connection, all_decided)).await;
         return Ok(());
     }
     Err(why_nobody(&connection))
@@ -125,7 +129,7 @@ fn any_proved(connection: &Connection) -> bool {
 
 /// One node refused the password, and none was found to accept it: the others are not asked.
 fn refused(connection: &Connection) -> bool {
-    refusals(connection).any(|(_, refusal, _)| is_verdict(refusal)) && !connection.members().iter().any(is_logged_in)
+    connection.is_refused() && refusals(connection).any(|(_, refusal, _)| is_verdict(refusal))
 }
 
 /// The token looked at the password.
@@ -163,10 +167,6 @@ fn why_nobody(connection: &Connection) -> ConnectionFault {
     }
     let reasons = reasons(connection);
     fault(ConnectionErrorCode::NetworkErrors, format!("no HSM of the cluster can be used: {reasons}"), None)
-}
-
-fn is_logged_in(member: &Member) -> bool {
-    member.node.status().borrow().health.is_logged_in()
 }
 
 fn is_out(member: &Member) -> bool {

@@ -68,6 +68,9 @@ pub struct Link {
     wake_writer: Notify,
     stream: UnixStream,
     answers_pings: AtomicBool,
+    began: Instant,
+    /// When the worker last answered anything, in milliseconds since `began`.
+    last_answer_ms: AtomicU64,
     patience: Patience,
     memory_limit: u64,
     latencies: Latencies,
@@ -117,6 +120,8 @@ impl Link {
             wake_writer: Notify::new(),
             stream,
             answers_pings: AtomicBool::new(true),
+            began: Instant::now(),
+            last_answer_ms: AtomicU64::new(0),
             patience: limits.patience,
             memory_limit: limits.memory,
             latencies: Latencies::default(),
@@ -327,6 +332,8 @@ impl Link {
             match inbound.take::<Response>() {
                 Ok(None) => return true,
                 Ok(Some(Response { id, outcome: Some(outcome) })) => {
+                    let since = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    self.last_answer_ms.store(since, Relaxed);
                     let waiting = self.lock_pending().remove(&id);
                     if let Some(pending) = waiting {
                         let _ = pending.reply.send(outcome);
@@ -378,13 +385,18 @@ impl Link {
         self.answers_pings.store(false, Relaxed);
         loop {
             let patience = self.patience();
-            match tokio::time::timeout_at(asked + patience, &mut answer).await {
+            match tokio::time::timeout_at(self.last_sign(asked) + patience, &mut answer).await {
                 Ok(pong) => return self.heed(pong),
-                // Something slow may have been handed over meanwhile.
-                Err(_) if self.patience() > patience => {}
+                // Something slow may have been handed over meanwhile, or something was answered: it is busy, not stuck.
+                Err(_) if self.patience() > patience || self.last_sign(asked) + patience > Instant::now() => {}
                 Err(_) => return None,
             }
         }
+    }
+
+    /// When the worker last answered anything, or `asked` if that is later.
+    pub(super) fn last_sign(&self, asked: Instant) -> Instant {
+        asked.max(self.began + Duration::from_millis(self.last_answer_ms.load(Relaxed)))
     }
 
     fn heed(&self, answer: Result<Outcome, oneshot::error::RecvError>) -> Option<Pong> {

@@ -3,14 +3,20 @@
 //! One node proves a password before any other is asked: a wrong one then costs one attempt, on one
 //! HSM. Nodes whose token has accepted it before need no proof.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::host::{Host, OpeningError, WorkerLink, WorkerSpec, pin_text};
-use crate::link::v1::fault::Kind;
+use crate::link::v1::fault::{Bucket, Kind};
 use crate::model::ClusterId;
 use crate::records::{self, LoginLeave, Records, Standing, Unavailable};
 
 use super::Credential;
+
+/// An answer that cannot be written down is written again after this long.
+const WRITE_AGAIN: Duration = Duration::from_secs(1);
 
 /// Why nobody is logged in to a node whose token can be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +64,12 @@ impl Gate {
         Ok(Self(Mutex::new(verdict)))
     }
 
+    /// Whether a node has refused the password and none was found to accept it.
+    pub fn is_shut(&self) -> bool {
+        // A turn that is being taken is no verdict yet.
+        self.0.try_lock().is_ok_and(|verdict| *verdict == Verdict::Refused)
+    }
+
     async fn enter(&self) -> Result<Passage<'_>, LoginRefusal> {
         let verdict = self.0.lock().await;
         match *verdict {
@@ -93,15 +105,15 @@ pub(super) enum LoginError {
     Records(records::Unavailable),
 }
 
-/// Makes the one attempt that the budget allows.
+/// Makes the one attempt that the budget allows; the worker, logged in.
 pub(super) async fn log_in(
     host: &Host,
     records: &Records,
     gate: &Gate,
     spec: &WorkerSpec,
-    link: &mut WorkerLink,
-    credential: &Credential,
-) -> Result<(), LoginError> {
+    mut link: WorkerLink,
+    credential: &Arc<Credential>,
+) -> Result<WorkerLink, LoginError> {
     let (cluster, hsm, user, version) = (&spec.cluster, &spec.hsm, &credential.username, credential.version);
     let standing = records.login_standing_on(cluster, hsm, user, version).await.map_err(LoginError::Records)?;
     let passage = match standing {
@@ -109,11 +121,23 @@ pub(super) async fn log_in(
         // It says so itself: no turn is needed to hear it.
         Standing::Refused => return Err(LoginError::Refused(LoginRefusal::Incorrect)),
         Standing::Unsettled => return Err(LoginError::Refused(LoginRefusal::Unsettled)),
-        Standing::Untried => gate.enter().await.map_err(LoginError::Refused)?,
+        Standing::Untried => {
+            let passage = gate.enter().await.map_err(LoginError::Refused)?;
+            // The turn may have taken a while: it must still be the token that was opened.
+            link.check().await.map_err(LoginError::Worker)?;
+            passage
+        }
     };
-    let attempt = attempt(host, records, spec, link, credential).await;
-    match &attempt {
-        Ok(()) => passage.tell(Verdict::Good),
+    let attempt =
+        Attempt { host: host.clone(), records: records.clone(), spec: spec.clone(), credential: credential.clone() };
+    // In a task of its own: whatever becomes of this node's supervision, an attempt that was begun is heard out, and its
+    // answer written down.
+    let outcome = match tokio::spawn(attempt.make(link)).await {
+        Ok(outcome) => outcome,
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+    };
+    match &outcome {
+        Ok(_) => passage.tell(Verdict::Good),
         Err(LoginError::Refused(LoginRefusal::Incorrect | LoginRefusal::Locked)) => passage.tell(Verdict::Refused),
         // No verdict on the password: it is the next node's turn.
         Err(LoginError::Refused(
@@ -121,40 +145,107 @@ pub(super) async fn log_in(
         ))
         | Err(LoginError::Worker(_) | LoginError::Records(_)) => {}
     }
-    attempt
+    outcome
 }
 
-async fn attempt(
-    host: &Host,
-    records: &Records,
-    spec: &WorkerSpec,
-    link: &mut WorkerLink,
-    credential: &Credential,
-) -> Result<(), LoginError> {
-    let (cluster, hsm, user, version) = (&spec.cluster, &spec.hsm, &credential.username, credential.version);
-    let leave = records.begin_login(cluster, hsm, user, version).await.map_err(LoginError::Records)?;
-    match leave {
-        LoginLeave::Granted | LoginLeave::GrantedAgain => {}
-        LoginLeave::Refused => return Err(LoginError::Refused(LoginRefusal::Incorrect)),
-        LoginLeave::Unsettled => return Err(LoginError::Refused(LoginRefusal::Unsettled)),
-    }
-    #[cfg(debug_assertions)]
-    crate::seams::stop_point("login-begun");
-    match host.log_in(spec, link, &pin_text(user, &credential.password)).await {
-        Ok(()) => records.login_succeeded(cluster, hsm, user, version).await.map_err(LoginError::Records),
-        Err(OpeningError::Fault(fault)) => match refusal(fault.kind()) {
-            // No verdict on the password: it was not even looked at.
-            Some(LoginRefusal::LoggedInElsewhere) => {
-                records.login_not_made(cluster, hsm, user, version).await.map_err(LoginError::Records)?;
-                Err(LoginError::Refused(LoginRefusal::LoggedInElsewhere))
-            }
-            Some(refusal) => {
-                records.login_refused(cluster, hsm, user, version).await.map_err(LoginError::Records)?;
+/// One attempt on one node, with all that it needs to be heard out.
+struct Attempt {
+    host: Host,
+    records: Records,
+    spec: WorkerSpec,
+    credential: Arc<Credential>,
+}
+
+impl Attempt {
+    async fn make(self, mut link: WorkerLink) -> Result<WorkerLink, LoginError> {
+        let (cluster, hsm) = (&self.spec.cluster, &self.spec.hsm);
+        let (user, version) = (&self.credential.username, self.credential.version);
+        let leave = self.records.begin_login(cluster, hsm, user, version).await.map_err(LoginError::Records)?;
+        match leave {
+            LoginLeave::Granted | LoginLeave::GrantedAgain => {}
+            LoginLeave::Refused => return Err(LoginError::Refused(LoginRefusal::Incorrect)),
+            LoginLeave::Unsettled => return Err(LoginError::Refused(LoginRefusal::Unsettled)),
+        }
+        #[cfg(debug_assertions)]
+        crate::seams::stop_point("login-begun");
+        let answer = self.host.log_in(&self.spec, &mut link, &pin_text(user, &self.credential.password)).await;
+        let Err(error) = answer else {
+            self.write_down(Answer::Accepted).await;
+            return Ok(link);
+        };
+        match Said::by(&error) {
+            Said::Refusal(refusal) => {
+                self.write_down(Answer::Refused).await;
                 Err(LoginError::Refused(refusal))
             }
-            None => Err(unanswered(leave, spec, OpeningError::Fault(fault))),
-        },
-        Err(error) => Err(unanswered(leave, spec, error)),
+            Said::LoggedInElsewhere => {
+                self.write_down(Answer::NotMade).await;
+                Err(LoginError::Refused(LoginRefusal::LoggedInElsewhere))
+            }
+            Said::NotAsked => {
+                self.write_down(Answer::NotMade).await;
+                Err(LoginError::Worker(error))
+            }
+            Said::Nothing => Err(unanswered(leave, &self.spec, error)),
+        }
+    }
+
+    /// What the token said is not forgotten because the records cannot be reached: it could be asked a second time.
+    async fn write_down(&self, answer: Answer) {
+        let (cluster, hsm) = (&self.spec.cluster, &self.spec.hsm);
+        let (user, version) = (&self.credential.username, self.credential.version);
+        loop {
+            let written = match answer {
+                Answer::Accepted => self.records.login_succeeded(cluster, hsm, user, version).await,
+                Answer::Refused => self.records.login_refused(cluster, hsm, user, version).await,
+                Answer::NotMade => self.records.login_not_made(cluster, hsm, user, version).await,
+            };
+            let Err(error) = written else { return };
+            tracing::error!(%hsm, %error, "a login's answer cannot be written down; trying again");
+            tokio::time::sleep(WRITE_AGAIN).await;
+        }
+    }
+}
+
+/// How an attempt is closed in the records.
+#[derive(Clone, Copy)]
+enum Answer {
+    Accepted,
+    Refused,
+    NotMade,
+}
+
+/// What an attempt that failed says of the password.
+enum Said {
+    Refusal(LoginRefusal),
+    /// No verdict: it was not even looked at.
+    LoggedInElsewhere,
+    /// The token was certainly not asked.
+    NotAsked,
+    /// It may have been asked, and may have counted the attempt.
+    Nothing,
+}
+
+impl Said {
+    fn by(error: &OpeningError) -> Self {
+        match error {
+            OpeningError::Fault(fault) => match refusal(fault.kind()) {
+                Some(LoginRefusal::LoggedInElsewhere) => Self::LoggedInElsewhere,
+                Some(refusal) => Self::Refusal(refusal),
+                None => match fault.bucket() {
+                    Bucket::Session | Bucket::Node => Self::NotAsked,
+                    Bucket::Input | Bucket::Unknown | Bucket::Unspecified => Self::Nothing,
+                },
+            },
+            // Before the request was sent.
+            OpeningError::Files { .. }
+            | OpeningError::Spawn(_)
+            | OpeningError::SlotTaken(_)
+            | OpeningError::NoToken => Self::NotAsked,
+            OpeningError::Ended | OpeningError::Silent(_) | OpeningError::OutOfTurn | OpeningError::Frame(_) => {
+                Self::Nothing
+            }
+        }
     }
 }
 

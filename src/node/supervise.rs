@@ -187,10 +187,13 @@ impl<'a> Life<'a> {
     async fn drain(&mut self) {
         self.replacing = None;
         let limit = self.orders.borrow().drained.as_ref().map(|drained| drained.limit).unwrap_or_default();
-        if let Some(link) = self.node.unpublish() {
-            link.finish(limit).await;
-            leave(&link).await;
-        }
+        let Some(link) = self.node.unpublish() else { return };
+        let note = self.orders.borrow().drained.as_ref().map(|drained| drained.note.clone()).unwrap_or_default();
+        self.node.status.send_modify(|status| {
+            change(status, Health::Drained, &note);
+            status.next_retry = None;
+        });
+        let_go(link, limit).await;
     }
 
     /// From reaching the token to the end of the worker that served.
@@ -210,9 +213,10 @@ impl<'a> Life<'a> {
             (worker, facts) = self.reach().await?;
         }
         let Common { host, records, credential, gate, .. } = common;
-        login::log_in(host, records, gate, &node.spec, &mut worker, credential).await?;
+        let worker = login::log_in(host, records, gate, &node.spec, worker, credential).await?;
         let spec = &node.spec;
-        records.set_token_serial(&spec.cluster, &spec.hsm, &spec.username, &facts.serial).await?;
+        let noted = records.set_token_serial(&spec.cluster, &spec.hsm, &spec.username, &facts.serial).await;
+        noted.map_err(|error| End::NotLoggedIn(chain(&error)))?;
         let login = node.status.borrow().login + 1;
         let limits = WorkerLimits { patience: spec.patience, memory: spec.memory_limit };
         let link = Link::start(worker, login, node.queue_limit, limits);
@@ -275,10 +279,8 @@ impl<'a> Life<'a> {
             reason = self.outlived(link) => reason,
         };
         self.node.unpublish();
-        link.finish(link.last_answers()).await;
-        let leaving = link.clone();
-        // The successor waits for the slot, not for this task.
-        tokio::spawn(async move { leave(&leaving).await });
+        // Not waited for: the successor waits for the slot.
+        drop(let_go(link.clone(), link.last_answers()));
         End::Served { reason, long: began.elapsed() >= SETTLED }
     }
 
@@ -372,12 +374,31 @@ async fn wait_for_change(orders: &mut watch::Receiver<Orders>) {
     }
 }
 
+/// Lets what was handed over be answered, and the worker leave, whether anybody waits for that or not: nobody else knows
+/// of this link any more.
+fn let_go(link: Arc<Link>, limit: Duration) -> impl Future<Output = ()> {
+    let going = tokio::spawn(async move {
+        link.finish(limit).await;
+        leave(&link).await;
+    });
+    async move {
+        let _ = going.await;
+    }
+}
+
 /// Closes the link. A worker leaves by itself within its patience, unless no thread of it is left to see the end.
 async fn leave(link: &Link) {
-    let patience = link.patience() + GRACE;
     link.close();
-    if tokio::time::timeout(patience, link.ended()).await.is_err() {
-        link.kill();
+    let closed = Instant::now();
+    loop {
+        // What was handed over is still done: as long as answers come, nothing is stuck.
+        let limit = link.last_sign(closed) + link.patience() + GRACE;
+        if tokio::time::timeout_at(limit, link.ended()).await.is_ok() {
+            return;
+        }
+        if link.last_sign(closed) + link.patience() + GRACE <= Instant::now() {
+            return link.kill();
+        }
     }
 }
 

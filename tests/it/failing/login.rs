@@ -44,6 +44,24 @@ async fn a_token_that_locks_is_asked_once_and_the_budget_outlives_the_daemon() {
 }
 
 #[tokio::test]
+async fn a_store_with_one_hsm_that_refused_connects_again_with_the_others() {
+    let (rig, mut clients, store, key) = ready().await;
+    rig.faults("hsm-1").set([Rule::fail(C_Login, CKR_PIN_INCORRECT)]);
+    kill(rig.workers_of("hsm-1")[0]);
+    clients.until_health(&store, "hsm-1", pb::HsmHealth::LoginRefused).await;
+    let before = rig.faults("hsm-1").count(C_Login);
+    for _ in 0..3 {
+        clients.disconnect(&store).await;
+        clients.connect(&store).await;
+        let told = clients.settled(&store).await;
+        assert_eq!(told.connection_state(), pb::ConnectionState::Connected, "{told:?}");
+        let ciphertext = clients.encrypt(&key, b"x").await;
+        assert_eq!(clients.decrypt(&ciphertext).await.unwrap(), b"x");
+    }
+    assert_eq!(rig.faults("hsm-1").count(C_Login), before, "it was not asked again");
+}
+
+#[tokio::test]
 async fn that_a_user_is_logged_in_already_proves_no_password() {
     let rig = Rig::new().faulty().start();
     let mut clients = rig.clients().await;
