@@ -89,8 +89,9 @@ pub(super) async fn take(
         }
         records.note_oddities(cluster, hsm, began, &odd).await?;
     }
-    drop(listing);
     records.end_listing(cluster, hsm, began).await?;
+    // Only now: another listing of this node must not lose what it has noted.
+    drop(listing);
     inventory.shown.sort_unstable();
     let hidden = doubt_what_is_not_shown(keys, connection, index, &inventory, (began, unshown)).await?;
     if hidden > 0 {

@@ -103,7 +103,8 @@ impl Keys {
             if let Err(error) = work.run().await {
                 let _ = work.told.send(Err(error)).await;
             }
-            if work.progress.failed > 0 {
+            // However it ended: what was found missing and not copied is brought by whoever keeps the nodes level.
+            if work.repair == Repair::Copy || work.progress.failed > 0 {
                 work.keys.0.unsettled.notify_waiters();
             }
         });
@@ -206,19 +207,22 @@ impl Work {
             });
         }
         let mut rounds = stream::iter(rounds).buffer_unordered(IN_FLIGHT);
-        let (mut proofs, mut ended) = (Vec::new(), Ok(()));
+        let (mut proofs, mut compared, mut ended) = (Vec::new(), Vec::new(), Ok(()));
         while let Some(round) = rounds.next().await {
-            let Some(round) = round else { continue };
             match round {
-                Ok(round) => {
+                Some(Ok(round)) => {
                     proofs.extend(round.proofs.iter().cloned());
-                    self.count(round).await;
+                    compared.push(round);
                 }
-                Err(error) => ended = Err(error),
+                Some(Err(error)) => ended = Err(error),
+                None => {}
             }
         }
-        // What was learnt is written down, however it ended.
+        // What was learnt is written down, however it ended; and before it is told, since a slow reader would make it old.
         self.keys.0.records.set_presences(&proofs, clock::now()).await?;
+        for round in compared {
+            self.count(round).await;
+        }
         ended
     }
 

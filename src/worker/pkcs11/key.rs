@@ -85,9 +85,10 @@ impl Session {
                 self.token.handles().remember(self.era, new.cka_id, key, Proof::Answered);
                 Ok(Presence::Proven)
             }
+            // Nothing stands there now: it may be brought once more.
             Ok(Answer::Wrong) => {
                 self.unmake(key, new.cka_id)?;
-                Ok(Presence::Different)
+                Ok(Presence::Missing)
             }
             Err(fault) => Err(self.undo(key, new.cka_id, fault)),
         }
@@ -187,16 +188,23 @@ impl Session {
         Ok(self.raw.wrap_key(&Mechanism::AesKeyWrapPad, kek, key)?)
     }
 
-    /// Destroys what a failed call had made. If that fails too, nobody knows what is there.
+    /// Destroys what a failed call had made. If that fails too, or the handle may be another object's by now, nobody knows
+    /// what is there: it is settled by its `CKA_ID`.
     pub(super) fn undo(&self, object: ObjectHandle, cka_id: &[u8], fault: Fault) -> Fault {
-        match self.unmake(object, cka_id) {
-            Ok(()) => fault,
-            Err(_) => Fault { bucket: Bucket::Unknown, session: fault.session.max(After::Reopen), ..fault },
+        let undone = if fault.session == After::Renew { None } else { self.unmake(object, cka_id).ok() };
+        match undone {
+            Some(()) => fault,
+            None => Fault { bucket: Bucket::Unknown, session: fault.session.max(After::Reopen), ..fault },
         }
     }
 
+    /// Destroys an object of this session's making, if its handle is still its own.
     fn unmake(&self, object: ObjectHandle, cka_id: &[u8]) -> Result<(), Fault> {
         let _alone = self.token.changing(&self.stopwatch);
+        let is_it = self.raw.get_attributes(object, &[AttributeType::Id])?.contains(&Attribute::Id(cka_id.to_vec()));
+        if !is_it {
+            return Err(Fault::refused(Bucket::Node, Kind::Device, "a new object's handle names another one"));
+        }
         self.raw.destroy_object(object)?;
         self.token.handles().vacate(self.era, cka_id);
         Ok(())
