@@ -132,6 +132,8 @@ async fn attempt(
     credential: &Credential,
 ) -> Result<(), LoginError> {
     let (cluster, hsm, user, version) = (&spec.cluster, &spec.hsm, &credential.username, credential.version);
+    // Until the answer is written down, so that no job of the SO's makes the same attempt meanwhile.
+    let turn = host.turn(spec).await;
     let leave = records.begin_login(cluster, hsm, user, version).await.map_err(LoginError::Records)?;
     match leave {
         LoginLeave::Granted | LoginLeave::GrantedAgain => {}
@@ -140,7 +142,7 @@ async fn attempt(
     }
     #[cfg(debug_assertions)]
     crate::seams::stop_point("login-begun");
-    match host.log_in(spec, link, &pin_text(user, &credential.password)).await {
+    match host.log_in(&turn, spec, link, &pin_text(user, &credential.password)).await {
         Ok(()) => records.login_succeeded(cluster, hsm, user, version).await.map_err(LoginError::Records),
         Err(OpeningError::Fault(fault)) => match refusal(fault.kind()) {
             // No verdict on the password: it was not even looked at.
@@ -169,7 +171,7 @@ fn unanswered(leave: LoginLeave, spec: &WorkerSpec, error: OpeningError) -> Logi
 }
 
 /// Which faults are the token's verdict on the password.
-fn refusal(kind: Kind) -> Option<LoginRefusal> {
+pub fn refusal(kind: Kind) -> Option<LoginRefusal> {
     match kind {
         Kind::PinIncorrect | Kind::PinRefused => Some(LoginRefusal::Incorrect),
         Kind::PinLocked => Some(LoginRefusal::Locked),
