@@ -6,6 +6,7 @@
 //! The host never decides whether a login may be tried; it only makes the attempt it is told to make.
 
 mod admin;
+mod lookout;
 mod opening;
 mod process;
 mod slot;
@@ -22,6 +23,7 @@ use crate::link::v1::{self, open::Token};
 use crate::model::{ClusterId, HsmId, Password, Username};
 
 pub use admin::{AdminError, AdminWorker, Joining, Kek, Made};
+pub use lookout::Lookout;
 pub use opening::{OpeningError, WorkerLink};
 pub use process::WorkerProcess;
 pub use softhsm::TokenDirectory;
@@ -98,14 +100,6 @@ impl Host {
         let mut link = process::spawn(&self.directory, spec, lock)?;
         link.open(spec.open_frame(spec.sessions)).await?;
         Ok(link)
-    }
-
-    /// Starts a worker that looks for the token, and can go on looking. It has no session and is never logged in.
-    pub async fn look(&self, spec: &WorkerSpec) -> Result<WorkerLink, OpeningError> {
-        let _turn = self.turn(spec).await;
-        let mut link = process::spawn_lookout(spec)?;
-        link.open(spec.open_frame(0)).await?;
-        if link.opened().serial.is_empty() { Err(OpeningError::NoToken) } else { Ok(link) }
     }
 
     /// Logs a started worker's user in: one login attempt, which the caller has written down in the node's turn, so that
