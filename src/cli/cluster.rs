@@ -69,7 +69,8 @@ pub(super) struct ResumeArgs {
     #[arg(value_name = "HSM")]
     hsm_id: String,
 
-    /// Offer the password once more, though the HSM refused it. A wrong one counts towards the user's lock-out there
+    /// Offer the password, and the SO's PIN, once more, though the HSM refused it. A wrong one counts towards the user's
+    /// lock-out there
     #[arg(long)]
     allow_one_login: bool,
 }

@@ -6,6 +6,7 @@
 //! from HSM to HSM (`replicate`) and lists what is in one (`listing`). It knows keys by their `CKA_ID`
 //! and probe only; which keys there ought to be is for the rooms above.
 
+mod ceremony;
 mod connection;
 pub mod failover;
 mod health;

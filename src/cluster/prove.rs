@@ -21,13 +21,13 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::clock;
-use crate::host::{AdminError, Kek, pin_text};
 use crate::link::v1::{self, presence::Found, request::Verb, response::Outcome};
 use crate::model::{CkaId, Probe};
 use crate::node::{Health, Node};
 use crate::records::{self, KekRecord, Proof};
 
 use super::Failure;
+use super::ceremony::{self, Spent, Undone};
 use super::connection::Connection;
 use super::failover::Effect;
 
@@ -35,9 +35,9 @@ use super::failover::Effect;
 const CANARY_LABEL: &str = "keyway:canary";
 /// How long one step on a node may take.
 const STEP: Duration = Duration::from_secs(30);
-/// The pause before a node that could not be proved is tried again.
-const PAUSE: Duration = Duration::from_secs(1);
-
+/// The pause before a node that could not be proved is tried again; doubled each time.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Missing keys are read so many at a time.
 const PAGE: u32 = 1_000;
 
@@ -52,10 +52,22 @@ enum Unproved {
     OtherCluster,
     #[error("a step failed")]
     Step(#[from] Failure),
-    #[error("the trust ceremony failed")]
-    Ceremony(#[from] AdminError),
+    #[error(transparent)]
+    Ceremony(#[from] Undone),
     #[error("the records cannot be read")]
     Records(#[from] records::Unavailable),
+}
+
+impl Unproved {
+    fn pause_after(&self, pause: Duration) -> Duration {
+        match self {
+            // Costs no node anything, and nobody tells when the other node gives up.
+            Self::NotOurs => FIRST_PAUSE,
+            Self::NoSource | Self::OtherCluster | Self::Step(_) | Self::Ceremony(_) | Self::Records(_) => {
+                (pause * 2).min(LONGEST_PAUSE)
+            }
+        }
+    }
 }
 
 /// Proves the node after each login and whenever it is doubted, until told to stop.
@@ -69,42 +81,77 @@ pub(super) async fn keep_proved(connection: Arc<Connection>, index: usize, mut s
 async fn keep(connection: &Connection, index: usize) {
     let member = &connection.members()[index];
     let mut status = member.node.status();
+    let mut tries = Tries::of(0);
     loop {
         let login = match status.wait_for(|status| status.health.is_logged_in()).await {
             Ok(status) => status.login,
             Err(_) => return,
         };
-        match prove(connection, index).await {
-            Ok(()) => {
-                member.set_proved(login);
-                member.node.proved(login);
-                connection.changed();
-                tokio::select! {
-                    _ = status.wait_for(|status| status.login != login || status.health == Health::Unreachable) => {}
-                    () = member.doubted.notified() => member.node.not_level(login, "a key was missing; being proved again"),
-                }
+        if tries.login != login {
+            tries = Tries::of(login);
+        }
+        // Another node's proof, or an operator's word, may be what this one waits for: also what comes meanwhile.
+        let mut changes = connection.changes();
+        let Err(why) = prove(connection, index, &mut tries).await else {
+            (tries.pause, tries.told) = (FIRST_PAUSE, String::new());
+            member.set_proved(login);
+            member.node.proved(login);
+            connection.changed();
+            tokio::select! {
+                _ = status.wait_for(|status| status.login != login || status.health == Health::Unreachable) => {}
+                () = member.doubted.notified() => member.node.not_level(login, "a key was missing; being proved again"),
             }
-            Err(why) => {
-                let mut reason = why.to_string();
-                if let Some(cause) = std::error::Error::source(&why) {
-                    reason = format!("{reason}: {cause}");
-                }
-                tracing::warn!(hsm = %member.node.hsm(), reason, "node not proved");
-                member.set_proved(0);
-                member.node.not_level(login, &reason);
-                // Another node's proof may be what this one waits for.
-                let mut changes = connection.changes();
-                tokio::select! {
-                    () = tokio::time::sleep(PAUSE) => {}
-                    _ = changes.changed() => {}
-                }
-            }
+            continue;
+        };
+        tries.tell(&member.node, &why);
+        member.set_proved(0);
+        member.node.not_level(login, &tries.told);
+        tokio::select! {
+            () = tokio::time::sleep(tries.pause) => tries.pause = why.pause_after(tries.pause),
+            _ = changes.changed() => {}
+            _ = status.wait_for(|status| status.login != login || !status.health.is_logged_in()) => {}
         }
     }
 }
 
-async fn prove(connection: &Connection, index: usize) -> Result<(), Unproved> {
-    sweep(connection, index).await?;
+/// The tries to prove one login.
+struct Tries {
+    login: u64,
+    is_swept: bool,
+    /// Before the next try, unless something changes.
+    pause: Duration,
+    /// Why the last one failed, as it was told. Empty when it did not.
+    told: String,
+}
+
+impl Tries {
+    fn of(login: u64) -> Self {
+        Self { login, is_swept: false, pause: FIRST_PAUSE, told: String::new() }
+    }
+
+    /// Told to people once, and not at each try.
+    fn tell(&mut self, node: &Node, why: &Unproved) {
+        let mut reason = why.to_string();
+        let mut source = std::error::Error::source(why);
+        while let Some(cause) = source {
+            reason = format!("{reason}: {cause}");
+            source = cause.source();
+        }
+        if reason == self.told {
+            tracing::debug!(hsm = %node.hsm(), reason, "node still not proved");
+        } else {
+            tracing::warn!(hsm = %node.hsm(), reason, "node not proved");
+        }
+        self.told = reason;
+    }
+}
+
+async fn prove(connection: &Connection, index: usize, tries: &mut Tries) -> Result<(), Unproved> {
+    // Only workers of former logins can have left anything, and it takes the whole token.
+    if !tries.is_swept {
+        sweep(connection, index).await?;
+        tries.is_swept = true;
+    }
     if !answers(connection, index).await? {
         become_one_of_us(connection, index).await?;
     }
@@ -192,15 +239,17 @@ fn new_kek(connection: &Connection, index: usize) -> KekRecord {
 async fn found(connection: &Connection, index: usize, kek: KekRecord) -> Result<(), Unproved> {
     let member = &connection.members()[index];
     let ours = kek.made_on == *member.node.hsm();
-    if !ours && connection.member(&kek.made_on).is_some_and(|founder| may_yet_serve(&founder.node)) {
+    if !ours
+        && let Some(founder) = connection.member(&kek.made_on)
+        && may_yet_serve(&founder.node)
+        && spent(connection, &founder.node).await?.is_none()
+    {
         return Err(Unproved::NotOurs);
     }
     let kek =
         if ours { kek } else { connection.common.records.take_over_kek(&kek, &new_kek(connection, index)).await? };
     tracing::info!(hsm = %member.node.hsm(), "making the cluster's key-encryption key");
-    let pin = pin_text(&connection.common.credential.username, &connection.common.credential.password);
-    let by_id = Kek { id: &kek.kek_id, user_pin: &pin };
-    connection.common.host.make_kek(&member.node.spec, by_id).await?;
+    ceremony::make_kek(&connection.common, &member.node.spec, &kek).await?;
     #[cfg(debug_assertions)]
     crate::seams::stop_point("kek-made");
     destroy(connection, index, &kek.canary_id).await?;
@@ -219,18 +268,37 @@ async fn found(connection: &Connection, index: usize, kek: KekRecord) -> Result<
 }
 
 /// A proved node seals the KEK to this one. What this token has under the KEK's id, if anything,
-/// is not known to be the KEK, and goes first.
+/// is not known to be the KEK, and goes once there is something to put in its place.
 async fn join(connection: &Connection, index: usize, kek: &KekRecord) -> Result<(), Unproved> {
-    let source = source(connection, index).ok_or(Unproved::NoSource)?;
+    let source = sealing_source(connection, index).await?;
     let (joiner, source) = (&connection.members()[index].node.spec, &connection.members()[source].node.spec);
     tracing::info!(hsm = %joiner.hsm, from = %source.hsm, "giving the node the cluster's key-encryption key");
+    let common = &connection.common;
+    let joining = ceremony::offer_join(common, joiner).await?;
+    let sealed = ceremony::seal_kek(common, source, kek, &joining).await?;
     destroy(connection, index, &kek.kek_id).await?;
-    let pin = pin_text(&connection.common.credential.username, &connection.common.credential.password);
-    let by_id = Kek { id: &kek.kek_id, user_pin: &pin };
-    let joining = connection.common.host.offer_join(joiner).await?;
-    let sealed = connection.common.host.seal_kek(source, by_id, &joining).await?;
-    connection.common.host.accept_kek(joiner, by_id, joining, sealed).await?;
-    Ok(())
+    Ok(ceremony::accept_kek(common, joiner, kek, joining, sealed).await?)
+}
+
+/// A proved node on which the ceremony may still log in.
+async fn sealing_source(connection: &Connection, joiner: usize) -> Result<usize, Unproved> {
+    let mut why = None;
+    for index in connection.ready_for_new_keys().into_iter().filter(|index| *index != joiner) {
+        match spent(connection, &connection.members()[index].node).await? {
+            None => return Ok(index),
+            Some(spent) => why = Some(spent),
+        }
+    }
+    Err(why.map_or(Unproved::NoSource, |spent| Undone::Login(spent).into()))
+}
+
+/// The login that the ceremony would need on this node, and that nobody may make without an operator.
+async fn spent(connection: &Connection, node: &Node) -> Result<Option<Spent>, Unproved> {
+    match ceremony::may_take_part(&connection.common, &node.spec).await {
+        Ok(()) => Ok(None),
+        Err(Undone::Login(spent)) => Ok(Some(spent)),
+        Err(undone @ (Undone::Job { .. } | Undone::Records(_))) => Err(undone.into()),
+    }
 }
 
 /// Logged in, or on its way there.

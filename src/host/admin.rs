@@ -2,12 +2,15 @@
 //! every token of a cluster the same key-encryption key without its ever being in the clear.
 //!
 //! Each job has a worker of its own that lives as long as the job. What the ceremony's steps are, and why in this order, stands in the worker's admin module.
+//! Opening one logs nobody in: a caller has the time to write the job's logins down.
+
+use std::sync::Arc;
 
 use crate::link::v1::{self, request::Verb, response::Outcome};
 use crate::model::{Password, Username};
 
 use super::opening::unexpected;
-use super::{Host, OpeningError, WorkerLink, WorkerSpec, process, softhsm};
+use super::{Host, OpeningError, Turn, WorkerLink, WorkerSpec, process, softhsm};
 
 /// The label under which operators find the key-encryption key in a token.
 const KEK_LABEL: &str = "keyway:kek";
@@ -24,18 +27,28 @@ pub enum AdminError {
 }
 
 /// A key-encryption key, by the `CKA_ID` it has in every token of the cluster.
-#[derive(Debug, Clone, Copy)]
-pub struct Kek<'a> {
-    pub id: &'a [u8],
+#[derive(Debug, Clone)]
+pub struct Kek {
+    pub id: Vec<u8>,
     /// The crypto user's PIN as the token wants it.
-    pub user_pin: &'a Password,
+    pub user_pin: Arc<Password>,
 }
 
-/// A joining token's half of the ceremony: the worker that made the offer must also accept the KEK.
+/// Whether a token has just got its key-encryption key, or had it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Made {
+    Now,
+    Before,
+}
+
+/// A worker for one of the SO's jobs, its token open, in its node's turn. Nobody is logged in.
 #[derive(Debug)]
-pub struct Joining {
+pub struct AdminWorker {
+    host: Host,
+    spec: WorkerSpec,
+    so_pin: zeroize::Zeroizing<Vec<u8>>,
     link: WorkerLink,
-    offer: v1::JoinOffer,
+    _turn: Turn,
 }
 
 impl Host {
@@ -64,81 +77,100 @@ impl Host {
         }
     }
 
-    /// Makes the key-encryption key in this token, unless it has it.
-    pub async fn make_kek(&self, spec: &WorkerSpec, kek: Kek<'_>) -> Result<(), AdminError> {
+    /// A worker for one job of the SO's on this node, which has its turn until the job is done.
+    pub async fn admin(&self, spec: &WorkerSpec) -> Result<AdminWorker, AdminError> {
+        let so_pin = so_pin(spec)?.into();
+        let turn = self.turn(spec).await;
+        softhsm::save(&self.directory, spec)?;
+        let mut link = process::spawn_admin(spec)?;
+        link.open(spec.open_frame(1)).await?;
+        Ok(AdminWorker { host: self.clone(), spec: spec.clone(), so_pin, link, _turn: turn })
+    }
+}
+
+impl AdminWorker {
+    /// Makes the key-encryption key in this token, unless it has it. Logs the user in, and the SO if there is need.
+    pub async fn make_kek(mut self, kek: &Kek) -> Result<Made, AdminError> {
         let verb = Verb::MakeKek(v1::MakeKek {
-            so_pin: so_pin(spec)?,
+            so_pin: self.so_pin.to_vec(),
             user_pin: kek.user_pin.expose().as_bytes().to_vec(),
-            kek_cka_id: kek.id.to_vec(),
+            kek_cka_id: kek.id.clone(),
             label: KEK_LABEL.to_owned(),
         });
-        match self.job(spec, verb).await?.1 {
-            Outcome::Done(_) => Ok(()),
+        match self.job(verb).await? {
+            Outcome::Done(v1::Done { count: 0 }) => Ok(Made::Before),
+            Outcome::Done(_) => Ok(Made::Now),
             other => Err(unexpected(other).into()),
         }
     }
 
-    /// The joining token offers a public key that lives as long as its worker.
-    pub async fn offer_join(&self, spec: &WorkerSpec) -> Result<Joining, AdminError> {
-        match self.job(spec, Verb::OfferJoin(v1::OfferJoin { so_pin: so_pin(spec)? })).await? {
-            (link, Outcome::JoinOffer(offer)) => Ok(Joining { link, offer }),
-            (_, other) => Err(unexpected(other).into()),
+    /// The joining token offers a public key that lives as long as its worker. Logs the SO in.
+    pub async fn offer_join(mut self) -> Result<Joining, AdminError> {
+        let verb = Verb::OfferJoin(v1::OfferJoin { so_pin: self.so_pin.to_vec() });
+        match self.job(verb).await? {
+            Outcome::JoinOffer(offer) => Ok(Joining { host: self.host, spec: self.spec, link: self.link, offer }),
+            other => Err(unexpected(other).into()),
         }
     }
 
-    /// A token that has the KEK seals it to the offer.
-    pub async fn seal_kek(&self, spec: &WorkerSpec, kek: Kek<'_>, joining: &Joining) -> Result<Vec<u8>, AdminError> {
+    /// A token that has the key-encryption key seals it to the offer. Logs the SO in, and then the user.
+    pub async fn seal_kek(mut self, kek: &Kek, offer: &v1::JoinOffer) -> Result<Vec<u8>, AdminError> {
         let verb = Verb::SealKek(v1::SealKek {
-            so_pin: so_pin(spec)?,
+            so_pin: self.so_pin.to_vec(),
             user_pin: kek.user_pin.expose().as_bytes().to_vec(),
-            kek_cka_id: kek.id.to_vec(),
-            modulus: joining.offer.modulus.clone(),
-            public_exponent: joining.offer.public_exponent.clone(),
+            kek_cka_id: kek.id.clone(),
+            modulus: offer.modulus.clone(),
+            public_exponent: offer.public_exponent.clone(),
         });
-        match self.job(spec, verb).await?.1 {
+        match self.job(verb).await? {
             Outcome::Opaque(sealed) => Ok(sealed.bytes),
             other => Err(unexpected(other).into()),
         }
     }
 
-    /// The joining token takes the KEK in.
-    pub async fn accept_kek(
-        &self,
-        spec: &WorkerSpec,
-        kek: Kek<'_>,
-        mut joining: Joining,
-        sealed: Vec<u8>,
-    ) -> Result<(), AdminError> {
+    async fn job(&mut self, verb: Verb) -> Result<Outcome, AdminError> {
+        ask(&self.host, &self.spec, &mut self.link, verb).await
+    }
+}
+
+/// A joining token's half of the ceremony: the worker that made the offer must also accept the KEK.
+#[derive(Debug)]
+pub struct Joining {
+    host: Host,
+    spec: WorkerSpec,
+    link: WorkerLink,
+    pub offer: v1::JoinOffer,
+}
+
+impl Joining {
+    /// The node's turn, for [`Joining::accept_kek`].
+    pub async fn turn(&self) -> Turn {
+        self.host.turn(&self.spec).await
+    }
+
+    /// The joining token takes the KEK in. Logs the user in.
+    pub async fn accept_kek(mut self, _turn: &Turn, kek: &Kek, sealed_kek: Vec<u8>) -> Result<(), AdminError> {
         let verb = Verb::AcceptKek(v1::AcceptKek {
             user_pin: kek.user_pin.expose().as_bytes().to_vec(),
-            kek_cka_id: kek.id.to_vec(),
+            kek_cka_id: kek.id.clone(),
             label: KEK_LABEL.to_owned(),
-            sealed_kek: sealed,
+            sealed_kek,
         });
-        let _turn = self.turn(spec).await;
-        softhsm::save(&self.directory, spec)?;
-        let outcome = joining.link.ask(verb).await;
-        if outcome.is_err() {
-            softhsm::repair(&self.directory, spec)?;
-        }
-        match outcome? {
+        softhsm::save(&self.host.directory, &self.spec)?;
+        match ask(&self.host, &self.spec, &mut self.link, verb).await? {
             Outcome::Done(_) => Ok(()),
             other => Err(unexpected(other).into()),
         }
     }
+}
 
-    /// Starts an admin worker, opens the token, and does one job, in the node's turn and with its token kept safe.
-    async fn job(&self, spec: &WorkerSpec, verb: Verb) -> Result<(WorkerLink, Outcome), AdminError> {
-        let _turn = self.turn(spec).await;
-        softhsm::save(&self.directory, spec)?;
-        let mut link = process::spawn_admin(spec)?;
-        link.open(spec.open_frame(1)).await?;
-        match link.ask(verb).await {
-            Ok(outcome) => Ok((link, outcome)),
-            Err(error) => {
-                softhsm::repair(&self.directory, spec)?;
-                Err(error.into())
-            }
+/// Whatever the worker answers. One that does not may have been cut off in the middle of a login.
+async fn ask(host: &Host, spec: &WorkerSpec, link: &mut WorkerLink, verb: Verb) -> Result<Outcome, AdminError> {
+    match link.ask(verb).await {
+        Ok(outcome) => Ok(outcome),
+        Err(error) => {
+            softhsm::repair(&host.directory, spec)?;
+            Err(error.into())
         }
     }
 }

@@ -6,6 +6,7 @@
 //! The host never decides whether a login may be tried; it only makes the attempt it is told to make.
 
 mod admin;
+mod lookout;
 mod opening;
 mod process;
 mod slot;
@@ -21,7 +22,8 @@ use crate::link::Patience;
 use crate::link::v1::{self, open::Token};
 use crate::model::{ClusterId, HsmId, Password, Username};
 
-pub use admin::{AdminError, Joining, Kek};
+pub use admin::{AdminError, AdminWorker, Joining, Kek, Made};
+pub use lookout::Lookout;
 pub use opening::{OpeningError, WorkerLink};
 pub use process::WorkerProcess;
 pub use softhsm::TokenDirectory;
@@ -66,6 +68,12 @@ fn milliseconds(duration: Duration) -> u32 {
     u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }
 
+/// The right to start or log in on one node, until it is dropped.
+#[derive(Debug)]
+pub struct Turn {
+    _held: tokio::sync::OwnedMutexGuard<()>,
+}
+
 /// Starts workers on this machine. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Host {
@@ -94,27 +102,26 @@ impl Host {
         Ok(link)
     }
 
-    /// Starts a worker that looks for the token, and can go on looking. It has no session and is never logged in.
-    pub async fn look(&self, spec: &WorkerSpec) -> Result<WorkerLink, OpeningError> {
-        let _turn = self.turn(spec).await;
-        let mut link = process::spawn_lookout(spec)?;
-        link.open(spec.open_frame(0)).await?;
-        if link.opened().serial.is_empty() { Err(OpeningError::NoToken) } else { Ok(link) }
-    }
-
-    /// Logs a started worker's user in: one login attempt, which the caller has written down. `pin` is the text the token wants.
-    pub async fn log_in(&self, spec: &WorkerSpec, link: &mut WorkerLink, pin: &Password) -> Result<(), OpeningError> {
-        let _turn = self.turn(spec).await;
+    /// Logs a started worker's user in: one login attempt, which the caller has written down in the node's turn, so that
+    /// no two are begun at once. `pin` is the text the token wants.
+    pub async fn log_in(
+        &self,
+        _turn: &Turn,
+        spec: &WorkerSpec,
+        link: &mut WorkerLink,
+        pin: &Password,
+    ) -> Result<(), OpeningError> {
         softhsm::save(&self.directory, spec)?;
         link.log_in(pin).await
     }
 
-    async fn turn(&self, spec: &WorkerSpec) -> tokio::sync::OwnedMutexGuard<()> {
+    /// Waits for the node's turn.
+    pub async fn turn(&self, spec: &WorkerSpec) -> Turn {
         let turn = {
             let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
             turns.entry(format!("{}.{}", spec.cluster, spec.hsm)).or_default().clone()
         };
-        turn.lock_owned().await
+        Turn { _held: turn.lock_owned().await }
     }
 }
 

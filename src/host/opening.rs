@@ -67,6 +67,10 @@ impl WorkerLink {
         (self.stream, self.process)
     }
 
+    pub(super) fn kill(&self) {
+        self.process.kill();
+    }
+
     /// Whether the token is still there. Nobody needs to be logged in.
     pub async fn check(&mut self) -> Result<(), OpeningError> {
         match self.ask(Verb::CheckToken(v1::CheckToken::default())).await? {

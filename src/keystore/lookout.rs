@@ -1,6 +1,6 @@
 //! Clusters that nobody is connected to: whether their HSMs can be reached, looked at without any login.
 //!
-//! As soon as a Connection is there, its nodes know more, and the lookout ends.
+//! As soon as a Connection is there, its nodes know more, and the lookout ends. HSMs that are out of use are left alone.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use crate::model::{ClusterId, HsmId, Username};
 use crate::node::{self, Reach};
 
-use super::{KeyStores, worker_spec};
+use super::{KeyStores, cluster, worker_spec};
 
 impl KeyStores {
     /// Looks after every declared cluster while it has no Connection, in tasks of their own.
@@ -37,6 +37,10 @@ impl KeyStores {
             known.insert(place, reach);
             news
         });
+    }
+
+    fn forget_reach(&self, cluster: &ClusterId, hsm: &HsmId) {
+        self.0.reach.send_if_modified(|known| known.remove(&(cluster.clone(), hsm.clone())).is_some());
     }
 }
 
@@ -81,12 +85,28 @@ async fn connected(stores: &KeyStores, cluster: &ClusterId, wanted: bool) {
     }
 }
 
-async fn look_at_all(stores: &KeyStores, cluster: &ClusterId) {
-    let Some(settings) = stores.0.clusters.get(cluster) else { return };
-    let user = Username::kmsuser();
-    let each = settings.nodes.iter().map(|(hsm, node)| {
-        let spec = worker_spec(cluster, hsm, node, &user);
-        node::look_out(spec, stores.0.host.clone(), move |reach| stores.note_reach(cluster, hsm, reach))
-    });
+async fn look_at_all(stores: &KeyStores, id: &ClusterId) {
+    let Some(settings) = stores.0.clusters.get(id) else { return };
+    let each = settings.nodes.iter().map(|(hsm, node)| look_at(stores, id, hsm, node));
     futures_util::future::join_all(each).await;
+}
+
+/// Looks at one HSM while it is in use. Its library is not even loaded otherwise: an operator may be at work on it.
+async fn look_at(stores: &KeyStores, id: &ClusterId, hsm: &HsmId, node: &cluster::NodeSettings) {
+    let spec = worker_spec(id, hsm, node, &Username::kmsuser());
+    loop {
+        in_use(stores, id, hsm, true).await;
+        let looking = node::look_out(spec.clone(), stores.0.host.clone(), |reach| stores.note_reach(id, hsm, reach));
+        tokio::select! {
+            () = in_use(stores, id, hsm, false) => {}
+            () = looking => {}
+        }
+        stores.forget_reach(id, hsm);
+    }
+}
+
+/// Waits until an HSM is in use, or out of it.
+async fn in_use(stores: &KeyStores, id: &ClusterId, hsm: &HsmId, wanted: bool) {
+    let mut listed = stores.listed();
+    while stores.drained(id, hsm).is_none() != wanted && listed.changed().await.is_ok() {}
 }

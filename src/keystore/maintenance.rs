@@ -78,6 +78,7 @@ impl KeyStores {
             }
             if let Some(connection) = &connection {
                 connection.allow_another_proof().await;
+                connection.changed();
             }
         }
         if let Some(member) = member {

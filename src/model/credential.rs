@@ -4,3 +4,8 @@
 /// password is a new version, so that a refused one is never tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PasswordVersion(pub u32);
+
+impl PasswordVersion {
+    /// The security officer's PIN, whose file alone knows when it changes.
+    pub const SO_PIN: Self = Self(0);
+}

@@ -119,6 +119,11 @@ impl Username {
     pub fn kmsuser() -> Self {
         Self("kmsuser".into())
     }
+
+    /// Under which the security officer's logins are counted among the others'. No crypto user's name is like this.
+    pub fn security_officer() -> Self {
+        Self("(security officer)".into())
+    }
 }
 
 text_id!(

@@ -160,6 +160,8 @@ impl Attempt {
     async fn make(self, mut link: WorkerLink) -> Result<WorkerLink, LoginError> {
         let (cluster, hsm) = (&self.spec.cluster, &self.spec.hsm);
         let (user, version) = (&self.credential.username, self.credential.version);
+        // Until the answer is written down, so that no job of the SO's makes the same attempt meanwhile.
+        let turn = self.host.turn(&self.spec).await;
         let leave = self.records.begin_login(cluster, hsm, user, version).await.map_err(LoginError::Records)?;
         match leave {
             LoginLeave::Granted | LoginLeave::GrantedAgain => {}
@@ -168,7 +170,7 @@ impl Attempt {
         }
         #[cfg(debug_assertions)]
         crate::seams::stop_point("login-begun");
-        let answer = self.host.log_in(&self.spec, &mut link, &pin_text(user, &self.credential.password)).await;
+        let answer = self.host.log_in(&turn, &self.spec, &mut link, &pin_text(user, &self.credential.password)).await;
         let Err(error) = answer else {
             self.write_down(Answer::Accepted).await;
             return Ok(link);
@@ -260,7 +262,7 @@ fn unanswered(leave: LoginLeave, spec: &WorkerSpec, error: OpeningError) -> Logi
 }
 
 /// Which faults are the token's verdict on the password.
-fn refusal(kind: Kind) -> Option<LoginRefusal> {
+pub fn refusal(kind: Kind) -> Option<LoginRefusal> {
     match kind {
         Kind::PinIncorrect | Kind::PinRefused => Some(LoginRefusal::Incorrect),
         Kind::PinLocked => Some(LoginRefusal::Locked),

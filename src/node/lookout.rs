@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::host::{Host, WorkerLink, WorkerSpec};
+use crate::host::{Host, Lookout, WorkerSpec};
 
 use super::TokenFacts;
 use super::supervise::{REACH_EVERY, chain, facts, jittered};
@@ -19,9 +19,9 @@ pub enum Reach {
 pub async fn look_out(spec: WorkerSpec, host: Host, tell: impl Fn(Reach)) {
     loop {
         let why = match host.look(&spec).await {
-            Ok(mut worker) => {
-                tell(Reach::Reached(facts(&worker)));
-                until_gone(&mut worker).await
+            Ok(mut lookout) => {
+                tell(Reach::Reached(facts(lookout.link())));
+                until_gone(&mut lookout).await
             }
             Err(error) => chain(&error),
         };
@@ -30,10 +30,10 @@ pub async fn look_out(spec: WorkerSpec, host: Host, tell: impl Fn(Reach)) {
     }
 }
 
-async fn until_gone(worker: &mut WorkerLink) -> String {
+async fn until_gone(lookout: &mut Lookout) -> String {
     loop {
         pause().await;
-        if let Err(error) = worker.check().await {
+        if let Err(error) = lookout.check().await {
             return chain(&error);
         }
     }

@@ -38,7 +38,7 @@ use link::GivenUp;
 
 pub use latency::Latency;
 pub use link::{Link, Load};
-pub use login::{Gate, LoginRefusal};
+pub use login::{Gate, LoginRefusal, refusal};
 pub use lookout::{Reach, look_out};
 pub use supervise::{Common, supervise};
 

@@ -2,6 +2,7 @@
 //!
 //! At most one failed attempt for each node and password: an attempt is opened before the call and
 //! closed by its answer. One that was never answered counts as failed, unless the password was good there before.
+//! The security officer's PIN on each node is counted in the same way, under a name that no crypto user has.
 
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
@@ -117,23 +118,29 @@ impl Records {
         self.close_attempt(NOT_MADE, cluster, hsm, user, version).await
     }
 
-    /// An operator's act: attempts that were never answered may be made once more. A refusal stays.
+    /// An operator's act: attempts that were never answered may be made once more, the security officer's as well. A
+    /// refusal stays.
     pub async fn forgive_unsettled(
         &self,
         cluster: &ClusterId,
         user: &Username,
         version: PasswordVersion,
     ) -> Result<(), Unavailable> {
-        sqlx::query("UPDATE logins SET attempt_open = FALSE WHERE cluster_id = ? AND username = ? AND version = ?")
-            .bind(cluster.as_str())
-            .bind(user.as_str())
-            .bind(version.0)
-            .execute(&self.0.write)
-            .await?;
+        let mut change = self.begin().await?;
+        for (user, version) in [(user, version), (&Username::security_officer(), PasswordVersion::SO_PIN)] {
+            sqlx::query("UPDATE logins SET attempt_open = FALSE WHERE cluster_id = ? AND username = ? AND version = ?")
+                .bind(cluster.as_str())
+                .bind(user.as_str())
+                .bind(version.0)
+                .execute(&mut *change)
+                .await?;
+        }
+        change.commit().await?;
         Ok(())
     }
 
-    /// An operator's act on one node: whatever it said of this password, it may be asked exactly once more.
+    /// An operator's act on one node: whatever it said of this password, or of its security officer's PIN, it may be asked
+    /// exactly once more. What it accepts needs no leave, and stays as it is.
     pub async fn allow_one_login(
         &self,
         cluster: &ClusterId,
@@ -141,9 +148,10 @@ impl Records {
         user: &Username,
         version: PasswordVersion,
     ) -> Result<(), Unavailable> {
-        const UNTRIED: &str = "UPDATE logins SET refused = FALSE, attempt_open = FALSE, proven = FALSE
-             WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND version = ?";
-        self.close_attempt(UNTRIED, cluster, hsm, user, version).await
+        const UNTRIED: &str = "UPDATE logins SET refused = FALSE, attempt_open = FALSE
+             WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND version = ? AND NOT proven";
+        self.close_attempt(UNTRIED, cluster, hsm, user, version).await?;
+        self.close_attempt(UNTRIED, cluster, hsm, &Username::security_officer(), PasswordVersion::SO_PIN).await
     }
 
     /// What one node has said of one password.

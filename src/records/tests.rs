@@ -213,6 +213,32 @@ async fn an_operator_grants_one_login_on_one_node_and_no_more() {
 }
 
 #[tokio::test]
+async fn the_security_officers_pin_is_counted_on_each_node_by_itself_and_an_operators_word_covers_it() {
+    let home = Home::new();
+    let records = home.open().await;
+    let (on, user, version) = (cluster('a'), Username::kmsuser(), PasswordVersion(3));
+    let (so, pin) = (Username::security_officer(), PasswordVersion::SO_PIN);
+    assert!(so.as_str().parse::<Username>().is_err(), "a crypto user can be named like this");
+    let begin = async |node| records.begin_login(&on, &hsm(node), &so, pin).await.unwrap();
+    for node in 1..=3 {
+        assert_eq!(begin(node).await, LoginLeave::Granted);
+        records.begin_login(&on, &hsm(node), &user, version).await.unwrap();
+        records.login_succeeded(&on, &hsm(node), &user, version).await.unwrap();
+    }
+    records.login_refused(&on, &hsm(1), &so, pin).await.unwrap();
+    records.login_refused(&on, &hsm(2), &so, pin).await.unwrap();
+    // Connecting forgives what was not answered, the operator's word on one node what was refused there.
+    records.forgive_unsettled(&on, &user, version).await.unwrap();
+    records.allow_one_login(&on, &hsm(1), &user, version).await.unwrap();
+    assert_eq!(begin(1).await, LoginLeave::Granted);
+    assert_eq!(begin(1).await, LoginLeave::Unsettled);
+    assert_eq!(begin(2).await, LoginLeave::Refused);
+    assert_eq!(begin(3).await, LoginLeave::Granted);
+    // And the user's password, good all the while, stays so.
+    assert_eq!(records.login_standing_on(&on, &hsm(1), &user, version).await.unwrap(), Standing::Proven);
+}
+
+#[tokio::test]
 async fn a_drained_hsm_stays_so_until_it_is_resumed_and_the_note_can_change() {
     let home = Home::new();
     let records = home.open().await;

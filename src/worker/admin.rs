@@ -28,15 +28,17 @@ impl Admin {
 
     pub fn make_kek(&mut self, ask: v1::MakeKek) -> Result<Outcome, Fault> {
         let (so_pin, user_pin) = (Pin::new(ask.so_pin), Pin::new(ask.user_pin));
-        self.session.make_kek(&so_pin, &user_pin, Kek { cka_id: &ask.kek_cka_id, label: &ask.label })?;
-        Ok(Outcome::Done(v1::Done::default()))
+        let kek = Kek { cka_id: &ask.kek_cka_id, label: &ask.label };
+        let made = self.session.job(|session| session.make_kek(&so_pin, &user_pin, kek))?;
+        Ok(Outcome::Done(v1::Done { count: made.into() }))
     }
 
     pub fn offer_join(&mut self, ask: v1::OfferJoin) -> Result<Outcome, Fault> {
         if self.offer.is_some() {
             return Err(Fault::protocol("an offer stands already"));
         }
-        let offer = self.offer.insert(self.session.offer_join(&Pin::new(ask.so_pin))?);
+        let so_pin = Pin::new(ask.so_pin);
+        let offer = self.offer.insert(self.session.job(|session| session.offer_join(&so_pin))?);
         Ok(Outcome::JoinOffer(v1::JoinOffer {
             modulus: offer.modulus.clone(),
             public_exponent: offer.public_exponent.clone(),
@@ -46,14 +48,16 @@ impl Admin {
     pub fn seal_kek(&mut self, ask: v1::SealKek) -> Result<Outcome, Fault> {
         let (so_pin, user_pin) = (Pin::new(ask.so_pin), Pin::new(ask.user_pin));
         let pins = (&so_pin, &user_pin);
-        let sealed = self.session.seal_kek(pins, &ask.kek_cka_id, &ask.modulus, &ask.public_exponent)?;
+        let job = |session: &mut Session| session.seal_kek(pins, &ask.kek_cka_id, &ask.modulus, &ask.public_exponent);
+        let sealed = self.session.job(job)?;
         Ok(Outcome::Opaque(v1::Opaque { bytes: sealed }))
     }
 
     pub fn accept_kek(&mut self, ask: v1::AcceptKek) -> Result<Outcome, Fault> {
         let offer = self.offer.take().ok_or_else(|| Fault::protocol("no offer to join was made here"))?;
         let kek = Kek { cka_id: &ask.kek_cka_id, label: &ask.label };
-        self.session.accept_kek(&offer, &Pin::new(ask.user_pin), kek, &ask.sealed_kek)?;
+        let user_pin = Pin::new(ask.user_pin);
+        self.session.job(|session| session.accept_kek(&offer, &user_pin, kek, &ask.sealed_kek))?;
         Ok(Outcome::Done(v1::Done::default()))
     }
 }

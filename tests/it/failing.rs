@@ -3,6 +3,7 @@
 //! What goes wrong is injected between keyway's worker and real SoftHSM2, by `tests/faulty-pkcs11`.
 //! docs/reliability.md has the table of failures, the behaviour wanted, and the tests here that show it.
 
+mod ceremony;
 mod death;
 mod keys;
 mod login;

@@ -50,18 +50,25 @@ pub struct Offer {
 }
 
 impl Session {
-    /// Makes the KEK in this token, unless it is there.
-    pub fn make_kek(&mut self, so_pin: &Pin, user_pin: &Pin, kek: Kek<'_>) -> Result<(), Fault> {
+    /// Does a job, and adds to its fault whose logins it had made by then: whoever counts them knows which were not.
+    pub fn job<T>(&mut self, job: impl FnOnce(&mut Self) -> Result<T, Fault>) -> Result<T, Fault> {
+        self.accepted.take();
+        job(self).map_err(|fault| Fault { accepted: self.accepted.get(), ..fault })
+    }
+
+    /// Makes the KEK in this token, unless it is there. Tells whether it did.
+    pub fn make_kek(&mut self, so_pin: &Pin, user_pin: &Pin, kek: Kek<'_>) -> Result<bool, Fault> {
         check(kek)?;
         if self.user_has(user_pin, kek)? {
-            return Ok(());
+            return Ok(false);
         }
         let mut template = session_kek(kek);
         template.push(Attribute::ValueLen(32.into()));
         let made = self.as_security_officer(so_pin, |so| {
             so.token.module().calls.generate_wrapping_key(&so.raw, &template, &LIMITS)
         })?;
-        self.keep(user_pin, made, kek)
+        self.keep(user_pin, made, kek)?;
+        Ok(true)
     }
 
     /// A joining token's SO makes an RSA pair for this session. The SO stays logged in: accepting the KEK takes him again.

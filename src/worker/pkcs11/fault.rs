@@ -11,7 +11,7 @@ use cryptoki_sys::*;
 
 use super::ckr::{self, Reading};
 use crate::link::v1;
-pub use crate::link::v1::fault::{Bucket, Kind};
+pub use crate::link::v1::fault::{Bucket, Kind, User};
 
 /// Why something was not done.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,6 +26,27 @@ pub struct Fault {
     pub session: After,
     /// Bad input and a bad node look alike: only the key's probe can tell them apart.
     pub is_ambiguous: bool,
+    /// Whose login the library answered this to; `Unspecified` when it is no login's answer.
+    pub login: User,
+    /// Whose logins the same job made before, and the token accepted.
+    pub accepted: Accepted,
+}
+
+/// Whose logins a token accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Accepted {
+    pub crypto_user: bool,
+    pub security_officer: bool,
+}
+
+impl Accepted {
+    pub(super) fn and(self, user: User) -> Self {
+        match user {
+            User::Unspecified => self,
+            User::CryptoUser => Self { crypto_user: true, ..self },
+            User::SecurityOfficer => Self { security_officer: true, ..self },
+        }
+    }
 }
 
 /// What becomes of the session that the fault happened in; the worse, the greater.
@@ -51,6 +72,8 @@ impl Fault {
             detail: ckr::name(ckr).into(),
             session,
             is_ambiguous: ckr::is_ambiguous(function, ckr),
+            login: User::Unspecified,
+            accepted: Accepted::default(),
         }
     }
 
@@ -64,6 +87,8 @@ impl Fault {
             detail: why.into(),
             session: After::Keep,
             is_ambiguous: false,
+            login: User::Unspecified,
+            accepted: Accepted::default(),
         }
     }
 
@@ -129,12 +154,16 @@ impl From<Error> for Fault {
 
 impl From<Fault> for v1::Fault {
     fn from(fault: Fault) -> Self {
+        let Accepted { crypto_user, security_officer } = fault.accepted;
+        let accepted = [(crypto_user, User::CryptoUser), (security_officer, User::SecurityOfficer)];
         Self {
             bucket: fault.bucket.into(),
             kind: fault.kind.into(),
             ckr: fault.ckr,
             function: fault.function.into_owned(),
             detail: fault.detail.into_owned(),
+            login: fault.login.into(),
+            accepted: accepted.into_iter().filter(|(accepted, _)| *accepted).map(|(_, user)| user.into()).collect(),
         }
     }
 }

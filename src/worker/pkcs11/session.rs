@@ -3,12 +3,13 @@
 //! `&mut self` wherever the library keeps an operation going: there is one at a time. Empty and
 //! over-long inputs never reach the library, since some builds abort on them.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use cryptoki::object::ObjectHandle;
 use zeroize::Zeroizing;
 
-use super::fault::{After, Bucket, Kind};
+use super::fault::{Accepted, After, Bucket, Kind};
 use super::handles::Era;
 use super::probe::Answer;
 use super::{Fault, Stopwatch, Token, probe};
@@ -40,13 +41,16 @@ pub struct Session {
     /// Which handles it may use.
     pub(super) era: Era,
     pub(super) stopwatch: Arc<Stopwatch>,
+    /// Whose logins it made.
+    pub(super) accepted: Cell<Accepted>,
     nonces: Nonces,
     is_spoiled: bool,
 }
 
 impl Session {
     pub(super) fn new(raw: cryptoki::session::Session, token: Token, era: Era) -> Self {
-        Self { raw, token, era, stopwatch: Arc::default(), nonces: Nonces::default(), is_spoiled: false }
+        let (stopwatch, accepted, nonces) = Default::default();
+        Self { raw, token, era, stopwatch, accepted, nonces, is_spoiled: false }
     }
 
     /// Its thread's stopwatch, which pauses while the session waits for another.

@@ -5,10 +5,10 @@
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use cryptoki::session::SessionState;
+use cryptoki::session::{SessionState, UserType};
 use cryptoki::slot::{Slot, TokenInfo};
 
-use super::fault::{After, Bucket, Kind};
+use super::fault::{After, Bucket, Kind, User};
 use super::handles::Handles;
 use super::inventory::Listings;
 use super::{Fault, Module, Pin, Session, Stopwatch};
@@ -173,11 +173,18 @@ impl Token {
 impl Session {
     /// Logs the crypto user in, for good. Spends a login attempt.
     pub fn log_in(&self, pin: &Pin) -> Result<(), Fault> {
-        Ok(self.raw.login_with_raw(cryptoki::session::UserType::User, &pin.for_login())?)
+        self.log_in_as(User::CryptoUser, UserType::User, pin)
     }
 
     pub(super) fn log_in_security_officer(&self, pin: &Pin) -> Result<(), Fault> {
-        Ok(self.raw.login_with_raw(cryptoki::session::UserType::So, &pin.for_login())?)
+        self.log_in_as(User::SecurityOfficer, UserType::So, pin)
+    }
+
+    fn log_in_as(&self, user: User, kind: UserType, pin: &Pin) -> Result<(), Fault> {
+        let answer = self.raw.login_with_raw(kind, &pin.for_login());
+        answer.map_err(|error| Fault { login: user, ..Fault::from(error) })?;
+        self.accepted.set(self.accepted.get().and(user));
+        Ok(())
     }
 
     pub(super) fn log_out(&self) -> Result<(), Fault> {

@@ -1,7 +1,7 @@
 //! Tokens that vanish, come back, change places or are not the ones they were; and HSMs taken out of use on purpose.
 
 use faulty_pkcs11::Function::*;
-use faulty_pkcs11::Rule;
+use faulty_pkcs11::{Outcome, Rule};
 use tokio_stream::StreamExt as _;
 
 use super::{node, ready};
@@ -132,6 +132,45 @@ async fn hsms_that_nobody_is_logged_in_to_are_known_to_be_reachable_or_not_witho
     let store = clients.connected_store(&rig, "main").await;
     clients.all_healthy(&store).await;
     wait_async(|| async { (rig.workers_and_lookouts() == rig.workers()).then_some(()) }).await;
+}
+
+#[tokio::test]
+async fn nobody_goes_on_looking_at_hsms_once_they_are_connected_or_out_of_use_though_the_library_blocks() {
+    let mut rig = crate::rig::Rig::new().faulty().start();
+    rig.stop_daemon();
+    rig.faults("hsm-1").set([Rule::block(C_Initialize)]);
+    rig.start_daemon();
+    let mut clients = rig.clients().await;
+    let looking = |rig: &crate::rig::Rig, hsm: &str| {
+        let lookout = format!(".{hsm}.kmsuser.lookout");
+        rig.workers_and_lookouts().iter().any(|(_, slot)| slot.ends_with(&lookout))
+    };
+    let blocked = || rig.faults("hsm-1").journal().iter().filter(|it| it.outcome == Outcome::Blocked).count();
+    wait_async(|| async { (blocked() > 0).then_some(()) }).await;
+    // Long before a worker that lost its daemon would end by itself.
+    let promptly = std::time::Duration::from_secs(5);
+    let gone = async |rig: &crate::rig::Rig, hsms: &[&str]| {
+        let gone = wait_async(|| async { (!hsms.iter().any(|hsm| looking(rig, hsm))).then_some(()) });
+        tokio::time::timeout(promptly, gone).await.expect("its lookout is gone");
+    };
+
+    let drain = pb::DrainHsmRequest { cluster_id: rig.cluster_id(), hsm_id: "hsm-1".into(), ..Default::default() };
+    clients.clusters.drain_hsm(drain).await.unwrap();
+    gone(&rig, &["hsm-1"]).await;
+    let before = blocked();
+    assert!(looking(&rig, "hsm-2"), "the others are looked at");
+    clients.resume_hsm(&rig.cluster_id(), "hsm-1", false).await;
+    wait_async(|| async { (blocked() > before).then_some(()) }).await;
+    assert!(looking(&rig, "hsm-1"));
+
+    let store = clients.store(&rig, "main").await;
+    clients.connect(&store).await;
+    gone(&rig, &["hsm-1", "hsm-2", "hsm-3"]).await;
+    rig.faults("hsm-1").clear();
+    for pid in rig.workers_of("hsm-1") {
+        kill(pid);
+    }
+    clients.all_healthy(&store).await;
 }
 
 impl crate::rig::Clients {

@@ -1,0 +1,156 @@
+//! The trust ceremony's logins: the SO's PIN and the user's password are offered once to a token that refuses them.
+
+use std::path::PathBuf;
+
+use faulty_pkcs11::ckr::*;
+use faulty_pkcs11::{Function::*, Outcome, Rule};
+
+use super::{node, ready};
+use crate::rig::{Clients, Rig, kill, pb, wait_async};
+
+const OTHER_PASSWORD: &str = "another-password-of-32-characters";
+
+#[tokio::test]
+async fn a_wrong_so_pin_is_offered_once_and_again_only_when_an_operator_says_so() {
+    let (mut rig, mut clients, store, _) = ready().await;
+    let before = rig.objects("hsm-2");
+    let pin = std::fs::read(so_pin_file(&rig, "hsm-2")).unwrap();
+    std::fs::write(so_pin_file(&rig, "hsm-2"), "not-the-pin").unwrap();
+    let logins = Logins::of(&rig, "hsm-2");
+    rig.empty_token("hsm-2");
+    clients.until_told(&store, "hsm-2", "the SO PIN was refused on hsm-2").await;
+    assert_eq!(logins.refused(&rig), 1);
+
+    // However often it is proved, by whatever wakes it: another node is given the keys meanwhile.
+    clients.empty_and_heal(&rig, &store, "hsm-3").await;
+    kill(rig.workers_of("hsm-2")[0]);
+    clients.watch_until(&store, |store| node(store, "hsm-2").worker_restarts > 0).await;
+    clients.until_told(&store, "hsm-2", "the SO PIN was refused on hsm-2").await;
+    rig.kill_daemon();
+    rig.start_daemon();
+    clients = rig.clients().await;
+    clients.until_told(&store, "hsm-2", "the SO PIN was refused on hsm-2").await;
+    assert_eq!(logins.refused(&rig), 1, "it was offered again");
+
+    // One more is refused as well: exactly one.
+    clients.resume_hsm(&rig.cluster_id(), "hsm-2", true).await;
+    wait_async(|| async { (logins.refused(&rig) == 2).then_some(()) }).await;
+    clients.until_told(&store, "hsm-2", "the SO PIN was refused on hsm-2").await;
+    clients.resume_hsm(&rig.cluster_id(), "hsm-2", false).await;
+    clients.empty_and_heal(&rig, &store, "hsm-1").await;
+    assert_eq!(logins.refused(&rig), 2);
+
+    std::fs::write(so_pin_file(&rig, "hsm-2"), pin).unwrap();
+    clients.resume_hsm(&rig.cluster_id(), "hsm-2", true).await;
+    clients.all_healthy(&store).await;
+    assert_eq!(rig.objects("hsm-2"), before);
+    assert_eq!(logins.refused(&rig), 2);
+}
+
+#[tokio::test]
+async fn a_password_changed_at_the_node_that_would_give_its_keys_is_refused_there_once_and_another_gives_them() {
+    let (rig, mut clients, store, key) = ready().await;
+    for hsm in ["hsm-1", "hsm-2"] {
+        // Their workers go on: SoftHSM2 looks at passwords only when somebody logs in.
+        rig.change_password(hsm, OTHER_PASSWORD);
+    }
+    let (one, two) = (Logins::of(&rig, "hsm-1"), Logins::of(&rig, "hsm-2"));
+    rig.empty_token("hsm-3");
+    // Each of them was asked, once; then nobody is left to ask.
+    clients.until_told(&store, "hsm-3", "the password was refused on hsm-").await;
+    wait_async(|| async { (one.refused(&rig) + two.refused(&rig) == 2).then_some(()) }).await;
+    rig.restore_password("hsm-2", OTHER_PASSWORD);
+    clients.resume_hsm(&rig.cluster_id(), "hsm-2", true).await;
+    clients.until_health(&store, "hsm-3", pb::HsmHealth::Healthy).await;
+    assert_eq!((one.refused(&rig), two.refused(&rig)), (1, 1));
+    assert!(clients.describe_key(&key).await.nodes.iter().all(|it| it.proof() == pb::KeyProof::Used));
+}
+
+#[tokio::test]
+async fn giving_a_token_the_clusters_keys_spends_no_more_than_the_one_attempt_on_a_password_it_refuses() {
+    let (rig, mut clients, store, _) = ready().await;
+    rig.change_password("hsm-2", OTHER_PASSWORD);
+    let logins = Logins::of(&rig, "hsm-2");
+    rig.empty_token("hsm-2");
+    clients.until_told(&store, "hsm-2", "the password was refused on hsm-2").await;
+    clients.empty_and_heal(&rig, &store, "hsm-3").await;
+    assert_eq!(logins.refused(&rig), 1);
+    // The next worker does not offer it either.
+    kill(rig.workers_of("hsm-2")[0]);
+    clients.until_health(&store, "hsm-2", pb::HsmHealth::LoginRefused).await;
+    assert_eq!(logins.refused(&rig), 1);
+}
+
+#[tokio::test]
+async fn a_login_of_the_so_that_is_never_answered_is_not_made_again_and_no_other_node_is_held_up() {
+    let rig = Rig::new().faulty().start();
+    let mut clients = rig.clients().await;
+    // Whichever node is first to make the cluster's key: its worker dies when the SO is logged in, the user is already.
+    for hsm in ["hsm-1", "hsm-2", "hsm-3"] {
+        rig.faults(hsm).set([Rule::crash(C_Login).nth(2)]);
+    }
+    let store = clients.store(&rig, "main").await;
+    clients.connect(&store).await;
+    let crashed = || {
+        let of = |hsm: &&&str| rig.faults(hsm).journal().iter().any(|it| it.outcome == Outcome::Crashed);
+        ["hsm-1", "hsm-2", "hsm-3"].iter().filter(of).count()
+    };
+    wait_async(|| async { (crashed() > 0).then_some(()) }).await;
+    for hsm in ["hsm-1", "hsm-2", "hsm-3"] {
+        rig.faults(hsm).clear();
+    }
+    assert_eq!(clients.settled(&store).await.connection_state(), pb::ConnectionState::Connected);
+    let told = clients.watch_until(&store, |store| serving(store) == 3 - crashed()).await;
+    for stopped in told.nodes.iter().filter(|node| node.health() != pb::HsmHealth::Healthy) {
+        assert!(stopped.last_error.contains("a login as SO was never answered"), "{stopped:?}");
+        clients.resume_hsm(&rig.cluster_id(), &stopped.hsm_id, true).await;
+    }
+    clients.all_healthy(&store).await;
+}
+
+fn serving(store: &pb::KeyStore) -> usize {
+    store.nodes.iter().filter(|node| node.health() == pb::HsmHealth::Healthy).count()
+}
+
+fn so_pin_file(rig: &Rig, hsm: &str) -> PathBuf {
+    rig.path(&format!("hsms/{hsm}/so-pin"))
+}
+
+/// The logins of an HSM from now on.
+struct Logins {
+    hsm: &'static str,
+    before: usize,
+}
+
+impl Logins {
+    fn of(rig: &Rig, hsm: &'static str) -> Self {
+        Self { hsm, before: rig.faults(hsm).journal().len() }
+    }
+
+    fn refused(&self, rig: &Rig) -> usize {
+        let journal = rig.faults(self.hsm).journal().into_iter().skip(self.before);
+        journal.filter(|it| it.function == C_Login && it.outcome == Outcome::Answered(CKR_PIN_INCORRECT)).count()
+    }
+}
+
+impl Clients {
+    /// Waits until one HSM is logged in and this is why it is not in use.
+    async fn until_told(&mut self, store: &str, hsm: &str, reason: &str) -> pb::KeyStore {
+        self.watch_until(store, |store| {
+            let node = node(store, hsm);
+            node.health() == pb::HsmHealth::Syncing && node.last_error.contains(reason)
+        })
+        .await
+    }
+
+    /// A node is emptied and given everything back, which has every node that waits to be proved tried again.
+    async fn empty_and_heal(&mut self, rig: &Rig, store: &str, hsm: &str) {
+        let (mut watching, watched, name) = (self.clone(), store.to_owned(), hsm.to_owned());
+        let noticed = tokio::spawn(async move {
+            watching.until_health(&watched, &name, pb::HsmHealth::Syncing).await;
+        });
+        rig.empty_token(hsm);
+        noticed.await.unwrap();
+        self.until_health(store, hsm, pb::HsmHealth::Healthy).await;
+    }
+}
