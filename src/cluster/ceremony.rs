@@ -1,7 +1,7 @@
 //! The trust ceremony as the daemon sees it: which job on which node, and every login of it within the budget.
 //!
-//! The SO's PIN can lock as the user's password can. So each job's logins are written down before it begins, in the
-//! node's turn, and closed by what the worker says of them. Who was refused is not logged in again, by a ceremony or
+//! The SO's PIN can lock as the user's password can. So each job's logins are written down before it begins and closed
+//! by what the worker says of them, all in the node's turn. Who was refused is not logged in again, by a ceremony or
 //! otherwise, until an operator says so. What a job is, and why, stands in the worker.
 //!
 //! ```text
@@ -12,7 +12,7 @@
 
 use std::sync::Arc;
 
-use crate::host::{AdminError, Joining, Kek, Made, OpeningError, WorkerSpec, pin_text};
+use crate::host::{AdminError, AdminWorker, Joining, Kek, Made, OpeningError, Turn, WorkerSpec, pin_text};
 use crate::link::v1::fault::User;
 use crate::model::{HsmId, PasswordVersion, Username};
 use crate::node::{Common, LoginRefusal, refusal};
@@ -81,7 +81,8 @@ impl Spent {
 pub(super) async fn make_kek(common: &Common, spec: &WorkerSpec, kek: &KekRecord) -> Result<(), Undone> {
     let (kek, common, spec) = (by_id(common, kek), common.clone(), spec.clone());
     outlive(async move {
-        let worker = common.host.admin(&spec).await.map_err(|error| failed(&spec, error))?;
+        let turn = common.host.turn(&spec).await;
+        let worker = worker(&common, &turn, &spec).await?;
         let attempts = Attempts::begin(&common, &spec, &[Who::User, Who::SecurityOfficer]).await?;
         let answer = worker.make_kek(&kek).await;
         let made = if matches!(answer, Ok(Made::Before)) { &[Who::User][..] } else { &attempts.of };
@@ -93,11 +94,10 @@ pub(super) async fn make_kek(common: &Common, spec: &WorkerSpec, kek: &KekRecord
 
 /// The joining token offers a key to seal the cluster's to.
 pub(super) async fn offer_join(common: &Common, spec: &WorkerSpec) -> Result<Joining, Undone> {
-    // The user's turn comes last: when it cannot, nothing is begun.
-    may_log_in(common, spec, Who::User).await?;
     let (common, spec) = (common.clone(), spec.clone());
     outlive(async move {
-        let worker = common.host.admin(&spec).await.map_err(|error| failed(&spec, error))?;
+        let turn = common.host.turn(&spec).await;
+        let worker = worker(&common, &turn, &spec).await?;
         let attempts = Attempts::begin(&common, &spec, &[Who::SecurityOfficer]).await?;
         let answer = worker.offer_join().await;
         attempts.settle(&attempts.of, answer).await
@@ -114,7 +114,8 @@ pub(super) async fn seal_kek(
 ) -> Result<Vec<u8>, Undone> {
     let (kek, offer, common, spec) = (by_id(common, kek), joining.offer.clone(), common.clone(), spec.clone());
     outlive(async move {
-        let worker = common.host.admin(&spec).await.map_err(|error| failed(&spec, error))?;
+        let turn = common.host.turn(&spec).await;
+        let worker = worker(&common, &turn, &spec).await?;
         let attempts = Attempts::begin(&common, &spec, &[Who::SecurityOfficer, Who::User]).await?;
         let answer = worker.seal_kek(&kek, &offer).await;
         attempts.settle(&attempts.of, answer).await
@@ -132,12 +133,20 @@ pub(super) async fn accept_kek(
 ) -> Result<(), Undone> {
     let (kek, common, spec) = (by_id(common, kek), common.clone(), spec.clone());
     outlive(async move {
-        let turn = joining.turn().await;
+        let turn = common.host.turn(&spec).await;
         let attempts = Attempts::begin(&common, &spec, &[Who::User]).await?;
         let answer = joining.accept_kek(&turn, &kek, sealed).await;
         attempts.settle(&attempts.of, answer).await
     })
     .await
+}
+
+/// A worker for a job on this node. Every job of the ceremony there logs in as user and as SO, sooner or later.
+///
+/// None is opened before an operator's leave: what it has read by then, PIN or token, may be what he has put right.
+async fn worker(common: &Common, turn: &Turn, spec: &WorkerSpec) -> Result<AdminWorker, Undone> {
+    may_take_part(common, spec).await?;
+    common.host.admin(turn, spec).await.map_err(|error| failed(spec, error))
 }
 
 /// Whether the ceremony may log in on this node, as user and as SO. Nothing is begun.
@@ -191,8 +200,6 @@ impl<'a> Attempts<'a> {
             }
             return Err(spent(spec, who, why).into());
         }
-        #[cfg(debug_assertions)]
-        crate::seams::stop_point("ceremony-begun");
         Ok(begun)
     }
 

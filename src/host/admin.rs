@@ -41,14 +41,13 @@ pub enum Made {
     Before,
 }
 
-/// A worker for one of the SO's jobs, its token open, in its node's turn. Nobody is logged in.
+/// A worker for one of the SO's jobs, its token open. Nobody is logged in.
 #[derive(Debug)]
 pub struct AdminWorker {
     host: Host,
     spec: WorkerSpec,
     so_pin: zeroize::Zeroizing<Vec<u8>>,
     link: WorkerLink,
-    _turn: Turn,
 }
 
 impl Host {
@@ -77,14 +76,13 @@ impl Host {
         }
     }
 
-    /// A worker for one job of the SO's on this node, which has its turn until the job is done.
-    pub async fn admin(&self, spec: &WorkerSpec) -> Result<AdminWorker, AdminError> {
+    /// A worker for one job of the SO's on this node, whose turn it is until the job's logins are closed.
+    pub async fn admin(&self, _turn: &Turn, spec: &WorkerSpec) -> Result<AdminWorker, AdminError> {
         let so_pin = so_pin(spec)?.into();
-        let turn = self.turn(spec).await;
         softhsm::save(&self.directory, spec)?;
         let mut link = process::spawn_admin(spec)?;
         link.open(spec.open_frame(1)).await?;
-        Ok(AdminWorker { host: self.clone(), spec: spec.clone(), so_pin, link, _turn: turn })
+        Ok(AdminWorker { host: self.clone(), spec: spec.clone(), so_pin, link })
     }
 }
 
@@ -143,11 +141,6 @@ pub struct Joining {
 }
 
 impl Joining {
-    /// The node's turn, for [`Joining::accept_kek`].
-    pub async fn turn(&self) -> Turn {
-        self.host.turn(&self.spec).await
-    }
-
     /// The joining token takes the KEK in. Logs the user in.
     pub async fn accept_kek(mut self, _turn: &Turn, kek: &Kek, sealed_kek: Vec<u8>) -> Result<(), AdminError> {
         let verb = Verb::AcceptKek(v1::AcceptKek {

@@ -82,6 +82,27 @@ async fn giving_a_token_the_clusters_keys_spends_no_more_than_the_one_attempt_on
 }
 
 #[tokio::test]
+async fn a_node_that_cannot_be_given_the_clusters_key_keeps_what_it_has_and_is_tried_less_and_less_often() {
+    let (rig, mut clients, store, _) = ready().await;
+    std::fs::write(so_pin_file(&rig, "hsm-2"), "not-the-pin").unwrap();
+    let canary = rig.objects("hsm-2").into_iter().find(|object| object.label == "keyway:canary").unwrap();
+    rig.delete_object("hsm-2", &canary.id);
+    clients.until_told(&store, "hsm-2", "the SO PIN was refused on hsm-2").await;
+    // Each try says anew what is wrong.
+    let mut tries = Vec::new();
+    while tries.len() < 4 {
+        let last = tries.last().copied();
+        let time = |store: &pb::KeyStore| node(store, "hsm-2").last_error_time.unwrap();
+        let told = clients.watch_until(&store, |store| Some(time(store)) != last).await;
+        tries.push(time(&told));
+    }
+    let seconds = |time: &prost_types::Timestamp| time.seconds as f64 + f64::from(time.nanos) / 1e9;
+    let pauses: Vec<_> = tries.windows(2).map(|pair| seconds(&pair[1]) - seconds(&pair[0])).collect();
+    assert!(pauses[2] > 2.0 * pauses[0], "{pauses:?}");
+    assert!(rig.objects("hsm-2").iter().any(|object| object.label == "keyway:kek"), "it went for nothing");
+}
+
+#[tokio::test]
 async fn a_login_of_the_so_that_is_never_answered_is_not_made_again_and_no_other_node_is_held_up() {
     let rig = Rig::new().faulty().start();
     let mut clients = rig.clients().await;
