@@ -85,10 +85,9 @@ impl Session {
                 self.token.handles().remember(self.era, new.cka_id, key, Proof::Answered);
                 Ok(Presence::Proven)
             }
-            // Nothing stands there now: it may be brought once more.
             Ok(Answer::Wrong) => {
                 self.unmake(key, new.cka_id)?;
-                Ok(Presence::Missing)
+                Ok(Presence::Different)
             }
             Err(fault) => Err(self.undo(key, new.cka_id, fault)),
         }

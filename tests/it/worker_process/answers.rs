@@ -81,12 +81,14 @@ fn a_failed_decryption_that_could_mean_either_is_the_ciphertexts_fault_only_if_t
         let ambiguous = |times| Rule::fail(C_Decrypt, ckr).after().first(times);
         let cases = [
             (vec![ambiguous(1)], BAD_CIPHERTEXT),
-            // The probe, asked in the same session, is met by the same.
-            (vec![ambiguous(2)], DEVICE),
+            // A moment's trouble: the probe is asked once more.
+            (vec![ambiguous(2)], BAD_CIPHERTEXT),
+            // The probe, asked in the same session, is met by the same, both times.
+            (vec![ambiguous(3)], DEVICE),
             (vec![ambiguous(1), Rule::fail(C_DecryptInit, CKR_DEVICE_ERROR).nth(2)], DEVICE),
             (vec![ambiguous(1), Rule::fail(C_DecryptInit, CKR_SESSION_HANDLE_INVALID).nth(2)], SPOILED),
             // The key does not answer, because there is no token any more that it could be in.
-            (vec![ambiguous(2), Rule::fail(C_GetTokenInfo, CKR_DEVICE_REMOVED)], (Bucket::Node, Kind::TokenAbsent)),
+            (vec![ambiguous(3), Rule::fail(C_GetTokenInfo, CKR_DEVICE_REMOVED)], (Bucket::Node, Kind::TokenAbsent)),
         ];
         for (rules, told) in cases {
             assert_eq!(worker.decrypt(b"k1", sealed.clone(), &key.probe), opaque(b"attack at dawn"));
