@@ -84,13 +84,13 @@ pub(super) async fn run(stores: KeyStores, store: Arc<Store>) {
         Err(fault(ConnectionErrorCode::NetworkErrors, "the attempt took longer than connect_timeout".to_owned(), None))
     });
     let moved = match outcome {
-        Ok(()) => stores.advance(&store, Event::Connected, |record| record.last_error = None).await,
+        Ok(()) => stores.advance_in_the_end(&store, Event::Connected, |record| record.last_error = None).await,
         Err(fault) => {
             tracing::warn!(key_store = %store.id(), code = %fault.code, message = %fault.message, "connecting failed");
             if let Some(connection) = store.connection.send_replace(None) {
                 connection.close(Closing::Now).await;
             }
-            stores.advance(&store, Event::Failed, |record| record.last_error = Some(fault)).await
+            stores.advance_in_the_end(&store, Event::Failed, |record| record.last_error = Some(fault.clone())).await
         }
     };
     if let Err(error) = moved {

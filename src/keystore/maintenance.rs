@@ -34,6 +34,7 @@ impl KeyStores {
         self.declared(cluster, hsm)?;
         let (this, cluster, hsm) = (self.clone(), cluster.clone(), hsm.clone());
         self.outlive(async move {
+            let _maintenance = this.0.maintenance.lock().await;
             this.0.records.drain_hsm(&cluster, &hsm, &note, clock::now()).await?;
             this.write_drained().insert((cluster.clone(), hsm.clone()), note.clone());
             this.0.listed.send_modify(|count| *count += 1);
@@ -61,6 +62,7 @@ impl KeyStores {
     }
 
     async fn resume_now(&self, cluster: &ClusterId, hsm: &HsmId, logins: Logins) -> Result<(), Error> {
+        let _maintenance = self.0.maintenance.lock().await;
         let records = &self.0.records;
         records.resume_hsm(cluster, hsm).await?;
         self.write_drained().remove(&(cluster.clone(), hsm.clone()));

@@ -39,6 +39,9 @@ pub use store::Store;
 /// How long running requests get when a store is disconnected, unless told otherwise.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A state that cannot be written down is written again after this long.
+const WRITE_AGAIN: Duration = Duration::from_secs(1);
+
 /// Why a key store could not be made or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -105,6 +108,8 @@ struct Inner {
     listed: watch::Sender<u64>,
     /// HSMs that an operator took out of use, with his notes.
     drained: RwLock<BTreeMap<(ClusterId, HsmId), String>>,
+    /// Held while an HSM is taken out of use or back, and while a Connection is made: neither misses the other.
+    maintenance: tokio::sync::Mutex<()>,
     /// HSMs that nobody is logged in to, and whether they can be reached.
     reach: watch::Sender<BTreeMap<(ClusterId, HsmId), Reach>>,
     /// Where Connections live and work goes on: a caller's lane may end before they do.
@@ -134,6 +139,7 @@ impl KeyStores {
             opened,
             listed,
             drained: RwLock::new(drained),
+            maintenance: tokio::sync::Mutex::default(),
             reach: watch::Sender::default(),
             runtime: tokio::runtime::Handle::current(),
         })))
@@ -345,7 +351,7 @@ impl KeyStores {
         if let Some(connection) = store.connection.send_replace(None) {
             connection.close(closing).await;
         }
-        if let Err(error) = self.advance(&store, Event::Drained, |_| ()).await {
+        if let Err(error) = self.advance_in_the_end(&store, Event::Drained, |_| ()).await {
             tracing::error!(key_store = %store.id(), %error, "the end of a disconnect could not be written down");
         }
     }
@@ -362,6 +368,7 @@ impl KeyStores {
             tracing::error!(key_store = %record.id, "the key store's password is not in the records");
             return Ok(None);
         };
+        let _maintenance = self.0.maintenance.lock().await;
         let mut nodes = Vec::new();
         for (hsm, settings) in &cluster.nodes {
             let drained = self.drained(&record.cluster, hsm);
@@ -377,6 +384,24 @@ impl KeyStores {
             tracing::error!("nobody keeps keys level with the records");
         }
         Ok(Some(connection))
+    }
+
+    /// As [`KeyStores::advance`], for what has happened already: tried until it can be written down, since nobody else would.
+    async fn advance_in_the_end(
+        &self,
+        store: &Store,
+        event: Event,
+        also: impl Fn(&mut KeyStoreRecord),
+    ) -> Result<(), Error> {
+        loop {
+            match self.advance(store, event, &also).await {
+                Err(Error::Records(error)) => {
+                    tracing::error!(key_store = %store.id(), %error, "a state cannot be written down; trying again");
+                    tokio::time::sleep(WRITE_AGAIN).await;
+                }
+                decided => return decided,
+            }
+        }
     }
 
     /// Moves the store as the table says, in the records first. Lost races are [`Error::Conflict`].

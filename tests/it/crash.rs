@@ -224,15 +224,11 @@ async fn with_every_node_gone_calls_are_refused_at_once_and_nothing_is_forgotten
     for (pid, _) in rig.workers() {
         kill(pid);
     }
-    let refused = wait_async(|| {
-        let (mut clients, key) = (clients.clone(), key.clone());
-        async move {
-            let request = pb::EncryptRequest { key_id: key, plaintext: b"x".to_vec(), ..Default::default() };
-            // A call that was under way on both as they died is given up as a suspect: not the one that is meant here.
-            clients.crypto.encrypt(request).await.err().filter(|refused| refused.code() != Code::Internal)
-        }
-    })
-    .await;
+    // A call that was under way on both as they died would be given up as a suspect: not the one that is meant here.
+    let gone = |node: &pb::NodeConnection| node.health() == pb::HsmHealth::Unreachable;
+    clients.watch_until(&store, |store| store.nodes.iter().all(gone)).await;
+    let request = pb::EncryptRequest { key_id: key.clone(), plaintext: b"x".to_vec(), ..Default::default() };
+    let refused = clients.crypto.encrypt(request).await.unwrap_err();
     assert_eq!(crate::rig::reason(&refused), (Code::Unavailable, "NO_NODE".to_owned()), "{refused}");
     assert_eq!(refused.metadata().get("grpc-retry-pushback-ms").unwrap(), "200");
     let request = pb::DescribeKeyStoresRequest::default();

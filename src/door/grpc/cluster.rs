@@ -188,7 +188,8 @@ async fn watch(service: Service, id: ClusterId, told: mpsc::Sender<Result<pb::Wa
         let moved = next_move(connection.as_deref());
         let cluster = service.told(&id, settings);
         let changes = before.as_ref().map(|before| health_changes(before, &cluster)).unwrap_or_default();
-        if before.is_none() || !changes.is_empty() {
+        let tied = |cluster: &pb::Cluster| (cluster.key_store_id.clone(), cluster.ineligible_reason.clone());
+        if !changes.is_empty() || before.as_ref().is_none_or(|before| tied(before) != tied(&cluster)) {
             let message =
                 pb::WatchClusterResponse { cluster: Some(cluster.clone()), changes, time: tell::time(clock::now()) };
             if told.send(Ok(message)).await.is_err() {
