@@ -131,6 +131,8 @@ struct Life<'a> {
     node: &'a Arc<Node>,
     common: &'a Common,
     orders: watch::Receiver<Orders>,
+    /// How often it had been resumed when the present try began.
+    heard: u64,
     /// How long the next login waits after a worker's end, and since when.
     pause: Duration,
     next_login: Instant,
@@ -145,6 +147,7 @@ impl<'a> Life<'a> {
             node,
             common,
             orders: node.orders.subscribe(),
+            heard: 0,
             pause: FIRST_PAUSE,
             next_login: Instant::now(),
             reach_pause: FIRST_PAUSE,
@@ -155,6 +158,8 @@ impl<'a> Life<'a> {
     async fn live(mut self) {
         loop {
             self.while_drained().await;
+            // From here on: an operator's word that comes while something is tried is not lost.
+            self.heard = self.orders.borrow().resumed;
             let mut drained = self.orders.clone();
             let end = tokio::select! {
                 () = wait_for(&mut drained, |orders| orders.drained.is_some()) => {
@@ -354,9 +359,10 @@ impl<'a> Life<'a> {
 
     /// Nothing more happens here by itself.
     async fn until_the_operator_acts(&mut self) {
-        let resumed = self.orders.borrow().resumed;
+        let resumed = self.heard;
         let acts = |orders: &Orders| orders.resumed != resumed || orders.drained.is_some();
         wait_for(&mut self.orders, acts).await;
+        self.node.status.send_modify(|status| change(status, Health::NotProbed, "resumed"));
         (self.pause, self.reach_pause, self.next_login) = (FIRST_PAUSE, FIRST_PAUSE, Instant::now());
     }
 }
