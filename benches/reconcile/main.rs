@@ -3,7 +3,7 @@
 //! A development cluster is filled with keys ([`cluster`]), through CreateKey as anybody would; with `--fixture` it is
 //! kept for the next run. Then one token is emptied and its worker killed, and the clock runs until the node is level
 //! again. Afterwards every key is proved on every node by a SyncCluster that only tells, which is measured, too.
-//! Memory is what Linux says of the processes ([`memory`]): resident before, and at its peak meanwhile.
+//! Memory is what Linux says of the processes ([`process`]): resident before, and at its peak meanwhile.
 //!
 //! ```text
 //! cargo bench --bench reconcile -- --keys 10000 --fixture /var/tmp/keyway-fixture
@@ -12,7 +12,7 @@
 //! It stands outside of continuous integration: SoftHSM2 searches all its objects for each key that is made.
 
 mod cluster;
-mod memory;
+mod process;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,7 +21,7 @@ use std::time::Instant;
 use clap::Parser as _;
 
 use cluster::Cluster;
-use memory::Memory;
+use process::{Memory, cpu_time};
 
 /// Why a measurement could not be made. Nobody catches it: it is told, and the run ends.
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -80,35 +80,40 @@ async fn measure(arguments: &Arguments) -> Result<(), Error> {
     // A fresh daemon, so that its memory is not that of having made the keys.
     cluster.restart().await?;
     let before = Memory::of(cluster.daemon());
-    memory::forget_peak(cluster.daemon());
+    process::forget_peak(cluster.daemon());
+    let siblings = [cluster.worker("hsm-1")?, cluster.worker("hsm-2")?];
+    let busy = |pids: &[u32]| pids.iter().map(|pid| cpu_time(*pid).as_secs_f64()).sum::<f64>();
+    let used = [busy(&[cluster.daemon()]), busy(&siblings)];
     let begun = Instant::now();
     cluster.empty(EMPTIED)?;
     cluster.level_again(EMPTIED).await?;
-    let took = begun.elapsed();
+    let took = begun.elapsed().as_secs_f64();
+    let emptied = cluster.worker(EMPTIED)?;
+    let each = |seconds: f64| format!("{:.2} ms", seconds * 1e3 / f64::from(keys));
     let after = Memory::of(cluster.daemon());
+    println!("| keys | time to level | each | CPU each: its worker | its siblings | the daemon |");
+    println!("| --- | --- | --- | --- | --- | --- |");
     println!(
-        "| keys | time to level | each | daemon before | daemon at its peak | worker of {EMPTIED} | a sibling's |"
+        "| {keys} | {took:.1} s | {} | {} | {} | {} |",
+        each(took),
+        each(busy(&[emptied])),
+        each(busy(&siblings) - used[1]),
+        each(busy(&[cluster.daemon()]) - used[0]),
     );
-    println!("| --- | --- | --- | --- | --- | --- | --- |");
-    println!(
-        "| {keys} | {:.1} s | {:.2} ms | {} | {} | {} | {} |",
-        took.as_secs_f64(),
-        took.as_secs_f64() * 1e3 / f64::from(keys),
-        before.resident,
-        after.peak,
-        Memory::of(cluster.worker(EMPTIED)?).peak,
-        Memory::of(cluster.worker("hsm-1")?).peak,
-    );
+    println!();
+    println!("| daemon before | daemon at its peak | worker of {EMPTIED} | a sibling's |");
+    println!("| --- | --- | --- | --- |");
+    let [worker, sibling] = [emptied, siblings[0]].map(|pid| Memory::of(pid).peak);
+    println!("| {} | {} | {worker} | {sibling} |", before.resident, after.peak);
 
-    memory::forget_peak(cluster.daemon());
+    process::forget_peak(cluster.daemon());
     let begun = Instant::now();
     let differences = cluster.compare().await?;
-    let took = begun.elapsed();
+    let took = begun.elapsed().as_secs_f64();
     println!();
     println!(
-        "Every key proved on every node: {:.1} s, {:.2} ms a key, {differences} differences; the daemon's peak {}.",
-        took.as_secs_f64(),
-        took.as_secs_f64() * 1e3 / f64::from(keys),
+        "Every key proved on every node: {took:.1} s, {} a key, {differences} differences; the daemon's peak {}.",
+        each(took),
         Memory::of(cluster.daemon()).peak,
     );
     Ok(())

@@ -402,7 +402,11 @@ impl Link {
         let pending = self.lock_pending();
         pong.running.iter().any(|running| {
             let age = Duration::from_millis(running.age_ms.into());
-            pending.get(&running.id).is_some_and(|pending| age > self.patience.with(pending.pace))
+            match pending.get(&running.id) {
+                Some(pending) => age > self.patience.with(pending.pace),
+                // No request: a thread that opens a session in place of a spoiled one.
+                None => running.id == 0 && age > self.patience.quick,
+            }
         })
     }
 

@@ -19,4 +19,5 @@ mod lifecycle;
 mod main_job;
 mod reflection;
 mod serve;
+mod soak;
 mod worker_process;

@@ -100,8 +100,9 @@ impl Session {
         Ok(token.listings().begin(self.era, objects))
     }
 
-    /// Destroys what a generation that was killed leaves: secret keys of the token with neither id nor label, and objects
-    /// that are nothing yet, without even a class.
+    /// Destroys what a generation that was killed leaves: secret keys with neither id nor label, and objects that are
+    /// nothing yet, without even a class. Some say that they are no objects of the token: SoftHSM2 writes its defaults
+    /// first. A worker that serves has no objects of a session.
     pub fn sweep_unfinished(&mut self) -> Result<usize, Fault> {
         let token = self.token.clone();
         let _alone = token.changing();
@@ -124,14 +125,13 @@ impl Session {
     }
 
     fn is_unfinished(&self, object: ObjectHandle) -> Result<bool, Fault> {
-        let wanted = [AttributeType::Class, AttributeType::Token, AttributeType::Id, AttributeType::Label];
+        let wanted = [AttributeType::Class, AttributeType::Id, AttributeType::Label];
         let Some(attributes) = self.attributes(object, &wanted)? else { return Ok(false) };
         let mut class = None;
         for attribute in &attributes {
             match attribute {
                 Attribute::Class(read) => class = Some(*read),
                 Attribute::Id(bytes) | Attribute::Label(bytes) if !bytes.is_empty() => return Ok(false),
-                Attribute::Token(false) => return Ok(false),
                 _ => {}
             }
         }

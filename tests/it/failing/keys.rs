@@ -108,3 +108,25 @@ async fn a_device_that_is_gone_in_every_way_costs_no_caller_anything() {
     }
     load.unharmed().await;
 }
+
+#[tokio::test]
+async fn what_a_generation_leaves_that_was_cut_off_at_its_very_beginning_is_destroyed() {
+    let (rig, mut clients, store, _) = ready().await;
+    let before = rig.objects("hsm-2");
+    // SoftHSM2 gives an object its defaults first, of which one says that it is no object of the token, and only then
+    // what was asked for.
+    let number = |number: u64| number.to_be_bytes().to_vec();
+    let [generation, class, token, key_type] = [number(1), number(0), number(1), number(0x100)];
+    let [is_a_bool, is_a_number, secret_key, aes] = [number(1), number(2), number(4), number(0x1f)];
+    let class = [class, is_a_number.clone(), secret_key].concat();
+    let key_type = [key_type, is_a_number, aes].concat();
+    let token = [token, is_a_bool, vec![0]].concat();
+    let half_made = [generation, class, token, key_type].concat();
+    let tokens = std::fs::read_dir(rig.path("hsms/hsm-2/kmsuser/tokens")).unwrap();
+    let token = tokens.flatten().next().unwrap().path();
+    std::fs::write(token.join("0badcafe-0bad-0bad-0bad-0badcafe0bad.object"), half_made).unwrap();
+    assert_eq!(rig.objects("hsm-2").len(), before.len() + 1);
+    kill(rig.workers_of("hsm-2")[0]);
+    clients.until_replaced(&store, "hsm-2", 1).await;
+    assert_eq!(rig.objects("hsm-2"), before);
+}

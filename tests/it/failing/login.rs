@@ -25,6 +25,7 @@ async fn a_token_that_locks_is_asked_once_and_the_budget_outlives_the_daemon() {
         clients.until_health(&store, "hsm-3", pb::HsmHealth::LoginRefused).await;
     }
     assert_eq!(rig.faults("hsm-3").count(C_Login), before + 1, "it was tried again");
+    clients.until_health(&store, "hsm-1", pb::HsmHealth::Healthy).await;
     let ciphertext = clients.encrypt(&key, b"by the others").await;
     assert_eq!(clients.decrypt(&ciphertext).await.unwrap(), b"by the others");
 

@@ -168,15 +168,7 @@ impl Rig {
 
     /// Those that only look whether a token is there among them.
     pub fn workers_and_lookouts(&self) -> Vec<(u32, String)> {
-        let cluster = self.cluster_id();
-        processes()
-            .into_iter()
-            .filter(|(_, words)| {
-                words.get(1).is_some_and(|word| word == "worker")
-                    && words.get(2).is_some_and(|slot| slot.starts_with(&cluster))
-            })
-            .map(|(pid, words)| (pid, words[2].clone()))
-            .collect()
+        workers_of_cluster(&self.cluster_id())
     }
 
     /// The worker processes of one node.
@@ -223,6 +215,12 @@ impl Rig {
         objects(&self.token_configuration(hsm), &self.password())
     }
 
+    /// The same, of a token that may not be there.
+    pub fn try_objects(&self, hsm: &str) -> Result<Vec<Object>, String> {
+        try_pkcs11_tool(&self.token_configuration(hsm), &self.password(), &["--list-objects"])
+            .map(|text| read_objects(&text))
+    }
+
     /// Deletes a secret key from a node's token, as somebody with the password could.
     pub fn delete_object(&self, hsm: &str, id: &str) {
         let args = ["--delete-object", "--type", "secrkey", "--id", id];
@@ -248,7 +246,9 @@ impl Rig {
             for file in std::fs::read_dir(token.path()).expect("its objects").flatten() {
                 let name = file.file_name().into_string().expect("SoftHSM2's names");
                 if name.ends_with(".object") && name != "token.object" {
-                    std::fs::remove_file(file.path()).expect("ours");
+                    // Its worker may be quicker.
+                    let gone = std::fs::remove_file(file.path());
+                    assert!(gone.is_ok() || !file.path().exists(), "{gone:?}");
                 }
             }
         }
@@ -393,9 +393,13 @@ pub struct Resources {
 
 /// `kill -9`.
 pub fn kill(pid: u32) {
+    signal(pid, rustix::process::Signal::KILL);
+}
+
+pub fn signal(pid: u32, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a pid");
     // It may have ended by itself.
-    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    let _ = rustix::process::kill_process(pid, signal);
 }
 
 fn children(parent: u32) -> usize {
@@ -413,6 +417,10 @@ pub struct Object {
 
 /// OpenSC's tool on a token, logged in: nothing of keyway's between the test and the HSM.
 fn pkcs11_tool(configuration: &Path, password: &str, args: &[&str]) -> String {
+    try_pkcs11_tool(configuration, password, args).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn try_pkcs11_tool(configuration: &Path, password: &str, args: &[&str]) -> Result<String, String> {
     let output = Command::new("pkcs11-tool")
         .env("SOFTHSM2_CONF", configuration)
         .args(["--module", SOFTHSM2, "--login", "--pin"])
@@ -420,13 +428,19 @@ fn pkcs11_tool(configuration: &Path, password: &str, args: &[&str]) -> String {
         .args(args)
         .output()
         .expect("opensc is installed by scripts/test");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
 }
 
 /// Every object of a token.
 pub fn objects(configuration: &Path, password: &str) -> Vec<Object> {
-    let text = pkcs11_tool(configuration, password, &["--list-objects"]);
+    read_objects(&pkcs11_tool(configuration, password, &["--list-objects"]))
+}
+
+fn read_objects(text: &str) -> Vec<Object> {
     let mut objects: Vec<Object> = Vec::new();
     for line in text.lines() {
         if line.contains(" Object;") {
@@ -453,6 +467,18 @@ fn token_info(configuration: &Path) -> String {
         .expect("opensc is installed by scripts/test");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The worker processes of a cluster, by the name of their slot.
+pub fn workers_of_cluster(cluster: &str) -> Vec<(u32, String)> {
+    processes()
+        .into_iter()
+        .filter(|(_, words)| {
+            words.get(1).is_some_and(|word| word == "worker")
+                && words.get(2).is_some_and(|slot| slot.starts_with(cluster))
+        })
+        .map(|(pid, words)| (pid, words[2].clone()))
+        .collect()
 }
 
 /// Every process with its words on the command line.

@@ -1,6 +1,10 @@
-//! What a process holds in memory, as Linux tells it.
+//! What a process holds in memory and has used of the processor, as Linux tells it.
 
 use std::fmt;
+use std::time::Duration;
+
+/// Clock ticks of `/proc/<pid>/stat` in a second: part of Linux's ABI, whatever the kernel's own tick is.
+const TICKS: u64 = 100;
 
 /// Resident memory of a process, now and at its peak.
 pub struct Memory {
@@ -21,6 +25,15 @@ impl Memory {
         };
         Self { resident: field("VmRSS"), peak: field("VmHWM") }
     }
+}
+
+/// CPU time of a process so far, in user and in kernel mode; none when it is gone.
+pub fn cpu_time(pid: u32) -> Duration {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The fields after the name, which may hold anything.
+    let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
+    let ticks: u64 = fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+    Duration::from_millis(ticks * 1000 / TICKS)
 }
 
 /// From here on the peak is that of what comes.
