@@ -13,7 +13,7 @@ use tonic::transport::Channel;
 
 use crate::Error;
 use crate::calls::{Ask, Caller};
-use crate::shared::child::children;
+use crate::shared::child::{children, cpu_time};
 use crate::shared::connect::connect;
 use crate::shared::daemon::{Daemon, Shape};
 
@@ -44,6 +44,11 @@ impl Cluster {
         let encrypt = Ask::encrypt(&self.daemon.key);
         let ciphertext = caller.once(encrypt.clone())?;
         Ok(vec![encrypt, Ask::decrypt(ciphertext)])
+    }
+
+    /// CPU time so far of everything here, and of the callers.
+    pub fn cpu_time(&self) -> Duration {
+        self.daemon.cpu_time() + cpu_time(std::process::id())
     }
 
     pub fn until_healthy(&self) -> Result<pb::KeyStore, Error> {

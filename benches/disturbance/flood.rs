@@ -16,8 +16,9 @@ use keyway::proto::v1 as pb;
 
 use crate::calls::{Ask, Caller, Latency, refusals};
 use crate::cluster::Cluster;
-use crate::shared::child::Own;
+use crate::shared::child::{Own, cpu_time};
 use crate::shared::connect::Target;
+use crate::shared::machine::Watch;
 use crate::{Arguments, Error};
 
 const CONNECTIONS: usize = 4;
@@ -48,6 +49,8 @@ pub struct Cell {
     pub beside: Beside,
     pub victim: Latency,
     pub victim_refused: BTreeMap<String, usize>,
+    /// The share of the machine that others took meanwhile.
+    pub others: f64,
     /// Cores that the daemon and its workers kept busy.
     pub cores: f64,
     /// What the other one got to hear, calls a second for each answer.
@@ -94,8 +97,11 @@ pub fn run(arguments: &Arguments, home: &Path) -> Result<Measured, Error> {
                 Beside::Flood => Some((&other, flood.clone())),
             };
             let rates = (capacity * SHARE, arguments.flood.into());
-            let cpu_time = || cluster.daemon.cpu_time();
-            cells.push(measure(beside, (&victim, &work), noise, rates, arguments.length(), cpu_time)?);
+            let watch = Watch::start(cluster.cpu_time() + cpu_time(echo.pid()));
+            let busy = || cluster.daemon.cpu_time();
+            let mut cell = measure(beside, (&victim, &work), noise, rates, arguments.length(), busy)?;
+            cell.others = watch.others(cluster.cpu_time() + cpu_time(echo.pid()));
+            cells.push(cell);
         }
         eprintln!("flood, round {}", round + 1);
         rounds.push(cells);
@@ -142,6 +148,7 @@ fn measure(
         beside,
         victim: Latency::of(calls.iter().filter(|call| call.due >= began)),
         victim_refused: refusals(calls.iter()),
+        others: 0.0,
         cores,
         told,
     })

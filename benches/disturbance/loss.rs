@@ -9,6 +9,7 @@ use rustix::process::Signal;
 
 use crate::calls::{Ask, Caller, Latency, refusals};
 use crate::cluster::{Cluster, HSMS};
+use crate::shared::machine::Watch;
 use crate::{Arguments, Error};
 
 const CONNECTIONS: usize = 16;
@@ -18,7 +19,7 @@ const WARM_UP: Duration = Duration::from_millis(500);
 pub const DURING: Duration = Duration::from_secs(2);
 
 /// How an HSM is lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Way {
     /// For comparison.
     NotAtAll,
@@ -67,6 +68,8 @@ pub struct Loss {
     pub way: Way,
     pub calls: usize,
     pub refused: BTreeMap<String, usize>,
+    /// The share of the machine that others took meanwhile.
+    pub others: f64,
     pub before: Latency,
     pub during: Latency,
     pub after: Latency,
@@ -92,8 +95,11 @@ pub fn run(arguments: &Arguments, home: &Path) -> Result<Vec<Round>, Error> {
         cluster.resume(hsm)?;
         eprintln!("loss, round {}: two HSMs answer {capacity:.0} calls a second", round + 1);
         let mut losses = Vec::new();
-        for way in Way::ALL {
-            losses.push(lose(&cluster, &caller, &work, way, hsm, capacity / 2.0, arguments.length())?);
+        for way in Way::ALL.into_iter().filter(|way| arguments.ways.is_empty() || arguments.ways.contains(way)) {
+            let loss = lose(&cluster, &caller, &work, way, hsm, capacity / 2.0, arguments.length())?;
+            let refused: usize = loss.refused.values().sum();
+            eprintln!("{way:?} of {hsm}: {} calls, {refused} refused; others {:.0} %", loss.calls, loss.others * 100.0);
+            losses.push(loss);
         }
         rounds.push(Round { capacity, losses });
     }
@@ -109,6 +115,7 @@ fn lose(
     rate: f64,
     length: Duration,
 ) -> Result<Loss, Error> {
+    let watch = Watch::start(cluster.cpu_time());
     let load = caller.start(work.to_vec(), rate)?;
     std::thread::sleep(WARM_UP);
     let began = Instant::now();
@@ -117,6 +124,7 @@ fn lose(
     way.strike(cluster, hsm)?;
     std::thread::sleep(DURING + length);
     let calls = load.stop()?;
+    let others = watch.others(cluster.cpu_time());
     way.mend(cluster, hsm)?;
     let due = |from: Instant, until: Option<Instant>| {
         let within = move |at: Instant| at >= from && until.is_none_or(|until| at < until);
@@ -126,6 +134,7 @@ fn lose(
         way,
         calls: calls.len(),
         refused: refusals(calls.iter()),
+        others,
         before: due(began, Some(struck)),
         during: due(struck, Some(struck + DURING)),
         after: due(struck + DURING, None),

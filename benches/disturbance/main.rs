@@ -71,6 +71,10 @@ struct Arguments {
     #[arg(long)]
     only: Option<Part>,
 
+    /// Only these ways of losing an HSM
+    #[arg(long, value_delimiter = ',')]
+    ways: Vec<loss::Way>,
+
     /// Given by `cargo bench`
     #[arg(long, hide = true)]
     bench: bool,

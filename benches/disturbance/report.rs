@@ -42,6 +42,9 @@ pub fn of_loss(rounds: &[Round], arguments: &Arguments) -> String {
     text.push_str("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n");
     for way in Way::ALL {
         let losses: Vec<_> = rounds.iter().flat_map(|round| &round.losses).filter(|loss| loss.way == way).collect();
+        if losses.is_empty() {
+            continue;
+        }
         let told = |of: fn(&Loss) -> f64| fine(Spread::of(losses.iter().map(|loss| of(loss))));
         let _ = writeln!(
             text,
@@ -59,8 +62,9 @@ pub fn of_loss(rounds: &[Round], arguments: &Arguments) -> String {
             told(|loss| loss.after.longest),
         );
     }
-    let refused = rounds.iter().flat_map(|round| &round.losses).map(|loss| (way_name(loss.way), &loss.refused));
-    list_refusals(&mut text, refused);
+    let losses = || rounds.iter().flat_map(|round| &round.losses);
+    tell_of_others(&mut text, losses().map(|loss| loss.others));
+    list_refusals(&mut text, losses().map(|loss| (way_name(loss.way), &loss.refused, loss.others)));
     text
 }
 
@@ -97,9 +101,9 @@ pub fn of_flood(measured: &Measured, arguments: &Arguments) -> String {
     }
     let _ = writeln!(
         text,
-        "\nThe control's p99, of that beside calls elsewhere: {}; the flood's, of the control's: {}. Workers replaced: {}; every HSM HEALTHY at the end.\n",
+        "\nOf the p99 beside calls elsewhere: the control's {}, the flood's {}. Workers replaced: {}; every HSM HEALTHY at the end.\n",
         fine(ratio(measured, Beside::Control, Beside::Elsewhere)),
-        fine(ratio(measured, Beside::Flood, Beside::Control)),
+        fine(ratio(measured, Beside::Flood, Beside::Elsewhere)),
         measured.replaced,
     );
     for beside in [Beside::Elsewhere, Beside::Control, Beside::Flood] {
@@ -116,8 +120,9 @@ pub fn of_flood(measured: &Measured, arguments: &Arguments) -> String {
             );
         }
     }
-    let refused = measured.rounds.iter().flatten().map(|cell| (beside_name(cell.beside), &cell.victim_refused));
-    list_refusals(&mut text, refused);
+    let cells = || measured.rounds.iter().flatten();
+    tell_of_others(&mut text, cells().map(|cell| cell.others));
+    list_refusals(&mut text, cells().map(|cell| (beside_name(cell.beside), &cell.victim_refused, cell.others)));
     text
 }
 
@@ -134,12 +139,21 @@ fn find(round: &[Cell], beside: Beside) -> Option<&Cell> {
     round.iter().find(|cell| cell.beside == beside)
 }
 
-/// Every refusal that a caller saw, by where it was seen.
-fn list_refusals<'a>(text: &mut String, refused: impl Iterator<Item = (&'a str, &'a BTreeMap<String, usize>)>) {
+/// What took the cores away from everything here: a number that was measured beside a build says little.
+fn tell_of_others(text: &mut String, others: impl Iterator<Item = f64>) {
+    let others = Spread::of(others.map(|share| share * 100.0));
+    let _ = writeln!(text, "\nOther processes took {} % of the machine meanwhile.", whole(others));
+}
+
+type Refused<'a> = (&'a str, &'a BTreeMap<String, usize>, f64);
+
+/// Every refusal that a caller saw, by where it was seen, and how much of the machine others took then.
+fn list_refusals<'a>(text: &mut String, refused: impl Iterator<Item = Refused<'a>>) {
     text.push('\n');
-    for (place, refused) in refused {
+    for (place, refused, others) in refused {
         for (words, count) in refused {
-            let _ = writeln!(text, "- {place}: {count} calls were refused, {words}");
+            let others = others * 100.0;
+            let _ = writeln!(text, "- {place}: {count} calls were refused, {words}; others took {others:.0} %");
         }
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -15,7 +15,7 @@ use crate::pkcs11::Alone;
 use crate::shared::child::{Own, cpu_time};
 use crate::shared::connect::Target;
 use crate::shared::daemon::{Daemon, Shape};
-use crate::shared::machine;
+use crate::shared::machine::Watch;
 use crate::window::Measured;
 
 /// A share of the machine that others may take without disturbing a measurement.
@@ -166,12 +166,12 @@ pub fn run(systems: &mut Systems, rounds: &Rounds) -> Result<Vec<Cell>, Error> {
 fn least_disturbed(systems: &mut Systems, what: What, rounds: &Rounds) -> Result<(Measured, f64), Error> {
     let mut best: Option<(Measured, f64)> = None;
     for _ in 0..rounds.attempts.max(1) {
-        let watch = Watch::start(systems);
+        let watch = Watch::start(systems.cpu_time());
         let measured = systems.measure(what, rounds.length);
         if systems.stop.load(Relaxed) {
             return Err("stopped".into());
         }
-        let (measured, others) = (measured?, watch.others(systems));
+        let (measured, others) = (measured?, watch.others(systems.cpu_time()));
         if best.is_none_or(|(_, least)| others < least) {
             best = Some((measured, others));
         }
@@ -180,24 +180,4 @@ fn least_disturbed(systems: &mut Systems, what: What, rounds: &Rounds) -> Result
         }
     }
     best.ok_or_else(|| "nothing was measured".into())
-}
-
-/// Sees how much of the machine others take.
-struct Watch {
-    began: Instant,
-    busy: Duration,
-    ours: Duration,
-}
-
-impl Watch {
-    fn start(systems: &Systems) -> Self {
-        Self { began: Instant::now(), busy: machine::busy(), ours: systems.cpu_time() }
-    }
-
-    fn others(&self, systems: &Systems) -> f64 {
-        let busy = machine::busy().saturating_sub(self.busy);
-        let ours = systems.cpu_time().saturating_sub(self.ours);
-        let cores = u32::try_from(machine::cores()).unwrap_or(u32::MAX);
-        busy.saturating_sub(ours).div_duration_f64(self.began.elapsed() * cores)
-    }
 }

@@ -54,8 +54,18 @@ impl Drop for Own {
 
 /// CPU time of a process so far, in user and in kernel mode; none when it is gone.
 pub fn cpu_time(pid: u32) -> Duration {
+    time_in(pid, 2)
+}
+
+/// With that of its children, also of those that have ended.
+pub fn cpu_time_of_family(pid: u32) -> Duration {
+    time_in(pid, 4) + children(pid).into_iter().map(cpu_time).sum::<Duration>()
+}
+
+/// The first of its times: user, kernel, and both again of the children that it has waited for.
+fn time_in(pid: u32, times: usize) -> Duration {
     let (_, fields) = stat(pid).unwrap_or_default();
-    let ticks: u64 = fields.iter().skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+    let ticks: u64 = fields.iter().skip(11).take(times).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
     Duration::from_millis(ticks * 1000 / TICKS)
 }
 

@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tonic::transport::Channel;
 
 use super::Error;
-use super::child::{children, cpu_time};
+use super::child::{children, cpu_time_of_family};
 use super::connect::{Target, connect};
 
 /// Making tokens, starting, connecting: each is waited for this long at most.
@@ -22,7 +22,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// A running daemon with its workers. Told to stop, and waited for, when dropped.
 pub struct Daemon {
     process: Child,
-    workers: Vec<u32>,
     pub tcp: Target,
     pub unix: Target,
     pub cluster: String,
@@ -58,7 +57,6 @@ impl Daemon {
         let process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?;
         let mut daemon = Self {
             process,
-            workers: Vec::new(),
             tcp: Target::Tcp(String::new()),
             unix: Target::Unix(data.join("keyway.sock")),
             cluster: String::new(),
@@ -80,7 +78,6 @@ impl Daemon {
         self.tcp = Target::Tcp(text(&announced["endpoints"]["grpc"]));
         self.cluster = text(&announced["cluster_id"]);
         (self.key_store, self.key) = self.make_key(data)?;
-        self.workers = children(self.process.id());
         Ok(())
     }
 
@@ -90,8 +87,7 @@ impl Daemon {
 
     /// CPU time so far, of the daemon and of its workers.
     pub fn cpu_time(&self) -> Duration {
-        let all = self.workers.iter().copied().chain([self.process.id()]);
-        all.map(cpu_time).sum()
+        cpu_time_of_family(self.process.id())
     }
 
     /// Waits until the daemon says that it serves.

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::child::TICKS;
 
@@ -29,13 +29,34 @@ fn build() -> String {
 }
 
 /// CPU time that all processes and the kernel have used so far, on all cores.
-pub fn busy() -> Duration {
+fn busy() -> Duration {
     let stat = read("/proc/stat");
     let ticks = stat.lines().next().unwrap_or_default().split_whitespace().skip(1);
     // user nice system idle iowait irq softirq: all but idle and iowait. What follows is stolen or counted already.
     let busy = ticks.take(7).enumerate().filter(|(field, _)| !matches!(field, 3 | 4));
     let ticks: u64 = busy.filter_map(|(_, ticks)| ticks.parse::<u64>().ok()).sum();
     Duration::from_millis(ticks * 1000 / TICKS)
+}
+
+/// Sees how much of the machine others take.
+pub struct Watch {
+    began: Instant,
+    busy: Duration,
+    ours: Duration,
+}
+
+impl Watch {
+    /// `ours` is the CPU time so far of everything that is not others'.
+    pub fn start(ours: Duration) -> Self {
+        Self { began: Instant::now(), busy: busy(), ours }
+    }
+
+    /// Their share of all cores since the start.
+    pub fn others(&self, ours: Duration) -> f64 {
+        let busy = busy().saturating_sub(self.busy);
+        let cores = u32::try_from(cores()).unwrap_or(u32::MAX);
+        busy.saturating_sub(ours.saturating_sub(self.ours)).div_duration_f64(self.began.elapsed() * cores)
+    }
 }
 
 pub fn cores() -> usize {
