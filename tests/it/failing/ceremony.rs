@@ -74,6 +74,7 @@ async fn giving_a_token_the_clusters_keys_spends_no_more_than_the_one_attempt_on
     rig.empty_token("hsm-2");
     clients.until_told(&store, "hsm-2", "the password was refused on hsm-2").await;
     clients.empty_and_heal(&rig, &store, "hsm-3").await;
+    clients.tries(&store, "hsm-2", 3).await;
     assert_eq!(logins.refused(&rig), 1);
     // The next worker does not offer it either.
     kill(rig.workers_of("hsm-2")[0]);
@@ -88,14 +89,7 @@ async fn a_node_that_cannot_be_given_the_clusters_key_keeps_what_it_has_and_is_t
     let canary = rig.objects("hsm-2").into_iter().find(|object| object.label == "keyway:canary").unwrap();
     rig.delete_object("hsm-2", &canary.id);
     clients.until_told(&store, "hsm-2", "the SO PIN was refused on hsm-2").await;
-    // Each try says anew what is wrong.
-    let mut tries = Vec::new();
-    while tries.len() < 4 {
-        let last = tries.last().copied();
-        let time = |store: &pb::KeyStore| node(store, "hsm-2").last_error_time.unwrap();
-        let told = clients.watch_until(&store, |store| Some(time(store)) != last).await;
-        tries.push(time(&told));
-    }
+    let tries = clients.tries(&store, "hsm-2", 4).await;
     let seconds = |time: &prost_types::Timestamp| time.seconds as f64 + f64::from(time.nanos) / 1e9;
     let pauses: Vec<_> = tries.windows(2).map(|pair| seconds(&pair[1]) - seconds(&pair[0])).collect();
     assert!(pauses[2] > 2.0 * pauses[0], "{pauses:?}");
@@ -162,6 +156,18 @@ impl Clients {
             node.health() == pb::HsmHealth::Syncing && node.last_error.contains(reason)
         })
         .await
+    }
+
+    /// When a node that cannot be proved was tried: each try says anew what is wrong. The first may have been before.
+    async fn tries(&mut self, store: &str, hsm: &str, wanted: usize) -> Vec<prost_types::Timestamp> {
+        let time = |store: &pb::KeyStore| node(store, hsm).last_error_time.expect("something is wrong");
+        let mut tries = Vec::new();
+        while tries.len() < wanted {
+            let last = tries.last().copied();
+            let told = self.watch_until(store, |store| Some(time(store)) != last).await;
+            tries.push(time(&told));
+        }
+        tries
     }
 
     /// A node is emptied and given everything back, which has every node that waits to be proved tried again.
