@@ -158,7 +158,7 @@ pub(super) async fn may_take_part(common: &Common, spec: &WorkerSpec) -> Result<
 async fn may_log_in(common: &Common, spec: &WorkerSpec, who: Who) -> Result<(), Undone> {
     let (user, version) = who.in_the_records(common);
     match common.records.login_standing_on(&spec.cluster, &spec.hsm, &user, version).await? {
-        Standing::Untried | Standing::Proven => Ok(()),
+        Standing::Untried | Standing::Granted | Standing::Proven => Ok(()),
         Standing::Refused => Err(spent(spec, who, Why::Refused).into()),
         Standing::Unsettled => Err(spent(spec, who, Why::Unanswered).into()),
     }

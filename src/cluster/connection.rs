@@ -150,9 +150,9 @@ impl Connection {
         self.common.gate.is_shut()
     }
 
-    /// An operator says that the password may be offered again, though a node refused it.
-    pub async fn allow_another_proof(&self) {
-        self.common.gate.reopen().await;
+    /// Whether an operator had granted the HSM a login before the Connection began.
+    pub fn has_granted_login(&self, hsm: &HsmId) -> bool {
+        self.common.gate.has_granted(hsm)
     }
 
     /// Starts keeping a node up: worker, login (one attempt, if the budget has one), proof. Nothing happens when that is under way.

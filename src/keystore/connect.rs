@@ -127,9 +127,13 @@ fn any_proved(connection: &Connection) -> bool {
     connection.members().iter().any(Member::is_proved)
 }
 
-/// One node refused the password, and none was found to accept it: the others are not asked.
+/// One node refused the password, and none was found to accept it: the others are not asked, but for one that an operator
+/// has granted a login.
 fn refused(connection: &Connection) -> bool {
-    connection.is_refused() && refusals(connection).any(|(_, refusal, _)| is_verdict(refusal))
+    let may_yet_be_asked = |member: &Member| connection.has_granted_login(member.node.hsm()) && !is_out(member);
+    connection.is_refused()
+        && refusals(connection).any(|(_, refusal, _)| is_verdict(refusal))
+        && !connection.members().iter().any(may_yet_be_asked)
 }
 
 /// The token looked at the password.

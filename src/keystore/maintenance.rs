@@ -79,7 +79,6 @@ impl KeyStores {
                 records.allow_one_login(cluster, hsm, &Username::kmsuser(), version).await?;
             }
             if let Some(connection) = &connection {
-                connection.allow_another_proof().await;
                 connection.changed();
             }
         }

@@ -1,16 +1,18 @@
 //! Spending login attempts: written down before the call, cleared by success, never spent twice.
 //!
 //! One node proves a password before any other is asked: a wrong one then costs one attempt, on one
-//! HSM. Nodes whose token has accepted it before need no proof.
+//! HSM. Nodes whose token has accepted it before need no proof, and one that an operator grants a login
+//! makes it, whatever another has said.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Mutex, MutexGuard, watch};
 
 use crate::host::{Host, OpeningError, WorkerLink, WorkerSpec, pin_text};
 use crate::link::v1::fault::{Bucket, Kind};
-use crate::model::ClusterId;
+use crate::model::{ClusterId, HsmId};
 use crate::records::{self, LoginLeave, Records, Standing, Unavailable};
 
 use super::Credential;
@@ -35,7 +37,13 @@ pub enum LoginRefusal {
 
 /// What the nodes of a Connection have said of its password, and whose turn it is to find out.
 #[derive(Debug)]
-pub struct Gate(Mutex<Verdict>);
+pub struct Gate {
+    verdict: watch::Sender<Verdict>,
+    /// Held by the node that is finding out.
+    turn: Mutex<()>,
+    /// HSMs on which an operator has granted a login that was not made yet when the Connection began.
+    granted: BTreeSet<HsmId>,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
@@ -47,7 +55,7 @@ enum Verdict {
 /// A node's way through the gate: open, or its turn to prove the password while the others wait.
 enum Passage<'a> {
     Open,
-    Turn(MutexGuard<'a, Verdict>),
+    Turn { gate: &'a Gate, _held: MutexGuard<'a, ()> },
 }
 
 impl Gate {
@@ -55,43 +63,54 @@ impl Gate {
     /// again, here or elsewhere.
     pub async fn of(records: &Records, cluster: &ClusterId, credential: &Credential) -> Result<Self, Unavailable> {
         let standings = records.login_standing(cluster, &credential.username).await?;
-        let of_this_version = standings.iter().filter(|(_, version, _)| *version == credential.version);
-        let verdict = of_this_version.fold(Verdict::Untried, |verdict, (_, _, standing)| match (verdict, standing) {
-            (Verdict::Good, _) | (_, Standing::Proven) => Verdict::Good,
-            (Verdict::Untried | Verdict::Refused, Standing::Refused) => Verdict::Refused,
-            (verdict, Standing::Untried | Standing::Unsettled) => verdict,
-        });
-        Ok(Self(Mutex::new(verdict)))
+        let of_this_version: Vec<_> =
+            standings.into_iter().filter(|(_, version, _)| *version == credential.version).collect();
+        let verdict =
+            of_this_version.iter().fold(Verdict::Untried, |verdict, (_, _, standing)| match (verdict, standing) {
+                (Verdict::Good, _) | (_, Standing::Proven) => Verdict::Good,
+                (Verdict::Untried | Verdict::Refused, Standing::Refused) => Verdict::Refused,
+                (verdict, Standing::Untried | Standing::Granted | Standing::Unsettled) => verdict,
+            });
+        let granted = of_this_version.into_iter().filter(|(_, _, standing)| *standing == Standing::Granted);
+        Ok(Self {
+            verdict: watch::Sender::new(verdict),
+            turn: Mutex::default(),
+            granted: granted.map(|(hsm, _, _)| hsm).collect(),
+        })
     }
 
     /// Whether a node has refused the password and none was found to accept it.
     pub fn is_shut(&self) -> bool {
         // A turn that is being taken is no verdict yet.
-        self.0.try_lock().is_ok_and(|verdict| *verdict == Verdict::Refused)
+        self.turn.try_lock().is_ok() && *self.verdict.borrow() == Verdict::Refused
     }
 
-    async fn enter(&self) -> Result<Passage<'_>, LoginRefusal> {
-        let verdict = self.0.lock().await;
-        match *verdict {
-            Verdict::Untried => Ok(Passage::Turn(verdict)),
+    /// Whether the HSM came into the Connection with a login granted: until it is out of the way, there is more to hear.
+    pub fn has_granted(&self, hsm: &HsmId) -> bool {
+        self.granted.contains(hsm)
+    }
+
+    /// Resolves when a node has accepted the password, as it may have already.
+    pub(super) async fn opened(&self) {
+        let _ = self.verdict.subscribe().wait_for(|verdict| *verdict == Verdict::Good).await;
+    }
+
+    /// For a node that was not asked yet: `granted`, by an operator's word, or not.
+    async fn enter(&self, granted: bool) -> Result<Passage<'_>, LoginRefusal> {
+        let held = self.turn.lock().await;
+        let verdict = *self.verdict.borrow();
+        match verdict {
             Verdict::Good => Ok(Passage::Open),
-            Verdict::Refused => Err(LoginRefusal::NotTried),
-        }
-    }
-
-    /// An operator grants another try: whoever is next finds out anew.
-    pub async fn reopen(&self) {
-        let mut verdict = self.0.lock().await;
-        if *verdict == Verdict::Refused {
-            *verdict = Verdict::Untried;
+            Verdict::Refused if !granted => Err(LoginRefusal::NotTried),
+            Verdict::Untried | Verdict::Refused => Ok(Passage::Turn { gate: self, _held: held }),
         }
     }
 }
 
 impl Passage<'_> {
     fn tell(self, verdict: Verdict) {
-        if let Self::Turn(mut turn) = self {
-            *turn = verdict;
+        if let Self::Turn { gate, .. } = self {
+            gate.verdict.send_replace(verdict);
         }
     }
 }
@@ -121,8 +140,8 @@ pub(super) async fn log_in(
         // It says so itself: no turn is needed to hear it.
         Standing::Refused => return Err(LoginError::Refused(LoginRefusal::Incorrect)),
         Standing::Unsettled => return Err(LoginError::Refused(LoginRefusal::Unsettled)),
-        Standing::Untried => {
-            let passage = gate.enter().await.map_err(LoginError::Refused)?;
+        Standing::Untried | Standing::Granted => {
+            let passage = gate.enter(standing == Standing::Granted).await.map_err(LoginError::Refused)?;
             // The turn may have taken a while: it must still be the token that was opened.
             link.check().await.map_err(LoginError::Worker)?;
             passage

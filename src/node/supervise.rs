@@ -331,7 +331,7 @@ impl<'a> Life<'a> {
             }
             End::Refused(refusal) => {
                 refused(self.node, refusal);
-                self.until_the_operator_acts().await;
+                self.until_it_may_be_tried(refusal).await;
             }
             End::OtherToken { expected, found } => {
                 other_token(self.node, &expected, &found);
@@ -354,6 +354,20 @@ impl<'a> Life<'a> {
                 let _ = tokio::time::timeout(REPLACEMENT, back).await;
                 drop(turn);
             });
+        }
+    }
+
+    /// A refusal needs the operator. A password that was not tried only for another node's refusal needs one that accepts
+    /// it: then it risks nothing here.
+    async fn until_it_may_be_tried(&mut self, refusal: LoginRefusal) {
+        let gate = self.common.gate.clone();
+        tokio::select! {
+            () = self.until_the_operator_acts() => {}
+            () = gate.opened(), if refusal == LoginRefusal::NotTried => {
+                self.node.status.send_modify(|status| {
+                    change(status, Health::NotProbed, "another HSM has accepted the password");
+                });
+            }
         }
     }
 

@@ -30,6 +30,8 @@ pub enum LoginLeave {
 pub enum Standing {
     /// No attempt is open, and none was answered.
     Untried,
+    /// The same, and an operator wants one made, whatever this node or another has said.
+    Granted,
     /// An attempt was begun and never answered.
     Unsettled,
     /// The node has accepted it, and not refused it since.
@@ -48,7 +50,7 @@ impl Records {
     ) -> Result<LoginLeave, Unavailable> {
         let mut change = self.begin().await?;
         let before = sqlx::query(
-            "SELECT proven, attempt_open, refused FROM logins
+            "SELECT proven, attempt_open, refused, granted FROM logins
              WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND version = ?",
         )
         .bind(cluster.as_str())
@@ -61,7 +63,7 @@ impl Records {
             Some(Standing::Refused) => return Ok(LoginLeave::Refused),
             Some(Standing::Unsettled) => return Ok(LoginLeave::Unsettled),
             Some(Standing::Proven) => LoginLeave::GrantedAgain,
-            Some(Standing::Untried) | None => LoginLeave::Granted,
+            Some(Standing::Untried | Standing::Granted) | None => LoginLeave::Granted,
         };
         sqlx::query(
             "INSERT INTO logins (cluster_id, username, hsm_id, version, proven, attempt_open, refused)
@@ -86,9 +88,9 @@ impl Records {
         user: &Username,
         version: PasswordVersion,
     ) -> Result<(), Unavailable> {
-        const ACCEPTED: &str = "UPDATE logins SET proven = TRUE, attempt_open = FALSE
+        const ACCEPTED: &str = "UPDATE logins SET proven = TRUE, attempt_open = FALSE, granted = FALSE
              WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND version = ?";
-        self.close_attempt(ACCEPTED, cluster, hsm, user, version).await
+        self.write_login(ACCEPTED, cluster, hsm, user, version).await
     }
 
     /// The node refused the password: it is not tried there again.
@@ -100,9 +102,9 @@ impl Records {
         version: PasswordVersion,
     ) -> Result<(), Unavailable> {
         // What it accepted before counts no more: the next try, if an operator grants one, is a first one.
-        const REFUSED: &str = "UPDATE logins SET refused = TRUE, attempt_open = FALSE, proven = FALSE
+        const REFUSED: &str = "UPDATE logins SET refused = TRUE, attempt_open = FALSE, proven = FALSE, granted = FALSE
              WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND version = ?";
-        self.close_attempt(REFUSED, cluster, hsm, user, version).await
+        self.write_login(REFUSED, cluster, hsm, user, version).await
     }
 
     /// The attempt never reached the token, so that it cannot have counted there. Only for who knows this for certain.
@@ -115,7 +117,7 @@ impl Records {
     ) -> Result<(), Unavailable> {
         const NOT_MADE: &str = "UPDATE logins SET attempt_open = FALSE
              WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND version = ?";
-        self.close_attempt(NOT_MADE, cluster, hsm, user, version).await
+        self.write_login(NOT_MADE, cluster, hsm, user, version).await
     }
 
     /// An operator's act: attempts that were never answered may be made once more, the security officer's as well. A
@@ -139,8 +141,8 @@ impl Records {
         Ok(())
     }
 
-    /// An operator's act on one node: whatever it said of this password, or of its security officer's PIN, it may be asked
-    /// exactly once more. What it accepts needs no leave, and stays as it is.
+    /// An operator's act on one node: whatever it or another said of this password, or of its security officer's PIN, it is
+    /// to be asked exactly once more. What it accepts needs no leave, and stays as it is.
     pub async fn allow_one_login(
         &self,
         cluster: &ClusterId,
@@ -148,10 +150,14 @@ impl Records {
         user: &Username,
         version: PasswordVersion,
     ) -> Result<(), Unavailable> {
-        const UNTRIED: &str = "UPDATE logins SET refused = FALSE, attempt_open = FALSE
-             WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND version = ? AND NOT proven";
-        self.close_attempt(UNTRIED, cluster, hsm, user, version).await?;
-        self.close_attempt(UNTRIED, cluster, hsm, &Username::security_officer(), PasswordVersion::SO_PIN).await
+        // Nothing stands there yet of a node that was not asked because another had refused.
+        const GRANTED: &str = "INSERT INTO logins
+                 (cluster_id, username, hsm_id, version, proven, attempt_open, refused, granted)
+             VALUES (?, ?, ?, ?, FALSE, FALSE, FALSE, TRUE)
+             ON CONFLICT (cluster_id, username, hsm_id, version)
+             DO UPDATE SET refused = FALSE, attempt_open = FALSE, granted = TRUE WHERE NOT proven";
+        self.write_login(GRANTED, cluster, hsm, user, version).await?;
+        self.write_login(GRANTED, cluster, hsm, &Username::security_officer(), PasswordVersion::SO_PIN).await
     }
 
     /// What one node has said of one password.
@@ -183,7 +189,7 @@ impl Records {
             .collect()
     }
 
-    async fn close_attempt(
+    async fn write_login(
         &self,
         how: &'static str,
         cluster: &ClusterId,
@@ -204,10 +210,11 @@ impl Records {
 
 fn standing(row: &SqliteRow) -> Result<Standing, Unavailable> {
     let told = |column| row.try_get::<bool, _>(column);
-    Ok(match (told("refused")?, told("proven")?, told("attempt_open")?) {
-        (true, _, _) => Standing::Refused,
-        (false, true, _) => Standing::Proven,
-        (false, false, true) => Standing::Unsettled,
-        (false, false, false) => Standing::Untried,
+    Ok(match (told("refused")?, told("proven")?, told("attempt_open")?, told("granted")?) {
+        (true, _, _, _) => Standing::Refused,
+        (false, true, _, _) => Standing::Proven,
+        (false, false, true, _) => Standing::Unsettled,
+        (false, false, false, true) => Standing::Granted,
+        (false, false, false, false) => Standing::Untried,
     })
 }

@@ -213,6 +213,30 @@ async fn an_operator_grants_one_login_on_one_node_and_no_more() {
 }
 
 #[tokio::test]
+async fn what_an_operator_grants_is_remembered_until_the_node_has_answered() {
+    let home = Home::new();
+    let records = home.open().await;
+    let (on, user, version) = (cluster('a'), Username::kmsuser(), PasswordVersion(1));
+    let standing = async || records.login_standing_on(&on, &hsm(1), &user, version).await.unwrap();
+    // Also on a node that was never asked.
+    records.allow_one_login(&on, &hsm(1), &user, version).await.unwrap();
+    assert_eq!(standing().await, Standing::Granted);
+    records.begin_login(&on, &hsm(1), &user, version).await.unwrap();
+    assert_eq!(standing().await, Standing::Unsettled);
+    records.login_not_made(&on, &hsm(1), &user, version).await.unwrap();
+    assert_eq!(standing().await, Standing::Granted, "it was not made");
+    assert_eq!(records.begin_login(&on, &hsm(1), &user, version).await.unwrap(), LoginLeave::Granted);
+    records.login_refused(&on, &hsm(1), &user, version).await.unwrap();
+    assert_eq!(standing().await, Standing::Refused);
+    records.allow_one_login(&on, &hsm(1), &user, version).await.unwrap();
+    records.begin_login(&on, &hsm(1), &user, version).await.unwrap();
+    records.login_succeeded(&on, &hsm(1), &user, version).await.unwrap();
+    assert_eq!(standing().await, Standing::Proven);
+    records.allow_one_login(&on, &hsm(1), &user, version).await.unwrap();
+    assert_eq!(standing().await, Standing::Proven, "what it accepts needs no leave");
+}
+
+#[tokio::test]
 async fn the_security_officers_pin_is_counted_on_each_node_by_itself_and_an_operators_word_covers_it() {
     let home = Home::new();
     let records = home.open().await;

@@ -8,6 +8,8 @@ use tonic::Code;
 use super::{node, ready};
 use crate::rig::{Rig, kill, pb, reason, wait_async};
 
+const HSMS: [&str; 3] = ["hsm-1", "hsm-2", "hsm-3"];
+
 #[tokio::test]
 async fn a_token_that_locks_is_asked_once_and_the_budget_outlives_the_daemon() {
     let (mut rig, mut clients, store, key) = ready().await;
@@ -96,6 +98,65 @@ async fn a_locked_user_is_told_as_such_and_only_one_hsm_was_asked() {
     assert_eq!(failed.connection_error_code(), pb::ConnectionErrorCode::UserLockedOut);
     let asked: usize = logins().iter().zip(before).map(|(now, before)| now - before).sum();
     assert_eq!(asked, 1);
+}
+
+#[tokio::test]
+async fn a_login_that_was_granted_is_made_though_others_refused_and_what_it_proves_wakes_those_not_tried() {
+    let rig = Rig::new().faulty().start();
+    let mut clients = rig.clients().await;
+    let store = clients.store(&rig, "main").await;
+    let logins = || HSMS.map(|hsm| rig.faults(hsm).count(C_Login));
+    let made_since = |before: [usize; 3]| -> Vec<&str> {
+        let made = HSMS.into_iter().zip(logins()).zip(before);
+        made.flat_map(|((hsm, now), before)| std::iter::repeat_n(hsm, now - before)).collect()
+    };
+    for hsm in HSMS {
+        rig.faults(hsm).set([Rule::fail(C_Login, CKR_PIN_INCORRECT)]);
+    }
+    let before = logins();
+    clients.connect(&store).await;
+    assert_eq!(clients.settled(&store).await.connection_state(), pb::ConnectionState::Failed);
+    let first = made_since(before)[0];
+    assert_eq!(made_since(before), [first], "one HSM was asked");
+
+    // Another one, which nobody has asked yet, while nobody is connected: it is asked, and nobody else is.
+    let [granted, waiting] = HSMS.into_iter().filter(|hsm| *hsm != first).collect::<Vec<_>>().try_into().unwrap();
+    let before = logins();
+    clients.disconnect(&store).await;
+    clients.resume_hsm(&rig.cluster_id(), granted, true).await;
+    clients.connect(&store).await;
+    assert_eq!(clients.settled(&store).await.connection_state(), pb::ConnectionState::Failed);
+    assert_eq!(made_since(before), [granted]);
+    clients.disconnect(&store).await;
+    clients.connect(&store).await;
+    assert_eq!(clients.settled(&store).await.connection_state(), pb::ConnectionState::Failed);
+    assert_eq!(made_since(before), [granted], "exactly one");
+
+    // Both have refused it. It was put right, and the one that is granted a login comes last.
+    for hsm in HSMS {
+        rig.faults(hsm).clear();
+    }
+    clients.disconnect(&store).await;
+    rig.faults(granted).set([Rule::block(C_OpenSession).during("opening")]);
+    rig.faults(granted).mark("opening");
+    clients.resume_hsm(&rig.cluster_id(), granted, true).await;
+    clients.connect(&store).await;
+    let told = clients
+        .watch_until(&store, |store| {
+            !store.nodes.is_empty()
+                && [first, waiting].iter().all(|hsm| node(store, hsm).health() == pb::HsmHealth::LoginRefused)
+        })
+        .await;
+    assert_eq!(told.connection_state(), pb::ConnectionState::Connecting, "there is one more to be heard");
+    assert!(node(&told, waiting).last_error.contains("another HSM refused the password first"), "{told:?}");
+    assert_eq!(made_since(before), [granted]);
+    rig.faults(granted).unmark("opening");
+    for hsm in [granted, waiting] {
+        clients.until_health(&store, hsm, pb::HsmHealth::Healthy).await;
+    }
+    let told = clients.settled(&store).await;
+    assert_eq!(told.connection_state(), pb::ConnectionState::Connected);
+    assert_eq!(node(&told, first).health(), pb::HsmHealth::LoginRefused, "nobody has granted it one");
 }
 
 #[tokio::test]
