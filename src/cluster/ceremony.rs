@@ -35,6 +35,16 @@ pub(super) enum Undone {
     Records(#[from] Unavailable),
 }
 
+impl Undone {
+    /// Whether trying again is of no use until somebody has mended something.
+    pub(super) fn needs_operator(&self) -> bool {
+        match self {
+            Self::Login(_) | Self::Job { source: AdminError::NoSoPin(_) | AdminError::SoPin(_), .. } => true,
+            Self::Job { source: AdminError::Worker(_), .. } | Self::Records(_) => false,
+        }
+    }
+}
+
 /// A node on which a login has no attempt left.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", self.text())]

@@ -30,11 +30,25 @@ pub struct Member {
     /// A call met a fault that may be the device's: it is to be looked at now.
     pub(super) suspected: Notify,
     slow: AtomicBool,
+    /// Why the worker of this login is not going to be proved as things are.
+    stuck: Mutex<Option<(u64, Stuck)>>,
     /// When the canary last answered, and how it has answered lately.
     checks: Mutex<Checks>,
     /// Held while its objects are listed.
     pub(super) listing: tokio::sync::Mutex<()>,
     supervision: Mutex<Option<Supervision>>,
+}
+
+/// Why a node that is logged in is not going to be proved as things are. It is tried again all the same. What says most of
+/// what is to be mended comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stuck {
+    /// Nothing comes of it before somebody has mended something.
+    NeedsOperator,
+    /// It has failed again and again.
+    KeepsFailing,
+    /// It needs another node to be proved first.
+    NeedsAnother,
 }
 
 /// So many canaries in a row without room: the worker is replaced, which frees what a library lost.
@@ -75,6 +89,7 @@ impl Member {
             doubted: Notify::new(),
             suspected: Notify::new(),
             slow: AtomicBool::new(false),
+            stuck: Mutex::default(),
             checks: Mutex::default(),
             listing: tokio::sync::Mutex::default(),
             supervision: Mutex::default(),
@@ -94,6 +109,16 @@ impl Member {
     pub(super) fn set_proved(&self, login: u64) {
         self.proved.store(login, Relaxed);
         self.proofs.fetch_add(1, Relaxed);
+    }
+
+    /// Whether the worker that serves now is stuck on its way to be proved.
+    pub fn stuck(&self) -> Option<Stuck> {
+        let (login, stuck) = (*self.stuck.lock().unwrap_or_else(PoisonError::into_inner))?;
+        self.node.load().filter(|load| load.login == login).map(|_| stuck)
+    }
+
+    pub(super) fn set_stuck(&self, login: u64, stuck: Option<Stuck>) {
+        *self.stuck.lock().unwrap_or_else(PoisonError::into_inner) = stuck.map(|stuck| (login, stuck));
     }
 
     /// Which proof stands, if one does. Another number means another login, or that the node was doubted and proved again.

@@ -20,5 +20,5 @@ mod settings;
 
 pub use connection::{Closing, Connection, Failure, Generated, KeyInHsms, Made, Sealed};
 pub use listing::Listing;
-pub use member::Member;
+pub use member::{Member, Stuck};
 pub use settings::*;

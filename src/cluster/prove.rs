@@ -30,6 +30,7 @@ use super::Failure;
 use super::ceremony::{self, Spent, Undone};
 use super::connection::Connection;
 use super::failover::Effect;
+use super::member::Stuck;
 
 /// The label under which operators find the canary in a token.
 const CANARY_LABEL: &str = "keyway:canary";
@@ -38,6 +39,8 @@ const STEP: Duration = Duration::from_secs(30);
 /// The pause before a node that could not be proved is tried again; doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// A login that could not be proved so many times in a row counts as stuck, whatever the reason.
+const TRIES: u32 = 5;
 /// Missing keys are read so many at a time.
 const PAGE: u32 = 1_000;
 
@@ -68,6 +71,18 @@ impl Unproved {
             }
         }
     }
+
+    /// Whether nothing will come of further tries, of which there were so many.
+    fn stuck(&self, tries: u32) -> Option<Stuck> {
+        match self {
+            Self::OtherCluster => Some(Stuck::NeedsOperator),
+            Self::Ceremony(undone) if undone.needs_operator() => Some(Stuck::NeedsOperator),
+            Self::NoSource => Some(Stuck::NeedsAnother),
+            // The other node gets there, or is stuck itself and gives way.
+            Self::NotOurs => None,
+            Self::Step(_) | Self::Ceremony(_) | Self::Records(_) => (tries >= TRIES).then_some(Stuck::KeepsFailing),
+        }
+    }
 }
 
 /// Proves the node after each login and whenever it is doubted, until told to stop.
@@ -93,7 +108,8 @@ async fn keep(connection: &Connection, index: usize) {
         // Another node's proof, or an operator's word, may be what this one waits for: also what comes meanwhile.
         let mut changes = connection.changes();
         let Err(why) = prove(connection, index, &mut tries).await else {
-            (tries.pause, tries.told) = (FIRST_PAUSE, String::new());
+            (tries.pause, tries.failed, tries.told) = (FIRST_PAUSE, 0, String::new());
+            member.set_stuck(login, None);
             member.set_proved(login);
             member.node.proved(login);
             connection.changed();
@@ -104,11 +120,14 @@ async fn keep(connection: &Connection, index: usize) {
             continue;
         };
         tries.tell(&member.node, &why);
+        tries.failed += 1;
         member.set_proved(0);
+        // Before the reason: whoever waits for a change looks at both.
+        member.set_stuck(login, why.stuck(tries.failed));
         member.node.not_level(login, &tries.told);
         tokio::select! {
             () = tokio::time::sleep(tries.pause) => tries.pause = why.pause_after(tries.pause),
-            _ = changes.changed() => {}
+            _ = changes.changed() => member.set_stuck(login, None),
             _ = status.wait_for(|status| status.login != login || !status.health.is_logged_in()) => {}
         }
     }
@@ -120,13 +139,15 @@ struct Tries {
     is_swept: bool,
     /// Before the next try, unless something changes.
     pause: Duration,
+    /// How many failed in a row.
+    failed: u32,
     /// Why the last one failed, as it was told. Empty when it did not.
     told: String,
 }
 
 impl Tries {
     fn of(login: u64) -> Self {
-        Self { login, is_swept: false, pause: FIRST_PAUSE, told: String::new() }
+        Self { login, is_swept: false, pause: FIRST_PAUSE, failed: 0, told: String::new() }
     }
 
     /// Told to people once, and not at each try.
@@ -242,6 +263,7 @@ async fn found(connection: &Connection, index: usize, kek: KekRecord) -> Result<
     if !ours
         && let Some(founder) = connection.member(&kek.made_on)
         && may_yet_serve(&founder.node)
+        && founder.stuck().is_none()
         && spent(connection, &founder.node).await?.is_none()
     {
         return Err(Unproved::NotOurs);

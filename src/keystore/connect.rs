@@ -2,7 +2,8 @@
 //!
 //! A password that is wrong is thus tried on one node, once (the nodes' gate sees to that). A later
 //! node that refuses it does not stop the connection: that node alone stays LOGIN_REFUSED. One node
-//! that is logged in and proved suffices for CONNECTED, and none that hangs holds up the others.
+//! that is logged in and proved suffices for CONNECTED, and none that hangs holds up the others. When none is left of
+//! which anything is to be hoped, the store is FAILED at once, and told what to mend.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -111,8 +112,8 @@ async fn attempt(stores: &KeyStores, store: &Store) -> Result<(), ConnectionFaul
     for index in 0..connection.members().len() {
         connection.bring_up(index);
     }
-    until(&connection, || any_proved(&connection) || connection.members().iter().all(is_out) || refused(&connection))
-        .await;
+    let hopeless = || connection.members().iter().all(|member| is_out(member) || member.stuck().is_some());
+    until(&connection, || any_proved(&connection) || hopeless() || refused(&connection)).await;
     if any_proved(&connection) {
         let all_decided = || connection.members().iter().all(|member| member.is_proved() || is_out(member));
         // One suffices: the time for the others must not cost the store what the first has proved.
@@ -151,8 +152,14 @@ fn refusals(connection: &Connection) -> impl Iterator<Item = (&HsmId, LoginRefus
     })
 }
 
-/// The refusal that says most, or that nobody was there to refuse.
+/// What keeps the nodes that are logged in from being proved; or the refusal that says most, or that nobody was there to
+/// refuse.
 fn why_nobody(connection: &Connection) -> ConnectionFault {
+    let stuck = connection.members().iter().filter_map(|member| Some((member.stuck()?, member.node.hsm())));
+    if let Some((_, hsm)) = stuck.min() {
+        let message = format!("no HSM can be proved to hold the cluster's keys: {}", reasons(connection));
+        return fault(ConnectionErrorCode::InternalError, message, Some(hsm.clone()));
+    }
     let most_telling = refusals(connection).min_by_key(|(_, refusal, _)| match refusal {
         LoginRefusal::Incorrect => 0,
         LoginRefusal::Locked => 1,

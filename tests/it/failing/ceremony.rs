@@ -123,6 +123,64 @@ async fn a_login_of_the_so_that_is_never_answered_is_not_made_again_and_no_other
     clients.all_healthy(&store).await;
 }
 
+#[tokio::test]
+async fn a_store_whose_every_so_pin_is_wrong_fails_soon_and_says_where_what_is_to_be_mended() {
+    let rig = Rig::new().faulty().start();
+    let mut clients = rig.clients().await;
+    let store = clients.store(&rig, "main").await;
+    let hsms = ["hsm-1", "hsm-2", "hsm-3"];
+    let logins = hsms.map(|hsm| Logins::of(&rig, hsm));
+    let pins = hsms.map(|hsm| std::fs::read(so_pin_file(&rig, hsm)).unwrap());
+    for hsm in hsms {
+        std::fs::write(so_pin_file(&rig, hsm), "not-the-pin").unwrap();
+    }
+    for _ in 0..2 {
+        clients.connect(&store).await;
+        let failed = clients.settled(&store).await;
+        assert_eq!(failed.connection_state(), pb::ConnectionState::Failed);
+        assert_eq!(failed.connection_error_code(), pb::ConnectionErrorCode::InternalError);
+        for hsm in hsms {
+            let told = format!(
+                "{hsm}: the SO PIN was refused on {hsm}; mend its so_pin_file, and resume it allowing one login"
+            );
+            assert!(failed.connection_error_message.contains(&told), "{failed:?}");
+        }
+        assert!(hsms.contains(&failed.last_connection_error.unwrap().hsm_id.as_str()));
+        assert_eq!(logins.each_ref().map(|it| it.refused(&rig)), [1, 1, 1], "each was offered once");
+        clients.disconnect(&store).await;
+    }
+    // One of them is mended: it begins, and the others wait for their operator.
+    std::fs::write(so_pin_file(&rig, "hsm-3"), &pins[2]).unwrap();
+    clients.resume_hsm(&rig.cluster_id(), "hsm-3", true).await;
+    clients.connect(&store).await;
+    assert_eq!(clients.settled(&store).await.connection_state(), pb::ConnectionState::Connected);
+    for (hsm, pin) in hsms.into_iter().zip(pins) {
+        std::fs::write(so_pin_file(&rig, hsm), pin).unwrap();
+        clients.resume_hsm(&rig.cluster_id(), hsm, true).await;
+    }
+    clients.all_healthy(&store).await;
+}
+
+#[tokio::test]
+async fn a_store_whose_hsms_cannot_make_the_clusters_first_keys_fails_soon_and_says_why() {
+    let rig = Rig::new().faulty().start();
+    let mut clients = rig.clients().await;
+    let store = clients.store(&rig, "main").await;
+    for hsm in ["hsm-1", "hsm-2", "hsm-3"] {
+        rig.faults(hsm).set([Rule::fail(C_GenerateKey, CKR_DEVICE_ERROR)]);
+    }
+    clients.connect(&store).await;
+    let failed = clients.settled(&store).await;
+    assert_eq!(failed.connection_state(), pb::ConnectionState::Failed);
+    assert!(failed.connection_error_message.contains("the trust ceremony failed on hsm-"), "{failed:?}");
+    for hsm in ["hsm-1", "hsm-2", "hsm-3"] {
+        rig.faults(hsm).clear();
+    }
+    clients.disconnect(&store).await;
+    clients.connect(&store).await;
+    clients.all_healthy(&store).await;
+}
+
 fn serving(store: &pb::KeyStore) -> usize {
     store.nodes.iter().filter(|node| node.health() == pb::HsmHealth::Healthy).count()
 }
