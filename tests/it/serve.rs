@@ -3,9 +3,11 @@
 mod configuration;
 mod handshake;
 
+use tonic_health::pb::health_client::HealthClient;
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
 use tonic_types::StatusExt;
 
-use crate::rig::{Clients, Rig, Served, pb, refused};
+use crate::rig::{Clients, Rig, Served, pb, reason, refused};
 
 const ADMIN: &str = "platform-engineer";
 const WORKLOAD: &str = "spiffe://example.org/payments";
@@ -99,11 +101,24 @@ async fn a_daemon_told_to_stop_ends_its_streams_and_itself_and_its_successor_goe
     assert!(said.contains("another"), "it does not say why: {said}");
     assert_eq!(clients.decrypt(&ciphertext).await.expect("the first is unharmed"), b"from before");
 
-    let request = pb::WatchKeyStoreRequest { key_store_id: store };
+    let request = pb::WatchKeyStoreRequest { key_store_id: store.clone() };
     let mut watch = clients.stores.watch_key_store(request).await.expect("it is watched").into_inner();
     watch.message().await.expect("the stream begins");
+    let request = pb::WatchClusterRequest { cluster_id: rig.cluster_id() };
+    let mut cluster = clients.clusters.watch_cluster(request).await.expect("it is watched").into_inner();
+    cluster.message().await.expect("the stream begins");
+    let mut health = HealthClient::new(clients.channel.clone());
+    let request = HealthCheckRequest { service: format!("key-store/{store}") };
+    let mut health = health.watch(request).await.expect("it is watched").into_inner();
+    let told = health.message().await.expect("the stream begins").expect("the stream begins");
+    assert_eq!(told.status(), ServingStatus::Serving);
     served.tell_to_stop();
-    while watch.message().await.expect("the stream ends well").is_some() {}
+    let told = health.message().await.expect("the stream lasts").expect("the stream lasts");
+    assert_eq!(told.status(), ServingStatus::NotServing);
+    drop(health);
+    for ended in [last_word(&mut watch).await, last_word(&mut cluster).await] {
+        assert_eq!(reason(&ended), (tonic::Code::Unavailable, "DRAINING".to_owned()), "{ended:?}");
+    }
     let status = served.ended().await;
     assert_eq!(status.code(), Some(0), "{}", served.log());
 
@@ -117,6 +132,17 @@ async fn a_daemon_told_to_stop_ends_its_streams_and_itself_and_its_successor_goe
     assert_eq!(opened(&mut clients, &ciphertext).await, b"from before");
     served.tell_to_stop();
     assert!(served.ended().await.success());
+}
+
+/// What a stream ends with.
+async fn last_word<T>(stream: &mut tonic::Streaming<T>) -> tonic::Status {
+    loop {
+        match stream.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => return tonic::Status::ok("it ended"),
+            Err(status) => return status,
+        }
+    }
 }
 
 /// Decrypts as soon as a node is back.

@@ -1,5 +1,6 @@
 //! `ClusterService`.
 
+use futures_util::FutureExt;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::codegen::BoxStream;
@@ -204,7 +205,10 @@ async fn watch(service: Service, id: ClusterId, told: mpsc::Sender<Result<pb::Wa
             }
         };
         tokio::select! {
-            _ = draining.wait_for(|draining| *draining) => return,
+            () = draining.wait_for(|draining| *draining).map(drop) => {
+                let _ = told.send(Err(status::draining())).await;
+                return;
+            }
             () = told.closed() => return,
             _ = listed.changed() => {}
             _ = reached.changed() => {}
@@ -214,10 +218,14 @@ async fn watch(service: Service, id: ClusterId, told: mpsc::Sender<Result<pb::Wa
     }
 }
 
+/// The HSMs with another health, or with another note of the operator's.
 fn health_changes(before: &pb::Cluster, after: &pb::Cluster) -> Vec<pb::HealthChange> {
     let pairs = before.hsms.iter().zip(&after.hsms);
+    let noted_anew = |before: &pb::Hsm, after: &pb::Hsm| {
+        after.health() == pb::HsmHealth::Drained && before.health_reason != after.health_reason
+    };
     pairs
-        .filter(|(before, after)| before.health != after.health)
+        .filter(|(before, after)| before.health != after.health || noted_anew(before, after))
         .map(|(before, after)| pb::HealthChange {
             hsm_id: after.hsm_id.clone(),
             before: before.health,

@@ -1,7 +1,8 @@
 //! `grpc.health.v1`: the daemon, each service, and each key store.
 //!
 //! `""` and the services are SERVING while calls are accepted, even with every HSM down;
-//! `key-store/<id>` is SERVING when the store is CONNECTED and at least one of its nodes can be used.
+//! `key-store/<id>` is SERVING when the store is CONNECTED and at least one of its nodes can be used. All are NOT_SERVING
+//! while the daemon drains.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -48,6 +49,14 @@ pub async fn report(reporter: HealthReporter, key_stores: KeyStores, mut drainin
     for service in SERVICES {
         reporter.set_service_status(service, ServingStatus::NotServing).await;
     }
+    for store in key_stores.list() {
+        reporter.set_service_status(named(&store.id()), ServingStatus::NotServing).await;
+    }
+}
+
+/// What a key store is asked for by.
+fn named(id: &KeyStoreId) -> String {
+    format!("key-store/{id}")
 }
 
 async fn report_stores(
@@ -58,11 +67,11 @@ async fn report_stores(
     let now: BTreeMap<_, _> = key_stores.list().iter().map(|store| (store.id(), status(store))).collect();
     for (id, status) in &now {
         if known.get(id) != Some(status) {
-            reporter.set_service_status(format!("key-store/{id}"), *status).await;
+            reporter.set_service_status(named(id), *status).await;
         }
     }
     for gone in known.keys().filter(|id| !now.contains_key(id)) {
-        reporter.clear_service_status(&format!("key-store/{gone}")).await;
+        reporter.clear_service_status(&named(gone)).await;
     }
     *known = now;
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::codegen::BoxStream;
@@ -156,7 +157,10 @@ async fn watch(service: Service, store: Arc<Store>, told: mpsc::Sender<Result<pb
             return;
         }
         tokio::select! {
-            _ = draining.wait_for(|draining| *draining) => return,
+            () = draining.wait_for(|draining| *draining).map(drop) => {
+                let _ = told.send(Err(status::draining())).await;
+                return;
+            }
             () = told.closed() => return,
             _ = record.changed() => {}
             _ = nodes.changed() => {}

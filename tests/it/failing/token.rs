@@ -79,6 +79,19 @@ async fn a_drained_hsm_gets_no_calls_stays_drained_over_a_restart_and_comes_back
     load.more(50).await;
     load.unharmed().await;
 
+    let watch = pb::WatchClusterRequest { cluster_id: rig.cluster_id() };
+    let mut stream = clients.clusters.watch_cluster(watch).await.unwrap().into_inner();
+    stream.message().await.unwrap().expect("the present state");
+    let drain = pb::DrainHsmRequest {
+        cluster_id: rig.cluster_id(),
+        hsm_id: "hsm-1".to_owned(),
+        note: "newer firmware".to_owned(),
+        drain_timeout: None,
+    };
+    clients.clusters.drain_hsm(drain).await.unwrap();
+    let noted = stream.flat_map_changes("hsm-1").next().await;
+    assert_eq!(noted, Some((pb::HsmHealth::Drained, "newer firmware".to_owned())));
+
     rig.stop_daemon();
     rig.start_daemon();
     let mut clients = rig.clients().await;
@@ -88,7 +101,7 @@ async fn a_drained_hsm_gets_no_calls_stays_drained_over_a_restart_and_comes_back
     let made_meanwhile = clients.key(&store).await.key_id;
     let cluster = clients.clusters.describe_clusters(pb::DescribeClustersRequest::default()).await.unwrap();
     let hsm = cluster.into_inner().clusters[0].hsms[0].clone();
-    assert_eq!((hsm.health(), hsm.health_reason.as_str()), (pb::HsmHealth::Drained, "new firmware"));
+    assert_eq!((hsm.health(), hsm.health_reason.as_str()), (pb::HsmHealth::Drained, "newer firmware"));
     assert!(rig.workers_of("hsm-1").is_empty());
 
     clients.resume_hsm(&rig.cluster_id(), "hsm-1", false).await;
