@@ -15,6 +15,7 @@ use crate::records::KekRecord;
 
 use super::failover::{Effect, History, Next};
 use super::member::{Member, Supervision};
+use super::repeat::{Freely, Repeat};
 use super::route::{self, Candidate};
 use super::{health, prove};
 
@@ -201,22 +202,24 @@ impl Connection {
         }
     }
 
-    pub async fn encrypt(
+    /// One of `uses` is taken before each attempt after one that may have encrypted.
+    pub async fn encrypt<R: Repeat>(
         &self,
         key: &KeyInHsms,
         aad: Vec<u8>,
         plaintext: Plaintext,
         deadline: Instant,
-    ) -> Result<Sealed, Failure> {
+        uses: &R,
+    ) -> Result<Sealed, R::Refused> {
         let verb = Verb::Encrypt(v1::Encrypt {
             cka_id: key.id.as_bytes().to_vec(),
             aad,
             plaintext: plaintext.into_exposed(),
             probe: key.probe.0.clone(),
         });
-        match self.run(Some(&key.id), verb, deadline).await? {
+        match self.run(Some(&key.id), verb, deadline, uses).await? {
             Outcome::Sealed(v1::Sealed { iv, sealed }) => Ok(Sealed { iv, sealed }),
-            _ => Err(Failure::OutOfTurn),
+            _ => Err(Failure::OutOfTurn.into()),
         }
     }
 
@@ -234,21 +237,23 @@ impl Connection {
             sealed: sealed.sealed,
             probe: key.probe.0.clone(),
         });
-        match self.run(Some(&key.id), verb, deadline).await? {
+        match self.run(Some(&key.id), verb, deadline, &Freely).await? {
             Outcome::Opaque(opaque) => Ok(Plaintext::new(opaque.bytes)),
             _ => Err(Failure::OutOfTurn),
         }
     }
 
-    /// A data key of `number_of_bytes`, whose plaintext leaves the worker only when asked for.
-    pub async fn generate_data_key(
+    /// A data key of `number_of_bytes`, whose plaintext leaves the worker only when asked for. It is encrypted as in
+    /// [`Connection::encrypt`].
+    pub async fn generate_data_key<R: Repeat>(
         &self,
         key: &KeyInHsms,
         aad: Vec<u8>,
         number_of_bytes: u32,
         with_plaintext: bool,
         deadline: Instant,
-    ) -> Result<Generated, Failure> {
+        uses: &R,
+    ) -> Result<Generated, R::Refused> {
         let verb = Verb::GenerateDataKey(v1::GenerateDataKey {
             cka_id: key.id.as_bytes().to_vec(),
             aad,
@@ -256,34 +261,45 @@ impl Connection {
             with_plaintext,
             probe: key.probe.0.clone(),
         });
-        match self.run(Some(&key.id), verb, deadline).await? {
+        match self.run(Some(&key.id), verb, deadline, uses).await? {
             Outcome::DataKey(v1::DataKey { plaintext, iv, sealed }) => {
                 Ok(Generated { plaintext: Plaintext::new(plaintext), sealed: Sealed { iv, sealed } })
             }
-            _ => Err(Failure::OutOfTurn),
+            _ => Err(Failure::OutOfTurn.into()),
         }
     }
 
     pub async fn generate_random(&self, number_of_bytes: u32, deadline: Instant) -> Result<Plaintext, Failure> {
         let verb = Verb::GenerateRandom(v1::GenerateRandom { number_of_bytes });
-        match self.run(None, verb, deadline).await? {
+        match self.run(None, verb, deadline, &Freely).await? {
             Outcome::Opaque(opaque) => Ok(Plaintext::new(opaque.bytes)),
             _ => Err(Failure::OutOfTurn),
         }
     }
 
-    /// Repeatable work, on whichever node serves it.
-    async fn run(&self, key: Option<&CkaId>, verb: Verb, deadline: Instant) -> Result<Outcome, Failure> {
+    /// Repeatable work, on whichever node serves it. `repeat` gives its leave before an HSM is given again what another, or the
+    /// same, may have done.
+    async fn run<R: Repeat>(
+        &self,
+        key: Option<&CkaId>,
+        verb: Verb,
+        deadline: Instant,
+        repeat: &R,
+    ) -> Result<Outcome, R::Refused> {
         let mut request = Request { verb: Some(verb), ..Request::default() };
         let mut history = History::default();
         let mut again = None;
         let mut suspicion = None;
+        let mut may_be_done = false;
         loop {
             let Some((index, others)) = again.take().or_else(|| self.choose(key, &history.asked)) else {
-                return Err(history.exhausted(self.why_nobody(key)));
+                return Err(history.exhausted(self.why_nobody(key)).into());
             };
             if history.is_suspect() && suspicion.is_none() {
                 suspicion = Some(self.alone(deadline).await?);
+            }
+            if std::mem::take(&mut may_be_done) {
+                repeat.leave().await?;
             }
             let now = Instant::now();
             let attempt = now + history.attempt(deadline.saturating_duration_since(now), others);
@@ -292,6 +308,7 @@ impl Connection {
                 Err(error) => error,
             };
             self.heed(index, key, &error);
+            may_be_done |= error.was_handed_over();
             match history.after(index, &error, Effect::Repeatable, Instant::now() >= deadline) {
                 Next::SameNode => again = Some((index, others)),
                 Next::OtherNode => {
@@ -301,7 +318,7 @@ impl Connection {
                     if matches!(failure, Failure::BadInput | Failure::Poisonous) {
                         tracing::warn!(hsm = %self.members[index].node.hsm(), %error, "request given up");
                     }
-                    return Err(failure);
+                    return Err(failure.into());
                 }
             }
         }

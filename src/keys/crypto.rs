@@ -3,12 +3,12 @@
 use tokio::time::Instant;
 
 use crate::authz::{Action, Permit, action};
-use crate::cluster::Failure;
+use crate::cluster::{Failure, Repeat};
 use crate::keystore::Store;
 use crate::model::{EncryptionContext, KeyId, KeyRef, KeyStoreId, KeyVersion, Plaintext};
 
 use super::holdback::Suspect;
-use super::{Error, Key, Keys, NoUse, envelope};
+use super::{Error, Key, Keys, NoUse, Version, envelope};
 
 /// A ciphertext, and what made it.
 #[derive(Debug)]
@@ -53,10 +53,12 @@ impl Keys {
         let key = self.find(self.resolve(key).await?).await?;
         self.check_holdback(&permit, &key)?;
         let connection = key.connection()?;
-        let version = self.take_use(&key).await?;
+        let uses = CountedUses::of(self, &key)?;
+        uses.take().await?;
+        let version = uses.version;
         let aad = envelope::aad(key.id, version.version, context);
-        let sealed = connection.encrypt(&version.in_hsms, aad, plaintext, deadline).await;
-        let sealed = sealed.map_err(|failure| self.noted(&permit, &key, failure))?;
+        let sealed = connection.encrypt(&version.in_hsms, aad, plaintext, deadline, &uses).await;
+        let sealed = sealed.map_err(|error| self.noted(&permit, &key, error))?;
         Ok(self.encrypted(&key, version.version, &sealed))
     }
 
@@ -87,7 +89,7 @@ impl Keys {
         let connection = key.connection()?;
         let aad = envelope::aad(key.id, version.version, context);
         let plaintext = connection.decrypt(&version.in_hsms, aad, envelope.sealed, deadline).await;
-        let plaintext = plaintext.map_err(|failure| self.noted(&permit, &key, failure))?;
+        let plaintext = plaintext.map_err(|failure| self.noted(&permit, &key, failure.into()))?;
         Ok(Decrypted { plaintext, arn: self.key_arn(&key), version: version.version })
     }
 
@@ -147,11 +149,14 @@ impl Keys {
         let key = self.find(self.resolve(key).await?).await?;
         self.check_holdback(permit, &key)?;
         let connection = key.connection()?;
-        let version = self.take_use(&key).await?;
+        let uses = CountedUses::of(self, &key)?;
+        uses.take().await?;
+        let version = uses.version;
         let aad = envelope::aad(key.id, version.version, context);
         let wanted = plaintext == PlaintextPart::Wanted;
-        let generated = connection.generate_data_key(&version.in_hsms, aad, number_of_bytes, wanted, deadline).await;
-        let generated = generated.map_err(|failure| self.noted(permit, &key, failure))?;
+        let generated =
+            connection.generate_data_key(&version.in_hsms, aad, number_of_bytes, wanted, deadline, &uses).await;
+        let generated = generated.map_err(|error| self.noted(permit, &key, error))?;
         let encrypted = self.encrypted(&key, version.version, &generated.sealed);
         Ok(NewDataKey { encrypted, plaintext: generated.plaintext })
     }
@@ -162,27 +167,17 @@ impl Keys {
     }
 
     /// A failure as the caller is told it; one that was the request's own doing is remembered.
-    fn noted<A: Action>(&self, permit: &Permit<A>, key: &Key, failure: Failure) -> Error {
-        match failure {
-            Failure::BadCiphertext => {
+    fn noted<A: Action>(&self, permit: &Permit<A>, key: &Key, error: Error) -> Error {
+        match error {
+            Error::Hsm(Failure::BadCiphertext) => {
                 self.0.holdback.bad_ciphertext(suspect(permit, key), Instant::now());
                 Error::InvalidCiphertext
             }
-            Failure::Poisonous => {
+            Error::Hsm(Failure::Poisonous) => {
                 self.0.holdback.deadly(suspect(permit, key), Instant::now());
                 Error::Hsm(Failure::Poisonous)
             }
-            other => Error::Hsm(other),
-        }
-    }
-
-    /// The current version, with one of its uses taken. Every attempt counts, also one that fails.
-    async fn take_use<'a>(&self, key: &'a Key) -> Result<&'a super::Version, Error> {
-        let version = key.version(key.current).ok_or_else(|| Error::NotFound(key.id.to_string()))?;
-        match version.uses.take(&self.0.records, key.id, version.version).await {
-            Ok(()) => Ok(version),
-            Err(NoUse::Exhausted) => Err(Error::UseLimit(key.id)),
-            Err(NoUse::Records(error)) => Err(Error::Records(error)),
+            other => other,
         }
     }
 
@@ -193,6 +188,36 @@ impl Keys {
 
     fn key_arn(&self, key: &Key) -> String {
         self.arn(&key.store.record().cluster, &format!("key/{}", key.id))
+    }
+}
+
+/// The uses of the version that encrypts. Each attempt of an HSM takes one, also one that fails.
+struct CountedUses<'a> {
+    keys: &'a Keys,
+    key: KeyId,
+    version: &'a Version,
+}
+
+impl<'a> CountedUses<'a> {
+    fn of(keys: &'a Keys, key: &'a Key) -> Result<Self, Error> {
+        let version = key.version(key.current).ok_or_else(|| Error::NotFound(key.id.to_string()))?;
+        Ok(Self { keys, key: key.id, version })
+    }
+
+    async fn take(&self) -> Result<(), Error> {
+        let taken = self.version.uses.take(&self.keys.0.records, self.key, self.version.version).await;
+        taken.map_err(|none| match none {
+            NoUse::Exhausted => Error::UseLimit(self.key),
+            NoUse::Records(error) => Error::Records(error),
+        })
+    }
+}
+
+impl Repeat for CountedUses<'_> {
+    type Refused = Error;
+
+    async fn leave(&self) -> Result<(), Error> {
+        self.take().await
     }
 }
 

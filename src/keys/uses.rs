@@ -1,7 +1,8 @@
 //! Counting what a key version has encrypted, without writing each use down.
 //!
 //! AES-GCM with random IVs is safe for 2^32 encryptions under one key (NIST SP 800-38D). Uses are
-//! reserved ahead in blocks; what a crash leaves of a block counts as spent.
+//! reserved ahead in blocks; what a crash leaves of a block counts as spent. An encryption that is given to a second HSM,
+//! or once more to the same, takes another: nobody knows whether the first made an IV.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 

@@ -145,6 +145,16 @@ pub enum CallError {
     Fault(Fault),
 }
 
+impl CallError {
+    /// Whether the request went to the worker, so that its HSM may have been asked.
+    pub const fn was_handed_over(&self) -> bool {
+        match self {
+            Self::Full | Self::NotServing | Self::LateBefore | Self::TooLong => false,
+            Self::LateAfter | Self::Lost | Self::Fault(_) => true,
+        }
+    }
+}
+
 /// One HSM node of a Connection.
 #[derive(Debug)]
 pub struct Node {

@@ -12,12 +12,14 @@ use crate::rig::{Clients, Rig, Served, pb, reason, refused};
 const ADMIN: &str = "platform-engineer";
 const WORKLOAD: &str = "spiffe://example.org/payments";
 
-/// Tokens of a development cluster whose daemon has ended, served by `keyway serve`.
-async fn served() -> (Served, Rig) {
+/// Tokens of a development cluster whose daemon has ended, served by `keyway serve`; in this order, so that the daemon
+/// goes before the tokens.
+async fn served() -> (Rig, Served) {
     tokio::task::spawn_blocking(|| {
         let mut rig = Rig::new().nodes(2).zones(2).start();
         assert!(rig.stop_daemon().success());
-        (Served::start(&rig, &[ADMIN, WORKLOAD]), rig)
+        let served = Served::start(&rig, &[ADMIN, WORKLOAD]);
+        (rig, served)
     })
     .await
     .expect("it starts")
@@ -25,7 +27,7 @@ async fn served() -> (Served, Rig) {
 
 #[tokio::test]
 async fn a_client_named_among_the_admins_does_the_main_job_and_another_is_denied_it() {
-    let (served, rig) = served().await;
+    let (rig, served) = served().await;
     let admin = served.transport.client(ADMIN);
     let mut admin = served.clients(Some(&admin)).await.expect("it is let in");
     assert_eq!(who(&mut admin).await, (ADMIN.to_owned(), pb::CallerSource::Certificate));
@@ -85,7 +87,7 @@ async fn deny_everything(mallory: &mut Clients, store: &str, key: &str, cipherte
 
 #[tokio::test]
 async fn a_daemon_told_to_stop_ends_its_streams_and_itself_and_its_successor_goes_on() {
-    let (mut served, rig) = served().await;
+    let (rig, mut served) = served().await;
     let mut clients = served.clients_on_the_socket().await;
     assert_eq!(who(&mut clients).await.1, pb::CallerSource::UnixSocket);
     let info = clients.server.get_server_info(pb::GetServerInfoRequest {}).await;

@@ -1,4 +1,4 @@
-//! Handles that name another key, creations whose answer is lost, devices that answer nonsense.
+//! Handles that name another key, creations whose answer is lost, devices that answer nonsense, uses that run out.
 
 use faulty_pkcs11::Function::*;
 use faulty_pkcs11::Rule;
@@ -182,4 +182,37 @@ async fn a_library_that_reads_no_attributes_costs_a_token_none_of_its_keys() {
         assert_eq!(rig.objects("hsm-2"), before, "0x{ckr:x}");
         assert_eq!(rig.faults("hsm-2").count(C_DestroyObject), destroyed, "0x{ckr:x}");
     }
+}
+
+#[tokio::test]
+async fn an_encryption_that_moves_to_another_hsm_spends_another_use_and_does_not_move_past_the_limit() {
+    let (mut rig, mut clients, store, key) = ready().await;
+    let ciphertext = clients.encrypt(&key, b"from before").await;
+    rig.stop_daemon();
+    let spent = (1_u64 << 32) - 3;
+    let records = format!("sqlite://{}", rig.path("daemon/records.sqlite3").display());
+    let records = sqlx::SqlitePool::connect(&records).await.expect("the daemon has ended");
+    let set = sqlx::query("UPDATE key_versions SET uses_reserved = ?").bind(spent.cast_signed());
+    assert_eq!(set.execute(&records).await.unwrap().rows_affected(), 1);
+    records.close().await;
+    rig.start_daemon();
+    let mut clients = rig.clients().await;
+    clients.all_healthy(&store).await;
+
+    // Three uses are left. Two HSMs are asked, and each may have made an IV.
+    for hsm in ["hsm-1", "hsm-2", "hsm-3"] {
+        rig.faults(hsm).set([Rule::fail(C_Encrypt, CKR_DEVICE_ERROR), Rule::journal(C_Encrypt)]);
+    }
+    let tried = || -> usize { ["hsm-1", "hsm-2", "hsm-3"].iter().map(|hsm| rig.faults(hsm).count(C_Encrypt)).sum() };
+    let request = pb::EncryptRequest { key_id: key, plaintext: b"x".to_vec(), ..Default::default() };
+    let refused = clients.crypto.encrypt(request.clone()).await.unwrap_err();
+    assert_eq!(reason(&refused), (Code::Unavailable, "NO_NODE".to_owned()), "{refused:?}");
+    assert_eq!(tried(), 2);
+    let refused = clients.crypto.encrypt(request.clone()).await.unwrap_err();
+    assert_eq!(reason(&refused), (Code::FailedPrecondition, "KEY_USE_LIMIT".to_owned()), "{refused:?}");
+    assert_eq!(tried(), 3, "a second HSM was asked with no use left");
+    let refused = clients.crypto.encrypt(request).await.unwrap_err();
+    assert_eq!(reason(&refused).1, "KEY_USE_LIMIT");
+    assert_eq!(tried(), 3);
+    assert_eq!(clients.decrypt(&ciphertext).await.unwrap(), b"from before", "it goes on decrypting");
 }

@@ -18,7 +18,7 @@ const PROTOCOL_VERSION: u8 = 70;
 
 #[tokio::test]
 async fn without_a_certificate_of_the_right_ca_tls_1_3_and_tls_at_all_nobody_comes_in() {
-    let (served, _rig) = served().await;
+    let (_rig, served) = served().await;
     let stranger = Authority::new("another CA").client(ADMIN);
     for (shown, alert) in [(None, "CertificateRequired"), (Some(&stranger), "UnknownCA")] {
         let told = kept_out(served.address(), served.transport.client_config(shown)).await;
