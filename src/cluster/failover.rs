@@ -153,6 +153,10 @@ impl History {
     }
 
     /// A request under which a worker died moves once: if the next dies too, the request may be the cause.
+    ///
+    /// However the workers died: SIGKILL from outside acquits nobody, since that is also how the kernel ends a worker that a
+    /// request makes outgrow the machine's memory, and how we end one that a request has stuck. Two workers that somebody
+    /// kills for his own reasons under the same innocent request cost its caller a minute of this one operation.
     fn lost(&mut self) -> Next {
         match self.move_once(Class::Lost, Failure::NoNode) {
             Next::Stop(_) => Next::Stop(Failure::Poisonous),
