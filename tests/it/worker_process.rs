@@ -72,7 +72,7 @@ impl Node {
 
     fn worker(&self) -> Worker {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        ours.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        ours.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
         let process = Command::new(env!("CARGO_BIN_EXE_keyway"))
             .args(["worker", "a-test"])
             .env_clear()
