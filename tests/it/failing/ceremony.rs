@@ -23,7 +23,7 @@ async fn a_wrong_so_pin_is_offered_once_and_again_only_when_an_operator_says_so(
 
     // However often it is proved, by whatever wakes it: another node is given the keys meanwhile.
     clients.empty_and_heal(&rig, &store, "hsm-3").await;
-    kill(rig.workers_of("hsm-2")[0]);
+    kill(rig.worker_of("hsm-2"));
     clients.watch_until(&store, |store| node(store, "hsm-2").worker_restarts > 0).await;
     clients.until_told(&store, "hsm-2", "the SO PIN was refused on hsm-2").await;
     rig.kill_daemon();
@@ -77,7 +77,7 @@ async fn giving_a_token_the_clusters_keys_spends_no_more_than_the_one_attempt_on
     clients.tries(&store, "hsm-2", 3).await;
     assert_eq!(logins.refused(&rig), 1);
     // The next worker does not offer it either.
-    kill(rig.workers_of("hsm-2")[0]);
+    kill(rig.worker_of("hsm-2"));
     clients.until_health(&store, "hsm-2", pb::HsmHealth::LoginRefused).await;
     assert_eq!(logins.refused(&rig), 1);
 }

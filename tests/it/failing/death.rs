@@ -29,7 +29,7 @@ async fn a_call_that_blocks_for_ever_is_answered_by_another_node_long_before_its
 #[tokio::test]
 async fn no_new_work_goes_to_a_worker_that_does_not_answer_its_ping() {
     let (rig, mut clients, store, key) = ready().await;
-    let stopped = rig.workers_of("hsm-2")[0];
+    let stopped = rig.worker_of("hsm-2");
     signal(stopped, rustix::process::Signal::STOP);
     // The first that meet it wait for their share of the deadline; soon nobody is sent there any more.
     let quick = wait_async(|| {
@@ -135,7 +135,7 @@ async fn a_worker_that_is_stuck_in_its_library_outlives_its_daemon_by_no_more_th
     // Every thread of one is stuck in a call, another is stuck before it has read anything from its link.
     rig.faults("hsm-1").set([Rule::journal(On::all()), Rule::block(On::all())]);
     rig.faults("hsm-2").set([Rule::block(C_Initialize)]);
-    kill(rig.workers_of("hsm-2")[0]);
+    kill(rig.worker_of("hsm-2"));
     let load = Load::start(&clients, &key, 8);
     let blocked = |hsm| rig.faults(hsm).journal().iter().filter(|it| it.outcome == Outcome::Blocked).count();
     wait_async(|| async { (blocked("hsm-1") >= 2 && blocked("hsm-2") >= 1).then_some(()) }).await;

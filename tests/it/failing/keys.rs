@@ -39,7 +39,7 @@ async fn a_search_that_finds_the_wrong_key_is_not_believed() {
     clients.key(&store).await;
     rig.faults("hsm-1").set([Rule::find_wrong()]);
     // A new worker has to look every key up.
-    kill(rig.workers_of("hsm-1")[0]);
+    kill(rig.worker_of("hsm-1"));
     let told = |store: &pb::KeyStore| super::node(store, "hsm-1").last_error.contains("another key");
     clients.watch_until(&store, told).await;
     let mut kept = Vec::new();
@@ -155,7 +155,7 @@ async fn what_a_generation_leaves_that_was_cut_off_at_its_very_beginning_is_dest
     let token = tokens.flatten().next().unwrap().path();
     std::fs::write(token.join("0badcafe-0bad-0bad-0bad-0badcafe0bad.object"), half_made).unwrap();
     assert_eq!(rig.objects("hsm-2").len(), before.len() + 1);
-    kill(rig.workers_of("hsm-2")[0]);
+    kill(rig.worker_of("hsm-2"));
     clients.until_replaced(&store, "hsm-2", 1).await;
     assert_eq!(rig.objects("hsm-2"), before);
 }
@@ -167,7 +167,7 @@ async fn a_library_that_reads_no_attributes_costs_a_token_none_of_its_keys() {
     let ciphertext = clients.encrypt(&key, b"before").await;
     for (times, ckr) in [(1, CKR_FUNCTION_NOT_SUPPORTED), (2, CKR_ARGUMENTS_BAD), (3, CKR_ATTRIBUTE_VALUE_INVALID)] {
         rig.faults("hsm-2").set([Rule::journal(C_GetAttributeValue), Rule::fail(C_GetAttributeValue, ckr)]);
-        let former = rig.workers_of("hsm-2")[0];
+        let former = rig.worker_of("hsm-2");
         kill(former);
         // Its successor has looked for what the former may have left half-made: at every object.
         let asked = || {

@@ -16,7 +16,7 @@ async fn a_token_that_locks_is_asked_once_and_the_budget_outlives_the_daemon() {
     // The password is changed behind our back: what keyway has is wrong from now on, on this HSM.
     rig.faults("hsm-3").set([Rule::fail(C_Login, CKR_PIN_INCORRECT)]);
     let before = rig.faults("hsm-3").count(C_Login);
-    kill(rig.workers_of("hsm-3")[0]);
+    kill(rig.worker_of("hsm-3"));
     let told = clients.until_health(&store, "hsm-3", pb::HsmHealth::LoginRefused).await;
     assert_eq!(node(&told, "hsm-3").login_attempts_left, 0);
     assert_eq!(rig.faults("hsm-3").count(C_Login), before + 1);
@@ -49,7 +49,7 @@ async fn a_token_that_locks_is_asked_once_and_the_budget_outlives_the_daemon() {
 async fn a_store_with_one_hsm_that_refused_connects_again_with_the_others() {
     let (rig, mut clients, store, key) = ready().await;
     rig.faults("hsm-1").set([Rule::fail(C_Login, CKR_PIN_INCORRECT)]);
-    kill(rig.workers_of("hsm-1")[0]);
+    kill(rig.worker_of("hsm-1"));
     clients.until_health(&store, "hsm-1", pb::HsmHealth::LoginRefused).await;
     let before = rig.faults("hsm-1").count(C_Login);
     for _ in 0..3 {
@@ -166,7 +166,7 @@ async fn a_password_changed_by_another_process_leaves_the_running_worker_alone_a
     // SoftHSM2 goes on taking the old one in a running process: nothing has happened yet.
     let ciphertext = clients.encrypt(&key, b"x").await;
     let before = rig.faults("hsm-2").count(C_Login);
-    kill(rig.workers_of("hsm-2")[0]);
+    kill(rig.worker_of("hsm-2"));
     clients.until_health(&store, "hsm-2", pb::HsmHealth::LoginRefused).await;
     assert_eq!(rig.faults("hsm-2").count(C_Login), before + 1);
     assert_eq!(clients.decrypt(&ciphertext).await.unwrap(), b"x");
@@ -179,12 +179,12 @@ async fn a_password_put_right_while_the_next_login_waits_is_not_refused() {
     let (rig, mut clients, store, _) = ready().await;
     // The pauses between logins grow, so that there is time.
     for times in 1..=5 {
-        kill(rig.workers_of("hsm-2")[0]);
+        kill(rig.worker_of("hsm-2"));
         clients.until_replaced(&store, "hsm-2", times).await;
     }
     rig.change_password("hsm-2", "another-password-of-32-characters");
     let before = rig.faults("hsm-2").count(C_Login);
-    kill(rig.workers_of("hsm-2")[0]);
+    kill(rig.worker_of("hsm-2"));
     // Its next worker has opened the token, and waits.
     clients.until_health(&store, "hsm-2", pb::HsmHealth::NotProbed).await;
     rig.restore_password("hsm-2", "another-password-of-32-characters");

@@ -184,7 +184,7 @@ async fn a_clock_that_jumps_changes_no_nodes_health_and_ends_no_call() {
     for offset in ["86400", "-86400", "0"] {
         std::fs::write(rig.path("daemon/seams/clock-offset"), offset).unwrap();
         load.more(50).await;
-        kill(rig.workers_of("hsm-1")[0]);
+        kill(rig.worker_of("hsm-1"));
         let before = clients.all_healthy(&store).await;
         clients.until_replaced(&store, "hsm-1", node(&before, "hsm-1").worker_restarts.max(1)).await;
     }

@@ -114,7 +114,7 @@ async fn watching_a_cluster_tells_each_change_of_health_with_its_reason() {
     let (rig, mut clients, store, _) = ready().await;
     let watch = pb::WatchClusterRequest { cluster_id: rig.cluster_id() };
     let stream = clients.clusters.watch_cluster(watch).await.unwrap().into_inner();
-    kill(rig.workers_of("hsm-2")[0]);
+    kill(rig.worker_of("hsm-2"));
     clients.until_replaced(&store, "hsm-2", 1).await;
     let mut changes = stream.flat_map_changes("hsm-2");
     assert_eq!(changes.next().await, Some((pb::HsmHealth::Unreachable, "its worker ended".to_owned())));

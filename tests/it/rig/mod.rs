@@ -177,6 +177,11 @@ impl Rig {
         self.workers().into_iter().filter(|(_, slot)| of_it(slot)).map(|(pid, _)| pid).collect()
     }
 
+    /// The worker that serves a node, or is about to: a new one may not be there yet.
+    pub fn worker_of(&self, hsm: &str) -> u32 {
+        wait(|| self.workers_of(hsm).first().copied())
+    }
+
     /// From now until the file is dropped, whoever makes an object in the node's token waits:
     /// SoftHSM2 takes this lock first, and has no limit to its patience.
     pub fn hang_next_creation(&self, hsm: &str) -> std::fs::File {
