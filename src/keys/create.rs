@@ -21,7 +21,8 @@ use tokio::time::Instant;
 use crate::authz::{Permit, action};
 use crate::clock;
 use crate::cluster::{Connection, Failure, KeyInHsms, Made};
-use crate::keystore::Store;
+use crate::keystore::lifecycle::Event;
+use crate::keystore::{self, Store};
 use crate::link::v1::presence::Found;
 use crate::model::{AliasName, CkaId, HsmId, KeyId, KeySpec, KeyVersion};
 use crate::records::{self, BegunKey, KeyLimits, Proof, Unavailable};
@@ -127,18 +128,19 @@ impl Keys {
     }
 
     async fn begin(&self, store: &Store, new: NewKey) -> Result<Begun, Error> {
-        let connection = store.connected().map_err(|state| Error::StoreNotConnected { store: store.id(), state })?;
+        let record = store.record();
+        let connection = super::connection_of(store, Event::CreateKey)?;
         let nodes = connection.ready_for_new_keys();
         let zones = connection.zones(&nodes);
         if zones < 2 {
             return Err(Error::TooFewNodes { nodes: nodes.len(), zones });
         }
-        let record = store.record();
         let id = KeyId::random();
         let live = Live::new(self.clone(), id);
         let row = records::NewKey {
             id,
             store: record.id.clone(),
+            store_state: record.state,
             cluster: record.cluster.clone(),
             spec: new.spec,
             description: new.description,
@@ -156,7 +158,10 @@ impl Keys {
             BegunKey::RequestReused => Err(Error::RequestReused),
             BegunKey::AliasInUse => Err(Error::AliasInUse(new.alias.expect("only a named alias can be in use"))),
             BegunKey::TooManyKeys => Err(Error::TooManyKeys(self.0.settings.per_key_store)),
-            BegunKey::StoreNotConnected => Err(Error::StoreNotConnected { store: record.id, state: store.state() }),
+            BegunKey::StoreChanged => {
+                let why = super::connection_of(store, Event::CreateKey).err();
+                Err(why.unwrap_or(Error::KeyStore(keystore::Error::Conflict)))
+            }
         }
     }
 
@@ -239,7 +244,8 @@ impl Keys {
 
     async fn note_presence(&self, creation: &Creation, index: usize) {
         let hsm = creation.connection.members()[index].node.hsm();
-        let noted = self.0.records.set_presence(creation.id, KeyVersion::FIRST, hsm, Proof::Used, clock::now()).await;
+        let place = (&creation.connection.cluster, hsm);
+        let noted = self.0.records.set_presence(creation.id, KeyVersion::FIRST, place, Proof::Used, clock::now()).await;
         if let Err(error) = noted {
             tracing::warn!(%hsm, key = %creation.id, %error, "a copy could not be written down; it is looked for again");
         }

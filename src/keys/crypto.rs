@@ -4,11 +4,11 @@ use tokio::time::Instant;
 
 use crate::authz::{Action, Permit, action};
 use crate::cluster::Failure;
-use crate::keystore::Store;
+use crate::keystore::lifecycle::Event;
 use crate::model::{EncryptionContext, KeyId, KeyRef, KeyStoreId, KeyVersion, Plaintext};
 
 use super::holdback::Suspect;
-use super::{Error, Key, Keys, NoUse, envelope};
+use super::{Error, Key, Keys, NoUse, connection_of, envelope};
 
 /// A ciphertext, and what made it.
 #[derive(Debug)]
@@ -124,11 +124,11 @@ impl Keys {
         let connection = match store {
             Some(id) => {
                 let store = self.0.stores.get(id)?;
-                store.connected().map_err(|state| Error::StoreNotConnected { store: id.clone(), state })?
+                connection_of(&store, Event::Use)?
             }
             None => {
                 let stores = self.0.stores.list();
-                let connected = stores.iter().find_map(|store: &std::sync::Arc<Store>| store.connected().ok());
+                let connected = stores.iter().find_map(|store| connection_of(store, Event::Use).ok());
                 connected.ok_or(Error::NoConnectedStore)?
             }
         };

@@ -26,6 +26,7 @@ use tokio::sync::Notify;
 use crate::authz::{Permit, action};
 use crate::clock;
 use crate::cluster::{self, Failure, KeyInHsms};
+use crate::keystore::lifecycle::{self, Event};
 use crate::keystore::{self, KeyStores, Store};
 use crate::model::{AliasName, CkaId, ClusterId, ConnectionState, KeyId, KeyRef, KeyState, KeyStoreId, KeyVersion};
 use crate::records::{AliasRecord, CreatedAlias, KeyRecord, Records, Unavailable};
@@ -227,9 +228,10 @@ impl Keys {
 
     fn describe_record(&self, record: KeyRecord) -> Description {
         let state = self.0.stores.get(&record.store).map_or(ConnectionState::Disconnected, |store| store.state());
+        let refused = lifecycle::next(state, Event::Use).err();
         Description {
             arn: self.arn(&record.cluster, &format!("key/{}", record.id)),
-            unavailable: (state != ConnectionState::Connected).then_some(state),
+            unavailable: refused.map(|refused| refused.state),
             record,
         }
     }
@@ -288,8 +290,18 @@ impl Key {
     }
 
     fn connection(&self) -> Result<Arc<cluster::Connection>, Error> {
-        self.store.connected().map_err(|state| Error::Unavailable { key: self.id, store: self.store.id(), state })
+        match connection_of(&self.store, Event::Use) {
+            Err(Error::StoreNotConnected { store, state }) => Err(Error::Unavailable { key: self.id, store, state }),
+            other => other,
+        }
     }
+}
+
+/// A store's Connection, when its state allows what is wanted of it.
+fn connection_of(store: &Store, what: Event) -> Result<Arc<cluster::Connection>, Error> {
+    let allowed = store.connection_for(what);
+    let connection = allowed.map_err(|state| Error::StoreNotConnected { store: store.id(), state })?;
+    connection.ok_or(Error::Hsm(Failure::NoNode))
 }
 
 /// A number for people: its digits in threes.

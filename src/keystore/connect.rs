@@ -17,7 +17,7 @@ use crate::node::{Health, LoginRefusal};
 use crate::records::ConnectionFault;
 
 use super::lifecycle::Event;
-use super::{KeyStores, Store};
+use super::{Error, KeyStores, Store};
 
 /// Once one node is proved, the others get this long before the store is CONNECTED without them.
 const OTHERS: Duration = Duration::from_secs(20);
@@ -73,13 +73,8 @@ pub(super) async fn run(stores: KeyStores, store: Arc<Store>) {
         _ = changes.wait_for(|record| record.state != ConnectionState::Connecting) => None,
         outcome = tokio::time::timeout(stores.0.settings.connect_timeout, attempt(&stores, &store)) => Some(outcome),
     };
-    let Some(outcome) = outcome else {
-        // Disconnected meanwhile, perhaps before there was anything to close.
-        if let Some(connection) = store.connection.send_replace(None) {
-            connection.close(Closing::Now).await;
-        }
-        return;
-    };
+    // Disconnected meanwhile: whoever did that waits for this end, and closes what was opened.
+    let Some(outcome) = outcome else { return };
     let outcome = outcome.unwrap_or_else(|_| {
         Err(fault(ConnectionErrorCode::NetworkErrors, "the attempt took longer than connect_timeout".to_owned(), None))
     });
@@ -93,8 +88,14 @@ pub(super) async fn run(stores: KeyStores, store: Arc<Store>) {
             stores.advance_in_the_end(&store, Event::Failed, |record| record.last_error = Some(fault.clone())).await
         }
     };
-    if let Err(error) = moved {
-        tracing::error!(key_store = %store.id(), %error, "the end of a connect could not be written down");
+    match moved {
+        Ok(()) => {}
+        Err(Error::InvalidState(refused)) => {
+            tracing::info!(key_store = %store.id(), %refused, "disconnected before the attempt had ended");
+        }
+        Err(error) => {
+            tracing::error!(key_store = %store.id(), %error, "the end of a connect could not be written down");
+        }
     }
 }
 

@@ -260,19 +260,26 @@ impl KeyStores {
     }
 
     async fn connect_now(&self, store: Arc<Store>) -> Result<(), Error> {
+        let _turn = store.turn.lock().await;
         let record = store.record();
         if lifecycle::next(record.state, Event::Connect)? == Step::Stay {
             return Ok(());
         }
-        let id = record.cluster.clone();
-        let cluster = self.0.clusters.get(&id).ok_or_else(|| Error::ClusterNotFound(id.clone()))?;
-        prerequisites::to_connect(cluster).map_err(|unmet| Error::InvalidConfiguration { cluster: id, unmet })?;
+        // One that is not declared any more is found missing by the attempt.
+        if let Some(cluster) = self.0.clusters.get(&record.cluster) {
+            prerequisites::to_connect(cluster)
+                .map_err(|unmet| Error::InvalidConfiguration { cluster: record.cluster.clone(), unmet })?;
+        }
         // The operator's act: an attempt that a crash left open may be made once more.
         let user = Username::kmsuser();
         self.0.records.forgive_unsettled(&record.cluster, &user, record.password_version).await?;
-        self.advance(&store, Event::Connect, |record| record.connect_attempt += 1).await?;
-        self.0.runtime.spawn(connect::run(self.clone(), store));
+        self.advance_in_turn(&store, Event::Connect, |record| record.connect_attempt += 1).await?;
+        self.begin_attempt(&store);
         Ok(())
+    }
+
+    fn begin_attempt(&self, store: &Arc<Store>) {
+        store.attempts(self.0.runtime.spawn(connect::run(self.clone(), store.clone())));
     }
 
     /// Begins to disconnect: answers when DISCONNECTING is written down, and no request is taken any more.
@@ -298,12 +305,14 @@ impl KeyStores {
         let store = self.get(id)?;
         let this = self.clone();
         self.outlive(async move {
-            let state = store.record().state;
+            let _turn = store.turn.lock().await;
+            let state = store.state();
             lifecycle::next(state, Event::Delete)?;
-            match this.0.records.delete_key_store(&store.id()).await? {
-                DeletedKeyStore::Deleted | DeletedKeyStore::Gone => {}
+            match this.0.records.delete_key_store(&store.id(), state).await? {
+                DeletedKeyStore::Deleted => {}
                 DeletedKeyStore::HasKeys(keys) => return Err(Error::HasKeys(keys)),
-                DeletedKeyStore::NotDisconnected => return Err(Error::Conflict),
+                DeletedKeyStore::Changed => return Err(Error::Conflict),
+                DeletedKeyStore::Gone => return Err(Error::NotFound(store.id().to_string())),
             }
             this.0.stores.write().unwrap_or_else(PoisonError::into_inner).remove(&store.id());
             this.0.listed.send_modify(|count| *count += 1);
@@ -339,7 +348,7 @@ impl KeyStores {
                 }
             }
             ConnectionState::Connecting => {
-                self.0.runtime.spawn(connect::run(self.clone(), store));
+                self.begin_attempt(&store);
             }
             ConnectionState::Disconnecting => self.drain(store, Closing::Now).await,
             ConnectionState::Disconnected | ConnectionState::Failed => {}
@@ -348,6 +357,7 @@ impl KeyStores {
     }
 
     async fn drain(&self, store: Arc<Store>, closing: Closing) {
+        store.attempt_ended().await;
         if let Some(connection) = store.connection.send_replace(None) {
             connection.close(closing).await;
         }
@@ -404,8 +414,19 @@ impl KeyStores {
         }
     }
 
-    /// Moves the store as the table says, in the records first. Lost races are [`Error::Conflict`].
+    /// Moves the store as the table says.
     async fn advance(&self, store: &Store, event: Event, also: impl FnOnce(&mut KeyStoreRecord)) -> Result<(), Error> {
+        let _turn = store.turn.lock().await;
+        self.advance_in_turn(store, event, also).await
+    }
+
+    /// The same, for who holds the store's turn: in the records first, and here when it stands there.
+    async fn advance_in_turn(
+        &self,
+        store: &Store,
+        event: Event,
+        also: impl FnOnce(&mut KeyStoreRecord),
+    ) -> Result<(), Error> {
         let before = store.record();
         let Step::Move(to) = lifecycle::next(before.state, event)? else {
             return Ok(());
@@ -420,11 +441,16 @@ impl KeyStores {
             last_error: after.last_error.clone(),
         };
         if !self.0.records.move_key_store(&before.id, before.state, &change).await? {
-            return Err(Error::Conflict);
+            return Err(self.lost(&before.id));
         }
         tracing::info!(key_store = %before.id, from = %before.state, %to, "key store moved");
         store.record.send_replace(after);
         Ok(())
+    }
+
+    /// Why a record is not as it was a moment ago: the store was deleted, or another request came first.
+    fn lost(&self, id: &KeyStoreId) -> Error {
+        self.get(id).err().unwrap_or(Error::Conflict)
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<KeyStoreId, Arc<Store>>> {

@@ -18,6 +18,7 @@ mod presences;
 mod replicas;
 mod row;
 mod seal;
+mod updates;
 mod uses;
 
 #[cfg(test)]
@@ -39,6 +40,7 @@ pub use logins::{LoginLeave, Standing};
 pub use open::Settings;
 pub use presences::{NewProof, PresenceRecord, Proof};
 pub use replicas::ProvableKey;
+pub use updates::{KeyStoreUpdate, UpdatedKeyStore};
 pub use uses::Reserved;
 
 use seal::Sealer;
