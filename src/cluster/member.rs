@@ -19,6 +19,8 @@ pub struct Member {
     pub node: Arc<Node>,
     /// The login whose worker was proved to hold this cluster's keys; 0 = none.
     proved: AtomicU64,
+    /// Its token holds none of the cluster's keys, and nobody was there to give them to it.
+    stranger: AtomicBool,
     /// Counts the proofs of this node, so that whoever brings it level knows for which one he has.
     proofs: AtomicU64,
     /// Keys known to be missing here. Everything else is taken to be there.
@@ -68,6 +70,7 @@ impl Member {
         Self {
             node,
             proved: AtomicU64::new(0),
+            stranger: AtomicBool::new(false),
             proofs: AtomicU64::new(0),
             lacks: RwLock::default(),
             lacks_any: AtomicBool::new(false),
@@ -94,6 +97,15 @@ impl Member {
     pub(super) fn set_proved(&self, login: u64) {
         self.proved.store(login, Relaxed);
         self.proofs.fetch_add(1, Relaxed);
+    }
+
+    /// Whether its token was seen to hold none of the cluster's keys, when nobody was there to give them to it.
+    pub fn is_stranger(&self) -> bool {
+        self.stranger.load(Relaxed)
+    }
+
+    pub(super) fn set_stranger(&self, stranger: bool) {
+        self.stranger.store(stranger, Relaxed);
     }
 
     /// Which proof stands, if one does. Another number means another login, or that the node was doubted and proved again.

@@ -59,6 +59,14 @@ enum Unproved {
 }
 
 impl Unproved {
+    /// The token itself is to blame: only another node, or another token, can help.
+    fn is_of_a_stranger(&self) -> bool {
+        match self {
+            Self::NoSource | Self::OtherCluster => true,
+            Self::NotOurs | Self::Step(_) | Self::Ceremony(_) | Self::Records(_) => false,
+        }
+    }
+
     fn pause_after(&self, pause: Duration) -> Duration {
         match self {
             // Costs no node anything, and nobody tells when the other node gives up.
@@ -94,6 +102,7 @@ async fn keep(connection: &Connection, index: usize) {
         let mut changes = connection.changes();
         let Err(why) = prove(connection, index, &mut tries).await else {
             (tries.pause, tries.told) = (FIRST_PAUSE, String::new());
+            member.set_stranger(false);
             member.set_proved(login);
             member.node.proved(login);
             connection.changed();
@@ -104,6 +113,7 @@ async fn keep(connection: &Connection, index: usize) {
             continue;
         };
         tries.tell(&member.node, &why);
+        member.set_stranger(why.is_of_a_stranger());
         member.set_proved(0);
         member.node.not_level(login, &tries.told);
         tokio::select! {

@@ -1,11 +1,15 @@
 //! Using keys: encrypt, decrypt, data keys, random bytes.
 
+use std::sync::Arc;
+
 use tokio::time::Instant;
 
 use crate::authz::{Action, Permit, action};
-use crate::cluster::Failure;
+use crate::cluster::{Connection, Failure};
+use crate::keystore::Store;
 use crate::keystore::lifecycle::Event;
 use crate::model::{EncryptionContext, KeyId, KeyRef, KeyStoreId, KeyVersion, Plaintext};
+use crate::records::Proof;
 
 use super::holdback::Suspect;
 use super::{Error, Key, Keys, NoUse, connection_of, envelope};
@@ -56,7 +60,7 @@ impl Keys {
         let version = self.take_use(&key).await?;
         let aad = envelope::aad(key.id, version.version, context);
         let sealed = connection.encrypt(&version.in_hsms, aad, plaintext, deadline).await;
-        let sealed = sealed.map_err(|failure| self.noted(&permit, &key, failure))?;
+        let sealed = self.told(&permit, &key, version.version, &connection, sealed).await?;
         Ok(self.encrypted(&key, version.version, &sealed))
     }
 
@@ -87,7 +91,7 @@ impl Keys {
         let connection = key.connection()?;
         let aad = envelope::aad(key.id, version.version, context);
         let plaintext = connection.decrypt(&version.in_hsms, aad, envelope.sealed, deadline).await;
-        let plaintext = plaintext.map_err(|failure| self.noted(&permit, &key, failure))?;
+        let plaintext = self.told(&permit, &key, version.version, &connection, plaintext).await?;
         Ok(Decrypted { plaintext, arn: self.key_arn(&key), version: version.version })
     }
 
@@ -121,18 +125,19 @@ impl Keys {
         number_of_bytes: u32,
         deadline: Instant,
     ) -> Result<Plaintext, Error> {
-        let connection = match store {
-            Some(id) => {
-                let store = self.0.stores.get(id)?;
-                connection_of(&store, Event::Use)?
-            }
+        let store = match store {
+            Some(id) => self.0.stores.get(id)?,
             None => {
-                let stores = self.0.stores.list();
-                let connected = stores.iter().find_map(|store| connection_of(store, Event::Use).ok());
-                connected.ok_or(Error::NoConnectedStore)?
+                let connected = |store: &Arc<Store>| connection_of(store, Event::Use).is_ok();
+                self.0.stores.list().into_iter().find(connected).ok_or(Error::NoConnectedStore)?
             }
         };
-        Ok(connection.generate_random(number_of_bytes, deadline).await?)
+        let drawn = connection_of(&store, Event::Use)?.generate_random(number_of_bytes, deadline).await;
+        if drawn.as_ref().is_err_and(|failure| *failure == Failure::NoNode) {
+            // It may have been disconnected meanwhile, which is then the reason.
+            connection_of(&store, Event::Use)?;
+        }
+        Ok(drawn?)
     }
 
     async fn data_key<A: Action>(
@@ -151,7 +156,7 @@ impl Keys {
         let aad = envelope::aad(key.id, version.version, context);
         let wanted = plaintext == PlaintextPart::Wanted;
         let generated = connection.generate_data_key(&version.in_hsms, aad, number_of_bytes, wanted, deadline).await;
-        let generated = generated.map_err(|failure| self.noted(permit, &key, failure))?;
+        let generated = self.told(permit, &key, version.version, &connection, generated).await?;
         let encrypted = self.encrypted(&key, version.version, &generated.sealed);
         Ok(NewDataKey { encrypted, plaintext: generated.plaintext })
     }
@@ -161,19 +166,54 @@ impl Keys {
         held.map_err(|remaining| Error::HeldBack { key: key.id, remaining })
     }
 
-    /// A failure as the caller is told it; one that was the request's own doing is remembered.
-    fn noted<A: Action>(&self, permit: &Permit<A>, key: &Key, failure: Failure) -> Error {
+    /// What the HSMs did with a version of a key, as the caller is told it. A failure that was the request's own doing is
+    /// remembered.
+    async fn told<A: Action, T>(
+        &self,
+        permit: &Permit<A>,
+        key: &Key,
+        version: KeyVersion,
+        connection: &Connection,
+        outcome: Result<T, Failure>,
+    ) -> Result<T, Error> {
+        let failure = match outcome {
+            Ok(done) => return Ok(done),
+            Err(failure) => failure,
+        };
         match failure {
             Failure::BadCiphertext => {
                 self.0.holdback.bad_ciphertext(suspect(permit, key), Instant::now());
-                Error::InvalidCiphertext
+                return Err(Error::InvalidCiphertext);
             }
-            Failure::Poisonous => {
-                self.0.holdback.deadly(suspect(permit, key), Instant::now());
-                Error::Hsm(Failure::Poisonous)
+            Failure::Poisonous => self.0.holdback.deadly(suspect(permit, key), Instant::now()),
+            // The store may have been disconnected under the request, which is then the reason.
+            Failure::NoNode => drop(key.connection()?),
+            Failure::KeyUnavailable if self.is_lost(key, version, connection).await? => {
+                return Err(Error::Lost { key: key.id, cluster: connection.cluster.clone() });
             }
-            other => Error::Hsm(other),
+            Failure::KeyUnavailable
+            | Failure::BadInput
+            | Failure::Busy
+            | Failure::Late
+            | Failure::Unsupported(_)
+            | Failure::OutcomeUnknown
+            | Failure::OutOfTurn => {}
         }
+        Err(Error::Hsm(failure))
+    }
+
+    /// Whether the version was looked for on every node of its cluster and is on none, as after a move to a cluster that
+    /// was restored from a backup older than the key.
+    async fn is_lost(&self, key: &Key, version: KeyVersion, connection: &Connection) -> Result<bool, Error> {
+        for member in connection.members() {
+            let place = (&connection.cluster, member.node.hsm());
+            let known = self.0.records.presence(key.id, version, place).await?;
+            let is_missing = known.is_some_and(|known| matches!(known.proof, Proof::Missing | Proof::Different));
+            if !is_missing {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// The current version, with one of its uses taken. Every attempt counts, also one that fails.

@@ -57,6 +57,9 @@ pub enum Error {
     /// A key that exists cannot be used, since its store is not connected.
     #[error("key {key} is UNAVAILABLE: its key store {store} is {state}")]
     Unavailable { key: KeyId, store: KeyStoreId, state: ConnectionState },
+    /// Every HSM of the cluster was asked, and none has it.
+    #[error("key {key} is on no HSM of cluster {cluster}, all of which were looked at")]
+    Lost { key: KeyId, cluster: ClusterId },
     #[error("no connected key store can give random bytes")]
     NoConnectedStore,
     #[error("a new key needs two HSMs in two availability zones that answer; {nodes} in {zones} do")]

@@ -112,8 +112,8 @@ async fn attempt(stores: &KeyStores, store: &Store) -> Result<(), ConnectionFaul
     for index in 0..connection.members().len() {
         connection.bring_up(index);
     }
-    until(&connection, || any_proved(&connection) || connection.members().iter().all(is_out) || refused(&connection))
-        .await;
+    let hopeless = || connection.members().iter().all(|member| is_out(member) || member.is_stranger());
+    until(&connection, || any_proved(&connection) || hopeless() || refused(&connection)).await;
     if any_proved(&connection) {
         let all_decided = || connection.members().iter().all(|member| member.is_proved() || is_out(member));
         // One suffices: the time for the others must not cost the store what the first has proved.
@@ -137,7 +137,7 @@ fn refused(connection: &Connection) -> bool {
 fn is_verdict(refusal: LoginRefusal) -> bool {
     match refusal {
         LoginRefusal::Incorrect | LoginRefusal::Locked => true,
-        LoginRefusal::LoggedInElsewhere | LoginRefusal::Unsettled | LoginRefusal::NotTried => false,
+        LoginRefusal::NoUser | LoginRefusal::LoggedInElsewhere | LoginRefusal::Unsettled | LoginRefusal::NotTried => false,
     }
 }
 
@@ -148,19 +148,25 @@ fn refusals(connection: &Connection) -> impl Iterator<Item = (&HsmId, LoginRefus
     })
 }
 
-/// The refusal that says most, or that nobody was there to refuse.
+/// That the tokens are not the right ones; else the refusal that says most, or that nobody was there to refuse.
 fn why_nobody(connection: &Connection) -> ConnectionFault {
+    if let Some(stranger) = connection.members().iter().find(|member| member.is_stranger()) {
+        let message = format!("no HSM of the cluster holds the key store's keys: {}", reasons(connection));
+        return fault(ConnectionErrorCode::InternalError, message, Some(stranger.node.hsm().clone()));
+    }
     let most_telling = refusals(connection).min_by_key(|(_, refusal, _)| match refusal {
         LoginRefusal::Incorrect => 0,
         LoginRefusal::Locked => 1,
-        LoginRefusal::LoggedInElsewhere => 2,
-        LoginRefusal::Unsettled => 3,
-        LoginRefusal::NotTried => 4,
+        LoginRefusal::NoUser => 2,
+        LoginRefusal::LoggedInElsewhere => 3,
+        LoginRefusal::Unsettled => 4,
+        LoginRefusal::NotTried => 5,
     });
     if let Some((hsm, refusal, reason)) = most_telling {
         let code = match refusal {
             LoginRefusal::Incorrect | LoginRefusal::NotTried => ConnectionErrorCode::InvalidCredentials,
             LoginRefusal::Locked => ConnectionErrorCode::UserLockedOut,
+            LoginRefusal::NoUser => ConnectionErrorCode::UserNotFound,
             LoginRefusal::LoggedInElsewhere => ConnectionErrorCode::UserLoggedIn,
             LoginRefusal::Unsettled => ConnectionErrorCode::InternalError,
         };

@@ -302,7 +302,8 @@ impl Node {
         });
     }
 
-    fn link(&self) -> Option<Arc<Link>> {
+    /// The worker that serves now.
+    pub fn link(&self) -> Option<Arc<Link>> {
         self.serving.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -337,6 +338,7 @@ fn heeded(link: &Link, outcome: Outcome) -> Result<Outcome, CallError> {
         | Kind::PinIncorrect
         | Kind::PinLocked
         | Kind::UserLoggedIn
+        | Kind::UserNotFound
         | Kind::PinRefused
         | Kind::Capacity
         | Kind::Protocol

@@ -204,6 +204,12 @@ impl From<keys::Error> for Refusal {
                     .with("keyStoreId", store)
                     .with("connectionState", state)
             }
+            E::Lost { key, cluster } => {
+                let way_out = "bring back an HSM that holds it, or move the key store to a cluster that does";
+                Self::new(Code::FailedPrecondition, "KMS_INVALID_STATE", format!("{message}; {way_out}"))
+                    .with("keyId", key)
+                    .with("clusterId", cluster)
+            }
             E::NoConnectedStore => {
                 Self::new(Code::FailedPrecondition, "CUSTOM_KEY_STORE_INVALID_STATE", format!("{message}; connect one"))
             }
