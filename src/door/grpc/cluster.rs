@@ -34,7 +34,7 @@ impl Service {
             state: pb::ClusterState::Active.into(),
             account: settings.account.to_string(),
             region: settings.region.to_string(),
-            certificate: settings.trust_anchor.clone(),
+            certificate: settings.certificate.as_ref().map(|it| it.pem().to_owned()).unwrap_or_default(),
             sync_mode: pb::SyncMode::Wrap.into(),
             subnets: settings.subnets.iter().map(subnet).collect(),
             hsms: settings.nodes.iter().map(|(hsm, node)| self.hsm(id, hsm, node, connection.as_deref())).collect(),

@@ -92,7 +92,7 @@ pub(super) fn hsm_at_rest(hsm: &HsmId, settings: &NodeSettings, is: Health, reas
     pb::Hsm {
         hsm_id: hsm.to_string(),
         availability_zone: settings.zone.to_string(),
-        subnet_id: settings.subnet.to_string(),
+        subnet_id: settings.subnet.as_ref().map(ToString::to_string).unwrap_or_default(),
         state: pb::HsmState::Active.into(),
         health: health(is).into(),
         health_reason: reason,
