@@ -21,6 +21,7 @@ macro_rules! actions {
 actions!(
     CreateKeyStore,
     DescribeKeyStores,
+    UpdateKeyStore,
     DeleteKeyStore,
     ConnectKeyStore,
     DisconnectKeyStore,

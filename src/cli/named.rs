@@ -41,6 +41,7 @@ named!(
     ListKeysResponse,
     ResumeHsmResponse,
     SyncClusterResponse,
+    UpdateKeyStoreResponse,
     WatchClusterResponse,
     WatchKeyStoreResponse,
     WhoAmIResponse,

@@ -11,6 +11,7 @@ mod maintenance;
 pub mod prerequisites;
 mod settings;
 mod store;
+mod update;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -35,6 +36,7 @@ pub use connect::{Phase, Progress, progress};
 pub use maintenance::Logins;
 pub use settings::Settings;
 pub use store::Store;
+pub use update::Changes;
 
 /// How long running requests get when a store is disconnected, unless told otherwise.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -104,7 +106,7 @@ struct Inner {
     stores: RwLock<BTreeMap<KeyStoreId, Arc<Store>>>,
     /// New Connections, for whoever keeps their keys level with the records.
     opened: mpsc::Sender<Arc<Connection>>,
-    /// Counts stores made and deleted.
+    /// Counts stores made, deleted, and moved to another cluster.
     listed: watch::Sender<u64>,
     /// HSMs that an operator took out of use, with his notes.
     drained: RwLock<BTreeMap<(ClusterId, HsmId), String>>,
@@ -161,7 +163,7 @@ impl KeyStores {
         stores
     }
 
-    /// Changes whenever a store is made or deleted.
+    /// Changes whenever a store is made or deleted, or moves to another cluster.
     pub fn listed(&self) -> watch::Receiver<u64> {
         self.0.listed.subscribe()
     }
@@ -237,14 +239,7 @@ impl KeyStores {
             return Ok(None);
         }
         let stored = self.0.records.password(&record.cluster, &Username::kmsuser(), record.password_version).await?;
-        let same = stored.is_some_and(|stored| {
-            aws_lc_rs::constant_time::verify_slices_are_equal(
-                stored.expose().as_bytes(),
-                new.password.expose().as_bytes(),
-            )
-            .is_ok()
-        });
-        Ok(same.then_some(store))
+        Ok(stored.is_some_and(|stored| same_password(&stored, &new.password)).then_some(store))
     }
 
     /// Begins to connect: answers when CONNECTING is written down.
@@ -456,6 +451,12 @@ impl KeyStores {
     fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<KeyStoreId, Arc<Store>>> {
         self.0.stores.read().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// In a time that tells nothing of either.
+fn same_password(one: &Password, other: &Password) -> bool {
+    let (one, other) = (one.expose().as_bytes(), other.expose().as_bytes());
+    aws_lc_rs::constant_time::verify_slices_are_equal(one, other).is_ok()
 }
 
 fn worker_spec(cluster: &ClusterId, hsm: &HsmId, settings: &cluster::NodeSettings, user: &Username) -> WorkerSpec {

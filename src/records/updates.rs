@@ -12,13 +12,20 @@ use crate::model::{ClusterId, KeyStoreName, Password, PasswordVersion, Username}
 use super::row::number;
 use super::{KeyStoreRecord, Records, Unavailable};
 
-/// What is to become different. At least one of it.
+/// What is to become different.
 #[derive(Debug, Default)]
 pub struct KeyStoreUpdate {
     pub name: Option<KeyStoreName>,
     /// The present password, which no HSM has judged yet.
     pub password: Option<Password>,
     pub cluster: Option<ClusterId>,
+}
+
+impl KeyStoreUpdate {
+    pub fn is_empty(&self) -> bool {
+        let Self { name, password, cluster } = self;
+        name.is_none() && password.is_none() && cluster.is_none()
+    }
 }
 
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tonic::Status;
 
 use crate::keystore;
-use crate::model::{EncryptionContext, KeyRef, KeySpec, KeyStoreId, Plaintext};
+use crate::model::{EncryptionContext, KeyRef, KeySpec, KeyStoreId, Password, Plaintext};
 use crate::proto::v1 as pb;
 
 use super::status;
@@ -30,6 +30,18 @@ pub(super) fn parse<T: FromStr<Err: std::fmt::Display>>(field: &str, text: &str)
 /// Parses a field that may be left out.
 pub(super) fn parse_optional<T: FromStr<Err: std::fmt::Display>>(field: &str, text: &str) -> Result<Option<T>, Status> {
     if text.is_empty() { Ok(None) } else { parse(field, text).map(Some) }
+}
+
+/// Parses a field that is told apart from an empty one.
+pub(super) fn parse_given<T: FromStr<Err: std::fmt::Display>>(
+    field: &str,
+    text: Option<&str>,
+) -> Result<Option<T>, Status> {
+    text.map(|text| parse(field, text)).transpose()
+}
+
+pub(super) fn key_store_password(text: String) -> Result<Password, Status> {
+    Password::for_key_store(text).map_err(|why| status::field("key_store_password", why))
 }
 
 pub(super) fn key_ref(text: &str) -> Result<KeyRef, Status> {
