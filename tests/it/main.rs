@@ -8,8 +8,11 @@ mod rig;
 
 mod bad_input;
 mod command_line;
+mod concurrency;
+mod connection_errors;
 mod contract;
 mod crash;
+mod disconnecting;
 mod documents;
 mod drift;
 mod failing;
@@ -20,4 +23,5 @@ mod main_job;
 mod reflection;
 mod serve;
 mod soak;
+mod update;
 mod worker_process;

@@ -16,7 +16,7 @@ use super::pki::{Authority, Identity};
 use super::{Clients, PATIENCE, Rig, wait};
 
 pub struct Served {
-    home: PathBuf,
+    pub(super) home: PathBuf,
     pub transport: Authority,
     daemon: Option<Child>,
     address: String,
@@ -88,6 +88,13 @@ impl Served {
         std::fs::read_to_string(self.home.join("serve.log")).unwrap_or_default()
     }
 
+    /// `kill -9`, as a power cut would.
+    pub fn kill_daemon(&mut self) {
+        let mut daemon = self.daemon.take().expect("running");
+        daemon.kill().expect("it is ours");
+        daemon.wait().expect("it is ours");
+    }
+
     pub fn tell_to_stop(&self) {
         let pid = self.daemon.as_ref().expect("running").id().cast_signed();
         let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
@@ -152,6 +159,7 @@ admins = {admins:?}
 region = "us-east-1"
 account = "123456789012"
 trust_anchor = {trust_anchor:?}
+backup_lineage = "first"
 sync = "wrap"
 profile = "softhsm2"
 "#,
