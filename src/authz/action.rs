@@ -26,6 +26,7 @@ actions!(
     DisconnectKeyStore,
     WatchKeyStore,
     DescribeClusters,
+    CheckCluster,
     WatchCluster,
     DrainHsm,
     ResumeHsm,

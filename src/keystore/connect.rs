@@ -17,7 +17,7 @@ use crate::node::{Health, LoginRefusal};
 use crate::records::ConnectionFault;
 
 use super::lifecycle::Event;
-use super::{KeyStores, Store};
+use super::{KeyStores, Store, prerequisites};
 
 /// Once one node is proved, the others get this long before the store is CONNECTED without them.
 const OTHERS: Duration = Duration::from_secs(20);
@@ -100,6 +100,11 @@ pub(super) async fn run(stores: KeyStores, store: Arc<Store>) {
 
 async fn attempt(stores: &KeyStores, store: &Store) -> Result<(), ConnectionFault> {
     let began = Instant::now();
+    let facts = stores.facts(&store.record().cluster);
+    prerequisites::while_connecting(&facts).map_err(|unmet| {
+        let message = format!("cluster {} cannot be connected to: {unmet}", facts.id);
+        fault(unmet.code(), message, None)
+    })?;
     let connection = match stores.open(store).await {
         Ok(Some(connection)) => connection,
         Ok(None) => {

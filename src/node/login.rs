@@ -218,7 +218,7 @@ enum Answer {
 }
 
 /// What an attempt that failed says of the password.
-enum Said {
+pub(super) enum Said {
     Refusal(LoginRefusal),
     /// No verdict: it was not even looked at.
     LoggedInElsewhere,
@@ -229,7 +229,7 @@ enum Said {
 }
 
 impl Said {
-    fn by(error: &OpeningError) -> Self {
+    pub(super) fn by(error: &OpeningError) -> Self {
         match error {
             OpeningError::Fault(fault) => match refusal(fault.kind()) {
                 Some(LoginRefusal::LoggedInElsewhere) => Self::LoggedInElsewhere,

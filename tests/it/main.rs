@@ -7,6 +7,7 @@
 mod rig;
 
 mod bad_input;
+mod checking;
 mod command_line;
 mod contract;
 mod crash;
@@ -17,7 +18,9 @@ mod faulty_library;
 mod formats;
 mod lifecycle;
 mod main_job;
+mod prerequisites;
 mod reflection;
+mod reload;
 mod serve;
 mod soak;
 mod worker_process;
