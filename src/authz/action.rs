@@ -27,6 +27,7 @@ actions!(
     DisconnectKeyStore,
     WatchKeyStore,
     DescribeClusters,
+    CheckCluster,
     WatchCluster,
     DrainHsm,
     ResumeHsm,

@@ -263,7 +263,7 @@ async fn live(ready: Ready) -> Result<(), StartError> {
     assets.forget_announcement();
     let cluster = config.clusters[&cluster_id].clone();
     init_tokens(&assets, &cluster_id, &cluster, &config.data_dir).await.map_err(failed)?;
-    let app = App::start(config, Mode::Dev).await?;
+    let app = App::start(config, None, Mode::Dev).await?;
     announce(&assets, &cluster_id, &cluster, &app.bound).map_err(failed)?;
     if insecure_listen {
         eprintln!("\nWARNING: --insecure: this development daemon listens beyond the loopback.\n");

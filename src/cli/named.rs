@@ -20,6 +20,7 @@ macro_rules! named {
 }
 
 named!(
+    CheckClusterResponse,
     ConnectKeyStoreResponse,
     CreateAliasResponse,
     CreateKeyResponse,

@@ -8,6 +8,7 @@
 
 mod ceremony;
 mod connection;
+mod declared;
 pub mod failover;
 mod health;
 mod listing;
@@ -20,6 +21,7 @@ pub mod route;
 mod settings;
 
 pub use connection::{Closing, Connection, Failure, Generated, KeyInHsms, Made, Sealed};
+pub use declared::{Clusters, Declared, differences};
 pub use listing::Listing;
 pub use member::Member;
 pub use names::{AccountId, Lineage, SecurityGroupId, SubnetId};

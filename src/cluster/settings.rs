@@ -1,6 +1,7 @@
 //! What the operator declares of a cluster: where its HSMs are, and how to reach them.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -96,6 +97,29 @@ pub struct NodeSettings {
     pub so_pin_file: Option<PathBuf>,
 }
 
+/// So many HSMs, in so many availability zones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quorum {
+    pub hsms: usize,
+    pub zones: usize,
+}
+
+impl Quorum {
+    /// As AWS has it.
+    pub const USUAL: Self = Self { hsms: 2, zones: 2 };
+
+    pub const fn is_met_by(self, hsms: usize, zones: usize) -> bool {
+        hsms >= self.hsms && zones >= self.zones
+    }
+}
+
+impl fmt::Display for Quorum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let of = |number: usize, one: &str, many: &str| format!("{number} {}", if number == 1 { one } else { many });
+        write!(f, "{} in {}", of(self.hsms, "HSM", "HSMs"), of(self.zones, "availability zone", "availability zones"))
+    }
+}
+
 impl Settings {
     /// Clusters of one lineage descend from the same backups. Equal cluster certificates mean that, as in AWS. Without
     /// either, a cluster is related to itself alone: two of them must not be taken for relatives by accident.
@@ -105,6 +129,17 @@ impl Settings {
             (None, Some(certificate)) => Lineage::of_certificate(&certificate.fingerprint()),
             (None, None) => Lineage::of_nobody_but(id),
         }
+    }
+
+    /// The HSMs that count: the others take no part in anything new.
+    pub fn active_nodes(&self) -> impl Iterator<Item = (&HsmId, &NodeSettings)> {
+        self.nodes.iter().filter(|(_, node)| node.state == HsmState::Active)
+    }
+
+    /// What must hold a new key before it is told to be there.
+    pub fn quorum(&self) -> Quorum {
+        let hsms = usize::try_from(self.min_hsms_to_create.get()).unwrap_or(usize::MAX);
+        Quorum { hsms, zones: hsms.min(Quorum::USUAL.zones) }
     }
 
     /// What an operator should look at although it stops nothing.

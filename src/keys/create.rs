@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::authz::{Permit, action};
 use crate::clock;
-use crate::cluster::{Connection, Failure, KeyInHsms, Made};
+use crate::cluster::{Connection, Failure, KeyInHsms, Made, Quorum};
 use crate::keystore::lifecycle::Event;
 use crate::keystore::{self, Store};
 use crate::link::v1::presence::Found;
@@ -57,6 +57,8 @@ struct Creation {
     connection: Arc<Connection>,
     /// The nodes named in the record, in the order they are asked.
     nodes: Vec<usize>,
+    /// So many must have proved the key before anybody is told of it.
+    needed: Quorum,
 }
 
 impl Keys {
@@ -131,9 +133,11 @@ impl Keys {
         let record = store.record();
         let connection = super::connection_of(store, Event::CreateKey)?;
         let nodes = connection.ready_for_new_keys();
+        self.0.stores.may_create_key(&record.cluster)?;
+        let needed = self.0.stores.quorum(&record.cluster);
         let zones = connection.zones(&nodes);
-        if zones < 2 {
-            return Err(Error::TooFewNodes { nodes: nodes.len(), zones });
+        if !needed.is_met_by(nodes.len(), zones) {
+            return Err(Error::TooFewNodes { nodes: nodes.len(), zones, needed });
         }
         let id = KeyId::random();
         let live = Live::new(self.clone(), id);
@@ -152,7 +156,7 @@ impl Keys {
         };
         let limits = KeyLimits { keys_per_store: self.0.settings.per_key_store, request_retention: REQUEST_RETENTION };
         match self.0.records.begin_key(&row, &limits).await? {
-            BegunKey::Begun => Ok(Begun::New(Creation { id, spec: new.spec, connection, nodes }, live)),
+            BegunKey::Begun => Ok(Begun::New(Creation { id, spec: new.spec, connection, nodes, needed }, live)),
             BegunKey::Replay { id, state: crate::model::KeyState::Enabled } => Ok(Begun::Replay(id)),
             BegunKey::Replay { id, state: crate::model::KeyState::Creating } => Err(Error::StillCreating(id)),
             BegunKey::RequestReused => Err(Error::RequestReused),
@@ -196,14 +200,15 @@ impl Keys {
         creation.ask_nothing_yet(&key.id, maker);
         let mut copies = creation.copy(&key, maker, &made.wrapped);
         let mut proven = vec![maker];
-        while creation.connection.zones(&proven) < 2 {
+        while !creation.needed.is_met_by(proven.len(), creation.connection.zones(&proven)) {
             match creation.next_proven(&mut copies, &key.id).await {
                 Some(index) => proven.push(index),
                 None => {
                     drop(copies);
                     self.abandon(creation).await;
                     let zones = creation.connection.zones(&proven);
-                    return Err((answer, Error::TooFewNodes { nodes: proven.len(), zones }));
+                    let needed = creation.needed;
+                    return Err((answer, Error::TooFewNodes { nodes: proven.len(), zones, needed }));
                 }
             }
         }

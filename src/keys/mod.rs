@@ -16,7 +16,7 @@ mod settings;
 mod sync;
 mod uses;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use std::time::Duration;
@@ -25,7 +25,7 @@ use tokio::sync::Notify;
 
 use crate::authz::{Permit, action};
 use crate::clock;
-use crate::cluster::{self, Failure, KeyInHsms};
+use crate::cluster::{self, Declared, Failure, KeyInHsms, Quorum};
 use crate::keystore::lifecycle::{self, Event};
 use crate::keystore::{self, KeyStores, Store};
 use crate::model::{AliasName, CkaId, ClusterId, ConnectionState, KeyId, KeyRef, KeyState, KeyStoreId, KeyVersion};
@@ -62,8 +62,8 @@ pub enum Error {
     Lost { key: KeyId, cluster: ClusterId },
     #[error("no connected key store can give random bytes")]
     NoConnectedStore,
-    #[error("a new key needs two HSMs in two availability zones that answer; {nodes} in {zones} do")]
-    TooFewNodes { nodes: usize, zones: usize },
+    #[error("a new key needs {needed} that answer; {nodes} in {zones} do")]
+    TooFewNodes { nodes: usize, zones: usize, needed: Quorum },
     #[error("the ciphertext was not made by the key, or with another encryption context, or was changed")]
     InvalidCiphertext,
     #[error("the ciphertext was made by another key than the one named")]
@@ -101,7 +101,7 @@ pub struct Keys(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     settings: Settings,
-    clusters: Arc<BTreeMap<ClusterId, cluster::Settings>>,
+    clusters: Declared,
     records: Records,
     stores: KeyStores,
     /// Enabled keys that were asked for since the start. Bounded by the quota of keys per store.
@@ -145,12 +145,7 @@ pub struct Description {
 
 impl Keys {
     /// Creations run on the runtime this is called on.
-    pub fn new(
-        settings: Settings,
-        clusters: Arc<BTreeMap<ClusterId, cluster::Settings>>,
-        records: Records,
-        stores: KeyStores,
-    ) -> Self {
+    pub fn new(settings: Settings, clusters: Declared, records: Records, stores: KeyStores) -> Self {
         Self(Arc::new(Inner {
             settings,
             clusters,

@@ -17,7 +17,7 @@ use crate::node::{Health, LoginRefusal};
 use crate::records::ConnectionFault;
 
 use super::lifecycle::Event;
-use super::{Error, KeyStores, Store};
+use super::{Error, KeyStores, Store, prerequisites};
 
 /// Once one node is proved, the others get this long before the store is CONNECTED without them.
 const OTHERS: Duration = Duration::from_secs(20);
@@ -101,6 +101,11 @@ pub(super) async fn run(stores: KeyStores, store: Arc<Store>) {
 
 async fn attempt(stores: &KeyStores, store: &Store) -> Result<(), ConnectionFault> {
     let began = Instant::now();
+    let facts = stores.facts(&store.record().cluster);
+    prerequisites::while_connecting(&facts).map_err(|unmet| {
+        let message = format!("cluster {} cannot be connected to: {unmet}", facts.id);
+        fault(unmet.code(), message, None)
+    })?;
     let connection = match stores.open(store).await {
         Ok(Some(connection)) => connection,
         Ok(None) => {
@@ -137,7 +142,9 @@ fn refused(connection: &Connection) -> bool {
 fn is_verdict(refusal: LoginRefusal) -> bool {
     match refusal {
         LoginRefusal::Incorrect | LoginRefusal::Locked => true,
-        LoginRefusal::NoUser | LoginRefusal::LoggedInElsewhere | LoginRefusal::Unsettled | LoginRefusal::NotTried => false,
+        LoginRefusal::NoUser | LoginRefusal::LoggedInElsewhere | LoginRefusal::Unsettled | LoginRefusal::NotTried => {
+            false
+        }
     }
 }
 
@@ -163,17 +170,21 @@ fn why_nobody(connection: &Connection) -> ConnectionFault {
         LoginRefusal::NotTried => 5,
     });
     if let Some((hsm, refusal, reason)) = most_telling {
-        let code = match refusal {
-            LoginRefusal::Incorrect | LoginRefusal::NotTried => ConnectionErrorCode::InvalidCredentials,
-            LoginRefusal::Locked => ConnectionErrorCode::UserLockedOut,
-            LoginRefusal::NoUser => ConnectionErrorCode::UserNotFound,
-            LoginRefusal::LoggedInElsewhere => ConnectionErrorCode::UserLoggedIn,
-            LoginRefusal::Unsettled => ConnectionErrorCode::InternalError,
-        };
-        return fault(code, reason, Some(hsm.clone()));
+        return fault(code(refusal), reason, Some(hsm.clone()));
     }
     let reasons = reasons(connection);
     fault(ConnectionErrorCode::NetworkErrors, format!("no HSM of the cluster can be used: {reasons}"), None)
+}
+
+/// What a refused login is called in AWS.
+pub(super) fn code(refusal: LoginRefusal) -> ConnectionErrorCode {
+    match refusal {
+        LoginRefusal::Incorrect | LoginRefusal::NotTried => ConnectionErrorCode::InvalidCredentials,
+        LoginRefusal::Locked => ConnectionErrorCode::UserLockedOut,
+        LoginRefusal::NoUser => ConnectionErrorCode::UserNotFound,
+        LoginRefusal::LoggedInElsewhere => ConnectionErrorCode::UserLoggedIn,
+        LoginRefusal::Unsettled => ConnectionErrorCode::InternalError,
+    }
 }
 
 fn is_out(member: &Member) -> bool {

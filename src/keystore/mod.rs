@@ -4,11 +4,14 @@
 //! stores their results by compare-and-set and runs what they ask for in tasks of their own, so that nothing is
 //! lost when a caller leaves. It never looks at keys: whether a store still has some is the records' answer.
 
+mod check;
 mod connect;
+mod facts;
 pub mod lifecycle;
 mod lookout;
 mod maintenance;
 pub mod prerequisites;
+mod redeclare;
 mod settings;
 mod store;
 mod update;
@@ -21,7 +24,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::authz::{Permit, action};
 use crate::clock;
-use crate::cluster::{self, Closing, Connection};
+use crate::cluster::{self, Closing, Connection, Declared, Lineage};
 use crate::host::{Host, WorkerSpec};
 use crate::model::{
     ClusterId, ConnectionState, HsmId, KeyStoreId, KeyStoreName, Password, PasswordVersion, TrustAnchor, Username,
@@ -32,6 +35,7 @@ use crate::records::{AddedKeyStore, DeletedKeyStore, KeyStoreChange, KeyStoreRec
 use lifecycle::{Event, Refused, Step};
 use prerequisites::Unmet;
 
+pub use check::Shown;
 pub use connect::{Phase, Progress, progress};
 pub use maintenance::Logins;
 pub use settings::Settings;
@@ -53,8 +57,26 @@ pub enum Error {
     NameInUse(KeyStoreName),
     #[error("cluster {0} is tied to another key store")]
     ClusterInUse(ClusterId),
+    #[error("cluster {cluster} cannot be used: {unmet}")]
+    RelativeInUse {
+        cluster: ClusterId,
+        #[source]
+        unmet: Unmet,
+    },
     #[error("no cluster {0} is declared")]
     ClusterNotFound(ClusterId),
+    #[error("cluster {cluster} cannot be used: {unmet}")]
+    ClusterNotActive {
+        cluster: ClusterId,
+        #[source]
+        unmet: Unmet,
+    },
+    #[error("the key store cannot be moved to cluster {cluster}: {unmet}")]
+    ClusterNotRelated {
+        cluster: ClusterId,
+        #[source]
+        unmet: Unmet,
+    },
     #[error("cluster {cluster} has no HSM {hsm}")]
     HsmNotFound { cluster: ClusterId, hsm: HsmId },
     #[error("cluster {cluster} does not meet the prerequisites: {unmet}")]
@@ -100,7 +122,11 @@ pub struct KeyStores(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     settings: Settings,
-    clusters: Arc<BTreeMap<ClusterId, cluster::Settings>>,
+    clusters: Declared,
+    /// The lineages of clusters as they were last declared.
+    lineages: RwLock<BTreeMap<ClusterId, Lineage>>,
+    /// Held while a key store is tied to a cluster, from the look at the prerequisites until it stands in the list.
+    tying: tokio::sync::Mutex<()>,
     records: Records,
     host: Host,
     stores: RwLock<BTreeMap<KeyStoreId, Arc<Store>>>,
@@ -122,7 +148,7 @@ impl KeyStores {
     /// Reads the stores from the records. New Connections are told to `opened`, and live on the runtime this is called on.
     pub async fn load(
         settings: Settings,
-        clusters: Arc<BTreeMap<ClusterId, cluster::Settings>>,
+        clusters: Declared,
         records: Records,
         host: Host,
         opened: mpsc::Sender<Arc<Connection>>,
@@ -130,11 +156,15 @@ impl KeyStores {
         let found = records.key_stores().await?;
         let stores = found.into_iter().map(|record| (record.id.clone(), Store::new(record))).collect();
         let listed = watch::Sender::new(0);
+        facts::remember_lineages(&records, facts::lineages(&clusters)).await?;
+        let lineages = RwLock::new(records.lineages().await?.into_iter().collect());
         let drained = records.drained_hsms().await?;
         let drained = drained.into_iter().map(|it| ((it.cluster, it.hsm), it.note)).collect();
         Ok(Self(Arc::new(Inner {
             settings,
             clusters,
+            lineages,
+            tying: tokio::sync::Mutex::default(),
             records,
             host,
             stores: RwLock::new(stores),
@@ -195,15 +225,18 @@ impl KeyStores {
     }
 
     async fn create_now(&self, new: NewKeyStore) -> Result<Arc<Store>, Error> {
-        let cluster = self.0.clusters.get(&new.cluster).ok_or_else(|| Error::ClusterNotFound(new.cluster.clone()))?;
-        prerequisites::to_create(cluster)
-            .map_err(|unmet| Error::InvalidConfiguration { cluster: new.cluster.clone(), unmet })?;
-        if !prerequisites::is_trust_anchor_of(cluster, &new.trust_anchor) {
-            return Err(Error::IncorrectTrustAnchor(new.cluster));
-        }
+        let _tying = self.0.tying.lock().await;
+        // A repeat is answered as the first time, whatever became of the cluster since.
         if let Some(twin) = self.twin_of(&new).await? {
             return Ok(twin);
         }
+        let facts = prerequisites::Facts {
+            name: Some(new.name.clone()),
+            trust_anchor: Some(Ok(new.trust_anchor.clone())),
+            password: Some(Ok(())),
+            ..self.facts(&new.cluster)
+        };
+        prerequisites::to_create(&facts).map_err(|unmet| Error::of(&new.cluster, unmet))?;
         let mut record = KeyStoreRecord {
             id: KeyStoreId::random(),
             name: new.name.clone(),
@@ -261,10 +294,8 @@ impl KeyStores {
             return Ok(());
         }
         // One that is not declared any more is found missing by the attempt.
-        if let Some(cluster) = self.0.clusters.get(&record.cluster) {
-            prerequisites::to_connect(cluster)
-                .map_err(|unmet| Error::InvalidConfiguration { cluster: record.cluster.clone(), unmet })?;
-        }
+        let facts = self.facts(&record.cluster);
+        prerequisites::to_connect(&facts).map_err(|unmet| Error::of(&record.cluster, unmet))?;
         // The operator's act: an attempt that a crash left open may be made once more.
         let user = Username::kmsuser();
         self.0.records.forgive_unsettled(&record.cluster, &user, record.password_version).await?;
@@ -375,7 +406,7 @@ impl KeyStores {
         };
         let _maintenance = self.0.maintenance.lock().await;
         let mut nodes = Vec::new();
-        for (hsm, settings) in &cluster.nodes {
+        for (hsm, settings) in cluster.active_nodes() {
             let drained = self.drained(&record.cluster, hsm);
             let spec = worker_spec(&record.cluster, hsm, settings, &user);
             nodes.push(Node::new(spec, settings.zone.clone(), settings.queue_limit, drained));

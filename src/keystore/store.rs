@@ -25,7 +25,12 @@ pub struct Store {
 
 impl Store {
     pub(super) fn new(record: KeyStoreRecord) -> Arc<Self> {
-        Arc::new(Self { record: watch::Sender::new(record), connection: watch::Sender::new(None), turn: tokio::sync::Mutex::default(), attempt: Mutex::default() })
+        Arc::new(Self {
+            record: watch::Sender::new(record),
+            connection: watch::Sender::new(None),
+            turn: tokio::sync::Mutex::default(),
+            attempt: Mutex::default(),
+        })
     }
 
     pub(super) fn attempts(&self, attempt: JoinHandle<()>) {

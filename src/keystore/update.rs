@@ -10,6 +10,7 @@ use crate::model::{ClusterId, KeyStoreId, KeyStoreName, Password, Username};
 use crate::records::{KeyStoreRecord, KeyStoreUpdate, Standing, UpdatedKeyStore};
 
 use super::lifecycle::{self, Event};
+use super::prerequisites::{self, Facts};
 use super::{Error, KeyStores, Selector, Store, same_password};
 
 /// What is to become different.
@@ -34,6 +35,7 @@ impl KeyStores {
     }
 
     async fn update_now(&self, store: &Store, changes: Changes) -> Result<(), Error> {
+        // The turn first, and then the tying: nobody who ties waits for a turn.
         let _turn = store.turn.lock().await;
         let before = store.record();
         changes.are_allowed(&before)?;
@@ -45,6 +47,11 @@ impl KeyStores {
             && self.find(&Selector::Name(name.clone())).is_ok()
         {
             return Err(Error::NameInUse(name.clone()));
+        }
+        let _tying = self.0.tying.lock().await;
+        if let Some(cluster) = &update.cluster {
+            let facts = Facts { moving: Some(before.id.clone()), ..self.facts(cluster) };
+            prerequisites::to_move_to(&facts).map_err(|unmet| Error::of(cluster, unmet))?;
         }
         let after = match self.0.records.update_key_store(&before, &update).await? {
             UpdatedKeyStore::Updated(after) => *after,

@@ -220,7 +220,7 @@ enum Answer {
 }
 
 /// What an attempt that failed says of the password.
-enum Said {
+pub(super) enum Said {
     Refusal(LoginRefusal),
     /// No verdict: it was not even looked at, and so cannot have counted.
     Unheeded(LoginRefusal),
@@ -231,7 +231,7 @@ enum Said {
 }
 
 impl Said {
-    fn by(error: &OpeningError) -> Self {
+    pub(super) fn by(error: &OpeningError) -> Self {
         match error {
             OpeningError::Fault(fault) => match refusal(fault.kind()) {
                 Some(refusal @ (LoginRefusal::LoggedInElsewhere | LoginRefusal::NoUser)) => Self::Unheeded(refusal),

@@ -20,6 +20,7 @@ mod link;
 mod login;
 mod lookout;
 mod supervise;
+mod trial;
 
 use std::num::NonZeroU32;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -41,6 +42,7 @@ pub use link::{Link, Load};
 pub use login::{Gate, LoginRefusal, refusal};
 pub use lookout::{Reach, look_out};
 pub use supervise::{Common, supervise};
+pub use trial::{Tried, try_password};
 
 /// A crypto user's password, and which one it is.
 #[derive(Debug)]

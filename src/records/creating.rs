@@ -233,7 +233,8 @@ async fn insert(change: &mut Transaction<'_, Sqlite>, new: &NewKey) -> Result<()
         .execute(&mut **change)
         .await?;
     for hsm in &new.hsms {
-        put_presence(&mut **change, new.id, KeyVersion::FIRST, (&new.cluster, hsm), Proof::Unknown, new.created).await?;
+        put_presence(&mut **change, new.id, KeyVersion::FIRST, (&new.cluster, hsm), Proof::Unknown, new.created)
+            .await?;
     }
     for (name, value) in &new.tags {
         sqlx::query("INSERT INTO tags (key_id, name, value) VALUES (?, ?, ?)")

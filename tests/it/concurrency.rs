@@ -89,9 +89,7 @@ impl Serialisation<'_> {
             let rest = left & !(1 << index);
             match (store, answer) {
                 (_, Answer::Conflict) | (None, Answer::Gone) => self.exists(rest, store),
-                (Some(now), Answer::Refused(state)) => {
-                    next(now, *asked) == Err(*state) && self.exists(rest, store)
-                }
+                (Some(now), Answer::Refused(state)) => next(now, *asked) == Err(*state) && self.exists(rest, store),
                 (Some(now), Answer::Done) => next(now, *asked).is_ok_and(|after| self.exists(rest, &after)),
                 (None, Answer::Done | Answer::Refused(_)) | (Some(_), Answer::Gone) => false,
             }

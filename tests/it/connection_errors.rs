@@ -60,7 +60,8 @@ async fn refused_login(answer: u64, code: Code) -> (Rig, Clients, String, pb::Co
 async fn invalid_credentials() {
     let (rig, mut clients, store, _) = refused_login(CKR_PIN_INCORRECT, Code::InvalidCredentials).await;
     // The same word again, from an operator who has put the HSMs right.
-    let request = pb::UpdateKeyStoreRequest { key_store_password: Some(rig.password()), ..super::update::update(&store) };
+    let request =
+        pb::UpdateKeyStoreRequest { key_store_password: Some(rig.password()), ..super::update::update(&store) };
     clients.update_store(request).await;
     clients.connects(&store).await;
 }
@@ -68,7 +69,8 @@ async fn invalid_credentials() {
 #[tokio::test]
 async fn user_locked_out() {
     let (rig, mut clients, store, _) = refused_login(CKR_PIN_LOCKED, Code::UserLockedOut).await;
-    let request = pb::UpdateKeyStoreRequest { key_store_password: Some(rig.password()), ..super::update::update(&store) };
+    let request =
+        pb::UpdateKeyStoreRequest { key_store_password: Some(rig.password()), ..super::update::update(&store) };
     clients.update_store(request).await;
     clients.connects(&store).await;
 }
@@ -151,10 +153,8 @@ async fn subnet_not_found_and_insufficient_free_addresses_in_subnet() {
     let mut served = Served::start(&rig, &[]);
     let store = served.clients_on_the_socket().await.store(&rig, "main").await;
     let zone = "zone = \"us-east-1a\"";
-    let cases = [
-        ("present = false", Code::SubnetNotFound),
-        ("free_addresses = 0", Code::InsufficientFreeAddressesInSubnet),
-    ];
+    let cases =
+        [("present = false", Code::SubnetNotFound), ("free_addresses = 0", Code::InsufficientFreeAddressesInSubnet)];
     for (fault, code) in cases {
         served.restart_with(|text| text.replace(zone, &format!("{zone}\n{fault}"))).await;
         let mut clients = served.clients_on_the_socket().await;

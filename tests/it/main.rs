@@ -7,6 +7,7 @@
 mod rig;
 
 mod bad_input;
+mod checking;
 mod command_line;
 mod concurrency;
 mod connection_errors;
@@ -20,7 +21,9 @@ mod faulty_library;
 mod formats;
 mod lifecycle;
 mod main_job;
+mod prerequisites;
 mod reflection;
+mod reload;
 mod serve;
 mod soak;
 mod update;

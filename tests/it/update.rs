@@ -62,10 +62,8 @@ async fn a_store_whose_password_was_refused_connects_once_the_right_one_is_told(
     clients.connect(&store).await;
     let failed = clients.settled(&store).await;
     assert_eq!(failed.connection_error_code(), pb::ConnectionErrorCode::InvalidCredentials);
-    let with = |password: &str| pb::UpdateKeyStoreRequest {
-        key_store_password: Some(password.to_owned()),
-        ..update(&store)
-    };
+    let with =
+        |password: &str| pb::UpdateKeyStoreRequest { key_store_password: Some(password.to_owned()), ..update(&store) };
     let answer = clients.stores.update_key_store(with(&rig.password())).await;
     refused("a FAILED store", answer, "CUSTOM_KEY_STORE_INVALID_STATE", "");
     let rename = pb::UpdateKeyStoreRequest { new_key_store_name: Some("other".into()), ..update(&store) };

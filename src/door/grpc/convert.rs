@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use tonic::Status;
 
+use crate::clock;
 use crate::keystore;
-use crate::model::{EncryptionContext, KeyRef, KeySpec, KeyStoreId, Password, Plaintext};
+use crate::model::{EncryptionContext, KeyRef, KeySpec, KeyStoreId, Password, Plaintext, TrustAnchor};
 use crate::proto::v1 as pb;
 
 use super::status;
@@ -25,6 +26,13 @@ pub(super) fn parse<T: FromStr<Err: std::fmt::Display>>(field: &str, text: &str)
         return Err(status::field(field, "is required"));
     }
     text.parse().map_err(|why| status::field(field, why))
+}
+
+/// A certificate that is shown now, as a cluster's trust anchor, or what is wrong with it.
+pub(super) fn trust_anchor(pem: &str) -> Result<TrustAnchor, String> {
+    let anchor = TrustAnchor::parse(pem).map_err(|rule| rule.to_string())?;
+    anchor.is_valid_at(clock::now()).map_err(|why| why.to_string())?;
+    Ok(anchor)
 }
 
 /// Parses a field that may be left out.

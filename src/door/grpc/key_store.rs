@@ -11,7 +11,7 @@ use crate::authz::action;
 use crate::clock;
 use crate::cluster::{Closing, Connection};
 use crate::keystore::{Changes, NewKeyStore, Selector, Store};
-use crate::model::{KeyStoreName, TrustAnchor};
+use crate::model::KeyStoreName;
 use crate::proto::v1 as pb;
 use crate::proto::v1::key_store_service_server::KeyStoreService;
 
@@ -44,7 +44,7 @@ impl KeyStoreService for Service {
             name: convert::parse("key_store_name", &asked.key_store_name)?,
             cluster: convert::parse("cluster_id", &asked.cluster_id)?,
             password,
-            trust_anchor: TrustAnchor::parse(&asked.trust_anchor_certificate)
+            trust_anchor: convert::trust_anchor(&asked.trust_anchor_certificate)
                 .map_err(|why| status::field("trust_anchor_certificate", why))?,
         };
         let store = self.0.0.key_stores.create(permit, new).await.map_err(status::key_store)?;
@@ -194,6 +194,10 @@ pub(super) fn next_move(connection: Option<&Connection>) -> impl Future<Output =
         let Some((mut statuses, mut changes)) = watched else {
             return std::future::pending().await;
         };
+        if statuses.is_empty() {
+            // None of the cluster's HSMs was ACTIVE when it was made.
+            return std::future::pending().await;
+        }
         let any = futures_util::future::select_all(statuses.iter_mut().map(|status| Box::pin(status.changed())));
         tokio::select! {
             _ = any => {}

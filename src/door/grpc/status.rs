@@ -159,6 +159,15 @@ impl From<keystore::Error> for Refusal {
             E::HsmNotFound { cluster, hsm } => {
                 Self::new(Code::NotFound, "NOT_FOUND", message).with("clusterId", cluster).with("hsmId", hsm)
             }
+            E::RelativeInUse { cluster, .. } => {
+                Self::new(Code::AlreadyExists, "CLOUD_HSM_CLUSTER_IN_USE", message).with("clusterId", cluster)
+            }
+            E::ClusterNotActive { cluster, .. } => {
+                Self::new(Code::FailedPrecondition, "CLOUD_HSM_CLUSTER_NOT_ACTIVE", message).with("clusterId", cluster)
+            }
+            E::ClusterNotRelated { cluster, .. } => {
+                Self::new(Code::FailedPrecondition, "CLOUD_HSM_CLUSTER_NOT_RELATED", message).with("clusterId", cluster)
+            }
             E::InvalidConfiguration { cluster, .. } => {
                 Self::new(Code::FailedPrecondition, "CLOUD_HSM_CLUSTER_INVALID_CONFIGURATION", message)
                     .with("clusterId", cluster)
@@ -213,7 +222,7 @@ impl From<keys::Error> for Refusal {
             E::NoConnectedStore => {
                 Self::new(Code::FailedPrecondition, "CUSTOM_KEY_STORE_INVALID_STATE", format!("{message}; connect one"))
             }
-            E::TooFewNodes { nodes, zones } => Self::new(Code::Unavailable, "NO_NODE", message)
+            E::TooFewNodes { nodes, zones, .. } => Self::new(Code::Unavailable, "NO_NODE", message)
                 .with("hsms", nodes)
                 .with("availabilityZones", zones)
                 .retry(),

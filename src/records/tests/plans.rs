@@ -19,8 +19,10 @@ async fn with_many_keys_every_page_is_read_from_where_it_starts() {
     assert_steps(&records, replicas::PROVEN, &["keys_made (cluster_id=? AND id>?)", "presences_1 (key_id=?)"]).await;
     assert_steps(&records, replicas::KNOWN, &["keys_by_cluster (cluster_id=? AND id=?)", "key_versions_1 (key_id=?)"])
         .await;
-    let unproven =
-        ["presences_lacking_by_time (cluster_id=? AND (time,hsm_id,key_id,version)>(?,?,?,?))", "keys_made (cluster_id=? AND id=?)"];
+    let unproven = [
+        "presences_lacking_by_time (cluster_id=? AND (time,hsm_id,key_id,version)>(?,?,?,?))",
+        "keys_made (cluster_id=? AND id=?)",
+    ];
     assert_steps(&records, drifts::UNPROVEN, &unproven).await;
     assert_steps(&records, drifts::ODD, &["drifts_by_time (cluster_id=? AND found>?)"]).await;
     assert_steps(&records, presences::DOUBT, &["keys_by_cluster (cluster_id=?)", "presences_1 (key_id=?)"]).await;

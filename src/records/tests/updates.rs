@@ -86,7 +86,11 @@ async fn to_a_related_cluster_go_the_keys_and_the_kek_and_nothing_that_is_known_
     let moved_key = records.key(key).await.unwrap().unwrap();
     assert_eq!((moved_key.cluster, moved_key.versions[0].on.len()), (there.cluster.clone(), 0));
     records.expect_keys(&there.cluster, &hsm(1), at(9)).await.unwrap();
-    assert_eq!(records.keys_lacking(&there.cluster, &hsm(1), None, 9).await.unwrap().len(), 1, "not believed to be here");
+    assert_eq!(
+        records.keys_lacking(&there.cluster, &hsm(1), None, 9).await.unwrap().len(),
+        1,
+        "not believed to be here"
+    );
     // What may be on the first cluster's nodes of a key that was never acknowledged is to be destroyed there.
     assert_eq!(records.creating_keys(&there.cluster).await.unwrap().len(), 0);
     assert_eq!(records.creating_keys(&before.cluster).await.unwrap()[0].id, creating);

@@ -32,7 +32,8 @@ async fn a_change_that_cannot_be_made_names_its_field_and_changes_nothing() {
             key_store_password: Some(password.into()),
             ..update(&store)
         };
-        let status = refused(&format!("{password:?}"), ask(&mut clients, request).await, "VALIDATION", "key_store_password");
+        let status =
+            refused(&format!("{password:?}"), ask(&mut clients, request).await, "VALIDATION", "key_store_password");
         assert!(password.is_empty() || !format!("{status:?}").contains(password), "it is told: {status:?}");
     }
     let clusters = ["", "production", "cluster-1", "cluster-2ABCDEFGHIJ", "cluster-2abcdefghijklmnopq"];

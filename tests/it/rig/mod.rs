@@ -24,6 +24,7 @@ pub use clients::{Clients, pb, reason};
 pub use holdings::Holdings;
 pub use load::Load;
 pub use pki::Authority;
+pub use pki::{Validity, certificate_in};
 pub use raw::raw_call;
 pub use refusal::refused;
 pub use served::{Served, refused_configuration};
