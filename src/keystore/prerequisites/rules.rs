@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use crate::cluster::{self, Direction, SecurityGroup, SecurityGroupRule};
-use crate::model::{ClusterState, ConnectionState, HsmId};
+use crate::keystore::lifecycle::{self, Event};
+use crate::model::{ClusterState, HsmId};
 
 use super::{Check, Facts, Login, Phase, Service, Tie, Unmet, Verdict};
 
@@ -268,10 +269,14 @@ fn tied(facts: &Facts) -> Option<&Tie> {
     facts.ties.iter().find(|tie| tie.cluster == facts.id)
 }
 
+fn is_usable(tie: &Tie) -> bool {
+    lifecycle::next(tie.state, Event::Use).is_ok()
+}
+
 fn store_connected(facts: &Facts) -> Verdict {
     match tied(facts) {
         None => skipped("no key store stands on the cluster yet"),
-        Some(tie) => unless(tie.state == ConnectionState::Connected, || Unmet::NotConnected {
+        Some(tie) => unless(is_usable(tie), || Unmet::NotConnected {
             store: tie.store.clone(),
             state: tie.state,
         }),
@@ -296,7 +301,7 @@ fn one_answers(cluster: &cluster::Settings, facts: &Facts) -> Verdict {
 
 /// The HSMs that serve; `None` while nobody is to be logged in to them.
 fn answering<'a>(cluster: &'a cluster::Settings, facts: &Facts) -> Option<Vec<&'a cluster::NodeSettings>> {
-    tied(facts).filter(|tie| tie.state == ConnectionState::Connected)?;
+    tied(facts).filter(|tie| is_usable(tie))?;
     let serves = |hsm| facts.hsms.get(hsm) == Some(&Service::Answers);
     // One that is no longer ACTIVE serves until the key store is next connected.
     Some(cluster.nodes.iter().filter(|(hsm, _)| serves(hsm)).map(|(_, node)| node).collect())

@@ -11,7 +11,7 @@ const RESTORED: &str = "cluster-2restored234";
 async fn served(nodes: u8) -> (Rig, Served, Clients, String) {
     let mut rig = Rig::new().nodes(nodes).zones(nodes).start();
     assert!(rig.stop_daemon().success());
-    let served = Served::start(&rig, &[]);
+    let served = Served::start(&rig, &["admin"]);
     let mut clients = served.clients_on_the_socket().await;
     let store = clients.connected_store(&rig, "main").await;
     clients.all_healthy(&store).await;
@@ -127,7 +127,24 @@ async fn a_cluster_that_is_not_related_not_there_or_not_fit_is_refused_and_nothi
     let restored = rig.restore_elsewhere(RESTORED, "hsm-");
     let mut clients = declare(&rig, &mut served, &restored, "another").await;
     clients.disconnect(&store).await;
+    let other = pb::CreateKeyStoreRequest {
+        key_store_name: "other".to_owned(),
+        cluster_id: RESTORED.to_owned(),
+        key_store_password: rig.password(),
+        trust_anchor_certificate: rig.trust_anchor(),
+    };
+    let other = clients.stores.create_key_store(other).await.unwrap().into_inner().key_store_id;
     let before = clients.describe_store(&store).await;
+    let taken = pb::UpdateKeyStoreRequest {
+        new_key_store_name: Some("other".to_owned()),
+        key_store_password: Some("another1".to_owned()),
+        ..update(&store)
+    };
+    let taken = clients.stores.update_key_store(taken).await;
+    refused("another store's name", taken, "CUSTOM_KEY_STORE_NAME_IN_USE", "");
+    let taken = clients.stores.update_key_store(to(&store, RESTORED)).await;
+    refused("another store's cluster", taken, "CLOUD_HSM_CLUSTER_IN_USE", "");
+    clients.stores.delete_key_store(pb::DeleteKeyStoreRequest { key_store_id: other }).await.unwrap();
     let renamed = |cluster: &str| pb::UpdateKeyStoreRequest {
         new_key_store_name: Some("moved".to_owned()),
         key_store_password: Some("another1".to_owned()),
