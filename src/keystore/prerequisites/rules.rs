@@ -276,10 +276,7 @@ fn is_usable(tie: &Tie) -> bool {
 fn store_connected(facts: &Facts) -> Verdict {
     match tied(facts) {
         None => skipped("no key store stands on the cluster yet"),
-        Some(tie) => unless(is_usable(tie), || Unmet::NotConnected {
-            store: tie.store.clone(),
-            state: tie.state,
-        }),
+        Some(tie) => unless(is_usable(tie), || Unmet::NotConnected { store: tie.store.clone(), state: tie.state }),
     }
 }
 
