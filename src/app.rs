@@ -2,9 +2,10 @@
 //!
 //! Start and end read as lists. Nothing here decides anything about a request.
 
+mod reload;
+
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, setrlimit};
@@ -13,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tonic_health::server::HealthReporter;
 
 use crate::authz::{Loopback, Policy};
-use crate::cluster::Closing;
+use crate::cluster::{Closing, Declared};
 use crate::config::Config;
 use crate::door::grpc::{self, Faces, Foundation, Mode};
 use crate::door::{self, Bound, LaneThreads, Lanes, ListenError};
@@ -21,6 +22,10 @@ use crate::host::Host;
 use crate::keys::{self, Keys};
 use crate::keystore::KeyStores;
 use crate::records::{self, OpenError, Records, Unavailable};
+
+pub use reload::Source;
+
+use reload::Reload;
 
 /// New Connections on their way to whoever keeps their keys level.
 const OPENED_DEPTH: usize = 64;
@@ -52,16 +57,20 @@ pub struct App {
     key_stores: KeyStores,
     lanes: LaneThreads,
     draining: watch::Sender<bool>,
+    reload: Reload,
 }
 
 impl App {
-    /// Joins the rooms, bottom up. When this returns, callers are served.
-    pub async fn start(config: Config, mode: Mode) -> Result<Self, StartError> {
+    /// Joins the rooms, bottom up. When this returns, callers are served. `source` is read again on SIGHUP.
+    pub async fn start(config: Config, source: Option<Source>, mode: Mode) -> Result<Self, StartError> {
         private_process().map_err(StartError::Process)?;
         make_private(&config.data_dir)
             .map_err(|source| StartError::Directory { path: config.data_dir.clone(), source })?;
         #[cfg(debug_assertions)]
         crate::seams::watch(&config.data_dir);
+
+        reload::warn_of_doubts(config.clusters.iter());
+        let reload = Reload { started_with: config.clone(), source };
 
         let records = Records::open(&records::Settings {
             database: config.data_dir.join("records.sqlite3"),
@@ -70,7 +79,7 @@ impl App {
         .await?;
         let host_dir = config.data_dir.join("host");
         let host = Host::new(host_dir.clone()).map_err(|source| StartError::Directory { path: host_dir, source })?;
-        let clusters = Arc::new(config.clusters);
+        let clusters = Declared::new(config.clusters);
 
         let key_store_quota = config.key_stores.quota;
         let (opened, to_reconcile) = mpsc::channel(OPENED_DEPTH);
@@ -103,10 +112,10 @@ impl App {
             Lanes::start(&faces, most, &until_draining, config.grpc.drain_timeout).map_err(StartError::Process)?;
         let bound = door::listen(&config.grpc, lanes, until_draining).await?;
         tracing::info!(tcp = ?bound.tcp, unix = ?bound.unix, "serving");
-        Ok(Self { bound, key_stores, lanes: threads, draining })
+        Ok(Self { bound, key_stores, lanes: threads, draining, reload })
     }
 
-    /// Serves until SIGTERM or SIGINT, then drains.
+    /// Serves until SIGTERM or SIGINT, then drains. SIGHUP has the configuration read again.
     pub async fn run(self) -> std::io::Result<()> {
         let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let mut hang_up = signal(SignalKind::hangup())?;
@@ -114,7 +123,7 @@ impl App {
             tokio::select! {
                 _ = term.recv() => break tracing::info!("SIGTERM: draining"),
                 _ = int.recv() => break tracing::info!("SIGINT: draining"),
-                _ = hang_up.recv() => tracing::warn!("SIGHUP: this release reloads nothing; restart the daemon instead"),
+                _ = hang_up.recv() => self.reload.reload(&self.key_stores).await,
             }
         }
         self.drain().await;

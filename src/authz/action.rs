@@ -21,11 +21,13 @@ macro_rules! actions {
 actions!(
     CreateKeyStore,
     DescribeKeyStores,
+    UpdateKeyStore,
     DeleteKeyStore,
     ConnectKeyStore,
     DisconnectKeyStore,
     WatchKeyStore,
     DescribeClusters,
+    CheckCluster,
     WatchCluster,
     DrainHsm,
     ResumeHsm,

@@ -1,4 +1,5 @@
-//! `keyway cluster …`: list and watch, and take an HSM out of use and back; what is out of step stands in [`drift`].
+//! `keyway cluster …`: list, describe and watch, and take an HSM out of use and back. What a cluster lacks stands in
+//! [`check`], what is out of step in [`drift`].
 
 use std::time::Duration;
 
@@ -8,26 +9,37 @@ use tonic::Request;
 
 use crate::proto::v1::{
     Cluster, DescribeClustersRequest, DescribeClustersResponse, DrainHsmRequest, HealthChange, Hsm, ResumeHsmRequest,
-    WatchClusterRequest, WatchClusterResponse,
+    SecurityGroup, Subnet, WatchClusterRequest, WatchClusterResponse,
 };
 
+use super::check::{self, CheckArgs};
 use super::connect::{CALL, Client, FOREVER};
 use super::drift::{self, DriftArgs, SyncArgs};
 use super::failure::Failure;
 use super::paging::every_page;
 use super::parse;
-use super::table::{Paint, Table};
+use super::table::{Cell, Paint, Table, Tone};
 use super::words;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ClusterCommand {
     /// List all clusters and their HSMs
     List,
+    Describe(DescribeArgs),
+    Check(CheckArgs),
     Watch(WatchArgs),
     Drain(DrainArgs),
     Resume(ResumeArgs),
     Drift(DriftArgs),
     Sync(SyncArgs),
+}
+
+/// Show all that is known of one cluster
+#[derive(Debug, Args)]
+pub(super) struct DescribeArgs {
+    /// The cluster's id
+    #[arg(value_name = "CLUSTER")]
+    cluster_id: String,
 }
 
 /// Tell a cluster's state now and at every change, until stopped
@@ -79,6 +91,8 @@ impl ClusterCommand {
     pub(super) async fn run(self, client: &Client) -> Result<(), Failure> {
         match self {
             Self::List => list(client).await,
+            Self::Describe(args) => describe(client, args.cluster_id).await,
+            Self::Check(args) => check::check(client, args).await,
             Self::Watch(args) => watch(client, args.cluster_id).await,
             Self::Drain(args) => drain(client, args).await,
             Self::Resume(args) => resume(client, args).await,
@@ -100,6 +114,15 @@ async fn list(client: &Client) -> Result<(), Failure> {
     client.output.show(&all, |all, paint| {
         let texts: Vec<String> = all.clusters.iter().map(|cluster| text(cluster, paint)).collect();
         texts.join("\n")
+    })
+}
+
+async fn describe(client: &Client, cluster_id: String) -> Result<(), Failure> {
+    let daemon = client.connect(CALL).await?;
+    let request = DescribeClustersRequest { cluster_ids: vec![cluster_id], ..Default::default() };
+    let response = daemon.clusters().describe_clusters(daemon.request(request)).await?.into_inner();
+    client.output.show(&response, |response, paint| {
+        response.clusters.iter().map(|cluster| format!("{}{}", text(cluster, paint), details(cluster, paint))).collect()
     })
 }
 
@@ -163,6 +186,53 @@ fn text(cluster: &Cluster, paint: Paint) -> String {
     fields.field("profile", cluster.profile.as_str());
     fields.field("keys are copied", words::sync_mode(cluster.sync_mode));
     format!("{}\n{}", fields.render(paint), hsm_table(&cluster.hsms).render(paint))
+}
+
+/// What a list leaves out.
+fn details(cluster: &Cluster, paint: Paint) -> String {
+    let mut fields = Table::of_fields();
+    fields.field("account", cluster.account.as_str());
+    fields.field("region", cluster.region.as_str());
+    fields.field("certificate", cluster.certificate_fingerprint.as_str());
+    fields.field("backup lineage", cluster.backup_lineage.as_str());
+    fields.field("password rotation", words::password_rotation(cluster.password_rotation));
+    fields.field("a new key is on", format!("{} or more HSMs", cluster.min_hsms_to_create));
+    let mut sections = vec![fields.render(paint)];
+    if !cluster.subnets.is_empty() {
+        sections.push(subnet_table(&cluster.subnets).render(paint));
+    }
+    if let Some(group) = &cluster.security_group {
+        sections.push(rule_table(group).render(paint));
+    }
+    sections.into_iter().map(|section| format!("\n{section}")).collect()
+}
+
+fn subnet_table(subnets: &[Subnet]) -> Table {
+    let mut table = Table::new(["SUBNET", "ZONE", "FREE ADDRESSES", ""]);
+    for subnet in subnets {
+        let free = u32::try_from(subnet.free_addresses).map(|free| free.to_string()).unwrap_or_default();
+        table.row([
+            subnet.subnet_id.as_str().into(),
+            subnet.availability_zone.as_str().into(),
+            free.into(),
+            if subnet.present { "present".into() } else { Cell::toned("GONE", Tone::Bad) },
+        ]);
+    }
+    table
+}
+
+fn rule_table(group: &SecurityGroup) -> Table {
+    let mut table = Table::new(["SECURITY GROUP", "DIRECTION", "PROTOCOL", "PORTS", "PEER"]);
+    for rule in &group.rules {
+        table.row([
+            group.security_group_id.as_str().into(),
+            words::rule_direction(rule.direction).into(),
+            rule.protocol.as_str().into(),
+            format!("{}-{}", rule.from_port, rule.to_port).into(),
+            rule.peer_security_group_id.as_str().into(),
+        ]);
+    }
+    table
 }
 
 fn hsm_table(hsms: &[Hsm]) -> Table {

@@ -21,7 +21,7 @@ use crate::door::{self, Bound, Protection, TcpSettings, TlsFiles};
 use crate::host::{Host, TokenDirectory, WorkerSpec};
 use crate::link::Patience;
 use crate::link::v1::open::Token;
-use crate::model::{ClusterId, HsmId, Username};
+use crate::model::{ClusterId, ClusterState, HsmId, HsmState, Invalid, TrustAnchor, Username};
 use crate::{authz, cluster, keys, keystore, telemetry};
 
 use super::{DevArgs, Listen};
@@ -70,6 +70,8 @@ enum DevError {
     OtherShape(PathBuf),
     #[error("{0} is not a data directory of keyway dev, so --reset leaves it alone")]
     NotOurs(PathBuf),
+    #[error("{0} {1}")]
+    TrustAnchor(PathBuf, Invalid),
     #[error(transparent)]
     Assets(#[from] AssetsError),
 }
@@ -199,8 +201,10 @@ fn declare(assets: &Assets, shape: &Shape, module: &Path, args: &DevArgs) -> Res
         let so_pin_file = format!("hsms/{hsm}/so-pin");
         material::so_pin(assets, &so_pin_file)?;
         let settings = cluster::NodeSettings {
-            subnet: subnet(number % shape.zones),
+            subnet: Some(subnet(number % shape.zones)),
             zone: zone(number % shape.zones),
+            state: HsmState::Active,
+            vendor_cluster: false,
             module: module.to_owned(),
             token: cluster::TokenName::Label(format!("{hsm}.kmsuser")),
             environment: [("SOFTHSM2_CONF".to_owned(), directory.configuration().display().to_string())].into(),
@@ -215,14 +219,42 @@ fn declare(assets: &Assets, shape: &Shape, module: &Path, args: &DevArgs) -> Res
     Ok(cluster::Settings {
         region: "us-east-1".parse().expect("a region"),
         account: "000000000000".parse().expect("an account"),
-        trust_anchor: assets.read("customerCA.crt")?,
+        state: ClusterState::Active,
+        state_message: String::new(),
+        certificate: None,
+        trust_anchor: Some(trust_anchor(assets)?),
+        backup_lineage: None,
         sync: cluster::SyncMode::Wrap,
         profile: cluster::Profile::SoftHsm2,
         subnets: (0..shape.zones)
-            .map(|number| (subnet(number), cluster::SubnetSettings { zone: zone(number) }))
+            .map(|number| {
+                let zone = zone(number);
+                (subnet(number), cluster::SubnetSettings { zone, free_addresses: Some(250), present: true })
+            })
             .collect(),
+        security_group: Some(security_group()),
+        min_hsms_to_create: NonZeroU32::new(2).expect("not zero"),
         nodes,
     })
+}
+
+fn trust_anchor(assets: &Assets) -> Result<TrustAnchor, DevError> {
+    let pem = assets.read("customerCA.crt")?;
+    TrustAnchor::parse(&pem).map_err(|rule| DevError::TrustAnchor(assets.path("customerCA.crt"), rule))
+}
+
+/// As CloudHSM makes it: the HSMs' ports, from the group itself and to it.
+fn security_group() -> cluster::SecurityGroup {
+    let id: cluster::SecurityGroupId = "sg-dev".parse().expect("its alphabet");
+    let both = [cluster::Direction::Ingress, cluster::Direction::Egress];
+    let rules = both.map(|direction| cluster::SecurityGroupRule {
+        direction,
+        protocol: "tcp".to_owned(),
+        from_port: 2223,
+        to_port: 2225,
+        peer: id.clone(),
+    });
+    cluster::SecurityGroup { id, rules: rules.into() }
 }
 
 async fn live(ready: Ready) -> Result<(), StartError> {
@@ -231,7 +263,7 @@ async fn live(ready: Ready) -> Result<(), StartError> {
     assets.forget_announcement();
     let cluster = config.clusters[&cluster_id].clone();
     init_tokens(&assets, &cluster_id, &cluster, &config.data_dir).await.map_err(failed)?;
-    let app = App::start(config, Mode::Dev).await?;
+    let app = App::start(config, None, Mode::Dev).await?;
     announce(&assets, &cluster_id, &cluster, &app.bound).map_err(failed)?;
     if insecure_listen {
         eprintln!("\nWARNING: --insecure: this development daemon listens beyond the loopback.\n");

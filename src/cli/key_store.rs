@@ -1,4 +1,4 @@
-//! `keyway key-store …`: create, list, describe, connect, disconnect, delete.
+//! `keyway key-store …`: create, list, describe, update, connect, disconnect, delete.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::model::KeyStoreId;
 use crate::proto::v1::describe_key_stores_request::Selector;
 use crate::proto::v1::{
     ConnectKeyStoreRequest, CreateKeyStoreRequest, DeleteKeyStoreRequest, DescribeKeyStoresRequest,
-    DescribeKeyStoresResponse, DisconnectKeyStoreRequest, HsmHealth, KeyStore, NodeConnection,
+    DescribeKeyStoresResponse, DisconnectKeyStoreRequest, HsmHealth, KeyStore, NodeConnection, UpdateKeyStoreRequest,
 };
 
 use super::bytes::{self, Form};
@@ -31,6 +31,7 @@ pub(super) enum KeyStoreCommand {
     List,
     /// Show one key store and its connection to each HSM
     Describe(Which),
+    Update(UpdateArgs),
     Connect(ConnectArgs),
     Disconnect(DisconnectArgs),
     /// Delete a disconnected key store that holds no keys
@@ -58,6 +59,39 @@ pub(super) struct CreateArgs {
     /// A file whose first line is kmsuser's password; `-` for stdin
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
+}
+
+/// Change a key store's name, or, while it is disconnected, the password it knows or its cluster
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  keyway key-store update orders --name invoices
+  keyway key-store update orders --password-file kmsuser.password
+  keyway key-store update orders --cluster cluster-2restoredaa
+
+The password is the one that kmsuser has on the HSMs now: it is told to keyway, and not changed there. A cluster must
+descend from a backup of the present one.")]
+pub(super) struct UpdateArgs {
+    /// The key store's id, or the name it has now
+    #[arg(value_name = "ID|NAME")]
+    id_or_name: String,
+    #[command(flatten)]
+    what: WhatToUpdate,
+}
+
+/// At least one of it.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+struct WhatToUpdate {
+    /// Its new name
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// A file whose first line is the password that kmsuser has now; `-` for stdin
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+    /// The cluster it is to stand on
+    #[arg(long, visible_alias = "cluster-id", value_name = "CLUSTER")]
+    cluster: Option<String>,
 }
 
 /// Connect a key store: log in to its HSMs as kmsuser
@@ -158,6 +192,7 @@ impl KeyStoreCommand {
             Self::Create(args) => create(client, args).await,
             Self::List => list(client).await,
             Self::Describe(which) => describe(client, which).await,
+            Self::Update(args) => update(client, args).await,
             Self::Connect(args) => connect(client, args).await,
             Self::Disconnect(args) => disconnect(client, args).await,
             Self::Delete(which) => delete(client, which).await,
@@ -201,6 +236,20 @@ async fn describe(client: &Client, which: Which) -> Result<(), Failure> {
     client
         .output
         .show(&response, |response, paint| response.key_stores.iter().map(|store| details(store, paint)).collect())
+}
+
+async fn update(client: &Client, args: UpdateArgs) -> Result<(), Failure> {
+    let WhatToUpdate { name, password_file, cluster } = args.what;
+    let password = password_file.map(|file| password::for_key_store(Some(&file))).transpose()?;
+    let daemon = client.connect(CALL).await?;
+    let request = UpdateKeyStoreRequest {
+        key_store_id: resolve(&daemon, args.id_or_name).await?,
+        new_key_store_name: name,
+        key_store_password: password.map(|password| password.expose().to_owned()),
+        cluster_id: cluster,
+    };
+    let response = daemon.key_stores().update_key_store(daemon.request(request)).await?.into_inner();
+    client.output.show(&response, |response, paint| table(&response.key_store, paint))
 }
 
 async fn connect(client: &Client, args: ConnectArgs) -> Result<(), Failure> {

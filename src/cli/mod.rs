@@ -14,6 +14,7 @@ mod alias;
 mod args;
 mod backoff;
 mod bytes;
+mod check;
 mod cluster;
 mod connect;
 mod crypto;

@@ -20,6 +20,7 @@ macro_rules! named {
 }
 
 named!(
+    CheckClusterResponse,
     ConnectKeyStoreResponse,
     CreateAliasResponse,
     CreateKeyResponse,
@@ -41,6 +42,7 @@ named!(
     ListKeysResponse,
     ResumeHsmResponse,
     SyncClusterResponse,
+    UpdateKeyStoreResponse,
     WatchClusterResponse,
     WatchKeyStoreResponse,
     WhoAmIResponse,

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use crate::app::{App, StartError};
+use crate::app::{App, Source, StartError};
 use crate::config;
 use crate::door::grpc::Mode;
 use crate::telemetry;
@@ -20,8 +21,10 @@ pub(super) fn run(file: &Path) -> ExitCode {
         }
     };
     telemetry::start(&config.log);
+    let file = file.to_owned();
+    let source: Source = Arc::new(move || config::load(&file, std::env::vars()));
     on_a_runtime(async {
-        let app = App::start(config, Mode::Serve).await?;
+        let app = App::start(config, Some(source), Mode::Serve).await?;
         app.run().await.map_err(StartError::Process)
     })
 }

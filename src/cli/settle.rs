@@ -126,13 +126,19 @@ fn verdict(goal: Goal, store: &KeyStore) -> Verdict {
 /// A FAILED store's own account of itself.
 pub(super) fn not_connected(store: &KeyStore) -> Failure {
     let code = words::connection_error(store.connection_error_code);
-    let message = match store.connection_error_message.as_str() {
-        "" => format!("the key store could not be connected: {code}"),
-        message => format!("the key store could not be connected: {message}"),
+    let last = store.last_connection_error.as_ref();
+    let place = last.map(|error| error.hsm_id.as_str()).filter(|hsm| !hsm.is_empty());
+    let message = match (store.connection_error_message.as_str(), place) {
+        ("", _) => format!("the key store could not be connected: {code}"),
+        (message, None) => format!("the key store could not be connected: {message}"),
+        (message, Some(hsm)) => format!("the key store could not be connected: {hsm}: {message}"),
     };
-    let failure = Failure::refused("FAILED_PRECONDITION", &code, message)
+    let mut failure = Failure::refused("FAILED_PRECONDITION", &code, message)
         .with("keyStoreId", &store.key_store_id)
         .with("remedy", &store.connection_error_remedy);
+    if let Some(hsm) = place {
+        failure = failure.with("hsmId", hsm);
+    }
     match store.connection_error_remedy.as_str() {
         "" => failure,
         remedy => failure.advise(remedy),
@@ -193,14 +199,15 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::v1::{ConnectPhase, ConnectionErrorCode};
+    use crate::proto::v1::{ConnectPhase, ConnectionError, ConnectionErrorCode};
 
     fn store(state: ConnectionState) -> KeyStore {
         KeyStore {
             connection_state: state.into(),
             connection_error_code: ConnectionErrorCode::InvalidCredentials.into(),
-            connection_error_message: "hsm-1 refused the password".to_owned(),
+            connection_error_message: "the token refused the password".to_owned(),
             connection_error_remedy: "tell keyway the right one".to_owned(),
+            last_connection_error: Some(ConnectionError { hsm_id: "hsm-1".to_owned(), ..Default::default() }),
             ..Default::default()
         }
     }
@@ -216,13 +223,13 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_store_tells_code_message_and_remedy() {
+    fn a_failed_store_tells_code_message_hsm_and_remedy() {
         let Verdict::Missed(failure) = verdict(Goal::Connected, &store(ConnectionState::Failed)) else {
             panic!("FAILED is a dead end");
         };
         assert_eq!(
             failure.text(),
-            "error: the key store could not be connected: hsm-1 refused the password\n  \
+            "error: the key store could not be connected: hsm-1: the token refused the password\n  \
              try: tell keyway the right one\n  reason: INVALID_CREDENTIALS\n"
         );
     }

@@ -45,6 +45,11 @@ impl Cell {
         let tone = if text.is_empty() { Tone::Neutral } else { tone };
         Self { text, tone }
     }
+
+    /// For text that is not in columns.
+    pub(super) fn painted(&self, paint: Paint) -> String {
+        self.tone.paint(&printable(&self.text), paint)
+    }
 }
 
 impl<T: Into<String>> From<T> for Cell {

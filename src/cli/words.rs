@@ -19,6 +19,7 @@ macro_rules! words {
 
 words! {
     caller_source(CallerSource) = "CALLER_SOURCE_";
+    check_phase(CheckPhase) = "CHECK_PHASE_";
     check_status(CheckStatus) = "CHECK_STATUS_";
     cluster_state(ClusterState) = "CLUSTER_STATE_";
     connect_phase(ConnectPhase) = "CONNECT_PHASE_";
@@ -31,6 +32,8 @@ words! {
     key_spec(KeySpec) = "KEY_SPEC_";
     key_state(KeyState) = "KEY_STATE_";
     key_usage(KeyUsage) = "KEY_USAGE_";
+    password_rotation(PasswordRotation) = "PASSWORD_ROTATION_";
+    rule_direction(RuleDirection) = "RULE_DIRECTION_";
     sync_mode(SyncMode) = "SYNC_MODE_";
 }
 
@@ -47,9 +50,8 @@ pub(super) fn state(word: String) -> Cell {
         "CONNECTED" | "HEALTHY" | "ENABLED" | "ACTIVE" | "USED" | "VENDOR" | "PASSED" | "SERVING" => Tone::Good,
         "FAILED" | "UNREACHABLE" | "LOGIN_REFUSED" | "WRONG_IDENTITY" | "MISSING" | "UNAVAILABLE" | "DEGRADED"
         | "DIFFERENT_MATERIAL" => Tone::Bad,
-        "CONNECTING" | "DISCONNECTING" | "SLOW" | "SYNCING" | "DRAINED" | "CREATING" | "PENDING_DELETION" => {
-            Tone::Passing
-        }
+        "CONNECTING" | "DISCONNECTING" | "SLOW" | "SYNCING" | "DRAINED" | "CREATING" | "PENDING_DELETION"
+        | "WARNING" => Tone::Passing,
         _ => Tone::Neutral,
     };
     Cell::toned(word, tone)

@@ -283,9 +283,12 @@ fn verdict(who: Who, error: &AdminError) -> Verdict {
         return match refusal(fault.kind()) {
             Some(LoginRefusal::Incorrect | LoginRefusal::Locked) => Verdict::Refused,
             // It was not even looked at.
-            Some(LoginRefusal::LoggedInElsewhere | LoginRefusal::Unsettled | LoginRefusal::NotTried) => {
-                Verdict::NotMade
-            }
+            Some(
+                LoginRefusal::NoUser
+                | LoginRefusal::LoggedInElsewhere
+                | LoginRefusal::Unsettled
+                | LoginRefusal::NotTried,
+            ) => Verdict::NotMade,
             None => Verdict::Unanswered,
         };
     }

@@ -75,9 +75,9 @@ pub enum Failure {
 /// How a Connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Closing {
-    /// Running requests get this long.
+    /// Running requests get this long, and then no answer.
     Drain(Duration),
-    /// The kill switch: nothing waits.
+    /// The kill switch: they get none.
     Now,
 }
 
@@ -191,9 +191,13 @@ impl Connection {
             Closing::Drain(patience) => patience,
             Closing::Now => Duration::ZERO,
         };
+        let links: Vec<_> = self.members.iter().filter_map(|member| member.node.link()).collect();
         let all = futures_util::future::join_all((0..self.members.len()).map(|index| self.take_down(index)));
         if tokio::time::timeout(patience, all).await.is_err() {
-            tracing::warn!(cluster = %self.cluster, "closing while calls are still running");
+            tracing::warn!(cluster = %self.cluster, "closing while calls may still be running");
+            // Each is closed before any lets go of its calls: none of them is to go on to the next.
+            links.iter().for_each(|link| link.close());
+            links.iter().for_each(|link| link.cut_off());
             for member in &self.members {
                 if let Some(supervision) = member.lock_supervision().take() {
                     supervision.stop.send_replace(true);

@@ -106,6 +106,7 @@ fn heed(connection: &Connection, index: usize, login: u64, fault: &v1::Fault) {
         | Kind::PinIncorrect
         | Kind::PinLocked
         | Kind::UserLoggedIn
+        | Kind::UserNotFound
         | Kind::PinRefused
         | Kind::TokenAbsent
         | Kind::Module

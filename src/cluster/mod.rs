@@ -8,10 +8,12 @@
 
 mod ceremony;
 mod connection;
+mod declared;
 pub mod failover;
 mod health;
 mod listing;
 mod member;
+mod names;
 mod pace;
 mod prove;
 mod repeat;
@@ -20,7 +22,9 @@ pub mod route;
 mod settings;
 
 pub use connection::{Closing, Connection, Failure, Generated, KeyInHsms, Made, Sealed};
+pub use declared::{Clusters, Declared, differences};
 pub use listing::Listing;
 pub use member::{Member, Stuck};
+pub use names::{AccountId, Lineage, SecurityGroupId, SubnetId};
 pub use repeat::Repeat;
 pub use settings::*;

@@ -219,10 +219,10 @@ async fn become_one_of_us(connection: &Connection, index: usize) -> Result<(), U
 /// Keys that were not found where the records say they are: written down as unknown, so that bringing the node level looks for them.
 async fn write_doubts(connection: &Connection, index: usize) -> Result<(), Unproved> {
     let member = &connection.members()[index];
-    let hsm = member.node.hsm();
+    let place = (&connection.cluster, member.node.hsm());
     for doubt in member.take_doubts() {
         let Some((key, version)) = CkaId::parse(doubt.as_bytes()) else { continue };
-        let written = connection.common.records.set_presence(key, version, hsm, Proof::Unknown, clock::now()).await;
+        let written = connection.common.records.set_presence(key, version, place, Proof::Unknown, clock::now()).await;
         if written.is_err() {
             member.doubt(doubt);
         }

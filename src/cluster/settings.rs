@@ -5,36 +5,82 @@ use std::fmt;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::time::SystemTime;
 
 use crate::link::Patience;
 use crate::link::v1::open::Token;
-use crate::model::{HsmId, Invalid, Region, Zone};
+use crate::model::{Certificate, ClusterId, ClusterState, HsmId, HsmState, Invalid, Region, TrustAnchor, Zone};
+
+use super::names::{AccountId, Lineage, SecurityGroupId, SubnetId};
 
 /// One cluster, checked: it has a node, and every node's subnet is one of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     pub region: Region,
     pub account: AccountId,
-    /// The cluster's `customerCA.crt`, one certificate in PEM.
-    pub trust_anchor: String,
+    pub state: ClusterState,
+    /// More about the state, often empty.
+    pub state_message: String,
+    /// The cluster's own certificate.
+    pub certificate: Option<Certificate>,
+    /// The cluster's `customerCA.crt`; always there where the profile requires one.
+    pub trust_anchor: Option<TrustAnchor>,
+    /// What the operator says of its ancestry; [`Settings::lineage`] says what holds.
+    pub backup_lineage: Option<Lineage>,
     pub sync: SyncMode,
     pub profile: Profile,
+    /// None at all for HSMs that are in no subnet.
     pub subnets: BTreeMap<SubnetId, SubnetSettings>,
+    pub security_group: Option<SecurityGroup>,
+    /// How many HSMs must hold a new key.
+    pub min_hsms_to_create: NonZeroU32,
     pub nodes: BTreeMap<HsmId, NodeSettings>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubnetSettings {
     pub zone: Zone,
+    /// `None` when nobody says.
+    pub free_addresses: Option<u32>,
+    /// False for one that is gone although the cluster still names it.
+    pub present: bool,
+}
+
+/// What may pass between a cluster's HSMs and whoever talks to them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecurityGroup {
+    pub id: SecurityGroupId,
+    pub rules: Vec<SecurityGroupRule>,
+}
+
+/// A rule that allows traffic over IPv4.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecurityGroupRule {
+    pub direction: Direction,
+    /// `tcp` as a rule, or `-1` for all.
+    pub protocol: String,
+    pub from_port: u16,
+    pub to_port: u16,
+    /// The security group at the other end.
+    pub peer: SecurityGroupId,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    Ingress,
+    Egress,
 }
 
 /// One HSM node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeSettings {
-    pub subnet: SubnetId,
-    /// Its subnet's.
+    /// `None` when it is in no subnet.
+    pub subnet: Option<SubnetId>,
+    /// Its subnet's, or its own where it is in none.
     pub zone: Zone,
+    pub state: HsmState,
+    /// A whole cluster behind one slot: that a key is on several of its HSMs is the vendor's word.
+    pub vendor_cluster: bool,
     /// The vendor's PKCS#11 library.
     pub module: PathBuf,
     pub token: TokenName,
@@ -49,6 +95,60 @@ pub struct NodeSettings {
     pub memory_limit: u64,
     /// The SO PIN's file, for a token that we manage.
     pub so_pin_file: Option<PathBuf>,
+}
+
+/// So many HSMs, in so many availability zones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quorum {
+    pub hsms: usize,
+    pub zones: usize,
+}
+
+impl Quorum {
+    /// As AWS has it.
+    pub const USUAL: Self = Self { hsms: 2, zones: 2 };
+
+    pub const fn is_met_by(self, hsms: usize, zones: usize) -> bool {
+        hsms >= self.hsms && zones >= self.zones
+    }
+}
+
+impl fmt::Display for Quorum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let of = |number: usize, one: &str, many: &str| format!("{number} {}", if number == 1 { one } else { many });
+        write!(f, "{} in {}", of(self.hsms, "HSM", "HSMs"), of(self.zones, "availability zone", "availability zones"))
+    }
+}
+
+impl Settings {
+    /// Clusters of one lineage descend from the same backups. Equal cluster certificates mean that, as in AWS. Without
+    /// either, a cluster is related to itself alone: two of them must not be taken for relatives by accident.
+    pub fn lineage(&self, id: &ClusterId) -> Lineage {
+        match (&self.backup_lineage, &self.certificate) {
+            (Some(lineage), _) => lineage.clone(),
+            (None, Some(certificate)) => Lineage::of_certificate(&certificate.fingerprint()),
+            (None, None) => Lineage::of_nobody_but(id),
+        }
+    }
+
+    /// The HSMs that count: the others take no part in anything new.
+    pub fn active_nodes(&self) -> impl Iterator<Item = (&HsmId, &NodeSettings)> {
+        self.nodes.iter().filter(|(_, node)| node.state == HsmState::Active)
+    }
+
+    /// What must hold a new key before it is told to be there.
+    pub fn quorum(&self) -> Quorum {
+        let hsms = usize::try_from(self.min_hsms_to_create.get()).unwrap_or(usize::MAX);
+        Quorum { hsms, zones: hsms.min(Quorum::USUAL.zones) }
+    }
+
+    /// What an operator should look at although it stops nothing.
+    pub fn doubts(&self, now: SystemTime) -> Vec<String> {
+        let anchor = self.trust_anchor.as_deref().map(|it| ("trust_anchor", it));
+        let own = self.certificate.as_ref().map(|it| ("certificate", it));
+        let dated = anchor.into_iter().chain(own);
+        dated.filter_map(|(key, it)| it.is_valid_at(now).err().map(|why| format!("{key}: {why}"))).collect()
+    }
 }
 
 /// How a token is found among a library's slots.
@@ -71,14 +171,6 @@ pub enum Profile {
     SoftHsm2,
 }
 
-/// `subnet-` and 1 to 17 lower-case letters and digits.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SubnetId(Arc<str>);
-
-/// Twelve digits.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct AccountId(Arc<str>);
-
 impl From<TokenName> for Token {
     fn from(name: TokenName) -> Self {
         match name {
@@ -99,7 +191,26 @@ impl FromStr for SyncMode {
     }
 }
 
+impl FromStr for Direction {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        match text {
+            "ingress" => Ok(Self::Ingress),
+            "egress" => Ok(Self::Egress),
+            _ => Err(Invalid::new("must be `ingress` or `egress`")),
+        }
+    }
+}
+
 impl Profile {
+    /// Whether its clusters have a `customerCA.crt` that callers must show.
+    pub const fn requires_trust_anchor(self) -> bool {
+        match self {
+            Self::SoftHsm2 => true,
+        }
+    }
+
     /// As configuration files write it.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -115,85 +226,6 @@ impl FromStr for Profile {
         match text {
             "softhsm2" => Ok(Self::SoftHsm2),
             _ => Err(Invalid::new("must be `softhsm2`, the only profile supported yet")),
-        }
-    }
-}
-
-impl SubnetId {
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for SubnetId {
-    type Err = Invalid;
-
-    fn from_str(text: &str) -> Result<Self, Invalid> {
-        let tail = text.strip_prefix("subnet-").unwrap_or_default();
-        let alphabet = tail.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-        if (1..=17).contains(&tail.len()) && alphabet {
-            Ok(Self(text.into()))
-        } else {
-            Err(Invalid::new("a subnet id is `subnet-` and 1 to 17 lower-case letters or digits"))
-        }
-    }
-}
-
-impl fmt::Display for SubnetId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for SubnetId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", &*self.0)
-    }
-}
-
-impl AccountId {
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for AccountId {
-    type Err = Invalid;
-
-    fn from_str(text: &str) -> Result<Self, Invalid> {
-        if text.len() == 12 && text.bytes().all(|b| b.is_ascii_digit()) {
-            Ok(Self(text.into()))
-        } else {
-            Err(Invalid::new("an account is 12 digits"))
-        }
-    }
-}
-
-impl fmt::Display for AccountId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for AccountId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", &*self.0)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn subnets_and_accounts_keep_to_their_alphabet_and_length() {
-        assert!("subnet-1a2b3c".parse::<SubnetId>().is_ok());
-        for text in ["", "subnet-", "subnet-A", "1a2b3c", "subnet-123456789012345678"] {
-            assert!(text.parse::<SubnetId>().is_err(), "{text:?} was accepted");
-        }
-        assert!("000000000000".parse::<AccountId>().is_ok());
-        for text in ["", "12345678901", "1234567890123", "12345678901a", "١٢٣٤٥٦"] {
-            assert!(text.parse::<AccountId>().is_err(), "{text:?} was accepted");
         }
     }
 }

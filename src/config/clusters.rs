@@ -3,21 +3,37 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
-use crate::cluster::{NodeSettings, Profile, Settings, SubnetId, SubnetSettings, SyncMode, TokenName};
+use crate::cluster::{
+    NodeSettings, Profile, SecurityGroup, SecurityGroupId, SecurityGroupRule, Settings, SubnetId, SubnetSettings,
+    SyncMode, TokenName,
+};
 use crate::link::Patience;
-use crate::model::{ClusterId, Zone};
+use crate::model::{ClusterId, ClusterState, HsmId, HsmState, Invalid, TrustAnchor, Zone};
 
 use super::file;
 use super::problem::KeyPath;
 use super::section::Section;
-use super::value::{Written, duration, existing_file, number, private_file, text, trust_anchor};
+use super::value::{
+    Written, certificate, duration, existing_file, line, number, private_file, text, trust_anchor, truth,
+};
 
 /// As PKCS#11 lays out a token's label and serial number.
 const LONGEST_LABEL: usize = 32;
 const LONGEST_SERIAL: usize = 16;
 
+/// As the public contract has it.
+const LONGEST_STATE_MESSAGE: usize = 300;
+const LONGEST_PROTOCOL: usize = 16;
+/// As many as a subnet can have.
+const MOST_ADDRESSES: u32 = 65_536;
+/// More than AWS allows in a cluster.
+const MOST_HSMS: u32 = 64;
+
+/// A key is told to be there when it is on two HSMs.
+const MIN_HSMS_TO_CREATE: NonZeroU32 = NonZeroU32::new(2).expect("not zero");
 const POOL_SIZE: NonZeroU32 = NonZeroU32::new(2).expect("not zero");
 const QUEUE_LIMIT: NonZeroU32 = NonZeroU32::new(1024).expect("not zero");
 const PATIENCE: Patience = Patience { quick: Duration::from_secs(5), slow: Duration::from_secs(30) };
@@ -38,10 +54,15 @@ pub(super) fn clusters(root: &mut Section<'_>) -> Option<BTreeMap<ClusterId, Set
 fn cluster(cluster: &mut Section<'_>, tokens: &mut Tokens) -> Option<Settings> {
     let region = cluster.required("region", text, "name the cluster's region, such as \"us-east-1\"");
     let account = cluster.required("account", text, "give 12 digits, such as \"000000000000\"");
-    let trust_anchor = cluster.required("trust_anchor", trust_anchor, "name the cluster's customerCA.crt");
+    let state = cluster.defaulted("state", ClusterState::Active, text);
+    let state_message = cluster.defaulted("state_message", String::new(), line(LONGEST_STATE_MESSAGE));
+    let certificate = cluster.optional("certificate", certificate);
+    let backup_lineage = cluster.optional("backup_lineage", text);
     let sync = cluster.required("sync", text, "write \"wrap\"");
     let profile = cluster.required("profile", text, "write \"softhsm2\"");
+    let trust_anchor = cluster_trust_anchor(cluster, profile);
     let subnets = cluster.sections("subnets", "<subnet>", subnet);
+    let security_group = security_group(cluster);
     let nodes = cluster.sections("nodes", "<hsm>", |section| {
         let node = node(section, subnets.as_ref(), sync.zip(profile))?;
         refuse_twins(section, &node, tokens);
@@ -50,29 +71,104 @@ fn cluster(cluster: &mut Section<'_>, tokens: &mut Tokens) -> Option<Settings> {
     if nodes.as_ref().is_some_and(BTreeMap::is_empty) {
         cluster.complain_of("nodes", "is empty: a cluster has at least one node");
     }
+    let min_hsms_to_create = min_hsms_to_create(cluster, nodes.as_ref());
     Some(Settings {
         region: region?,
         account: account?,
+        state: state?,
+        state_message: state_message?,
+        certificate: certificate?,
         trust_anchor: trust_anchor?,
+        backup_lineage: backup_lineage?,
         sync: sync?,
         profile: profile?,
         subnets: subnets?,
+        security_group: security_group?,
+        min_hsms_to_create: min_hsms_to_create?,
         nodes: nodes?,
     })
 }
 
+/// The certificate that callers must show, where the profile has them show one.
+fn cluster_trust_anchor(cluster: &mut Section<'_>, profile: Option<Profile>) -> Option<Option<TrustAnchor>> {
+    if profile.is_none_or(Profile::requires_trust_anchor) {
+        cluster.required("trust_anchor", trust_anchor, "name the cluster's customerCA.crt").map(Some)
+    } else {
+        cluster.optional("trust_anchor", trust_anchor)
+    }
+}
+
+/// One copy of a key is enough only where the vendor vouches for the others behind the same slot.
+fn min_hsms_to_create(cluster: &mut Section<'_>, nodes: Option<&BTreeMap<HsmId, NodeSettings>>) -> Option<NonZeroU32> {
+    let min = cluster.defaulted("min_hsms_to_create", MIN_HSMS_TO_CREATE, number(1..=MOST_HSMS))?;
+    let vouched = nodes.is_none_or(|nodes| nodes.values().all(|node| node.vendor_cluster));
+    if min == NonZeroU32::MIN && !vouched {
+        let why = "may be 1 only where every node has vendor_cluster = true: a key on one HSM is lost with it";
+        cluster.complain_of("min_hsms_to_create", why);
+        return None;
+    }
+    Some(min)
+}
+
 fn subnet(subnet: &mut Section<'_>) -> Option<SubnetSettings> {
     let zone = subnet.required("zone", text, "name the availability zone, such as \"us-east-1a\"");
-    Some(SubnetSettings { zone: zone? })
+    let free_addresses = subnet.optional("free_addresses", number(0..=MOST_ADDRESSES));
+    let present = subnet.defaulted("present", true, truth);
+    Some(SubnetSettings { zone: zone?, free_addresses: free_addresses?, present: present? })
+}
+
+fn security_group(cluster: &mut Section<'_>) -> Option<Option<SecurityGroup>> {
+    if !cluster.has("security_group") {
+        return Some(None);
+    }
+    cluster.section("security_group", |group| {
+        let id = group.required("id", text::<SecurityGroupId>, "name the group, such as \"sg-1\"");
+        let rules = group.sections::<RuleName, _>("rules", "<rule>", |section| rule(section, id.as_ref()));
+        Some(Some(SecurityGroup { id: id?, rules: rules?.into_values().collect() }))
+    })
+}
+
+fn rule(rule: &mut Section<'_>, group: Option<&SecurityGroupId>) -> Option<SecurityGroupRule> {
+    let direction = rule.required("direction", text, "write \"ingress\" or \"egress\"");
+    let protocol = rule.defaulted("protocol", "tcp".to_owned(), line(LONGEST_PROTOCOL));
+    let from_port = rule.required("from_port", number(0..=65_535), "give the first port that it allows");
+    let to_port = rule.required("to_port", number(0..=65_535), "give the last port that it allows");
+    let peer = rule.optional("peer", text::<SecurityGroupId>);
+    if let (Some(from), Some(to)) = (from_port, to_port)
+        && from > to
+    {
+        rule.complain_of("to_port", format!("is less than from_port: {from} to {to} is no port at all"));
+    }
+    Some(SecurityGroupRule {
+        direction: direction?,
+        protocol: protocol?,
+        from_port: from_port?,
+        to_port: to_port?,
+        peer: peer?.or_else(|| group.cloned())?,
+    })
+}
+
+/// What an operator calls a rule, so that a variable can name it too.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct RuleName(String);
+
+impl FromStr for RuleName {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let alphabet = text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        if (1..=64).contains(&text.len()) && alphabet {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Invalid::new("a rule's name is 1 to 64 lower-case letters, digits or hyphens"))
+        }
+    }
 }
 
 fn node(node: &mut Section<'_>, subnets: Option<&Subnets>, kind: Option<(SyncMode, Profile)>) -> Option<NodeSettings> {
-    const SUBNET: &str = "name one of the cluster's subnets";
-    let place = match subnets {
-        Some(subnets) => node.required("subnet", |written| place(written, subnets), SUBNET),
-        // What is wrong with the subnets has been noted: that this one is not among them would be no news.
-        None => node.required("subnet", text::<SubnetId>, SUBNET).and(None),
-    };
+    let place = place(node, subnets);
+    let state = node.defaulted("state", HsmState::Active, text);
+    let vendor_cluster = node.defaulted("vendor_cluster", false, truth);
     let module = node.required("module", existing_file, "name the vendor's PKCS#11 library");
     let token = node.section("token", token);
     let environment = node.texts("environment", "<name>", variable);
@@ -86,6 +182,8 @@ fn node(node: &mut Section<'_>, subnets: Option<&Subnets>, kind: Option<(SyncMod
     Some(NodeSettings {
         subnet,
         zone,
+        state: state?,
+        vendor_cluster: vendor_cluster?,
         module: module?,
         token: token?,
         environment: environment?,
@@ -97,12 +195,30 @@ fn node(node: &mut Section<'_>, subnets: Option<&Subnets>, kind: Option<(SyncMod
     })
 }
 
-/// A subnet that is declared, with its zone.
-fn place(written: &Written<'_>, subnets: &Subnets) -> Result<(SubnetId, Zone), String> {
-    let id: SubnetId = text(written)?;
-    match subnets.get(&id) {
-        Some(subnet) => Ok((id, subnet.zone.clone())),
-        None => Err(format!("there is no {id} among the cluster's subnets: declare it there")),
+/// Where a node is: in a subnet that is declared, or else in a zone and no subnet.
+fn place(node: &mut Section<'_>, subnets: Option<&Subnets>) -> Option<(Option<SubnetId>, Zone)> {
+    let subnet = node.optional("subnet", text::<SubnetId>);
+    let zone = node.optional("zone", text::<Zone>);
+    match (subnet?, zone?, subnets) {
+        (None, None, _) => {
+            node.complain_of("subnet", "is missing: name one of the cluster's subnets, or the node's zone without one");
+            None
+        }
+        (Some(_), Some(_), _) => {
+            node.complain_of("zone", "is its subnet's: remove it, or the subnet");
+            None
+        }
+        (None, Some(zone), _) => Some((None, zone)),
+        // What is wrong with the subnets has been noted: that this one is not among them would be no news.
+        (Some(_), None, None) => None,
+        (Some(id), None, Some(subnets)) => {
+            let Some(subnet) = subnets.get(&id) else {
+                let complaint = format!("there is no {id} among the cluster's subnets: declare it there");
+                node.complain_of("subnet", complaint);
+                return None;
+            };
+            Some((Some(id), subnet.zone.clone()))
+        }
     }
 }
 

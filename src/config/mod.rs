@@ -45,6 +45,27 @@ pub struct Config {
     pub clusters: BTreeMap<ClusterId, cluster::Settings>,
 }
 
+impl Config {
+    /// The sections, beside the clusters, that say something else in the other one.
+    pub fn differs_beside_clusters(&self, other: &Self) -> Vec<&'static str> {
+        let Self { data_dir, sealing_key_file, log, grpc, authz, key_stores, keys, clusters: _ } = self;
+        let compared = [
+            ("data_dir", *data_dir != other.data_dir),
+            ("sealing_key_file", *sealing_key_file != other.sealing_key_file),
+            ("log", *log != other.log),
+            ("grpc", *grpc != other.grpc),
+            ("authz", *authz != other.authz),
+            ("zone", key_stores.zone != other.key_stores.zone),
+            (
+                "key_stores",
+                keystore::Settings { zone: other.key_stores.zone.clone(), ..key_stores.clone() } != other.key_stores,
+            ),
+            ("keys", *keys != other.keys),
+        ];
+        compared.into_iter().filter(|(_, differs)| *differs).map(|(section, _)| section).collect()
+    }
+}
+
 /// Reads `file`, lays those variables of `environment` that start with `KEYWAY__` over it, and
 /// checks the whole. Relative paths start from the file's directory, wherever they were written.
 ///

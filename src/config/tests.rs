@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::cluster::TokenName;
 use crate::door::Protection;
+use crate::model::{ClusterState, HsmState};
 
 /// A configuration's directory, with every file that [`GOOD`] names.
 struct Site(TempDir);
@@ -49,6 +50,8 @@ impl Site {
             site.put(name, "");
         }
         site.put("customerCA.crt", &certificate());
+        let own = rcgen::generate_simple_self_signed(["cluster".to_owned()]).unwrap();
+        site.put("cluster.crt", &own.cert.pem());
         site
     }
 
@@ -79,7 +82,9 @@ impl Site {
 }
 
 fn certificate() -> String {
-    rcgen::generate_simple_self_signed(["ca".to_owned()]).unwrap().cert.pem()
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem()
 }
 
 /// [`GOOD`] with one of its lines exchanged.
@@ -99,9 +104,14 @@ fn what_is_left_out_gets_its_default_and_paths_start_from_the_files_directory() 
     assert_eq!(config.key_stores.quota, 10);
     assert_eq!(config.log, telemetry::Settings { level: telemetry::Level::Info, format: telemetry::Format::Text });
     let cluster = &config.clusters[&"cluster-2abcdefghij".parse().unwrap()];
-    assert!(cluster.trust_anchor.starts_with("-----BEGIN CERTIFICATE-----"));
+    assert!(cluster.trust_anchor.as_ref().unwrap().pem().starts_with("-----BEGIN CERTIFICATE-----"));
+    assert_eq!((cluster.state, cluster.min_hsms_to_create.get()), (ClusterState::Active, 2));
+    assert_eq!((&cluster.certificate, &cluster.security_group), (&None, &None));
+    let subnet = &cluster.subnets[&"subnet-1a".parse().unwrap()];
+    assert_eq!((subnet.free_addresses, subnet.present), (None, true));
     let node = &cluster.nodes[&"hsm-2".parse().unwrap()];
     assert_eq!(node.zone.as_str(), "us-east-1b");
+    assert_eq!((node.state, node.vendor_cluster), (HsmState::Active, false));
     assert_eq!(node.token, TokenName::Label("two".to_owned()));
     assert_eq!(node.environment["SOFTHSM2_CONF"], "two.conf");
     assert_eq!((node.pool_size.get(), node.queue_limit.get()), (2, 1024));
@@ -172,15 +182,15 @@ so_pin_file = "so-pin"
         "clusters.cluster-1: a cluster id is `cluster-` and 11 to 16 characters of 2-7 and a-z, not \"cluster-1\"",
         "clusters.cluster-1.region: is missing: name the cluster's region, such as \"us-east-1\"",
         "clusters.cluster-1.account: is missing: give 12 digits, such as \"000000000000\"",
-        "clusters.cluster-1.trust_anchor: is missing: name the cluster's customerCA.crt",
         "clusters.cluster-1.sync: is missing: write \"wrap\"",
         "clusters.cluster-1.profile: is missing: write \"softhsm2\"",
+        "clusters.cluster-1.trust_anchor: is missing: name the cluster's customerCA.crt",
         "clusters.cluster-1.nodes: is empty: a cluster has at least one node",
         "clusters.cluster-2abcdefghij.region: a region is 1 to 64 lower-case letters, digits or hyphens, not \"US East\"",
         "clusters.cluster-2abcdefghij.account: must be text in quotes, not 123456789012",
-        "clusters.cluster-2abcdefghij.trust_anchor: a trust anchor certificate has 1 to 5000 characters of PEM: see server.crt",
         "clusters.cluster-2abcdefghij.sync: must be `wrap` in this release (`native` comes in a later one), not \"native\"",
         "clusters.cluster-2abcdefghij.profile: must be `softhsm2`, the only profile supported yet, not \"cloudhsm\"",
+        "clusters.cluster-2abcdefghij.trust_anchor: server.crt must be one X.509 certificate in PEM (-----BEGIN CERTIFICATE-----), at most 5000 characters, not an empty text",
         "clusters.cluster-2abcdefghij.nodes.hsm-1.subnet: there is no subnet-1b among the cluster's subnets: declare it there",
         "clusters.cluster-2abcdefghij.nodes.hsm-1.module: there is no file nowhere.so",
         "clusters.cluster-2abcdefghij.nodes.hsm-1.token: must have exactly one of label and serial",
@@ -267,6 +277,94 @@ fn two_nodes_on_one_token_are_refused() {
 fn a_wrong_subnet_is_reported_once_and_not_again_for_each_node() {
     let problems = Site::new().problems(&with("\"us-east-1b\"", "\"US\""), &[]);
     assert_eq!(problems.len(), 1, "{problems:?}");
+}
+
+#[test]
+fn a_cluster_says_all_that_the_prerequisites_speak_of() {
+    let more = r#"
+state = "UPDATE_IN_PROGRESS"
+state_message = "an HSM is being added"
+certificate = "cluster.crt"
+backup_lineage = "prod"
+security_group.id = "sg-1"
+security_group.rules.in = { direction = "ingress", from_port = 2223, to_port = 2225 }
+security_group.rules.out = { direction = "egress", protocol = "-1", from_port = 0, to_port = 65535, peer = "sg-2" }
+subnets.subnet-1a.free_addresses = 1
+subnets.subnet-1a.present = false
+"#;
+    let toml = with("profile = \"softhsm2\"", &format!("profile = \"softhsm2\"{more}"));
+    let site = Site::new();
+    let config = site.load(&toml, &[]).unwrap();
+    let cluster = &config.clusters[&"cluster-2abcdefghij".parse().unwrap()];
+    assert_eq!(
+        (cluster.state, cluster.state_message.as_str()),
+        (ClusterState::UpdateInProgress, "an HSM is being added")
+    );
+    let group = cluster.security_group.as_ref().unwrap();
+    let peers: Vec<_> = group.rules.iter().map(|rule| (rule.peer.as_str(), rule.protocol.as_str())).collect();
+    assert_eq!(peers, [("sg-1", "tcp"), ("sg-2", "-1")]);
+    let subnet = &cluster.subnets[&"subnet-1a".parse().unwrap()];
+    assert_eq!((subnet.free_addresses, subnet.present), (Some(1), false));
+    let id = "cluster-2abcdefghij".parse().unwrap();
+    assert_eq!(cluster.lineage(&id).as_str(), "prod");
+    let unsaid = site.load(&toml.replace("backup_lineage = \"prod\"", ""), &[]).unwrap();
+    let by_certificate = unsaid.clusters[&id].lineage(&id);
+    assert_eq!(by_certificate.as_str(), cluster.certificate.as_ref().unwrap().fingerprint());
+    let alone = site.load(GOOD, &[]).unwrap();
+    assert_eq!(
+        alone.clusters[&id].lineage(&id).as_str(),
+        id.as_str(),
+        "one trust anchor may stand above many clusters"
+    );
+}
+
+#[test]
+fn what_a_cluster_says_of_itself_is_checked() {
+    let site = Site::new();
+    let cases = [
+        ("state = \"active\"", "state: a cluster's state is one of CREATE_IN_PROGRESS, "),
+        ("backup_lineage = \"\"", "backup_lineage: a backup lineage is "),
+        ("certificate = \"so-pin\"", "certificate: so-pin must be one X.509 certificate"),
+        ("min_hsms_to_create = 1", "min_hsms_to_create: may be 1 only where every node has vendor_cluster = true"),
+        ("min_hsms_to_create = 0", "min_hsms_to_create: must be a whole number from 1 to 64"),
+        ("security_group.rules = {}", "security_group.id: is missing"),
+        (
+            "security_group = { id = \"sg-1\", rules.x = { direction = \"in\", from_port = 9, to_port = 8 } }",
+            "security_group.rules.x.direction: must be `ingress` or `egress`",
+        ),
+        ("subnets.subnet-1a.free_addresses = -1", "subnets.subnet-1a.free_addresses: must be a whole number"),
+    ];
+    for (line, complaint) in cases {
+        let toml = with("profile = \"softhsm2\"", &format!("profile = \"softhsm2\"\n{line}"));
+        let problems = site.problems(&toml, &[]);
+        let complaint = format!("keyway.toml: clusters.cluster-2abcdefghij.{complaint}");
+        assert!(problems[0].starts_with(&complaint), "{line}: {problems:?}");
+    }
+    let no_authority = with("\"customerCA.crt\"", "\"cluster.crt\"");
+    let problems = site.problems(&no_authority, &[]);
+    assert!(problems[0].contains("trust_anchor: cluster.crt must be a certificate authority's"), "{problems:?}");
+}
+
+#[test]
+fn a_node_is_in_a_subnet_or_in_a_zone_without_one() {
+    let site = Site::new();
+    let no_subnets = GOOD
+        .replace("subnets.subnet-1a.zone = \"us-east-1a\"\nsubnets.subnet-1b.zone = \"us-east-1b\"\n", "")
+        .replace("subnet = \"subnet-1", "zone = \"us-east-1");
+    let config = site.load(&no_subnets, &[]).unwrap();
+    let node = &config.clusters[&"cluster-2abcdefghij".parse().unwrap()].nodes[&"hsm-2".parse().unwrap()];
+    assert_eq!((node.subnet.as_ref(), node.zone.as_str()), (None, "us-east-1b"));
+    let both = with("subnet = \"subnet-1a\"", "subnet = \"subnet-1a\"\nzone = \"us-east-1a\"");
+    assert!(site.problems(&both, &[])[0].contains("hsm-1.zone: is its subnet's"));
+    assert!(site.problems(&with("subnet = \"subnet-1a\"", ""), &[])[0].contains("hsm-1.subnet: is missing"));
+}
+
+#[test]
+fn one_hsm_may_hold_a_key_where_the_vendor_keeps_the_copies() {
+    let toml = with("profile = \"softhsm2\"", "profile = \"softhsm2\"\nmin_hsms_to_create = 1")
+        .replace("token.label", "vendor_cluster = true\ntoken.label");
+    let config = Site::new().load(&toml, &[]).unwrap();
+    assert_eq!(config.clusters[&"cluster-2abcdefghij".parse().unwrap()].min_hsms_to_create.get(), 1);
 }
 
 #[test]

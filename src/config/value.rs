@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use config::{Value, ValueKind};
 
-use crate::model::TrustAnchor;
+use crate::model::{Certificate, Invalid, TrustAnchor};
 
 use super::file;
 
@@ -177,13 +177,29 @@ pub(super) fn private_file(written: &Written<'_>) -> Result<PathBuf, String> {
     Ok(path)
 }
 
-/// The text of a file that holds a cluster's certificate.
-pub(super) fn trust_anchor(written: &Written<'_>) -> Result<String, String> {
+/// A cluster's certificate, from the file that is named.
+pub(super) fn certificate(written: &Written<'_>) -> Result<Certificate, String> {
+    from_file(written, Certificate::parse)
+}
+
+/// A certificate authority's certificate, from the file that is named.
+pub(super) fn trust_anchor(written: &Written<'_>) -> Result<TrustAnchor, String> {
+    from_file(written, TrustAnchor::parse)
+}
+
+fn from_file<T>(written: &Written<'_>, parse: impl FnOnce(&str) -> Result<T, Invalid>) -> Result<T, String> {
     let path = path(written)?;
     let text = file::text(&path, LONGEST_CERTIFICATE)?;
-    match TrustAnchor::parse(&text) {
-        Ok(_) => Ok(text),
-        Err(rule) => Err(format!("{rule}: see {}", path.display())),
+    parse(&text).map_err(|rule| format!("{} {rule}", path.display()))
+}
+
+/// A line for people, which may be empty.
+pub(super) fn line(longest: usize) -> impl Fn(&Written<'_>) -> Result<String, String> {
+    move |written| match written.text()? {
+        text if text.chars().count() > longest || text.chars().any(char::is_control) => {
+            Err(format!("must be one line of at most {longest} characters, not {}", written.shown()))
+        }
+        text => Ok(text.to_owned()),
     }
 }
 

@@ -11,6 +11,7 @@ mod opening;
 mod process;
 mod slot;
 mod softhsm;
+mod trial;
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -27,6 +28,7 @@ pub use lookout::Lookout;
 pub use opening::{OpeningError, WorkerLink};
 pub use process::WorkerProcess;
 pub use softhsm::TokenDirectory;
+pub use trial::Trial;
 
 /// Everything a worker needs to know of its node and user.
 #[derive(Debug, Clone)]

@@ -14,6 +14,8 @@ use super::WorkerProcess;
 
 /// How long a library may take to load and open its sessions, or a login to be answered.
 const OPENING_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a worker may take to leave once its link has ended, before it is killed.
+const LEAVING_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why a worker did not get as far as it should.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +71,21 @@ impl WorkerLink {
 
     pub(super) fn kill(&self) {
         self.process.kill();
+    }
+
+    /// Ends the link and waits until the worker is gone; one that does not leave is killed. Nothing may be running.
+    pub(super) async fn end(&mut self) {
+        let _ = self.stream.shutdown().await;
+        if tokio::time::timeout(LEAVING_PATIENCE, self.gone()).await.is_err() {
+            self.process.kill();
+            let _ = tokio::time::timeout(LEAVING_PATIENCE, self.gone()).await;
+        }
+    }
+
+    /// The kernel closes the other end when the process is gone.
+    async fn gone(&mut self) {
+        let mut rest = zeroize::Zeroizing::new([0; 1024]);
+        while self.stream.read(&mut *rest).await.is_ok_and(|read| read > 0) {}
     }
 
     /// Whether the token is still there. Nobody needs to be logged in.

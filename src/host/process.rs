@@ -44,6 +44,12 @@ pub(super) fn spawn_admin(spec: &WorkerSpec) -> Result<WorkerLink, OpeningError>
     Ok(WorkerLink::new(link, process))
 }
 
+/// Starts a worker for one login. It holds no slot.
+pub(super) fn spawn_trial(spec: &WorkerSpec) -> Result<WorkerLink, OpeningError> {
+    let (link, process) = spawn_as(spec, &format!("{}.trial", spec.slot_name()), Stdio::null())?;
+    Ok(WorkerLink::new(link, process))
+}
+
 /// Starts a worker that only looks whether a token is there.
 pub(super) fn spawn_lookout(spec: &WorkerSpec) -> Result<WorkerLink, OpeningError> {
     let (link, process) = spawn_as(spec, &format!("{}.lookout", spec.slot_name()), Stdio::null())?;

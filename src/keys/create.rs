@@ -20,8 +20,9 @@ use tokio::time::Instant;
 
 use crate::authz::{Permit, action};
 use crate::clock;
-use crate::cluster::{Connection, Failure, KeyInHsms, Made};
-use crate::keystore::Store;
+use crate::cluster::{Connection, Failure, KeyInHsms, Made, Quorum};
+use crate::keystore::lifecycle::Event;
+use crate::keystore::{self, Store};
 use crate::link::v1::presence::Found;
 use crate::model::{AliasName, CkaId, HsmId, KeyId, KeySpec, KeyVersion};
 use crate::records::{self, BegunKey, KeyLimits, Proof, Unavailable};
@@ -56,6 +57,8 @@ struct Creation {
     connection: Arc<Connection>,
     /// The nodes named in the record, in the order they are asked.
     nodes: Vec<usize>,
+    /// So many must have proved the key before anybody is told of it.
+    needed: Quorum,
 }
 
 impl Keys {
@@ -127,18 +130,21 @@ impl Keys {
     }
 
     async fn begin(&self, store: &Store, new: NewKey) -> Result<Begun, Error> {
-        let connection = store.connected().map_err(|state| Error::StoreNotConnected { store: store.id(), state })?;
-        let nodes = connection.ready_for_new_keys();
-        let zones = connection.zones(&nodes);
-        if zones < 2 {
-            return Err(Error::TooFewNodes { nodes: nodes.len(), zones });
-        }
         let record = store.record();
+        let connection = super::connection_of(store, Event::CreateKey)?;
+        let nodes = connection.ready_for_new_keys();
+        self.0.stores.may_create_key(&record.cluster)?;
+        let needed = self.0.stores.quorum(&record.cluster);
+        let zones = connection.zones(&nodes);
+        if !needed.is_met_by(nodes.len(), zones) {
+            return Err(Error::TooFewNodes { nodes: nodes.len(), zones, needed });
+        }
         let id = KeyId::random();
         let live = Live::new(self.clone(), id);
         let row = records::NewKey {
             id,
             store: record.id.clone(),
+            store_state: record.state,
             cluster: record.cluster.clone(),
             spec: new.spec,
             description: new.description,
@@ -150,13 +156,16 @@ impl Keys {
         };
         let limits = KeyLimits { keys_per_store: self.0.settings.per_key_store, request_retention: REQUEST_RETENTION };
         match self.0.records.begin_key(&row, &limits).await? {
-            BegunKey::Begun => Ok(Begun::New(Creation { id, spec: new.spec, connection, nodes }, live)),
+            BegunKey::Begun => Ok(Begun::New(Creation { id, spec: new.spec, connection, nodes, needed }, live)),
             BegunKey::Replay { id, state: crate::model::KeyState::Enabled } => Ok(Begun::Replay(id)),
             BegunKey::Replay { id, state: crate::model::KeyState::Creating } => Err(Error::StillCreating(id)),
             BegunKey::RequestReused => Err(Error::RequestReused),
             BegunKey::AliasInUse => Err(Error::AliasInUse(new.alias.expect("only a named alias can be in use"))),
             BegunKey::TooManyKeys => Err(Error::TooManyKeys(self.0.settings.per_key_store)),
-            BegunKey::StoreNotConnected => Err(Error::StoreNotConnected { store: record.id, state: store.state() }),
+            BegunKey::StoreChanged => {
+                let why = super::connection_of(store, Event::CreateKey).err();
+                Err(why.unwrap_or(Error::KeyStore(keystore::Error::Conflict)))
+            }
         }
     }
 
@@ -191,14 +200,15 @@ impl Keys {
         creation.ask_nothing_yet(&key.id, maker);
         let mut copies = creation.copy(&key, maker, &made.wrapped);
         let mut proven = vec![maker];
-        while creation.connection.zones(&proven) < 2 {
+        while !creation.needed.is_met_by(proven.len(), creation.connection.zones(&proven)) {
             match creation.next_proven(&mut copies, &key.id).await {
                 Some(index) => proven.push(index),
                 None => {
                     drop(copies);
                     self.abandon(creation).await;
                     let zones = creation.connection.zones(&proven);
-                    return Err((answer, Error::TooFewNodes { nodes: proven.len(), zones }));
+                    let needed = creation.needed;
+                    return Err((answer, Error::TooFewNodes { nodes: proven.len(), zones, needed }));
                 }
             }
         }
@@ -239,7 +249,8 @@ impl Keys {
 
     async fn note_presence(&self, creation: &Creation, index: usize) {
         let hsm = creation.connection.members()[index].node.hsm();
-        let noted = self.0.records.set_presence(creation.id, KeyVersion::FIRST, hsm, Proof::Used, clock::now()).await;
+        let place = (&creation.connection.cluster, hsm);
+        let noted = self.0.records.set_presence(creation.id, KeyVersion::FIRST, place, Proof::Used, clock::now()).await;
         if let Err(error) = noted {
             tracing::warn!(%hsm, key = %creation.id, %error, "a copy could not be written down; it is looked for again");
         }

@@ -1,14 +1,18 @@
 //! Using keys: encrypt, decrypt, data keys, random bytes.
 
+use std::sync::Arc;
+
 use tokio::time::Instant;
 
 use crate::authz::{Action, Permit, action};
-use crate::cluster::{Failure, Repeat};
+use crate::cluster::{Connection, Failure, Repeat};
 use crate::keystore::Store;
+use crate::keystore::lifecycle::Event;
 use crate::model::{EncryptionContext, KeyId, KeyRef, KeyStoreId, KeyVersion, Plaintext};
+use crate::records::Proof;
 
 use super::holdback::Suspect;
-use super::{Error, Key, Keys, NoUse, Version, envelope};
+use super::{Error, Key, Keys, NoUse, Version, connection_of, envelope};
 
 /// A ciphertext, and what made it.
 #[derive(Debug)]
@@ -58,7 +62,7 @@ impl Keys {
         let version = uses.version;
         let aad = envelope::aad(key.id, version.version, context);
         let sealed = connection.encrypt(&version.in_hsms, aad, plaintext, deadline, &uses).await;
-        let sealed = sealed.map_err(|error| self.noted(&permit, &key, error))?;
+        let sealed = self.told(&permit, &key, version.version, &connection, sealed).await?;
         Ok(self.encrypted(&key, version.version, &sealed))
     }
 
@@ -89,7 +93,8 @@ impl Keys {
         let connection = key.connection()?;
         let aad = envelope::aad(key.id, version.version, context);
         let plaintext = connection.decrypt(&version.in_hsms, aad, envelope.sealed, deadline).await;
-        let plaintext = plaintext.map_err(|failure| self.noted(&permit, &key, failure.into()))?;
+        let plaintext = plaintext.map_err(Error::Hsm);
+        let plaintext = self.told(&permit, &key, version.version, &connection, plaintext).await?;
         Ok(Decrypted { plaintext, arn: self.key_arn(&key), version: version.version })
     }
 
@@ -123,18 +128,19 @@ impl Keys {
         number_of_bytes: u32,
         deadline: Instant,
     ) -> Result<Plaintext, Error> {
-        let connection = match store {
-            Some(id) => {
-                let store = self.0.stores.get(id)?;
-                store.connected().map_err(|state| Error::StoreNotConnected { store: id.clone(), state })?
-            }
+        let store = match store {
+            Some(id) => self.0.stores.get(id)?,
             None => {
-                let stores = self.0.stores.list();
-                let connected = stores.iter().find_map(|store: &std::sync::Arc<Store>| store.connected().ok());
-                connected.ok_or(Error::NoConnectedStore)?
+                let connected = |store: &Arc<Store>| connection_of(store, Event::Use).is_ok();
+                self.0.stores.list().into_iter().find(connected).ok_or(Error::NoConnectedStore)?
             }
         };
-        Ok(connection.generate_random(number_of_bytes, deadline).await?)
+        let drawn = connection_of(&store, Event::Use)?.generate_random(number_of_bytes, deadline).await;
+        if drawn.as_ref().is_err_and(|failure| *failure == Failure::NoNode) {
+            // It may have been disconnected meanwhile, which is then the reason.
+            connection_of(&store, Event::Use)?;
+        }
+        Ok(drawn?)
     }
 
     async fn data_key<A: Action>(
@@ -156,7 +162,7 @@ impl Keys {
         let wanted = plaintext == PlaintextPart::Wanted;
         let generated =
             connection.generate_data_key(&version.in_hsms, aad, number_of_bytes, wanted, deadline, &uses).await;
-        let generated = generated.map_err(|error| self.noted(permit, &key, error))?;
+        let generated = self.told(permit, &key, version.version, &connection, generated).await?;
         let encrypted = self.encrypted(&key, version.version, &generated.sealed);
         Ok(NewDataKey { encrypted, plaintext: generated.plaintext })
     }
@@ -166,19 +172,54 @@ impl Keys {
         held.map_err(|remaining| Error::HeldBack { key: key.id, remaining })
     }
 
-    /// A failure as the caller is told it; one that was the request's own doing is remembered.
-    fn noted<A: Action>(&self, permit: &Permit<A>, key: &Key, error: Error) -> Error {
-        match error {
-            Error::Hsm(Failure::BadCiphertext) => {
+    /// What the HSMs did with a version of a key, as the caller is told it. A failure that was the request's own doing is
+    /// remembered.
+    async fn told<A: Action, T>(
+        &self,
+        permit: &Permit<A>,
+        key: &Key,
+        version: KeyVersion,
+        connection: &Connection,
+        outcome: Result<T, Error>,
+    ) -> Result<T, Error> {
+        let failure = match outcome {
+            Err(Error::Hsm(failure)) => failure,
+            other => return other,
+        };
+        match failure {
+            Failure::BadCiphertext => {
                 self.0.holdback.bad_ciphertext(suspect(permit, key), Instant::now());
-                Error::InvalidCiphertext
+                return Err(Error::InvalidCiphertext);
             }
-            Error::Hsm(Failure::Poisonous) => {
-                self.0.holdback.deadly(suspect(permit, key), Instant::now());
-                Error::Hsm(Failure::Poisonous)
+            Failure::Poisonous => self.0.holdback.deadly(suspect(permit, key), Instant::now()),
+            // The store may have been disconnected under the request, which is then the reason.
+            Failure::NoNode => drop(key.connection()?),
+            Failure::KeyUnavailable if self.is_lost(key, version, connection).await? => {
+                return Err(Error::Lost { key: key.id, cluster: connection.cluster.clone() });
             }
-            other => other,
+            Failure::KeyUnavailable
+            | Failure::BadInput
+            | Failure::Busy
+            | Failure::Late
+            | Failure::Unsupported(_)
+            | Failure::OutcomeUnknown
+            | Failure::OutOfTurn => {}
         }
+        Err(Error::Hsm(failure))
+    }
+
+    /// Whether the version was looked for on every node of its cluster and is on none, as after a move to a cluster that
+    /// was restored from a backup older than the key.
+    async fn is_lost(&self, key: &Key, version: KeyVersion, connection: &Connection) -> Result<bool, Error> {
+        for member in connection.members() {
+            let place = (&connection.cluster, member.node.hsm());
+            let known = self.0.records.presence(key.id, version, place).await?;
+            let is_missing = known.is_some_and(|known| matches!(known.proof, Proof::Missing | Proof::Different));
+            if !is_missing {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn encrypted(&self, key: &Key, version: KeyVersion, sealed: &crate::cluster::Sealed) -> Encrypted {

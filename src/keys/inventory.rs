@@ -147,7 +147,9 @@ async fn doubt_what_is_not_shown(
         }
         let unknown = |(key, version)| NewProof { key, version, hsm: hsm.clone(), proof: Proof::Unknown };
         doubted += hidden.len();
-        records.set_presences(&hidden.into_iter().map(unknown).collect::<Vec<_>>(), clock::now()).await?;
+        records
+            .set_presences(&connection.cluster, &hidden.into_iter().map(unknown).collect::<Vec<_>>(), clock::now())
+            .await?;
     }
 }
 

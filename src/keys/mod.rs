@@ -16,7 +16,7 @@ mod settings;
 mod sync;
 mod uses;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use std::time::Duration;
@@ -25,7 +25,8 @@ use tokio::sync::Notify;
 
 use crate::authz::{Permit, action};
 use crate::clock;
-use crate::cluster::{self, Failure, KeyInHsms};
+use crate::cluster::{self, Declared, Failure, KeyInHsms, Quorum};
+use crate::keystore::lifecycle::{self, Event};
 use crate::keystore::{self, KeyStores, Store};
 use crate::model::{AliasName, CkaId, ClusterId, ConnectionState, KeyId, KeyRef, KeyState, KeyStoreId, KeyVersion};
 use crate::records::{AliasRecord, CreatedAlias, KeyRecord, Records, Unavailable};
@@ -56,10 +57,13 @@ pub enum Error {
     /// A key that exists cannot be used, since its store is not connected.
     #[error("key {key} is UNAVAILABLE: its key store {store} is {state}")]
     Unavailable { key: KeyId, store: KeyStoreId, state: ConnectionState },
+    /// Every HSM of the cluster was asked, and none has it.
+    #[error("key {key} is on no HSM of cluster {cluster}, all of which were looked at")]
+    Lost { key: KeyId, cluster: ClusterId },
     #[error("no connected key store can give random bytes")]
     NoConnectedStore,
-    #[error("a new key needs two HSMs in two availability zones that answer; {nodes} in {zones} do")]
-    TooFewNodes { nodes: usize, zones: usize },
+    #[error("a new key needs {needed} that answer; {nodes} in {zones} do")]
+    TooFewNodes { nodes: usize, zones: usize, needed: Quorum },
     #[error("the ciphertext was not made by the key, or with another encryption context, or was changed")]
     InvalidCiphertext,
     #[error("the ciphertext was made by another key than the one named")]
@@ -97,7 +101,7 @@ pub struct Keys(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     settings: Settings,
-    clusters: Arc<BTreeMap<ClusterId, cluster::Settings>>,
+    clusters: Declared,
     records: Records,
     stores: KeyStores,
     /// Enabled keys that were asked for since the start. Bounded by the quota of keys per store.
@@ -141,12 +145,7 @@ pub struct Description {
 
 impl Keys {
     /// Creations run on the runtime this is called on.
-    pub fn new(
-        settings: Settings,
-        clusters: Arc<BTreeMap<ClusterId, cluster::Settings>>,
-        records: Records,
-        stores: KeyStores,
-    ) -> Self {
+    pub fn new(settings: Settings, clusters: Declared, records: Records, stores: KeyStores) -> Self {
         Self(Arc::new(Inner {
             settings,
             clusters,
@@ -227,9 +226,10 @@ impl Keys {
 
     fn describe_record(&self, record: KeyRecord) -> Description {
         let state = self.0.stores.get(&record.store).map_or(ConnectionState::Disconnected, |store| store.state());
+        let refused = lifecycle::next(state, Event::Use).err();
         Description {
             arn: self.arn(&record.cluster, &format!("key/{}", record.id)),
-            unavailable: (state != ConnectionState::Connected).then_some(state),
+            unavailable: refused.map(|refused| refused.state),
             record,
         }
     }
@@ -288,8 +288,18 @@ impl Key {
     }
 
     fn connection(&self) -> Result<Arc<cluster::Connection>, Error> {
-        self.store.connected().map_err(|state| Error::Unavailable { key: self.id, store: self.store.id(), state })
+        match connection_of(&self.store, Event::Use) {
+            Err(Error::StoreNotConnected { store, state }) => Err(Error::Unavailable { key: self.id, store, state }),
+            other => other,
+        }
     }
+}
+
+/// A store's Connection, when its state allows what is wanted of it.
+fn connection_of(store: &Store, what: Event) -> Result<Arc<cluster::Connection>, Error> {
+    let allowed = store.connection_for(what);
+    let connection = allowed.map_err(|state| Error::StoreNotConnected { store: store.id(), state })?;
+    connection.ok_or(Error::Hsm(Failure::NoNode))
 }
 
 /// A number for people: its digits in threes.

@@ -268,7 +268,7 @@ impl<'a> Levelling<'a> {
                 proof,
             }));
         }
-        self.keys.0.records.set_presences(&learnt, clock::now()).await
+        self.keys.0.records.set_presences(&self.connection.cluster, &learnt, clock::now()).await
     }
 
     fn note(&mut self, key: &ProvableKey, proof: Option<Proof>) {

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use crate::authz::{Permit, action};
 use crate::clock;
 use crate::cluster::{Connection, Failure, Member};
+use crate::keystore::lifecycle::Event;
 use crate::model::{CkaId, ClusterId, HsmId};
 use crate::records::{Difference, DriftRecord, NewProof, PresenceRecord, Proof, ProvableKey};
 
@@ -88,7 +89,7 @@ impl Keys {
         repair: Repair,
     ) -> Result<mpsc::Receiver<Result<Synced, Error>>, Error> {
         let store = self.0.stores.on_cluster(cluster).ok_or_else(|| Error::NobodyLoggedIn(cluster.clone()))?;
-        let connection = store.connected().map_err(|state| Error::StoreNotConnected { store: store.id(), state })?;
+        let connection = super::connection_of(&store, Event::Use)?;
         if !serves(&connection) {
             return Err(Error::Hsm(Failure::NoNode));
         }
@@ -219,7 +220,7 @@ impl Work {
             }
         }
         // What was learnt is written down, however it ended; and before it is told, since a slow reader would make it old.
-        self.keys.0.records.set_presences(&proofs, clock::now()).await?;
+        self.keys.0.records.set_presences(&self.connection.cluster, &proofs, clock::now()).await?;
         for round in compared {
             self.count(round).await;
         }
@@ -281,7 +282,8 @@ async fn compare(keys: &Keys, connection: &Connection, key: &ProvableKey, repair
             (look, Repair::Copy | Repair::Tell) => look,
         };
         heed(member, &errand.key.id, after, repair);
-        let known = keys.0.records.presence(key.key, key.version, member.node.hsm()).await?;
+        let place = (&connection.cluster, member.node.hsm());
+        let known = keys.0.records.presence(key.key, key.version, place).await?;
         let known = known.filter(|known| known.proof != Proof::Used);
         round.failed |= is_failed(after, held, repair, known.is_some());
         round.add(key, member.node.hsm(), (look, after), known);

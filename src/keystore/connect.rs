@@ -18,7 +18,7 @@ use crate::node::{Health, LoginRefusal};
 use crate::records::ConnectionFault;
 
 use super::lifecycle::Event;
-use super::{KeyStores, Store};
+use super::{Error, KeyStores, Store, prerequisites};
 
 /// Once one node is proved, the others get this long before the store is CONNECTED without them.
 const OTHERS: Duration = Duration::from_secs(20);
@@ -74,13 +74,8 @@ pub(super) async fn run(stores: KeyStores, store: Arc<Store>) {
         _ = changes.wait_for(|record| record.state != ConnectionState::Connecting) => None,
         outcome = tokio::time::timeout(stores.0.settings.connect_timeout, attempt(&stores, &store)) => Some(outcome),
     };
-    let Some(outcome) = outcome else {
-        // Disconnected meanwhile, perhaps before there was anything to close.
-        if let Some(connection) = store.connection.send_replace(None) {
-            connection.close(Closing::Now).await;
-        }
-        return;
-    };
+    // Disconnected meanwhile: whoever did that waits for this end, and closes what was opened.
+    let Some(outcome) = outcome else { return };
     let outcome = outcome.unwrap_or_else(|_| {
         Err(fault(ConnectionErrorCode::NetworkErrors, "the attempt took longer than connect_timeout".to_owned(), None))
     });
@@ -94,13 +89,24 @@ pub(super) async fn run(stores: KeyStores, store: Arc<Store>) {
             stores.advance_in_the_end(&store, Event::Failed, |record| record.last_error = Some(fault.clone())).await
         }
     };
-    if let Err(error) = moved {
-        tracing::error!(key_store = %store.id(), %error, "the end of a connect could not be written down");
+    match moved {
+        Ok(()) => {}
+        Err(Error::InvalidState(refused)) => {
+            tracing::info!(key_store = %store.id(), %refused, "disconnected before the attempt had ended");
+        }
+        Err(error) => {
+            tracing::error!(key_store = %store.id(), %error, "the end of a connect could not be written down");
+        }
     }
 }
 
 async fn attempt(stores: &KeyStores, store: &Store) -> Result<(), ConnectionFault> {
     let began = Instant::now();
+    let facts = stores.facts(&store.record().cluster);
+    prerequisites::while_connecting(&facts).map_err(|unmet| {
+        let message = format!("cluster {} cannot be connected to: {unmet}", facts.id);
+        fault(unmet.code(), message, None)
+    })?;
     let connection = match stores.open(store).await {
         Ok(Some(connection)) => connection,
         Ok(None) => {
@@ -141,7 +147,9 @@ fn refused(connection: &Connection) -> bool {
 fn is_verdict(refusal: LoginRefusal) -> bool {
     match refusal {
         LoginRefusal::Incorrect | LoginRefusal::Locked => true,
-        LoginRefusal::LoggedInElsewhere | LoginRefusal::Unsettled | LoginRefusal::NotTried => false,
+        LoginRefusal::NoUser | LoginRefusal::LoggedInElsewhere | LoginRefusal::Unsettled | LoginRefusal::NotTried => {
+            false
+        }
     }
 }
 
@@ -163,21 +171,27 @@ fn why_nobody(connection: &Connection) -> ConnectionFault {
     let most_telling = refusals(connection).min_by_key(|(_, refusal, _)| match refusal {
         LoginRefusal::Incorrect => 0,
         LoginRefusal::Locked => 1,
-        LoginRefusal::LoggedInElsewhere => 2,
-        LoginRefusal::Unsettled => 3,
-        LoginRefusal::NotTried => 4,
+        LoginRefusal::NoUser => 2,
+        LoginRefusal::LoggedInElsewhere => 3,
+        LoginRefusal::Unsettled => 4,
+        LoginRefusal::NotTried => 5,
     });
     if let Some((hsm, refusal, reason)) = most_telling {
-        let code = match refusal {
-            LoginRefusal::Incorrect | LoginRefusal::NotTried => ConnectionErrorCode::InvalidCredentials,
-            LoginRefusal::Locked => ConnectionErrorCode::UserLockedOut,
-            LoginRefusal::LoggedInElsewhere => ConnectionErrorCode::UserLoggedIn,
-            LoginRefusal::Unsettled => ConnectionErrorCode::InternalError,
-        };
-        return fault(code, reason, Some(hsm.clone()));
+        return fault(code(refusal), reason, Some(hsm.clone()));
     }
     let reasons = reasons(connection);
     fault(ConnectionErrorCode::NetworkErrors, format!("no HSM of the cluster can be used: {reasons}"), None)
+}
+
+/// What a refused login is called in AWS.
+pub(super) fn code(refusal: LoginRefusal) -> ConnectionErrorCode {
+    match refusal {
+        LoginRefusal::Incorrect | LoginRefusal::NotTried => ConnectionErrorCode::InvalidCredentials,
+        LoginRefusal::Locked => ConnectionErrorCode::UserLockedOut,
+        LoginRefusal::NoUser => ConnectionErrorCode::UserNotFound,
+        LoginRefusal::LoggedInElsewhere => ConnectionErrorCode::UserLoggedIn,
+        LoginRefusal::Unsettled => ConnectionErrorCode::InternalError,
+    }
 }
 
 fn is_out(member: &Member) -> bool {

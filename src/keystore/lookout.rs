@@ -4,8 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::pin::pin;
+use std::sync::Arc;
 
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::model::{ClusterId, HsmId, Username};
 use crate::node::{self, Reach};
@@ -15,9 +17,7 @@ use super::{KeyStores, cluster, worker_spec};
 impl KeyStores {
     /// Looks after every declared cluster while it has no Connection, in tasks of their own.
     pub fn look_out(&self) {
-        for cluster in self.0.clusters.keys() {
-            self.0.runtime.spawn(follow(self.clone(), cluster.clone()));
-        }
+        self.0.runtime.spawn(follow_all(self.clone()));
     }
 
     /// Whether an HSM that nobody is logged in to can be reached. `None` before anybody looked.
@@ -39,26 +39,57 @@ impl KeyStores {
         });
     }
 
+    fn forget_cluster(&self, cluster: &ClusterId) {
+        self.0.reach.send_if_modified(|known| {
+            let before = known.len();
+            known.retain(|(of, _), _| of != cluster);
+            known.len() != before
+        });
+    }
+
     fn forget_reach(&self, cluster: &ClusterId, hsm: &HsmId) {
         self.0.reach.send_if_modified(|known| known.remove(&(cluster.clone(), hsm.clone())).is_some());
     }
 }
 
-async fn follow(stores: KeyStores, cluster: ClusterId) {
+/// A task for each cluster; a new one when its HSMs are declared otherwise.
+async fn follow_all(stores: KeyStores) {
+    let mut exchanges = stores.0.clusters.exchanges();
+    let mut followed: BTreeMap<ClusterId, (Arc<cluster::Settings>, JoinHandle<()>)> = BTreeMap::new();
+    loop {
+        let now = exchanges.borrow_and_update().clone();
+        let stays = |id: &ClusterId, of: &cluster::Settings| now.get(id).is_some_and(|now| now.nodes == of.nodes);
+        let outdated = followed.extract_if(.., |id, (of, _)| !stays(id, of));
+        for (id, (_, following)) in outdated.collect::<Vec<_>>() {
+            following.abort();
+            // Until then it may yet tell what it saw.
+            let _ = following.await;
+            stores.forget_cluster(&id);
+        }
+        for (id, settings) in &*now {
+            followed.entry(id.clone()).or_insert_with(|| {
+                let following = stores.0.runtime.spawn(follow(stores.clone(), id.clone(), settings.clone()));
+                (settings.clone(), following)
+            });
+        }
+        if exchanges.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn follow(stores: KeyStores, cluster: ClusterId, settings: Arc<cluster::Settings>) {
     loop {
         connected(&stores, &cluster, false).await;
         {
-            let mut looking = pin!(look_at_all(&stores, &cluster));
+            let mut looking = pin!(look_at_all(&stores, &cluster, &settings));
             tokio::select! {
                 () = connected(&stores, &cluster, true) => {}
                 () = &mut looking => {}
             }
         }
         // What was seen says nothing any more.
-        stores.0.reach.send_if_modified(|known| {
-            known.retain(|(of, _), _| *of != cluster);
-            false
-        });
+        stores.forget_cluster(&cluster);
     }
 }
 
@@ -85,9 +116,8 @@ async fn connected(stores: &KeyStores, cluster: &ClusterId, wanted: bool) {
     }
 }
 
-async fn look_at_all(stores: &KeyStores, id: &ClusterId) {
-    let Some(settings) = stores.0.clusters.get(id) else { return };
-    let each = settings.nodes.iter().map(|(hsm, node)| look_at(stores, id, hsm, node));
+async fn look_at_all(stores: &KeyStores, id: &ClusterId, settings: &cluster::Settings) {
+    let each = settings.active_nodes().map(|(hsm, node)| look_at(stores, id, hsm, node));
     futures_util::future::join_all(each).await;
 }
 

@@ -3,12 +3,11 @@
 //! Written down first, so that it outlives the daemon; then told to the node, if somebody is logged in there.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLockWriteGuard};
+use std::sync::{PoisonError, RwLockWriteGuard};
 use std::time::Duration;
 
 use crate::authz::{Permit, action};
 use crate::clock;
-use crate::cluster::Connection;
 use crate::model::{ClusterId, HsmId, Username};
 use crate::node::Health;
 
@@ -31,7 +30,7 @@ impl KeyStores {
         note: String,
         limit: Duration,
     ) -> Result<(), Error> {
-        self.declared(cluster, hsm)?;
+        self.known(cluster, hsm)?;
         let (this, cluster, hsm) = (self.clone(), cluster.clone(), hsm.clone());
         self.outlive(async move {
             let _maintenance = this.0.maintenance.lock().await;
@@ -56,7 +55,7 @@ impl KeyStores {
         hsm: &HsmId,
         logins: Logins,
     ) -> Result<(), Error> {
-        self.declared(cluster, hsm)?;
+        self.known(cluster, hsm)?;
         let (this, cluster, hsm) = (self.clone(), cluster.clone(), hsm.clone());
         self.outlive(async move { this.resume_now(&cluster, &hsm, logins).await }).await
     }
@@ -74,6 +73,7 @@ impl KeyStores {
             records.forget_token_serial(cluster, hsm).await?;
         }
         if logins == Logins::AllowOne {
+            records.allow_password_check(cluster, hsm).await?;
             let stored = self.on_cluster(cluster).map(|store| store.record().password_version);
             if let Some(version) = stored {
                 records.allow_one_login(cluster, hsm, &Username::kmsuser(), version).await?;
@@ -98,16 +98,12 @@ impl KeyStores {
         self.0.drained.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn declared(&self, cluster: &ClusterId, hsm: &HsmId) -> Result<(), Error> {
+    fn known(&self, cluster: &ClusterId, hsm: &HsmId) -> Result<(), Error> {
         let settings = self.0.clusters.get(cluster).ok_or_else(|| Error::ClusterNotFound(cluster.clone()))?;
         if settings.nodes.contains_key(hsm) {
             Ok(())
         } else {
             Err(Error::HsmNotFound { cluster: cluster.clone(), hsm: hsm.clone() })
         }
-    }
-
-    fn connection_on(&self, cluster: &ClusterId) -> Option<Arc<Connection>> {
-        self.on_cluster(cluster).and_then(|store| store.nodes().borrow().clone())
     }
 }

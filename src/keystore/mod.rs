@@ -4,13 +4,17 @@
 //! stores their results by compare-and-set and runs what they ask for in tasks of their own, so that nothing is
 //! lost when a caller leaves. It never looks at keys: whether a store still has some is the records' answer.
 
+mod check;
 mod connect;
+mod facts;
 pub mod lifecycle;
 mod lookout;
 mod maintenance;
 pub mod prerequisites;
+mod redeclare;
 mod settings;
 mod store;
+mod update;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -20,7 +24,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::authz::{Permit, action};
 use crate::clock;
-use crate::cluster::{self, Closing, Connection};
+use crate::cluster::{self, Closing, Connection, Declared, Lineage};
 use crate::host::{Host, WorkerSpec};
 use crate::model::{
     ClusterId, ConnectionState, HsmId, KeyStoreId, KeyStoreName, Password, PasswordVersion, TrustAnchor, Username,
@@ -31,10 +35,12 @@ use crate::records::{AddedKeyStore, DeletedKeyStore, KeyStoreChange, KeyStoreRec
 use lifecycle::{Event, Refused, Step};
 use prerequisites::Unmet;
 
+pub use check::Shown;
 pub use connect::{Phase, Progress, progress};
 pub use maintenance::Logins;
 pub use settings::Settings;
 pub use store::Store;
+pub use update::Changes;
 
 /// How long running requests get when a store is disconnected, unless told otherwise.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -51,8 +57,26 @@ pub enum Error {
     NameInUse(KeyStoreName),
     #[error("cluster {0} is tied to another key store")]
     ClusterInUse(ClusterId),
+    #[error("cluster {cluster} cannot be used: {unmet}")]
+    RelativeInUse {
+        cluster: ClusterId,
+        #[source]
+        unmet: Unmet,
+    },
     #[error("no cluster {0} is declared")]
     ClusterNotFound(ClusterId),
+    #[error("cluster {cluster} cannot be used: {unmet}")]
+    ClusterNotActive {
+        cluster: ClusterId,
+        #[source]
+        unmet: Unmet,
+    },
+    #[error("the key store cannot be moved to cluster {cluster}: {unmet}")]
+    ClusterNotRelated {
+        cluster: ClusterId,
+        #[source]
+        unmet: Unmet,
+    },
     #[error("cluster {cluster} has no HSM {hsm}")]
     HsmNotFound { cluster: ClusterId, hsm: HsmId },
     #[error("cluster {cluster} does not meet the prerequisites: {unmet}")]
@@ -98,13 +122,17 @@ pub struct KeyStores(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     settings: Settings,
-    clusters: Arc<BTreeMap<ClusterId, cluster::Settings>>,
+    clusters: Declared,
+    /// The lineages of clusters as they were last declared.
+    lineages: RwLock<BTreeMap<ClusterId, Lineage>>,
+    /// Held while a key store is tied to a cluster, from the look at the prerequisites until it stands in the list.
+    tying: tokio::sync::Mutex<()>,
     records: Records,
     host: Host,
     stores: RwLock<BTreeMap<KeyStoreId, Arc<Store>>>,
     /// New Connections, for whoever keeps their keys level with the records.
     opened: mpsc::Sender<Arc<Connection>>,
-    /// Counts stores made and deleted.
+    /// Counts stores made, deleted, and moved to another cluster.
     listed: watch::Sender<u64>,
     /// HSMs that an operator took out of use, with his notes.
     drained: RwLock<BTreeMap<(ClusterId, HsmId), String>>,
@@ -120,7 +148,7 @@ impl KeyStores {
     /// Reads the stores from the records. New Connections are told to `opened`, and live on the runtime this is called on.
     pub async fn load(
         settings: Settings,
-        clusters: Arc<BTreeMap<ClusterId, cluster::Settings>>,
+        clusters: Declared,
         records: Records,
         host: Host,
         opened: mpsc::Sender<Arc<Connection>>,
@@ -128,11 +156,15 @@ impl KeyStores {
         let found = records.key_stores().await?;
         let stores = found.into_iter().map(|record| (record.id.clone(), Store::new(record))).collect();
         let listed = watch::Sender::new(0);
+        facts::remember_lineages(&records, facts::lineages(&clusters)).await?;
+        let lineages = RwLock::new(records.lineages().await?.into_iter().collect());
         let drained = records.drained_hsms().await?;
         let drained = drained.into_iter().map(|it| ((it.cluster, it.hsm), it.note)).collect();
         Ok(Self(Arc::new(Inner {
             settings,
             clusters,
+            lineages,
+            tying: tokio::sync::Mutex::default(),
             records,
             host,
             stores: RwLock::new(stores),
@@ -161,7 +193,7 @@ impl KeyStores {
         stores
     }
 
-    /// Changes whenever a store is made or deleted.
+    /// Changes whenever a store is made or deleted, or moves to another cluster.
     pub fn listed(&self) -> watch::Receiver<u64> {
         self.0.listed.subscribe()
     }
@@ -193,15 +225,18 @@ impl KeyStores {
     }
 
     async fn create_now(&self, new: NewKeyStore) -> Result<Arc<Store>, Error> {
-        let cluster = self.0.clusters.get(&new.cluster).ok_or_else(|| Error::ClusterNotFound(new.cluster.clone()))?;
-        prerequisites::to_create(cluster)
-            .map_err(|unmet| Error::InvalidConfiguration { cluster: new.cluster.clone(), unmet })?;
-        if !prerequisites::is_trust_anchor_of(cluster, &new.trust_anchor) {
-            return Err(Error::IncorrectTrustAnchor(new.cluster));
-        }
+        let _tying = self.0.tying.lock().await;
+        // A repeat is answered as the first time, whatever became of the cluster since.
         if let Some(twin) = self.twin_of(&new).await? {
             return Ok(twin);
         }
+        let facts = prerequisites::Facts {
+            name: Some(new.name.clone()),
+            trust_anchor: Some(Ok(new.trust_anchor.clone())),
+            password: Some(Ok(())),
+            ..self.facts(&new.cluster)
+        };
+        prerequisites::to_create(&facts).map_err(|unmet| Error::of(&new.cluster, unmet))?;
         let mut record = KeyStoreRecord {
             id: KeyStoreId::random(),
             name: new.name.clone(),
@@ -237,14 +272,7 @@ impl KeyStores {
             return Ok(None);
         }
         let stored = self.0.records.password(&record.cluster, &Username::kmsuser(), record.password_version).await?;
-        let same = stored.is_some_and(|stored| {
-            aws_lc_rs::constant_time::verify_slices_are_equal(
-                stored.expose().as_bytes(),
-                new.password.expose().as_bytes(),
-            )
-            .is_ok()
-        });
-        Ok(same.then_some(store))
+        Ok(stored.is_some_and(|stored| same_password(&stored, &new.password)).then_some(store))
     }
 
     /// Begins to connect: answers when CONNECTING is written down.
@@ -260,19 +288,24 @@ impl KeyStores {
     }
 
     async fn connect_now(&self, store: Arc<Store>) -> Result<(), Error> {
+        let _turn = store.turn.lock().await;
         let record = store.record();
         if lifecycle::next(record.state, Event::Connect)? == Step::Stay {
             return Ok(());
         }
-        let id = record.cluster.clone();
-        let cluster = self.0.clusters.get(&id).ok_or_else(|| Error::ClusterNotFound(id.clone()))?;
-        prerequisites::to_connect(cluster).map_err(|unmet| Error::InvalidConfiguration { cluster: id, unmet })?;
+        // One that is not declared any more is found missing by the attempt.
+        let facts = self.facts(&record.cluster);
+        prerequisites::to_connect(&facts).map_err(|unmet| Error::of(&record.cluster, unmet))?;
         // The operator's act: an attempt that a crash left open may be made once more.
         let user = Username::kmsuser();
         self.0.records.forgive_unsettled(&record.cluster, &user, record.password_version).await?;
-        self.advance(&store, Event::Connect, |record| record.connect_attempt += 1).await?;
-        self.0.runtime.spawn(connect::run(self.clone(), store));
+        self.advance_in_turn(&store, Event::Connect, |record| record.connect_attempt += 1).await?;
+        self.begin_attempt(&store);
         Ok(())
+    }
+
+    fn begin_attempt(&self, store: &Arc<Store>) {
+        store.attempts(self.0.runtime.spawn(connect::run(self.clone(), store.clone())));
     }
 
     /// Begins to disconnect: answers when DISCONNECTING is written down, and no request is taken any more.
@@ -298,12 +331,14 @@ impl KeyStores {
         let store = self.get(id)?;
         let this = self.clone();
         self.outlive(async move {
-            let state = store.record().state;
+            let _turn = store.turn.lock().await;
+            let state = store.state();
             lifecycle::next(state, Event::Delete)?;
-            match this.0.records.delete_key_store(&store.id()).await? {
-                DeletedKeyStore::Deleted | DeletedKeyStore::Gone => {}
+            match this.0.records.delete_key_store(&store.id(), state).await? {
+                DeletedKeyStore::Deleted => {}
                 DeletedKeyStore::HasKeys(keys) => return Err(Error::HasKeys(keys)),
-                DeletedKeyStore::NotDisconnected => return Err(Error::Conflict),
+                DeletedKeyStore::Changed => return Err(Error::Conflict),
+                DeletedKeyStore::Gone => return Err(Error::NotFound(store.id().to_string())),
             }
             this.0.stores.write().unwrap_or_else(PoisonError::into_inner).remove(&store.id());
             this.0.listed.send_modify(|count| *count += 1);
@@ -339,7 +374,7 @@ impl KeyStores {
                 }
             }
             ConnectionState::Connecting => {
-                self.0.runtime.spawn(connect::run(self.clone(), store));
+                self.begin_attempt(&store);
             }
             ConnectionState::Disconnecting => self.drain(store, Closing::Now).await,
             ConnectionState::Disconnected | ConnectionState::Failed => {}
@@ -348,6 +383,7 @@ impl KeyStores {
     }
 
     async fn drain(&self, store: Arc<Store>, closing: Closing) {
+        store.attempt_ended().await;
         if let Some(connection) = store.connection.send_replace(None) {
             connection.close(closing).await;
         }
@@ -370,7 +406,7 @@ impl KeyStores {
         };
         let _maintenance = self.0.maintenance.lock().await;
         let mut nodes = Vec::new();
-        for (hsm, settings) in &cluster.nodes {
+        for (hsm, settings) in cluster.active_nodes() {
             let drained = self.drained(&record.cluster, hsm);
             let spec = worker_spec(&record.cluster, hsm, settings, &user);
             nodes.push(Node::new(spec, settings.zone.clone(), settings.queue_limit, drained));
@@ -404,8 +440,19 @@ impl KeyStores {
         }
     }
 
-    /// Moves the store as the table says, in the records first. Lost races are [`Error::Conflict`].
+    /// Moves the store as the table says.
     async fn advance(&self, store: &Store, event: Event, also: impl FnOnce(&mut KeyStoreRecord)) -> Result<(), Error> {
+        let _turn = store.turn.lock().await;
+        self.advance_in_turn(store, event, also).await
+    }
+
+    /// The same, for who holds the store's turn: in the records first, and here when it stands there.
+    async fn advance_in_turn(
+        &self,
+        store: &Store,
+        event: Event,
+        also: impl FnOnce(&mut KeyStoreRecord),
+    ) -> Result<(), Error> {
         let before = store.record();
         let Step::Move(to) = lifecycle::next(before.state, event)? else {
             return Ok(());
@@ -420,16 +467,27 @@ impl KeyStores {
             last_error: after.last_error.clone(),
         };
         if !self.0.records.move_key_store(&before.id, before.state, &change).await? {
-            return Err(Error::Conflict);
+            return Err(self.lost(&before.id));
         }
         tracing::info!(key_store = %before.id, from = %before.state, %to, "key store moved");
         store.record.send_replace(after);
         Ok(())
     }
 
+    /// Why a record is not as it was a moment ago: the store was deleted, or another request came first.
+    fn lost(&self, id: &KeyStoreId) -> Error {
+        self.get(id).err().unwrap_or(Error::Conflict)
+    }
+
     fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<KeyStoreId, Arc<Store>>> {
         self.0.stores.read().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// In a time that tells nothing of either.
+fn same_password(one: &Password, other: &Password) -> bool {
+    let (one, other) = (one.expose().as_bytes(), other.expose().as_bytes());
+    aws_lc_rs::constant_time::verify_slices_are_equal(one, other).is_ok()
 }
 
 fn worker_spec(cluster: &ClusterId, hsm: &HsmId, settings: &cluster::NodeSettings, user: &Username) -> WorkerSpec {

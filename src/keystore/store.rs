@@ -1,23 +1,52 @@
 //! One key store as this daemon knows it: its record, and its Connection while it has one.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::cluster::Connection;
 use crate::model::{ConnectionState, KeyStoreId};
 use crate::records::KeyStoreRecord;
+
+use super::lifecycle::{self, Event};
 
 /// One key store as this daemon knows it.
 #[derive(Debug)]
 pub struct Store {
     pub(super) record: watch::Sender<KeyStoreRecord>,
     pub(super) connection: watch::Sender<Option<Arc<Connection>>>,
+    /// Held from the look at the record until what came of it is in the records and here: changes come one after the
+    /// other, and each sees what the one before has left.
+    pub(super) turn: tokio::sync::Mutex<()>,
+    /// The attempt to connect that was begun last. Another begins only when this one has ended.
+    attempt: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Store {
     pub(super) fn new(record: KeyStoreRecord) -> Arc<Self> {
-        Arc::new(Self { record: watch::Sender::new(record), connection: watch::Sender::new(None) })
+        Arc::new(Self {
+            record: watch::Sender::new(record),
+            connection: watch::Sender::new(None),
+            turn: tokio::sync::Mutex::default(),
+            attempt: Mutex::default(),
+        })
+    }
+
+    pub(super) fn attempts(&self, attempt: JoinHandle<()>) {
+        *self.lock_attempt() = Some(attempt);
+    }
+
+    /// Waits for the end of an attempt to connect: it sees by itself that the store is not CONNECTING any more.
+    pub(super) async fn attempt_ended(&self) {
+        let attempt = self.lock_attempt().take();
+        if let Some(attempt) = attempt {
+            let _ = attempt.await;
+        }
+    }
+
+    fn lock_attempt(&self) -> MutexGuard<'_, Option<JoinHandle<()>>> {
+        self.attempt.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn id(&self) -> KeyStoreId {
@@ -42,12 +71,10 @@ impl Store {
         self.connection.subscribe()
     }
 
-    /// The Connection through which keys are used; only while CONNECTED.
-    pub fn connected(&self) -> Result<Arc<Connection>, ConnectionState> {
-        let state = self.state();
-        if state != ConnectionState::Connected {
-            return Err(state);
-        }
-        self.connection.borrow().clone().ok_or(state)
+    /// The Connection to make or use keys through, when the store's state allows that. `None`: it does, and the cluster
+    /// cannot be used from here.
+    pub fn connection_for(&self, what: Event) -> Result<Option<Arc<Connection>>, ConnectionState> {
+        lifecycle::next(self.state(), what).map_err(|refused| refused.state)?;
+        Ok(self.connection.borrow().clone())
     }
 }

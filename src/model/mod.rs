@@ -3,18 +3,20 @@
 //! Nothing here does I/O, waits, locks or reads a clock. A value of one of these types has
 //! been checked once, where it was made, and no room checks it again.
 
+pub mod certificate;
+pub mod cluster;
 pub mod context;
 pub mod credential;
 pub mod id;
 pub mod key;
 pub mod secret;
 pub mod store;
-pub mod trust_anchor;
 
+pub use certificate::{Certificate, OutOfDate, TrustAnchor};
+pub use cluster::{ClusterState, HsmState};
 pub use context::EncryptionContext;
 pub use credential::PasswordVersion;
 pub use id::{AliasName, ClusterId, HsmId, Invalid, KeyId, KeyRef, KeyStoreId, KeyStoreName, Region, Username, Zone};
 pub use key::{CkaId, KeySpec, KeyState, KeyUsage, KeyVersion, Probe};
 pub use secret::{Password, Plaintext, SealingKey};
 pub use store::{ConnectionErrorCode, ConnectionState};
-pub use trust_anchor::TrustAnchor;

@@ -96,7 +96,9 @@ impl ConnectionErrorCode {
                 "Declare the cluster in the daemon's configuration, or point the key store at a related cluster, and connect again."
             }
             Self::NetworkErrors => "Check that the HSMs' hosts answer from here, then disconnect and connect again.",
-            Self::InternalError => "Read the daemon's log for the cause, then disconnect and connect again.",
+            Self::InternalError => {
+                "Read the message, and the daemon's log, for the cause; mend it, then disconnect and connect again."
+            }
             Self::InsufficientCloudhsmHsms => {
                 "Bring at least one HSM of the cluster into service, then disconnect and connect again."
             }

@@ -91,7 +91,8 @@ pub(super) enum GivenUp {
 
 #[derive(Debug)]
 struct Pending {
-    reply: oneshot::Sender<Outcome>,
+    /// `None` when its caller was told already that there will be no answer.
+    reply: Option<oneshot::Sender<Outcome>>,
     pace: Pace,
     _place: Option<OwnedSemaphorePermit>,
 }
@@ -224,9 +225,18 @@ impl Link {
     }
 
     /// Takes no further requests; the worker sees the link's end, lets its running calls return, and leaves.
-    pub(super) fn close(&self) {
+    pub fn close(&self) {
         self.lock_out().closed = true;
         self.wake_writer.notify_one();
+    }
+
+    /// Closes the link, and whoever waits learns now that there will be no answer. What was handed over is still done.
+    pub fn cut_off(&self) {
+        self.close();
+        self.places.close();
+        for pending in self.lock_pending().values_mut() {
+            pending.reply = None;
+        }
     }
 
     /// For a worker that does not see its link's end.
@@ -269,7 +279,7 @@ impl Link {
         // Before the first byte leaves: an answer must find whom it is for.
         let in_flight = {
             let mut pending = self.lock_pending();
-            pending.insert(request.id, Pending { reply, pace: pace(request), _place: place });
+            pending.insert(request.id, Pending { reply: Some(reply), pace: pace(request), _place: place });
             pending.len()
         };
         if in_flight <= WRITE_AT_ONCE {
@@ -335,8 +345,8 @@ impl Link {
                     let since = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
                     self.last_answer_ms.store(since, Relaxed);
                     let waiting = self.lock_pending().remove(&id);
-                    if let Some(pending) = waiting {
-                        let _ = pending.reply.send(outcome);
+                    if let Some(reply) = waiting.and_then(|pending| pending.reply) {
+                        let _ = reply.send(outcome);
                     }
                 }
                 Ok(Some(Response { outcome: None, .. })) | Err(_) => {

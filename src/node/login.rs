@@ -27,6 +27,8 @@ pub enum LoginRefusal {
     Incorrect,
     /// The token has locked the user.
     Locked,
+    /// The token has no such user, or one without a password.
+    NoUser,
     /// The token says that this or another user is logged in already.
     LoggedInElsewhere,
     /// An earlier attempt was never answered; another needs an operator.
@@ -160,7 +162,7 @@ pub(super) async fn log_in(
         Err(LoginError::Refused(LoginRefusal::Incorrect | LoginRefusal::Locked)) => passage.tell(Verdict::Refused),
         // No verdict on the password: it is the next node's turn.
         Err(LoginError::Refused(
-            LoginRefusal::LoggedInElsewhere | LoginRefusal::Unsettled | LoginRefusal::NotTried,
+            LoginRefusal::NoUser | LoginRefusal::LoggedInElsewhere | LoginRefusal::Unsettled | LoginRefusal::NotTried,
         ))
         | Err(LoginError::Worker(_) | LoginError::Records(_)) => {}
     }
@@ -199,9 +201,9 @@ impl Attempt {
                 self.write_down(Answer::Refused).await;
                 Err(LoginError::Refused(refusal))
             }
-            Said::LoggedInElsewhere => {
+            Said::Unheeded(refusal) => {
                 self.write_down(Answer::NotMade).await;
-                Err(LoginError::Refused(LoginRefusal::LoggedInElsewhere))
+                Err(LoginError::Refused(refusal))
             }
             Said::NotAsked => {
                 self.write_down(Answer::NotMade).await;
@@ -237,10 +239,10 @@ enum Answer {
 }
 
 /// What an attempt that failed says of the password.
-enum Said {
+pub(super) enum Said {
     Refusal(LoginRefusal),
-    /// No verdict: it was not even looked at.
-    LoggedInElsewhere,
+    /// No verdict: it was not even looked at, and so cannot have counted.
+    Unheeded(LoginRefusal),
     /// The token was certainly not asked.
     NotAsked,
     /// It may have been asked, and may have counted the attempt.
@@ -248,10 +250,10 @@ enum Said {
 }
 
 impl Said {
-    fn by(error: &OpeningError) -> Self {
+    pub(super) fn by(error: &OpeningError) -> Self {
         match error {
             OpeningError::Fault(fault) => match refusal(fault.kind()) {
-                Some(LoginRefusal::LoggedInElsewhere) => Self::LoggedInElsewhere,
+                Some(refusal @ (LoginRefusal::LoggedInElsewhere | LoginRefusal::NoUser)) => Self::Unheeded(refusal),
                 Some(refusal) => Self::Refusal(refusal),
                 None => match fault.bucket() {
                     Bucket::Session | Bucket::Node => Self::NotAsked,
@@ -286,6 +288,7 @@ pub fn refusal(kind: Kind) -> Option<LoginRefusal> {
         Kind::PinIncorrect | Kind::PinRefused => Some(LoginRefusal::Incorrect),
         Kind::PinLocked => Some(LoginRefusal::Locked),
         Kind::UserLoggedIn => Some(LoginRefusal::LoggedInElsewhere),
+        Kind::UserNotFound => Some(LoginRefusal::NoUser),
         Kind::Unspecified
         | Kind::BadCiphertext
         | Kind::BadInput

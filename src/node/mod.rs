@@ -20,6 +20,7 @@ mod link;
 mod login;
 mod lookout;
 mod supervise;
+mod trial;
 
 use std::num::NonZeroU32;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -41,6 +42,7 @@ pub use link::{Link, Load};
 pub use login::{Gate, LoginRefusal, refusal};
 pub use lookout::{Reach, look_out};
 pub use supervise::{Common, supervise};
+pub use trial::{Tried, try_password};
 
 /// A crypto user's password, and which one it is.
 #[derive(Debug)]
@@ -312,7 +314,8 @@ impl Node {
         });
     }
 
-    fn link(&self) -> Option<Arc<Link>> {
+    /// The worker that serves now.
+    pub fn link(&self) -> Option<Arc<Link>> {
         self.serving.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -347,6 +350,7 @@ fn heeded(link: &Link, outcome: Outcome) -> Result<Outcome, CallError> {
         | Kind::PinIncorrect
         | Kind::PinLocked
         | Kind::UserLoggedIn
+        | Kind::UserNotFound
         | Kind::PinRefused
         | Kind::Capacity
         | Kind::Protocol

@@ -450,6 +450,7 @@ fn refused(node: &Node, refusal: LoginRefusal) {
             "the token refused the password; it is not tried again until an operator allows one login"
         }
         LoginRefusal::Locked => "the token has locked the crypto user",
+        LoginRefusal::NoUser => "the token has no crypto user of that name, or one without a password",
         LoginRefusal::LoggedInElsewhere => "the crypto user is logged in elsewhere",
         LoginRefusal::Unsettled => "an earlier login was never answered; allow one login to try once more",
         LoginRefusal::NotTried => "another HSM refused the password first; it was not tried here",

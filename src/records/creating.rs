@@ -22,6 +22,8 @@ use super::{KeyRecord, Proof, Records, Unavailable};
 pub struct NewKey {
     pub id: KeyId,
     pub store: KeyStoreId,
+    /// The store's state when it was found to allow a key.
+    pub store_state: ConnectionState,
     pub cluster: ClusterId,
     pub spec: KeySpec,
     pub description: String,
@@ -60,7 +62,8 @@ pub enum BegunKey {
     RequestReused,
     AliasInUse,
     TooManyKeys,
-    StoreNotConnected,
+    /// The store is not in that state, or not on that cluster, any more.
+    StoreChanged,
 }
 
 /// How many nodes may still hold a key that was never acknowledged; with none left, its record is gone.
@@ -94,7 +97,7 @@ impl Records {
     }
 
     /// CREATING becomes ENABLED: the key answered its probe on the `proven` nodes and is to be looked for on the `others`.
-    /// `false` when it was not CREATING any more.
+    /// `false` when it was not CREATING any more, or its store stands on another cluster meanwhile.
     pub async fn finish_key(
         &self,
         key: KeyId,
@@ -104,13 +107,15 @@ impl Records {
         at: SystemTime,
     ) -> Result<bool, Unavailable> {
         let mut change = self.begin().await?;
-        let enabled = sqlx::query("UPDATE keys SET state = 'ENABLED' WHERE id = ? AND state = 'CREATING'")
-            .bind(key.as_bytes().as_slice())
-            .execute(&mut *change)
-            .await?;
-        if enabled.rows_affected() != 1 {
-            return Ok(false);
-        }
+        let enabled: Option<String> = sqlx::query_scalar(
+            "UPDATE keys SET state = 'ENABLED' WHERE id = ? AND state = 'CREATING'
+               AND cluster_id = (SELECT cluster_id FROM key_stores WHERE id = keys.store_id) RETURNING cluster_id",
+        )
+        .bind(key.as_bytes().as_slice())
+        .fetch_optional(&mut *change)
+        .await?;
+        let Some(cluster) = enabled else { return Ok(false) };
+        let cluster = cluster.parse().map_err(|_| Unavailable::row("cluster_id"))?;
         sqlx::query("UPDATE key_versions SET probe = ? WHERE key_id = ? AND version = ?")
             .bind(probe.0.as_slice())
             .bind(key.as_bytes().as_slice())
@@ -118,10 +123,10 @@ impl Records {
             .execute(&mut *change)
             .await?;
         for hsm in proven {
-            put_presence(&mut *change, key, version, hsm, Proof::Used, at).await?;
+            put_presence(&mut *change, key, version, (&cluster, hsm), Proof::Used, at).await?;
         }
         for hsm in others {
-            put_presence(&mut *change, key, version, hsm, Proof::Unknown, at).await?;
+            put_presence(&mut *change, key, version, (&cluster, hsm), Proof::Unknown, at).await?;
         }
         change.commit().await?;
         Ok(true)
@@ -183,12 +188,12 @@ async fn in_the_way(
     new: &NewKey,
     limits: &KeyLimits,
 ) -> Result<Option<BegunKey>, Unavailable> {
-    let state: Option<String> = sqlx::query_scalar("SELECT state FROM key_stores WHERE id = ?")
+    let unchanged = sqlx::query("SELECT 1 FROM key_stores WHERE id = ? AND state = ? AND cluster_id = ?")
         .bind(new.store.as_str())
-        .fetch_optional(&mut **change)
-        .await?;
-    if state.as_deref().and_then(ConnectionState::parse) != Some(ConnectionState::Connected) {
-        return Ok(Some(BegunKey::StoreNotConnected));
+        .bind(new.store_state.as_str())
+        .bind(new.cluster.as_str());
+    if unchanged.fetch_optional(&mut **change).await?.is_none() {
+        return Ok(Some(BegunKey::StoreChanged));
     }
     let keys: i64 = sqlx::query_scalar("SELECT count(*) FROM keys WHERE store_id = ?")
         .bind(new.store.as_str())
@@ -228,7 +233,8 @@ async fn insert(change: &mut Transaction<'_, Sqlite>, new: &NewKey) -> Result<()
         .execute(&mut **change)
         .await?;
     for hsm in &new.hsms {
-        put_presence(&mut **change, new.id, KeyVersion::FIRST, hsm, Proof::Unknown, new.created).await?;
+        put_presence(&mut **change, new.id, KeyVersion::FIRST, (&new.cluster, hsm), Proof::Unknown, new.created)
+            .await?;
     }
     for (name, value) in &new.tags {
         sqlx::query("INSERT INTO tags (key_id, name, value) VALUES (?, ?, ?)")

@@ -63,16 +63,16 @@ pub enum DriftCursor {
 // The plus keeps the planner from reading node by node, which it would have to sort.
 pub(super) const UNPROVEN: &str = "SELECT p.time AS found, p.hsm_id, p.key_id, p.version, p.proof FROM presences p
      CROSS JOIN keys k ON k.id = p.key_id
-     WHERE p.proof <> 'USED' AND (p.time, p.hsm_id, p.key_id, p.version) > (?, ?, ?, ?)
-       AND k.cluster_id = ? AND k.state <> 'CREATING' AND +p.hsm_id IN (SELECT value FROM json_each(?) page)
+     WHERE p.cluster_id = ? AND p.proof <> 'USED' AND (p.time, p.hsm_id, p.key_id, p.version) > (?, ?, ?, ?)
+       AND k.cluster_id = p.cluster_id AND k.state <> 'CREATING' AND +p.hsm_id IN (SELECT value FROM json_each(?) page)
      ORDER BY p.time, p.hsm_id, p.key_id, p.version LIMIT ?";
 
 // Attributes are odd only of a key that is proven to be the right one: of another there is more to say than that.
 pub(super) const ODD: &str = "SELECT * FROM drifts d
      WHERE d.cluster_id = ? AND (d.found, d.seq) > (?, ?) AND d.hsm_id IN (SELECT value FROM json_each(?) page)
        AND (d.kind <> 'ATTRIBUTES' OR EXISTS (
-         SELECT 1 FROM presences p WHERE p.key_id = substr(d.cka_id, 1, 16) AND p.hsm_id = d.hsm_id
-           AND p.proof = 'USED' AND printf('%08X', p.version) = hex(substr(d.cka_id, 17))))
+         SELECT 1 FROM presences p WHERE p.key_id = substr(d.cka_id, 1, 16)
+           AND p.cluster_id = d.cluster_id AND p.hsm_id = d.hsm_id AND p.proof = 'USED' AND printf('%08X', p.version) = hex(substr(d.cka_id, 17))))
      ORDER BY d.found, d.seq LIMIT ?";
 
 impl Records {
@@ -151,8 +151,8 @@ impl Records {
             }
             Some(DriftCursor::Odd { found, .. }) => (found.saturating_add(1), "", Vec::new(), 0),
         };
-        let page = sqlx::query(UNPROVEN).bind(found).bind(hsm).bind(key).bind(version);
-        let rows = page.bind(cluster.as_str()).bind(json(hsms)).bind(limit).fetch_all(&self.0.read).await?;
+        let page = sqlx::query(UNPROVEN).bind(cluster.as_str()).bind(found).bind(hsm).bind(key).bind(version);
+        let rows = page.bind(json(hsms)).bind(limit).fetch_all(&self.0.read).await?;
         rows.iter().map(unproven).collect()
     }
 

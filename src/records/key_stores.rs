@@ -61,7 +61,8 @@ pub enum AddedKeyStore {
 pub enum DeletedKeyStore {
     Deleted,
     HasKeys(u64),
-    NotDisconnected,
+    /// It is not in that state any more.
+    Changed,
     Gone,
 }
 
@@ -138,15 +139,20 @@ impl Records {
         Ok(moved.rows_affected() == 1)
     }
 
-    /// Deletes a DISCONNECTED store without keys, and its passwords. What stands in the HSMs stays, and so does what is known of it.
-    pub async fn delete_key_store(&self, id: &KeyStoreId) -> Result<DeletedKeyStore, Unavailable> {
+    /// Deletes a store without keys, if it is still in the state `from`, and its passwords. What stands in the HSMs stays, and
+    /// so does what is known of it.
+    pub async fn delete_key_store(
+        &self,
+        id: &KeyStoreId,
+        from: ConnectionState,
+    ) -> Result<DeletedKeyStore, Unavailable> {
         let mut change = self.begin().await?;
         let found = sqlx::query("SELECT state, cluster_id FROM key_stores WHERE id = ?").bind(id.as_str());
         let Some(row) = found.fetch_optional(&mut *change).await? else {
             return Ok(DeletedKeyStore::Gone);
         };
-        if named(&row, "state", ConnectionState::parse)? != ConnectionState::Disconnected {
-            return Ok(DeletedKeyStore::NotDisconnected);
+        if named(&row, "state", ConnectionState::parse)? != from {
+            return Ok(DeletedKeyStore::Changed);
         }
         let keys: i64 = sqlx::query_scalar("SELECT count(*) FROM keys WHERE store_id = ?")
             .bind(id.as_str())
@@ -156,11 +162,17 @@ impl Records {
             return Ok(DeletedKeyStore::HasKeys(keys.unsigned_abs()));
         }
         let cluster: String = row.try_get("cluster_id")?;
-        sqlx::query("DELETE FROM passwords WHERE cluster_id = ? AND username = ?")
-            .bind(cluster)
-            .bind(Username::kmsuser().as_str())
-            .execute(&mut *change)
-            .await?;
+        // Also those of clusters it stood on before, unless another store has come there since.
+        sqlx::query(
+            "DELETE FROM passwords WHERE username = ?1
+               AND (cluster_id = ?2 OR cluster_id IN (SELECT cluster_id FROM former_clusters WHERE store_id = ?3))
+               AND cluster_id NOT IN (SELECT cluster_id FROM key_stores WHERE id <> ?3)",
+        )
+        .bind(Username::kmsuser().as_str())
+        .bind(cluster)
+        .bind(id.as_str())
+        .execute(&mut *change)
+        .await?;
         sqlx::query("DELETE FROM key_stores WHERE id = ?").bind(id.as_str()).execute(&mut *change).await?;
         change.commit().await?;
         Ok(DeletedKeyStore::Deleted)
@@ -185,7 +197,7 @@ impl Records {
         Ok(Some(Password::trusted(text.to_owned())))
     }
 
-    async fn add_password(
+    pub(super) async fn add_password(
         &self,
         change: &mut Transaction<'_, Sqlite>,
         cluster: &ClusterId,

@@ -43,7 +43,8 @@ macro_rules! keys_with_versions {
              FROM (",
             $keys,
             ") page JOIN key_versions v ON v.key_id = page.id
-             LEFT JOIN presences p ON p.key_id = v.key_id AND p.version = v.version
+             LEFT JOIN presences p
+               ON p.key_id = v.key_id AND p.version = v.version AND p.cluster_id = page.cluster_id
              ORDER BY page.id, v.version, p.hsm_id"
         )
     };

@@ -90,7 +90,9 @@ impl Records {
     ) -> Result<(), Unavailable> {
         const ACCEPTED: &str = "UPDATE logins SET proven = TRUE, attempt_open = FALSE, granted = FALSE
              WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND version = ?";
-        self.write_login(ACCEPTED, cluster, hsm, user, version).await
+        self.write_login(ACCEPTED, cluster, hsm, user, version).await?;
+        // An HSM that has accepted its user's password has forgotten those that were wrong.
+        if *user == Username::kmsuser() { self.allow_password_check(cluster, hsm).await } else { Ok(()) }
     }
 
     /// The node refused the password: it is not tried there again.

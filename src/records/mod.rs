@@ -12,12 +12,15 @@ mod hsms;
 mod keks;
 mod key_stores;
 mod keys;
+mod lineages;
 mod logins;
 mod open;
+mod password_checks;
 mod presences;
 mod replicas;
 mod row;
 mod seal;
+mod updates;
 mod uses;
 
 #[cfg(test)]
@@ -39,6 +42,7 @@ pub use logins::{LoginLeave, Standing};
 pub use open::Settings;
 pub use presences::{NewProof, PresenceRecord, Proof};
 pub use replicas::ProvableKey;
+pub use updates::{KeyStoreUpdate, UpdatedKeyStore};
 pub use uses::Reserved;
 
 use seal::Sealer;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{SqlSafeStr, SqlStr, SqlitePool};
+use tokio::time::Instant;
 
 use crate::model::SealingKey;
 
@@ -20,6 +21,9 @@ use super::{Inner, OpenError, Records};
 const KEY_BYTES: usize = 32;
 const READERS: u32 = 4;
 const BUSY: Duration = Duration::from_secs(5);
+/// A daemon that was killed while it started a worker leaves its lock to that child, until it has become the worker.
+const LEFT_BEHIND: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// Where the records are.
 #[derive(Debug, Clone)]
@@ -33,7 +37,7 @@ pub struct Settings {
 impl Records {
     /// Opens the records, or makes them.
     pub async fn open(settings: &Settings) -> Result<Self, OpenError> {
-        let lock = lock(&settings.database)?;
+        let lock = lock(&settings.database).await?;
         let write = pool(settings, 1).await?;
         migrations().run(&write).await.map_err(|error| unmigrated(settings, error))?;
         let sealer = sealer(&settings.sealing_key, &write).await?;
@@ -43,7 +47,7 @@ impl Records {
 }
 
 /// One daemon at a time. The lock goes with the process, however it ends.
-fn lock(database: &Path) -> Result<File, OpenError> {
+async fn lock(database: &Path) -> Result<File, OpenError> {
     let file = |path: &Path| {
         let path = path.to_owned();
         move |source| OpenError::File { path, source }
@@ -54,10 +58,14 @@ fn lock(database: &Path) -> Result<File, OpenError> {
     let path = database.with_extension("lock");
     let lock =
         OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(file(&path))?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(database.to_owned())),
-        Err(TryLockError::Error(source)) => return Err(OpenError::File { path, source }),
+    let began = Instant::now();
+    loop {
+        match lock.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) if began.elapsed() < LEFT_BEHIND => tokio::time::sleep(LOOK_AGAIN).await,
+            Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(database.to_owned())),
+            Err(TryLockError::Error(source)) => return Err(OpenError::File { path, source }),
+        }
     }
     // SQLite would make it with the process's umask.
     OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(database).map_err(file(database))?;
@@ -83,6 +91,8 @@ fn migrations() -> Migrator {
         step(2, "hsms", include_str!("migrations/0002_hsms.sql").into_sql_str()),
         step(3, "drifts", include_str!("migrations/0003_drifts.sql").into_sql_str()),
         step(4, "granted logins", include_str!("migrations/0004_granted_logins.sql").into_sql_str()),
+        step(5, "clusters", include_str!("migrations/0005_clusters.sql").into_sql_str()),
+        step(6, "updates", include_str!("migrations/0006_updates.sql").into_sql_str()),
     ];
     Migrator { migrations: Cow::Owned(steps), ..Migrator::DEFAULT }
 }

@@ -9,7 +9,7 @@ use crate::model::{ClusterId, HsmId, KeyId, KeyVersion};
 use super::row::{millis, named, time};
 use super::{Records, Unavailable};
 
-/// A node that holds a key version, or may.
+/// A node of the key's cluster that holds a key version, or may.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PresenceRecord {
     pub hsm: HsmId,
@@ -56,14 +56,15 @@ impl Proof {
     }
 }
 
-pub(super) const DOUBT: &str = "UPDATE presences SET proof = 'UNKNOWN', time = ?
-     WHERE hsm_id = ? AND proof = 'USED' AND key_id IN (SELECT id FROM keys WHERE cluster_id = ?)";
+pub(super) const DOUBT: &str = "UPDATE presences SET proof = 'UNKNOWN', time = ?1
+     WHERE cluster_id = ?3 AND hsm_id = ?2 AND proof = 'USED' AND key_id IN (SELECT id FROM keys WHERE cluster_id = ?3)";
 
 // With a row for every node, what a node lacks is found without looking at what it has.
-const EXPECT: &str = "INSERT INTO presences (key_id, version, hsm_id, proof, time)
-     SELECT v.key_id, v.version, ?1, 'UNKNOWN', ?2 FROM keys k JOIN key_versions v ON v.key_id = k.id
+const EXPECT: &str = "INSERT INTO presences (key_id, version, cluster_id, hsm_id, proof, time)
+     SELECT v.key_id, v.version, ?3, ?1, 'UNKNOWN', ?2 FROM keys k JOIN key_versions v ON v.key_id = k.id
      WHERE k.cluster_id = ?3 AND k.state <> 'CREATING'
-       AND NOT EXISTS (SELECT 1 FROM presences p WHERE p.key_id = v.key_id AND p.version = v.version AND p.hsm_id = ?1)";
+       AND NOT EXISTS (SELECT 1 FROM presences p
+         WHERE p.key_id = v.key_id AND p.version = v.version AND p.cluster_id = ?3 AND p.hsm_id = ?1)";
 
 impl Records {
     /// Nothing, when the key was dropped in the meantime.
@@ -71,11 +72,11 @@ impl Records {
         &self,
         key: KeyId,
         version: KeyVersion,
-        hsm: &HsmId,
+        (cluster, hsm): (&ClusterId, &HsmId),
         proof: Proof,
         at: SystemTime,
     ) -> Result<(), Unavailable> {
-        put_presence(&self.0.write, key, version, hsm, proof, at).await
+        put_presence(&self.0.write, key, version, (cluster, hsm), proof, at).await
     }
 
     /// The node's token is not the one that was proved before: nothing is known of any key there. No row is removed.
@@ -85,13 +86,18 @@ impl Records {
     }
 
     /// Several at once: one write costs less than one each.
-    pub async fn set_presences(&self, proofs: &[NewProof], at: SystemTime) -> Result<(), Unavailable> {
+    pub async fn set_presences(
+        &self,
+        cluster: &ClusterId,
+        proofs: &[NewProof],
+        at: SystemTime,
+    ) -> Result<(), Unavailable> {
         if proofs.is_empty() {
             return Ok(());
         }
         let mut change = self.begin().await?;
         for NewProof { key, version, hsm, proof } in proofs {
-            put_presence(&mut *change, *key, *version, hsm, *proof, at).await?;
+            put_presence(&mut *change, *key, *version, (cluster, hsm), *proof, at).await?;
         }
         change.commit().await?;
         Ok(())
@@ -109,14 +115,17 @@ impl Records {
         &self,
         key: KeyId,
         version: KeyVersion,
-        hsm: &HsmId,
+        (cluster, hsm): (&ClusterId, &HsmId),
     ) -> Result<Option<PresenceRecord>, Unavailable> {
-        let found = sqlx::query("SELECT proof, time FROM presences WHERE key_id = ? AND version = ? AND hsm_id = ?")
-            .bind(key.as_bytes().as_slice())
-            .bind(version.0)
-            .bind(hsm.as_str())
-            .fetch_optional(&self.0.read)
-            .await?;
+        let found = sqlx::query(
+            "SELECT proof, time FROM presences WHERE key_id = ? AND version = ? AND cluster_id = ? AND hsm_id = ?",
+        )
+        .bind(key.as_bytes().as_slice())
+        .bind(version.0)
+        .bind(cluster.as_str())
+        .bind(hsm.as_str())
+        .fetch_optional(&self.0.read)
+        .await?;
         let presence = |row: &_| {
             let proof = named(row, "proof", Proof::parse)?;
             Ok(PresenceRecord { hsm: hsm.clone(), proof, time: time(row, "time")? })
@@ -129,17 +138,18 @@ pub(super) async fn put_presence(
     database: impl SqliteExecutor<'_>,
     key: KeyId,
     version: KeyVersion,
-    hsm: &HsmId,
+    (cluster, hsm): (&ClusterId, &HsmId),
     proof: Proof,
     at: SystemTime,
 ) -> Result<(), Unavailable> {
     // That it is not proven there was first seen when it was, however often it is seen again.
     sqlx::query(
-        "INSERT INTO presences (key_id, version, hsm_id, proof, time)
-         SELECT key_id, version, ?, ?, ? FROM key_versions WHERE key_id = ? AND version = ?
-         ON CONFLICT (key_id, version, hsm_id) DO UPDATE SET proof = excluded.proof,
+        "INSERT INTO presences (key_id, version, cluster_id, hsm_id, proof, time)
+         SELECT key_id, version, ?, ?, ?, ? FROM key_versions WHERE key_id = ? AND version = ?
+         ON CONFLICT (key_id, version, cluster_id, hsm_id) DO UPDATE SET proof = excluded.proof,
            time = iif(proof <> 'USED' AND excluded.proof <> 'USED', time, excluded.time)",
     )
+    .bind(cluster.as_str())
     .bind(hsm.as_str())
     .bind(proof.as_str())
     .bind(millis(at))

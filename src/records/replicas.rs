@@ -24,8 +24,8 @@ pub struct ProvableKey {
 pub(super) const LACKING: &str = "SELECT v.key_id, v.version, v.probe, k.spec FROM presences p
      CROSS JOIN keys k ON k.id = p.key_id
      CROSS JOIN key_versions v ON v.key_id = p.key_id AND v.version = p.version
-     WHERE p.hsm_id = ? AND p.proof <> 'USED' AND (p.key_id, p.version) > (?, ?)
-       AND k.cluster_id = ? AND k.state <> 'CREATING' AND v.probe IS NOT NULL
+     WHERE p.cluster_id = ? AND p.hsm_id = ? AND p.proof <> 'USED' AND (p.key_id, p.version) > (?, ?)
+       AND k.cluster_id = p.cluster_id AND k.state <> 'CREATING' AND v.probe IS NOT NULL
      ORDER BY p.key_id, p.version LIMIT ?";
 
 // The first comparison of ids is what the index serves: without it each page is read from the cluster's first key.
@@ -37,7 +37,7 @@ pub(super) const ACKNOWLEDGED: &str = "SELECT v.key_id, v.version, v.probe, k.sp
 
 pub(super) const PROVEN: &str = "SELECT p.key_id, p.version FROM keys k JOIN presences p ON p.key_id = k.id
      WHERE k.cluster_id = ? AND k.state <> 'CREATING' AND k.id >= ? AND (k.id > ? OR p.version > ?)
-       AND p.hsm_id = ? AND p.proof = 'USED' AND p.time < ?
+       AND p.cluster_id = k.cluster_id AND p.hsm_id = ? AND p.proof = 'USED' AND p.time < ?
      ORDER BY k.id, p.version LIMIT ?";
 
 pub(super) const KNOWN: &str = "SELECT v.key_id, v.version FROM json_each(?) page
@@ -54,7 +54,7 @@ impl Records {
         limit: u32,
     ) -> Result<Vec<ProvableKey>, Unavailable> {
         let (key, version) = cursor(after);
-        let page = sqlx::query(LACKING).bind(hsm.as_str()).bind(key).bind(version).bind(cluster.as_str()).bind(limit);
+        let page = sqlx::query(LACKING).bind(cluster.as_str()).bind(hsm.as_str()).bind(key).bind(version).bind(limit);
         page.fetch_all(&self.0.read).await?.iter().map(provable).collect()
     }
 

@@ -9,8 +9,10 @@ use crate::model::{
 mod drifts;
 mod opening;
 mod plans;
+mod updates;
 
 const V1: KeyVersion = KeyVersion::FIRST;
+const OFF: ConnectionState = ConnectionState::Disconnected;
 const LIMITS: KeyLimits = KeyLimits { keys_per_store: 1_000, request_retention: Duration::from_secs(60) };
 
 struct Home(tempfile::TempDir);
@@ -76,6 +78,7 @@ fn new_key(store: &KeyStoreRecord) -> NewKey {
     NewKey {
         id: KeyId::random(),
         store: store.id.clone(),
+        store_state: ConnectionState::Connected,
         cluster: store.cluster.clone(),
         spec: KeySpec::SymmetricDefault,
         description: "d".to_owned(),
@@ -151,16 +154,16 @@ async fn a_store_is_deleted_when_disconnected_and_empty_and_its_password_version
     let home = Home::new();
     let records = home.open().await;
     let record = connected_store(&records).await;
-    assert_eq!(records.delete_key_store(&record.id).await.unwrap(), DeletedKeyStore::NotDisconnected);
+    assert_eq!(records.delete_key_store(&record.id, OFF).await.unwrap(), DeletedKeyStore::Changed);
     let new = new_key(&record);
     records.begin_key(&new, &LIMITS).await.unwrap();
     moved(&records, &record.id, ConnectionState::Connected, ConnectionState::Disconnected).await;
-    assert_eq!(records.delete_key_store(&record.id).await.unwrap(), DeletedKeyStore::HasKeys(1));
+    assert_eq!(records.delete_key_store(&record.id, OFF).await.unwrap(), DeletedKeyStore::HasKeys(1));
     for number in 1..=3 {
         records.clear_creating(new.id, &hsm(number)).await.unwrap();
     }
-    assert_eq!(records.delete_key_store(&record.id).await.unwrap(), DeletedKeyStore::Deleted);
-    assert_eq!(records.delete_key_store(&record.id).await.unwrap(), DeletedKeyStore::Gone);
+    assert_eq!(records.delete_key_store(&record.id, OFF).await.unwrap(), DeletedKeyStore::Deleted);
+    assert_eq!(records.delete_key_store(&record.id, OFF).await.unwrap(), DeletedKeyStore::Gone);
     let gone = records.password(&record.cluster, &Username::kmsuser(), PasswordVersion(1)).await.unwrap();
     assert!(gone.is_none());
     let again = records.add_key_store(&store("main", 'a'), &password("hunter23"), 10).await.unwrap();
@@ -386,7 +389,7 @@ async fn an_abandoned_key_goes_with_its_last_node_and_frees_its_alias_and_its_re
     assert!(records.key(abandoned.id).await.unwrap().is_none());
     assert!(!records.finish_key(abandoned.id, V1, &Probe(vec![1]), (&[hsm(1)], &[]), at(3)).await.unwrap());
     // A node that answers late finds nothing to write to, and that is no failure of the records.
-    records.set_presence(abandoned.id, V1, &hsm(1), Proof::Used, at(4)).await.unwrap();
+    records.set_presence(abandoned.id, V1, (&cluster('a'), &hsm(1)), Proof::Used, at(4)).await.unwrap();
     assert!(records.key(abandoned.id).await.unwrap().is_none());
     assert_eq!(records.begin_key(&new(), &LIMITS).await.unwrap(), BegunKey::Begun);
 }
@@ -446,7 +449,7 @@ async fn keys_are_begun_only_in_a_connected_store_with_room() {
     assert_eq!(records.begin_key(&new_key(&record), &narrow).await.unwrap(), BegunKey::Begun);
     assert_eq!(records.begin_key(&new_key(&record), &narrow).await.unwrap(), BegunKey::TooManyKeys);
     moved(&records, &record.id, ConnectionState::Connected, ConnectionState::Disconnecting).await;
-    assert_eq!(records.begin_key(&new_key(&record), &LIMITS).await.unwrap(), BegunKey::StoreNotConnected);
+    assert_eq!(records.begin_key(&new_key(&record), &LIMITS).await.unwrap(), BegunKey::StoreChanged);
 }
 
 #[tokio::test]
@@ -469,7 +472,7 @@ async fn what_a_node_lacks_is_what_was_never_proven_there() {
     assert_eq!(names, [(keys[0], V1), (keys[1], V1)]);
     assert_eq!((first[0].spec, &first[0].probe), (KeySpec::SymmetricDefault, &Probe(vec![1])));
     assert_eq!(lacking(3, Some(names[1]), 10).await.len(), 3);
-    records.set_presence(keys[0], V1, &hsm(3), Proof::Used, at(9)).await.unwrap();
+    records.set_presence(keys[0], V1, (&cluster('a'), &hsm(3)), Proof::Used, at(9)).await.unwrap();
     assert_eq!(lacking(3, None, 10).await.len(), 4);
     records.doubt_presence(&record.cluster, &hsm(1), at(9)).await.unwrap();
     assert_eq!(lacking(1, None, 10).await.len(), 5);

@@ -9,4 +9,5 @@ mod extremes;
 mod keys;
 mod password;
 mod stores;
+mod updates;
 mod wire;

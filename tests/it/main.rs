@@ -7,9 +7,13 @@
 mod rig;
 
 mod bad_input;
+mod checking;
 mod command_line;
+mod concurrency;
+mod connection_errors;
 mod contract;
 mod crash;
+mod disconnecting;
 mod documents;
 mod drift;
 mod failing;
@@ -17,7 +21,10 @@ mod faulty_library;
 mod formats;
 mod lifecycle;
 mod main_job;
+mod prerequisites;
 mod reflection;
+mod reload;
 mod serve;
 mod soak;
+mod update;
 mod worker_process;

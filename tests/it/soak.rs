@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use callers::{Caller, Callers, Haste};
-use dice::Dice;
+pub use dice::Dice;
 use doing::Doing;
 use history::History;
 use schedule::{Schedule, Step};

@@ -1,5 +1,7 @@
 //! `ClusterService`.
 
+use std::sync::Arc;
+
 use futures_util::FutureExt;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -8,16 +10,14 @@ use tonic::{Request, Response, Status};
 
 use crate::authz::action;
 use crate::clock;
-use crate::cluster as clusters;
-use crate::cluster::Connection;
-use crate::keystore::{Logins, prerequisites};
+use crate::cluster::Settings;
+use crate::keystore::Logins;
 use crate::model::{ClusterId, HsmId};
-use crate::node::Health;
 use crate::proto::v1 as pb;
 use crate::proto::v1::cluster_service_server::ClusterService;
 
 use super::key_store::next_move;
-use super::{Faces, convert, drift, status, tell};
+use super::{Faces, check, convert, drift, status, tell, topology};
 
 /// Messages of a stream that wait for a slow reader.
 const STREAM_DEPTH: usize = 16;
@@ -26,58 +26,15 @@ const STREAM_DEPTH: usize = 16;
 pub(super) struct Service(pub(super) Faces);
 
 impl Service {
-    fn told(&self, id: &ClusterId, settings: &clusters::Settings) -> pb::Cluster {
-        let store = self.0.0.key_stores.on_cluster(id);
-        let connection = store.as_ref().and_then(|store| store.nodes().borrow().clone());
-        let ineligible = prerequisites::to_create(settings).err().map(|unmet| unmet.to_string());
-        pb::Cluster {
-            cluster_id: id.to_string(),
-            state: pb::ClusterState::Active.into(),
-            account: settings.account.to_string(),
-            region: settings.region.to_string(),
-            certificate: settings.trust_anchor.clone(),
-            sync_mode: pb::SyncMode::Wrap.into(),
-            subnets: settings.subnets.iter().map(subnet).collect(),
-            hsms: settings.nodes.iter().map(|(hsm, node)| self.hsm(id, hsm, node, connection.as_deref())).collect(),
-            profile: settings.profile.as_str().to_owned(),
-            password_rotation: pb::PasswordRotation::None.into(),
-            trust_anchor_required: true,
-            key_specs: vec![pb::KeySpec::SymmetricDefault.into()],
-            ineligible_reason: match (&store, ineligible) {
-                (Some(store), _) => format!("tied to key store {}", store.id()),
-                (None, Some(unmet)) => unmet,
-                (None, None) => String::new(),
-            },
-            key_store_id: store.map(|store| store.id().to_string()).unwrap_or_default(),
-            min_hsms_to_create: 2,
-            ..Default::default()
-        }
+    fn told(&self, id: &ClusterId, settings: &Settings) -> pb::Cluster {
+        topology::cluster(&self.0.0.key_stores, id, settings)
     }
 
-    fn hsm(
-        &self,
-        cluster: &ClusterId,
-        hsm: &HsmId,
-        settings: &clusters::NodeSettings,
-        connection: Option<&Connection>,
-    ) -> pb::Hsm {
-        let member = connection.and_then(|connection| connection.member(hsm));
-        match (member, self.0.0.key_stores.drained(cluster, hsm)) {
-            (Some(member), _) => tell::hsm(hsm, settings, member),
-            (None, Some(note)) => tell::hsm_at_rest(hsm, settings, Health::Drained, note),
-            (None, None) => tell::hsm_looked_at(hsm, settings, self.0.0.key_stores.reach(cluster, hsm)),
-        }
-    }
-
-    /// One HSM as it is now.
     fn told_hsm(&self, cluster: &ClusterId, hsm: &HsmId) -> Option<pb::Hsm> {
-        let settings = self.0.0.clusters.get(cluster)?.nodes.get(hsm)?;
-        let store = self.0.0.key_stores.on_cluster(cluster);
-        let connection = store.and_then(|store| store.nodes().borrow().clone());
-        Some(self.hsm(cluster, hsm, settings, connection.as_deref()))
+        topology::hsm(&self.0.0.key_stores, cluster, hsm)
     }
 
-    fn cluster(&self, field: &str, id: &str) -> Result<(ClusterId, &clusters::Settings), Status> {
+    fn cluster(&self, field: &str, id: &str) -> Result<(ClusterId, Arc<Settings>), Status> {
         let parsed: ClusterId = convert::parse(field, id)?;
         match self.0.0.clusters.get(&parsed) {
             Some(settings) => Ok((parsed, settings)),
@@ -96,12 +53,13 @@ impl ClusterService for Service {
         let asked = request.into_inner();
         let limit = convert::page_size(asked.page_size)? as usize;
         let after = convert::page_token::<ClusterId>(&asked.page_token)?;
-        let mut clusters: Vec<(ClusterId, &clusters::Settings)> = Vec::new();
+        let mut clusters: Vec<(ClusterId, Arc<Settings>)> = Vec::new();
         for id in &asked.cluster_ids {
             clusters.push(self.cluster("cluster_ids", id)?);
         }
         if asked.cluster_ids.is_empty() {
-            clusters.extend(self.0.0.clusters.iter().map(|(id, settings)| (id.clone(), settings)));
+            let all = self.0.0.clusters.all();
+            clusters.extend(all.iter().map(|(id, settings)| (id.clone(), settings.clone())));
         }
         clusters.retain(|(id, _)| after.as_ref().is_none_or(|after| id > after));
         let more = clusters.len() > limit;
@@ -110,7 +68,7 @@ impl ClusterService for Service {
             Some((last, _)) if more => convert::next_page_token(last),
             Some(_) | None => String::new(),
         };
-        let clusters = clusters.into_iter().map(|(id, settings)| self.told(&id, settings)).collect();
+        let clusters = clusters.into_iter().map(|(id, settings)| self.told(&id, &settings)).collect();
         Ok(Response::new(pb::DescribeClustersResponse { clusters, next_page_token }))
     }
 
@@ -138,6 +96,18 @@ impl ClusterService for Service {
         let key_stores = &self.0.0.key_stores;
         key_stores.resume_hsm(permit, &cluster, &hsm, logins).await.map_err(status::key_store)?;
         Ok(Response::new(pb::ResumeHsmResponse { hsm: self.told_hsm(&cluster, &hsm) }))
+    }
+
+    async fn check_cluster(
+        &self,
+        request: Request<pb::CheckClusterRequest>,
+    ) -> Result<Response<pb::CheckClusterResponse>, Status> {
+        let permit = self.0.permit::<action::CheckCluster, _>(&request)?;
+        let deadline = super::deadline(&request);
+        let asked = request.into_inner();
+        let (cluster, _) = self.cluster("cluster_id", &asked.cluster_id)?;
+        let checked = tokio::time::timeout_at(deadline, check::check(&self.0, permit, &cluster, asked)).await;
+        checked.unwrap_or_else(|_| Err(status::late())).map(Response::new)
     }
 
     async fn watch_cluster(
@@ -171,26 +141,27 @@ impl ClusterService for Service {
     }
 }
 
-/// Tells the cluster now and after each change of a node, with what changed, until the daemon drains or nobody reads.
+/// Tells the cluster now and after each change of it or of an HSM, with what changed, until the daemon drains, the cluster
+/// is declared no more, or nobody reads.
 async fn watch(service: Service, id: ClusterId, told: mpsc::Sender<Result<pb::WatchClusterResponse, Status>>) {
     let faces = &service.0.0;
-    let Some(settings) = faces.clusters.get(&id) else {
-        return;
-    };
     let mut draining = faces.draining.clone();
+    let mut exchanges = faces.clusters.exchanges();
     let mut listed = faces.key_stores.listed();
     let mut reached = faces.key_stores.reached();
     let mut before: Option<pb::Cluster> = None;
     loop {
         listed.borrow_and_update();
         reached.borrow_and_update();
+        let Some(settings) = exchanges.borrow_and_update().get(&id).cloned() else {
+            return;
+        };
         let mut nodes = faces.key_stores.on_cluster(&id).map(|store| store.nodes());
         let connection = nodes.as_mut().and_then(|nodes| nodes.borrow_and_update().clone());
         let moved = next_move(connection.as_deref());
-        let cluster = service.told(&id, settings);
+        let cluster = service.told(&id, &settings);
         let changes = before.as_ref().map(|before| health_changes(before, &cluster)).unwrap_or_default();
-        let tied = |cluster: &pb::Cluster| (cluster.key_store_id.clone(), cluster.ineligible_reason.clone());
-        if !changes.is_empty() || before.as_ref().is_none_or(|before| tied(before) != tied(&cluster)) {
+        if !changes.is_empty() || before.as_ref().is_none_or(|before| lasting(before) != lasting(&cluster)) {
             let message =
                 pb::WatchClusterResponse { cluster: Some(cluster.clone()), changes, time: tell::time(clock::now()) };
             if told.send(Ok(message)).await.is_err() {
@@ -210,6 +181,7 @@ async fn watch(service: Service, id: ClusterId, told: mpsc::Sender<Result<pb::Wa
                 return;
             }
             () = told.closed() => return,
+            _ = exchanges.changed() => {}
             _ = listed.changed() => {}
             _ = reached.changed() => {}
             () = reconnected => {}
@@ -218,12 +190,32 @@ async fn watch(service: Service, id: ClusterId, told: mpsc::Sender<Result<pb::Wa
     }
 }
 
+/// The cluster without what is news of an HSM by itself, or changes all the time.
+fn lasting(cluster: &pb::Cluster) -> pb::Cluster {
+    let mut lasting = cluster.clone();
+    lasting.key_specs.clear();
+    for hsm in &mut lasting.hsms {
+        *hsm = pb::Hsm {
+            hsm_id: std::mem::take(&mut hsm.hsm_id),
+            availability_zone: std::mem::take(&mut hsm.availability_zone),
+            subnet_id: std::mem::take(&mut hsm.subnet_id),
+            state: hsm.state,
+            vendor_cluster: hsm.vendor_cluster,
+            ..Default::default()
+        };
+    }
+    lasting
+}
+
 /// The HSMs with another health, or with another note of the operator's.
 fn health_changes(before: &pb::Cluster, after: &pb::Cluster) -> Vec<pb::HealthChange> {
-    let pairs = before.hsms.iter().zip(&after.hsms);
     let noted_anew = |before: &pb::Hsm, after: &pb::Hsm| {
         after.health() == pb::HsmHealth::Drained && before.health_reason != after.health_reason
     };
+    let pairs = after.hsms.iter().filter_map(|after| {
+        let before = before.hsms.iter().find(|before| before.hsm_id == after.hsm_id)?;
+        Some((before, after))
+    });
     pairs
         .filter(|(before, after)| before.health != after.health || noted_anew(before, after))
         .map(|(before, after)| pb::HealthChange {
@@ -233,13 +225,4 @@ fn health_changes(before: &pb::Cluster, after: &pb::Cluster) -> Vec<pb::HealthCh
             reason: after.health_reason.clone(),
         })
         .collect()
-}
-
-fn subnet((id, subnet): (&clusters::SubnetId, &clusters::SubnetSettings)) -> pb::Subnet {
-    pb::Subnet {
-        subnet_id: id.to_string(),
-        availability_zone: subnet.zone.to_string(),
-        present: true,
-        ..Default::default()
-    }
 }

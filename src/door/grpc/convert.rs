@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use tonic::Status;
 
+use crate::clock;
 use crate::keystore;
-use crate::model::{EncryptionContext, KeyRef, KeySpec, KeyStoreId, Plaintext};
+use crate::model::{EncryptionContext, KeyRef, KeySpec, KeyStoreId, Password, Plaintext, TrustAnchor};
 use crate::proto::v1 as pb;
 
 use super::status;
@@ -27,9 +28,28 @@ pub(super) fn parse<T: FromStr<Err: std::fmt::Display>>(field: &str, text: &str)
     text.parse().map_err(|why| status::field(field, why))
 }
 
+/// A certificate that is shown now, as a cluster's trust anchor, or what is wrong with it.
+pub(super) fn trust_anchor(pem: &str) -> Result<TrustAnchor, String> {
+    let anchor = TrustAnchor::parse(pem).map_err(|rule| rule.to_string())?;
+    anchor.is_valid_at(clock::now()).map_err(|why| why.to_string())?;
+    Ok(anchor)
+}
+
 /// Parses a field that may be left out.
 pub(super) fn parse_optional<T: FromStr<Err: std::fmt::Display>>(field: &str, text: &str) -> Result<Option<T>, Status> {
     if text.is_empty() { Ok(None) } else { parse(field, text).map(Some) }
+}
+
+/// Parses a field that is told apart from an empty one.
+pub(super) fn parse_given<T: FromStr<Err: std::fmt::Display>>(
+    field: &str,
+    text: Option<&str>,
+) -> Result<Option<T>, Status> {
+    text.map(|text| parse(field, text)).transpose()
+}
+
+pub(super) fn key_store_password(text: String) -> Result<Password, Status> {
+    Password::for_key_store(text).map_err(|why| status::field("key_store_password", why))
 }
 
 pub(super) fn key_ref(text: &str) -> Result<KeyRef, Status> {

@@ -13,8 +13,9 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::cluster::Member;
+use crate::keystore::lifecycle::Event;
 use crate::keystore::{KeyStores, Store};
-use crate::model::{ConnectionState, KeyStoreId};
+use crate::model::KeyStoreId;
 
 use super::key_store::next_move;
 
@@ -77,12 +78,9 @@ async fn report_stores(
 }
 
 fn status(store: &Store) -> ServingStatus {
-    let connection = store.nodes().borrow().clone();
-    let usable = connection.is_some_and(|connection| connection.members().iter().any(Member::is_proved));
-    if usable && store.state() == ConnectionState::Connected {
-        ServingStatus::Serving
-    } else {
-        ServingStatus::NotServing
+    match store.connection_for(Event::Use) {
+        Ok(Some(connection)) if connection.members().iter().any(Member::is_proved) => ServingStatus::Serving,
+        Ok(_) | Err(_) => ServingStatus::NotServing,
     }
 }
 

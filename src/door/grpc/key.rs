@@ -44,7 +44,7 @@ impl KeyService for Service {
         };
         let key = self.0.0.keys.create(permit, new, deadline).await.map_err(status::key)?;
         let cluster = self.0.0.clusters.get(&key.record.cluster);
-        Ok(Response::new(pb::CreateKeyResponse { key: Some(tell::key(&key, Nodes::Of(cluster))) }))
+        Ok(Response::new(pb::CreateKeyResponse { key: Some(tell::key(&key, Nodes::Of(cluster.as_deref()))) }))
     }
 
     async fn describe_key(
@@ -55,7 +55,7 @@ impl KeyService for Service {
         let key = convert::key_ref(&request.get_ref().key_id)?;
         let key = self.0.0.keys.describe(permit, &key).await.map_err(status::key)?;
         let cluster = self.0.0.clusters.get(&key.record.cluster);
-        Ok(Response::new(pb::DescribeKeyResponse { key: Some(tell::key(&key, Nodes::Of(cluster))) }))
+        Ok(Response::new(pb::DescribeKeyResponse { key: Some(tell::key(&key, Nodes::Of(cluster.as_deref()))) }))
     }
 
     async fn list_keys(&self, request: Request<pb::ListKeysRequest>) -> Result<Response<pb::ListKeysResponse>, Status> {

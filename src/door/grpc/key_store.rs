@@ -11,8 +11,8 @@ use tonic::{Request, Response, Status};
 use crate::authz::action;
 use crate::clock;
 use crate::cluster::{Closing, Connection};
-use crate::keystore::{NewKeyStore, Selector, Store};
-use crate::model::{KeyStoreName, Password, TrustAnchor};
+use crate::keystore::{Changes, NewKeyStore, Selector, Store};
+use crate::model::KeyStoreName;
 use crate::proto::v1 as pb;
 use crate::proto::v1::key_store_service_server::KeyStoreService;
 
@@ -40,13 +40,12 @@ impl KeyStoreService for Service {
     ) -> Result<Response<pb::CreateKeyStoreResponse>, Status> {
         let permit = self.0.permit::<action::CreateKeyStore, _>(&request)?;
         let asked = request.into_inner();
-        let password = Password::for_key_store(asked.key_store_password)
-            .map_err(|why| status::field("key_store_password", why))?;
+        let password = convert::key_store_password(asked.key_store_password)?;
         let new = NewKeyStore {
             name: convert::parse("key_store_name", &asked.key_store_name)?,
             cluster: convert::parse("cluster_id", &asked.cluster_id)?,
             password,
-            trust_anchor: TrustAnchor::parse(&asked.trust_anchor_certificate)
+            trust_anchor: convert::trust_anchor(&asked.trust_anchor_certificate)
                 .map_err(|why| status::field("trust_anchor_certificate", why))?,
         };
         let store = self.0.0.key_stores.create(permit, new).await.map_err(status::key_store)?;
@@ -81,6 +80,25 @@ impl KeyStoreService for Service {
         let end = skip.saturating_add(limit);
         let next_page_token = if end < stores.len() { convert::next_page_token(end) } else { String::new() };
         Ok(Response::new(pb::DescribeKeyStoresResponse { key_stores, next_page_token }))
+    }
+
+    async fn update_key_store(
+        &self,
+        request: Request<pb::UpdateKeyStoreRequest>,
+    ) -> Result<Response<pb::UpdateKeyStoreResponse>, Status> {
+        let permit = self.0.permit::<action::UpdateKeyStore, _>(&request)?;
+        let asked = request.into_inner();
+        let id = convert::key_store_id(&asked.key_store_id)?;
+        let changes = Changes {
+            name: convert::parse_given("new_key_store_name", asked.new_key_store_name.as_deref())?,
+            password: asked.key_store_password.map(convert::key_store_password).transpose()?,
+            cluster: convert::parse_given("cluster_id", asked.cluster_id.as_deref())?,
+        };
+        if changes.is_empty() {
+            return Err(status::field("new_key_store_name", "or key_store_password or cluster_id is required"));
+        }
+        let store = self.0.0.key_stores.update(permit, &id, changes).await.map_err(status::key_store)?;
+        Ok(Response::new(pb::UpdateKeyStoreResponse { key_store: Some(self.told(&store).await?) }))
     }
 
     async fn delete_key_store(
@@ -180,6 +198,10 @@ pub(super) fn next_move(connection: Option<&Connection>) -> impl Future<Output =
         let Some((mut statuses, mut changes)) = watched else {
             return std::future::pending().await;
         };
+        if statuses.is_empty() {
+            // None of the cluster's HSMs was ACTIVE when it was made.
+            return std::future::pending().await;
+        }
         let any = futures_util::future::select_all(statuses.iter_mut().map(|status| Box::pin(status.changed())));
         tokio::select! {
             _ = any => {}

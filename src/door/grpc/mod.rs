@@ -4,6 +4,7 @@
 //! ([`Policy`]), and does it; every error becomes a status in `status` and nowhere else.
 //! What is not served yet answers UNIMPLEMENTED.
 
+mod check;
 mod cluster;
 mod convert;
 mod crypto;
@@ -16,8 +17,8 @@ mod key_store;
 mod server;
 mod status;
 mod tell;
+mod topology;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,10 +29,9 @@ use tonic::Status;
 use tonic::transport::Server;
 
 use crate::authz::{Action, Caller, Permit, Policy};
-use crate::cluster as clusters;
+use crate::cluster::Declared;
 use crate::keys::Keys;
 use crate::keystore::KeyStores;
-use crate::model::ClusterId;
 use crate::proto::{self, v1 as pb};
 
 use super::greet::Io;
@@ -58,7 +58,7 @@ pub struct Foundation {
     pub policy: Policy,
     pub key_stores: KeyStores,
     pub keys: Keys,
-    pub clusters: Arc<BTreeMap<ClusterId, clusters::Settings>>,
+    pub clusters: Declared,
     pub health: tonic_health::server::HealthReporter,
     pub draining: watch::Receiver<bool>,
     pub max_message_bytes: usize,

@@ -159,6 +159,15 @@ impl From<keystore::Error> for Refusal {
             E::HsmNotFound { cluster, hsm } => {
                 Self::new(Code::NotFound, "NOT_FOUND", message).with("clusterId", cluster).with("hsmId", hsm)
             }
+            E::RelativeInUse { cluster, .. } => {
+                Self::new(Code::AlreadyExists, "CLOUD_HSM_CLUSTER_IN_USE", message).with("clusterId", cluster)
+            }
+            E::ClusterNotActive { cluster, .. } => {
+                Self::new(Code::FailedPrecondition, "CLOUD_HSM_CLUSTER_NOT_ACTIVE", message).with("clusterId", cluster)
+            }
+            E::ClusterNotRelated { cluster, .. } => {
+                Self::new(Code::FailedPrecondition, "CLOUD_HSM_CLUSTER_NOT_RELATED", message).with("clusterId", cluster)
+            }
             E::InvalidConfiguration { cluster, .. } => {
                 Self::new(Code::FailedPrecondition, "CLOUD_HSM_CLUSTER_INVALID_CONFIGURATION", message)
                     .with("clusterId", cluster)
@@ -204,10 +213,16 @@ impl From<keys::Error> for Refusal {
                     .with("keyStoreId", store)
                     .with("connectionState", state)
             }
+            E::Lost { key, cluster } => {
+                let way_out = "bring back an HSM that holds it, or move the key store to a cluster that does";
+                Self::new(Code::FailedPrecondition, "KMS_INVALID_STATE", format!("{message}; {way_out}"))
+                    .with("keyId", key)
+                    .with("clusterId", cluster)
+            }
             E::NoConnectedStore => {
                 Self::new(Code::FailedPrecondition, "CUSTOM_KEY_STORE_INVALID_STATE", format!("{message}; connect one"))
             }
-            E::TooFewNodes { nodes, zones } => Self::new(Code::Unavailable, "NO_NODE", message)
+            E::TooFewNodes { nodes, zones, .. } => Self::new(Code::Unavailable, "NO_NODE", message)
                 .with("hsms", nodes)
                 .with("availabilityZones", zones)
                 .retry(),

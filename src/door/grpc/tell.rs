@@ -10,6 +10,8 @@ use crate::node::{Health, Reach};
 use crate::proto::v1 as pb;
 use crate::records::{AliasRecord, ConnectionFault, KeyStoreRecord, PresenceRecord, Proof};
 
+use super::topology;
+
 pub(super) fn key_store(record: &KeyStoreRecord, connection: Option<&Connection>, keys: u64) -> pb::KeyStore {
     let failed = (record.state == ConnectionState::Failed).then_some(record.last_error.as_ref()).flatten();
     pb::KeyStore {
@@ -36,7 +38,7 @@ fn connection_error(fault: &ConnectionFault) -> pb::ConnectionError {
         code: connection_error_code(fault.code).into(),
         message: fault.message.clone(),
         remedy: fault.code.remedy().to_owned(),
-        help_url: format!("docs/errors.md#{}", fault.code),
+        help_url: help_url(fault.code.as_str()),
         hsm_id: fault.hsm.as_ref().map(ToString::to_string).unwrap_or_default(),
         time: time(fault.time),
     }
@@ -92,8 +94,9 @@ pub(super) fn hsm_at_rest(hsm: &HsmId, settings: &NodeSettings, is: Health, reas
     pb::Hsm {
         hsm_id: hsm.to_string(),
         availability_zone: settings.zone.to_string(),
-        subnet_id: settings.subnet.to_string(),
-        state: pb::HsmState::Active.into(),
+        subnet_id: settings.subnet.as_ref().map(ToString::to_string).unwrap_or_default(),
+        state: topology::hsm_state(settings.state).into(),
+        vendor_cluster: settings.vendor_cluster,
         health: health(is).into(),
         health_reason: reason,
         ..Default::default()
@@ -264,6 +267,11 @@ const fn connection_error_code(code: ConnectionErrorCode) -> pb::ConnectionError
 
 fn count(number: u32) -> i32 {
     i32::try_from(number).unwrap_or(i32::MAX)
+}
+
+/// Where a reason, or a connection error code, is explained.
+pub(super) fn help_url(reason: &str) -> String {
+    format!("docs/errors.md#{reason}")
 }
 
 pub(super) fn time(time: SystemTime) -> Option<prost_types::Timestamp> {

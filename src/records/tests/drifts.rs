@@ -45,7 +45,7 @@ async fn odd_attributes_are_told_as_they_were_seen_last_and_only_of_a_key_that_i
     records.note_oddities(&store.cluster, &hsm(1), at(2), &[odd("CKA_COPYABLE")]).await.unwrap();
     let expected = DriftRecord { hsm: hsm(1), difference: Difference::Odd(odd("CKA_COPYABLE")), found: at(1) };
     assert_eq!(listed(&records, &store.cluster, &[hsm(1)]).await, [expected]);
-    records.set_presence(key, V1, &hsm(1), Proof::Different, at(3)).await.unwrap();
+    records.set_presence(key, V1, (&cluster('a'), &hsm(1)), Proof::Different, at(3)).await.unwrap();
     let [told] = &listed(&records, &store.cluster, &[hsm(1)]).await[..] else { panic!("one") };
     assert!(matches!(told.difference, Difference::Unproven { proof: Proof::Different, .. }));
 }
@@ -63,12 +63,12 @@ async fn what_is_not_proven_on_a_node_is_a_difference_from_the_time_it_was_first
     let told = listed(&records, &on, &nodes).await;
     assert_eq!(told, [DriftRecord { hsm: hsm(3), difference: unproven(Proof::Unknown), found: at(2) }]);
     for (time, proof) in [(5, Proof::Missing), (6, Proof::Different)] {
-        records.set_presence(key, V1, &hsm(3), proof, at(time)).await.unwrap();
+        records.set_presence(key, V1, (&cluster('a'), &hsm(3)), proof, at(time)).await.unwrap();
         let told = listed(&records, &on, &nodes).await;
         assert_eq!(told, [DriftRecord { hsm: hsm(3), difference: unproven(proof), found: at(2) }]);
     }
     let proven = NewProof { key, version: V1, hsm: hsm(3), proof: Proof::Used };
-    records.set_presences(&[proven], at(7)).await.unwrap();
+    records.set_presences(&on, &[proven], at(7)).await.unwrap();
     assert!(listed(&records, &on, &nodes).await.is_empty());
     records.doubt_presence(&on, &hsm(3), at(8)).await.unwrap();
     assert_eq!(listed(&records, &on, &nodes).await[0].found, at(8));
@@ -82,9 +82,9 @@ async fn pages_of_differences_meet_end_to_end_oldest_first() {
     let nodes = [hsm(1), hsm(2), hsm(3)];
     for time in 0..6 {
         let key = enabled_key(&records, &store).await;
-        records.set_presence(key, V1, &hsm(3), Proof::Used, at(time)).await.unwrap();
+        records.set_presence(key, V1, (&cluster('a'), &hsm(3)), Proof::Used, at(time)).await.unwrap();
         // Two at each time, and a stranger at the same.
-        records.set_presence(key, V1, &hsm(2), Proof::Missing, at(20 + time / 2)).await.unwrap();
+        records.set_presence(key, V1, (&cluster('a'), &hsm(2)), Proof::Missing, at(20 + time / 2)).await.unwrap();
         let stranger = [orphan(&time.to_string())];
         records.note_oddities(&store.cluster, &hsm(1), at(20 + time / 2), &stranger).await.unwrap();
     }

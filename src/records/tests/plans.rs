@@ -12,15 +12,17 @@ async fn with_many_keys_every_page_is_read_from_where_it_starts() {
     let record = connected_store(&records).await;
     fill(&records, &record).await;
 
-    let lacking = ["presences_lacking (hsm_id=? AND (key_id,version)>(?,?))", "keys_1 (id=?)"];
+    let lacking = ["presences_lacking (cluster_id=? AND hsm_id=? AND (key_id,version)>(?,?))", "keys_1 (id=?)"];
     assert_steps(&records, replicas::LACKING, &lacking).await;
     let acknowledged = ["keys_made (cluster_id=? AND id>?)", "key_versions_1 (key_id=?"];
     assert_steps(&records, replicas::ACKNOWLEDGED, &acknowledged).await;
     assert_steps(&records, replicas::PROVEN, &["keys_made (cluster_id=? AND id>?)", "presences_1 (key_id=?)"]).await;
     assert_steps(&records, replicas::KNOWN, &["keys_by_cluster (cluster_id=? AND id=?)", "key_versions_1 (key_id=?)"])
         .await;
-    let unproven =
-        ["presences_lacking_by_time ((time,hsm_id,key_id,version)>(?,?,?,?))", "keys_made (cluster_id=? AND id=?)"];
+    let unproven = [
+        "presences_lacking_by_time (cluster_id=? AND (time,hsm_id,key_id,version)>(?,?,?,?))",
+        "keys_made (cluster_id=? AND id=?)",
+    ];
     assert_steps(&records, drifts::UNPROVEN, &unproven).await;
     assert_steps(&records, drifts::ODD, &["drifts_by_time (cluster_id=? AND found>?)"]).await;
     assert_steps(&records, presences::DOUBT, &["keys_by_cluster (cluster_id=?)", "presences_1 (key_id=?)"]).await;
@@ -72,7 +74,7 @@ async fn fill(records: &Records, store: &KeyStoreRecord) {
     .unwrap();
     for rest in [
         "INSERT INTO key_versions SELECT id, 1, x'01', 1, 0 FROM keys",
-        "INSERT INTO presences SELECT id, 1, 'hsm-1', 'USED', 0 FROM keys",
+        "INSERT INTO presences SELECT id, 1, cluster_id, 'hsm-1', 'USED', 0 FROM keys",
     ] {
         sqlx::query(rest).execute(&mut *change).await.unwrap();
     }

@@ -201,7 +201,7 @@ pub(super) const TABLE: &[Row] = table! {
     CKR_PIN_TOO_WEAK                     Input   PinRefused    Reopen  Undone
     CKR_NEW_PIN_MODE                     Input   PinRefused    Reopen  Undone
     CKR_NEXT_OTP                         Input   PinRefused    Reopen  Undone
-    CKR_USER_PIN_NOT_INITIALIZED         Input   PinRefused    Reopen  Undone
+    CKR_USER_PIN_NOT_INITIALIZED         Input   UserNotFound   Reopen  Undone
     CKR_USER_TYPE_INVALID                Input   PinRefused    Reopen  Undone
     // Never a success: a library says this even when the PIN that came with it is wrong.
     CKR_USER_ALREADY_LOGGED_IN           Node    UserLoggedIn  Keep    Undone

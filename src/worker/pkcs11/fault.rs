@@ -230,7 +230,7 @@ mod tests {
             (Function::Login, 0xa3, Input, Kind::PinRefused, Reopen),
             (Function::Login, 0xa4, Input, Kind::PinLocked, Reopen),
             (Function::SetPIN, 0x1b8, Input, Kind::PinRefused, Reopen),
-            (Function::Login, 0x102, Input, Kind::PinRefused, Reopen),
+            (Function::Login, 0x102, Input, Kind::UserNotFound, Reopen),
             (Function::Login, 0x103, Input, Kind::PinRefused, Reopen),
             (Function::Login, 0x100, Node, Kind::UserLoggedIn, Keep),
             (Function::Login, 0x104, Node, Kind::UserLoggedIn, Reopen),

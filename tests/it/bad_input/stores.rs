@@ -1,14 +1,7 @@
 //! Key stores that cannot be made, and work that a store's state does not allow.
 
-use crate::rig::{Clients, Holdings, Rig, pb, refused};
+use crate::rig::{Clients, Holdings, Rig, Validity, certificate_in, pb, refused};
 use pb::describe_key_stores_request::Selector;
-
-fn another_authority() -> String {
-    let mut params = rcgen::CertificateParams::default();
-    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let key = rcgen::KeyPair::generate().expect("a key");
-    params.self_signed(&key).expect("a certificate").pem()
-}
 
 #[tokio::test]
 async fn a_key_store_that_cannot_be_made_is_not_there() {
@@ -40,7 +33,10 @@ async fn a_key_store_that_cannot_be_made_is_not_there() {
         ("a garbled certificate", rig.trust_anchor().replacen("MI", "AA", 1), "VALIDATION"),
         ("two certificates", rig.trust_anchor().repeat(2), "VALIDATION"),
         ("100,000 letters", "x".repeat(100_000), "VALIDATION"),
-        ("another CA", another_authority(), "INCORRECT_TRUST_ANCHOR"),
+        ("an expired one", certificate_in(Validity::Past, true), "VALIDATION"),
+        ("one that is not valid yet", certificate_in(Validity::Future, true), "VALIDATION"),
+        ("one that is no CA's", certificate_in(Validity::Now, false), "VALIDATION"),
+        ("another CA", certificate_in(Validity::Now, true), "INCORRECT_TRUST_ANCHOR"),
     ];
     for (what, anchor, reason) in anchors {
         let request = but(&|it| it.trust_anchor_certificate = anchor.clone());

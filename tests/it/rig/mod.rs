@@ -1,5 +1,6 @@
 //! A development cluster of one's own, spoken of in zones, nodes and keys; gone when it is dropped.
 
+mod backup;
 mod clients;
 pub mod generic;
 mod holdings;
@@ -18,10 +19,12 @@ use serde_json::Value;
 
 pub use faulty_pkcs11::Faults;
 
+pub use backup::Restored;
 pub use clients::{Clients, pb, reason};
 pub use holdings::Holdings;
 pub use load::Load;
 pub use pki::Authority;
+pub use pki::{Validity, certificate_in};
 pub use raw::raw_call;
 pub use refusal::refused;
 pub use served::{Served, refused_configuration};
@@ -257,6 +260,19 @@ impl Rig {
                 }
             }
         }
+    }
+
+    /// Puts a token in place of a node's that was made, and whose user was not.
+    pub fn make_token_without_user(&self, hsm: &str) {
+        let tokens = self.path(&format!("hsms/{hsm}/kmsuser/tokens"));
+        std::fs::remove_dir_all(&tokens).expect("a token");
+        std::fs::create_dir(&tokens).expect("our directory");
+        let made = Command::new("pkcs11-tool")
+            .env("SOFTHSM2_CONF", self.token_configuration(hsm))
+            .args(["--module", SOFTHSM2, "--init-token", "--label", &format!("{hsm}.kmsuser"), "--so-pin", "12345678"])
+            .output()
+            .expect("opensc is installed by scripts/test");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     }
 
     /// Changes the user's password in a node's token, as another program with the old one could.

@@ -73,3 +73,26 @@ impl Authority {
         config
     }
 }
+
+/// When a certificate is valid.
+#[derive(Clone, Copy)]
+pub enum Validity {
+    Past,
+    Now,
+    Future,
+}
+
+/// A certificate that signed itself, an authority's or not.
+pub fn certificate_in(validity: Validity, authority: bool) -> String {
+    let mut params = CertificateParams::default();
+    let (from, to) = match validity {
+        Validity::Past => (1999, 2000),
+        Validity::Now => (2000, 4000),
+        Validity::Future => (3999, 4000),
+    };
+    (params.not_before, params.not_after) = (rcgen::date_time_ymd(from, 1, 1), rcgen::date_time_ymd(to, 1, 1));
+    if authority {
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    }
+    params.self_signed(&KeyPair::generate().expect("a key")).expect("a certificate").pem()
+}

@@ -4,7 +4,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 /// The code that goes with each reason, as the public contract has it.
-const CODES: [(&str, Code); 24] = [
+const CODES: [(&str, Code); 28] = [
     ("VALIDATION", Code::InvalidArgument),
     ("INVALID_ARN", Code::InvalidArgument),
     ("INVALID_MARKER", Code::InvalidArgument),
@@ -21,6 +21,10 @@ const CODES: [(&str, Code); 24] = [
     ("ALREADY_EXISTS", Code::AlreadyExists),
     ("CUSTOM_KEY_STORE_NAME_IN_USE", Code::AlreadyExists),
     ("CLOUD_HSM_CLUSTER_IN_USE", Code::AlreadyExists),
+    ("CLOUD_HSM_CLUSTER_NOT_ACTIVE", Code::FailedPrecondition),
+    ("CLOUD_HSM_CLUSTER_NOT_RELATED", Code::FailedPrecondition),
+    ("CLOUD_HSM_CLUSTER_INVALID_CONFIGURATION", Code::FailedPrecondition),
+    ("LIMIT_EXCEEDED", Code::ResourceExhausted),
     ("CUSTOM_KEY_STORE_INVALID_STATE", Code::FailedPrecondition),
     ("CUSTOM_KEY_STORE_HAS_CMKS", Code::FailedPrecondition),
     ("KMS_INVALID_STATE", Code::FailedPrecondition),

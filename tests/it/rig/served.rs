@@ -13,10 +13,10 @@ use tokio_rustls::TlsConnector;
 use tonic::transport::Endpoint;
 
 use super::pki::{Authority, Identity};
-use super::{Clients, PATIENCE, Rig, wait};
+use super::{Clients, PATIENCE, Rig, wait, wait_async};
 
 pub struct Served {
-    home: PathBuf,
+    pub(super) home: PathBuf,
     pub transport: Authority,
     daemon: Option<Child>,
     address: String,
@@ -75,6 +75,37 @@ impl Served {
         command
     }
 
+    /// The configuration as it stands in the file now.
+    pub fn configuration(&self) -> String {
+        std::fs::read_to_string(self.home.join("keyway.toml")).expect("our directory")
+    }
+
+    /// Writes a file beside the configuration.
+    pub fn put(&self, name: &str, text: &str) {
+        std::fs::write(self.home.join(name), text).expect("our directory");
+    }
+
+    /// Writes another configuration, sends SIGHUP, and waits until the daemon has said what it made of it: those lines.
+    pub async fn reload(&self, configuration: &str) -> String {
+        let said = || {
+            let log = self.log();
+            let lines: Vec<_> = log.lines().filter(|line| line.contains("SIGHUP")).map(str::to_owned).collect();
+            lines
+        };
+        let before = said().len();
+        self.put("keyway.toml", configuration);
+        self.signal(rustix::process::Signal::HUP);
+        wait_async(|| async { (said().len() > before).then_some(()) }).await;
+        said().split_off(before).join("\n")
+    }
+
+    /// A `keyway` client command that talks to this daemon.
+    pub fn keyway(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_keyway"));
+        command.env("KEYWAY_ADDR", format!("unix:{}", self.home.join("keyway.sock").display())).args(args);
+        command
+    }
+
     /// `host:port` of the listener.
     pub fn address(&self) -> &str {
         &self.address
@@ -88,10 +119,21 @@ impl Served {
         std::fs::read_to_string(self.home.join("serve.log")).unwrap_or_default()
     }
 
+    /// `kill -9`, as a power cut would.
+    pub fn kill_daemon(&mut self) {
+        let mut daemon = self.daemon.take().expect("running");
+        daemon.kill().expect("it is ours");
+        daemon.wait().expect("it is ours");
+    }
+
     pub fn tell_to_stop(&self) {
+        self.signal(rustix::process::Signal::TERM);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
         let pid = self.daemon.as_ref().expect("running").id().cast_signed();
         let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it is ours");
+        rustix::process::kill_process(pid, signal).expect("it is ours");
     }
 
     pub async fn ended(&mut self) -> std::process::ExitStatus {
@@ -152,6 +194,7 @@ admins = {admins:?}
 region = "us-east-1"
 account = "123456789012"
 trust_anchor = {trust_anchor:?}
+backup_lineage = "first"
 sync = "wrap"
 profile = "softhsm2"
 "#,

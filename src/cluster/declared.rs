@@ -1,0 +1,94 @@
+//! The clusters that the operator declares, as of now. A reload exchanges all of them at once.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::model::ClusterId;
+
+use super::{NodeSettings, Settings};
+
+/// Every declared cluster.
+pub type Clusters = BTreeMap<ClusterId, Arc<Settings>>;
+
+/// What everybody reads the declared clusters from. Cheap to clone; all clones are one.
+#[derive(Debug, Clone)]
+pub struct Declared(watch::Sender<Arc<Clusters>>);
+
+impl Declared {
+    pub fn new(clusters: BTreeMap<ClusterId, Settings>) -> Self {
+        Self(watch::Sender::new(shared(clusters)))
+    }
+
+    pub fn get(&self, id: &ClusterId) -> Option<Arc<Settings>> {
+        self.0.borrow().get(id).cloned()
+    }
+
+    pub fn all(&self) -> Arc<Clusters> {
+        self.0.borrow().clone()
+    }
+
+    /// Tells each exchange.
+    pub fn exchanges(&self) -> watch::Receiver<Arc<Clusters>> {
+        self.0.subscribe()
+    }
+
+    /// Puts these clusters in the place of all that there were, which are returned.
+    pub fn exchange(&self, clusters: BTreeMap<ClusterId, Settings>) -> Arc<Clusters> {
+        self.0.send_replace(shared(clusters))
+    }
+}
+
+fn shared(clusters: BTreeMap<ClusterId, Settings>) -> Arc<Clusters> {
+    Arc::new(clusters.into_iter().map(|(id, settings)| (id, Arc::new(settings))).collect())
+}
+
+/// What an exchange changed, a line for people each. What takes effect only with the next Connection says so.
+pub fn differences(before: &Clusters, after: &Clusters) -> Vec<String> {
+    let gone = before.keys().filter(|id| !after.contains_key(*id));
+    let mut lines: Vec<_> = gone
+        .map(|id| {
+            format!("cluster {id} is no longer declared; a key store connected on it stays so until it is disconnected")
+        })
+        .collect();
+    for (id, now) in after {
+        match before.get(id) {
+            None => lines.push(format!("cluster {id} is declared")),
+            Some(was) if was == now => {}
+            Some(was) => lines.extend(within(was, now).into_iter().map(|line| format!("cluster {id}: {line}"))),
+        }
+    }
+    lines
+}
+
+fn within(was: &Settings, now: &Settings) -> Vec<String> {
+    let mut lines = Vec::new();
+    if was.state != now.state {
+        lines.push(format!("its state is {}, no longer {}", now.state, was.state));
+    }
+    let at_once = Settings { state: was.state, nodes: was.nodes.clone(), ..now.clone() } != *was;
+    if at_once {
+        lines.push("what is declared of it as a whole has changed, from now on".to_owned());
+    }
+    let next = "takes effect when its key store is next connected";
+    for (hsm, node) in &now.nodes {
+        match was.nodes.get(hsm) {
+            None => lines.push(format!("{hsm} was added; that {next}")),
+            Some(before) => {
+                if before.state != node.state {
+                    lines.push(format!(
+                        "{hsm} is {}, no longer {}; whether it is logged in to {next}",
+                        node.state, before.state
+                    ));
+                }
+                if *before != (NodeSettings { state: before.state, ..node.clone() }) {
+                    lines.push(format!("{hsm} is declared otherwise; that {next}"));
+                }
+            }
+        }
+    }
+    let gone = was.nodes.keys().filter(|hsm| !now.nodes.contains_key(*hsm));
+    lines.extend(gone.map(|hsm| format!("{hsm} was removed; that {next}")));
+    lines
+}

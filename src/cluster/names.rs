@@ -1,0 +1,133 @@
+//! The names that only a cluster's declaration uses, parsed once at the edge.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use crate::model::{ClusterId, Invalid};
+
+/// `subnet-` and 1 to 17 lower-case letters and digits.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SubnetId(Arc<str>);
+
+/// `sg-` and 1 to 64 lower-case letters, digits and hyphens.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SecurityGroupId(Arc<str>);
+
+/// Which backups a cluster descends from: a fingerprint, or a name of the operator's. 1 to 128 printable characters.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lineage(Arc<str>);
+
+/// Twelve digits.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AccountId(Arc<str>);
+
+/// What every text here can do once it has passed its rule.
+macro_rules! text {
+    ($name:ident) => {
+        impl $name {
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:?}", &*self.0)
+            }
+        }
+    };
+}
+
+text!(SubnetId);
+text!(SecurityGroupId);
+text!(Lineage);
+text!(AccountId);
+
+impl FromStr for SubnetId {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let tail = text.strip_prefix("subnet-").unwrap_or_default();
+        let alphabet = tail.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        if (1..=17).contains(&tail.len()) && alphabet {
+            Ok(Self(text.into()))
+        } else {
+            Err(Invalid::new("a subnet id is `subnet-` and 1 to 17 lower-case letters or digits"))
+        }
+    }
+}
+
+impl FromStr for SecurityGroupId {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let tail = text.strip_prefix("sg-").unwrap_or_default();
+        let alphabet = tail.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        if (1..=64).contains(&tail.len()) && alphabet {
+            Ok(Self(text.into()))
+        } else {
+            Err(Invalid::new("a security group id is `sg-` and 1 to 64 lower-case letters, digits or hyphens"))
+        }
+    }
+}
+
+impl FromStr for Lineage {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let printable = !text.chars().any(char::is_control) && text.trim() == text;
+        if (1..=128).contains(&text.chars().count()) && printable {
+            Ok(Self(text.into()))
+        } else {
+            Err(Invalid::new("a backup lineage is 1 to 128 printable characters with no space at either end"))
+        }
+    }
+}
+
+impl FromStr for AccountId {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        if text.len() == 12 && text.bytes().all(|b| b.is_ascii_digit()) {
+            Ok(Self(text.into()))
+        } else {
+            Err(Invalid::new("an account is 12 digits"))
+        }
+    }
+}
+
+impl Lineage {
+    /// The cluster whose certificate has this fingerprint, and its relatives.
+    pub(super) fn of_certificate(fingerprint: &str) -> Self {
+        Self(fingerprint.into())
+    }
+
+    /// One cluster alone.
+    pub fn of_nobody_but(cluster: &ClusterId) -> Self {
+        Self(cluster.as_str().into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subnets_and_accounts_keep_to_their_alphabet_and_length() {
+        assert!("subnet-1a2b3c".parse::<SubnetId>().is_ok());
+        for text in ["", "subnet-", "subnet-A", "1a2b3c", "subnet-123456789012345678"] {
+            assert!(text.parse::<SubnetId>().is_err(), "{text:?} was accepted");
+        }
+        assert!("000000000000".parse::<AccountId>().is_ok());
+        for text in ["", "12345678901", "1234567890123", "12345678901a", "١٢٣٤٥٦"] {
+            assert!(text.parse::<AccountId>().is_err(), "{text:?} was accepted");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Clusters in messages: as they are declared, and how their HSMs do.
+
+use crate::cluster as clusters;
+use crate::cluster::{Connection, Member};
+use crate::keystore::{KeyStores, prerequisites};
+use crate::model::{ClusterId, ClusterState, HsmId, HsmState};
+use crate::node::Health;
+use crate::proto::v1 as pb;
+
+use super::tell;
+
+/// A cluster as it is now.
+pub(super) fn cluster(key_stores: &KeyStores, id: &ClusterId, settings: &clusters::Settings) -> pb::Cluster {
+    let store = key_stores.on_cluster(id);
+    let connection = store.as_ref().and_then(|store| store.nodes().borrow().clone());
+    let certificate = settings.certificate.as_ref();
+    // No more is known of a cluster that nobody has logged in to.
+    let proved = connection.as_ref().is_some_and(|connection| connection.members().iter().any(Member::is_proved));
+    let key_specs = if proved { vec![pb::KeySpec::SymmetricDefault.into()] } else { Vec::new() };
+    pb::Cluster {
+        cluster_id: id.to_string(),
+        state: cluster_state(settings.state).into(),
+        state_message: settings.state_message.clone(),
+        account: settings.account.to_string(),
+        region: settings.region.to_string(),
+        certificate: certificate.map(|it| it.pem().to_owned()).unwrap_or_default(),
+        certificate_fingerprint: certificate.map(|it| it.fingerprint()).unwrap_or_default(),
+        backup_lineage: settings.lineage(id).to_string(),
+        sync_mode: match settings.sync {
+            clusters::SyncMode::Wrap => pb::SyncMode::Wrap.into(),
+        },
+        subnets: settings.subnets.iter().map(subnet).collect(),
+        security_group: settings.security_group.as_ref().map(security_group),
+        hsms: settings
+            .nodes
+            .iter()
+            .map(|(hsm, node)| of_cluster(key_stores, id, hsm, node, connection.as_deref()))
+            .collect(),
+        profile: settings.profile.as_str().to_owned(),
+        password_rotation: pb::PasswordRotation::None.into(),
+        trust_anchor_required: settings.profile.requires_trust_anchor(),
+        manages_users: false,
+        key_store_id: store.map(|store| store.id().to_string()).unwrap_or_default(),
+        ineligible_reason: match prerequisites::to_create(&key_stores.facts(id)) {
+            Ok(()) => String::new(),
+            Err(unmet) => unmet.to_string(),
+        },
+        key_specs,
+        min_hsms_to_create: i32::try_from(settings.min_hsms_to_create.get()).unwrap_or(i32::MAX),
+    }
+}
+
+/// One HSM as it is now; `None` when it is not declared.
+pub(super) fn hsm(key_stores: &KeyStores, cluster: &ClusterId, hsm: &HsmId) -> Option<pb::Hsm> {
+    let settings = key_stores.declared().get(cluster)?;
+    let store = key_stores.on_cluster(cluster);
+    let connection = store.and_then(|store| store.nodes().borrow().clone());
+    Some(of_cluster(key_stores, cluster, hsm, settings.nodes.get(hsm)?, connection.as_deref()))
+}
+
+fn of_cluster(
+    key_stores: &KeyStores,
+    cluster: &ClusterId,
+    hsm: &HsmId,
+    settings: &clusters::NodeSettings,
+    connection: Option<&Connection>,
+) -> pb::Hsm {
+    let member = connection.and_then(|connection| connection.member(hsm));
+    match (member, key_stores.drained(cluster, hsm)) {
+        (Some(member), _) => tell::hsm(hsm, settings, member),
+        (None, Some(note)) => tell::hsm_at_rest(hsm, settings, Health::Drained, note),
+        (None, None) if settings.state != HsmState::Active => {
+            let why = format!("it is {}, so that nobody looks at it", settings.state);
+            tell::hsm_at_rest(hsm, settings, Health::NotProbed, why)
+        }
+        (None, None) if connection.is_some() => {
+            let why = "it takes part when the key store is next connected".to_owned();
+            tell::hsm_at_rest(hsm, settings, Health::NotProbed, why)
+        }
+        (None, None) => tell::hsm_looked_at(hsm, settings, key_stores.reach(cluster, hsm)),
+    }
+}
+
+fn subnet((id, subnet): (&clusters::SubnetId, &clusters::SubnetSettings)) -> pb::Subnet {
+    pb::Subnet {
+        subnet_id: id.to_string(),
+        availability_zone: subnet.zone.to_string(),
+        free_addresses: subnet.free_addresses.map_or(-1, |free| i32::try_from(free).unwrap_or(i32::MAX)),
+        present: subnet.present,
+    }
+}
+
+fn security_group(group: &clusters::SecurityGroup) -> pb::SecurityGroup {
+    let rule = |rule: &clusters::SecurityGroupRule| pb::SecurityGroupRule {
+        direction: match rule.direction {
+            clusters::Direction::Ingress => pb::RuleDirection::Ingress.into(),
+            clusters::Direction::Egress => pb::RuleDirection::Egress.into(),
+        },
+        protocol: rule.protocol.clone(),
+        from_port: rule.from_port.into(),
+        to_port: rule.to_port.into(),
+        peer_security_group_id: rule.peer.to_string(),
+    };
+    pb::SecurityGroup { security_group_id: group.id.to_string(), rules: group.rules.iter().map(rule).collect() }
+}
+
+const fn cluster_state(state: ClusterState) -> pb::ClusterState {
+    match state {
+        ClusterState::CreateInProgress => pb::ClusterState::CreateInProgress,
+        ClusterState::Uninitialized => pb::ClusterState::Uninitialized,
+        ClusterState::InitializeInProgress => pb::ClusterState::InitializeInProgress,
+        ClusterState::Initialized => pb::ClusterState::Initialized,
+        ClusterState::Active => pb::ClusterState::Active,
+        ClusterState::UpdateInProgress => pb::ClusterState::UpdateInProgress,
+        ClusterState::ModifyInProgress => pb::ClusterState::ModifyInProgress,
+        ClusterState::RollbackInProgress => pb::ClusterState::RollbackInProgress,
+        ClusterState::DeleteInProgress => pb::ClusterState::DeleteInProgress,
+        ClusterState::Deleted => pb::ClusterState::Deleted,
+        ClusterState::Degraded => pb::ClusterState::Degraded,
+    }
+}
+
+pub(super) const fn hsm_state(state: HsmState) -> pb::HsmState {
+    match state {
+        HsmState::CreateInProgress => pb::HsmState::CreateInProgress,
+        HsmState::Active => pb::HsmState::Active,
+        HsmState::Degraded => pb::HsmState::Degraded,
+        HsmState::DeleteInProgress => pb::HsmState::DeleteInProgress,
+        HsmState::Deleted => pb::HsmState::Deleted,
+    }
+}

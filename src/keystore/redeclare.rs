@@ -1,0 +1,34 @@
+//! Other clusters are declared while the daemon runs.
+
+use std::collections::BTreeMap;
+use std::sync::PoisonError;
+
+use crate::cluster::{self, Declared, differences};
+use crate::model::ClusterId;
+use crate::records::Unavailable;
+
+use super::KeyStores;
+use super::facts::{lineages, remember_lineages};
+
+impl KeyStores {
+    /// Exchanges the declared clusters: what changed, a line each. Connections stay as they are until they are made anew.
+    pub async fn redeclare(
+        &self,
+        clusters: BTreeMap<ClusterId, cluster::Settings>,
+    ) -> Result<Vec<String>, Unavailable> {
+        // Nobody ties a key store to a cluster by what was declared a moment ago.
+        let _tying = self.0.tying.lock().await;
+        let known: Vec<_> = clusters.iter().map(|(id, cluster)| (id.clone(), cluster.lineage(id))).collect();
+        remember_lineages(&self.0.records, known).await?;
+        // Those that are declared no more are remembered as they were last.
+        let last = lineages(&self.0.clusters);
+        self.0.lineages.write().unwrap_or_else(PoisonError::into_inner).extend(last);
+        let before = self.0.clusters.exchange(clusters);
+        Ok(differences(&before, &self.0.clusters.all()))
+    }
+
+    /// What everybody reads the declared clusters from.
+    pub fn declared(&self) -> &Declared {
+        &self.0.clusters
+    }
+}

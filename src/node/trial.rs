@@ -1,0 +1,104 @@
+//! Trying a password on one HSM for somebody who only wants to know: one attempt, by a worker that leaves afterwards.
+//!
+//! It is written down before the call, as every login is, in a budget of its own: an HSM that did not accept it is not
+//! asked again until an operator allows it or a key store's login succeeds there.
+
+use std::time::Duration;
+
+use crate::host::{Host, OpeningError, Trial, Turn, WorkerSpec, pin_text};
+use crate::model::Password;
+use crate::records::{Records, Unavailable};
+
+use super::LoginRefusal;
+use super::login::Said;
+use super::supervise::chain;
+
+/// What an HSM said that cannot be written down is written again after this long.
+const WRITE_AGAIN: Duration = Duration::from_secs(1);
+
+/// What came of it.
+#[derive(Debug)]
+pub enum Tried {
+    Accepted,
+    /// The token's verdict, and its words.
+    Refused(LoginRefusal, String),
+    /// It was asked, and nobody knows what it said.
+    Unanswered(String),
+    /// It was not asked, and may be later. Why.
+    NotAsked(String),
+    /// It was asked before, and is not asked again.
+    Spent,
+}
+
+/// Makes the attempt, unless the budget forbids it or `still` says, in the node's turn, that it must not be made any more.
+/// Runs in a task of its caller's that nobody cuts short: an attempt that was begun is heard out.
+pub async fn try_password(
+    host: &Host,
+    records: &Records,
+    spec: &WorkerSpec,
+    password: &Password,
+    still: impl Fn() -> Result<(), String>,
+) -> Result<Tried, Unavailable> {
+    let turn = host.turn(spec).await;
+    if let Err(why) = still() {
+        return Ok(Tried::NotAsked(why));
+    }
+    let trial = match host.open_trial(&turn, spec).await {
+        Ok(trial) => trial,
+        Err(error) => return Ok(Tried::NotAsked(chain(&error))),
+    };
+    let known = records.token_serial(&spec.cluster, &spec.hsm, &spec.username).await?;
+    if let Some(known) = known.filter(|known| known != trial.serial()) {
+        let why = format!("its token is {}, not {known} as before; no password is sent there", trial.serial());
+        trial.leave().await;
+        return Ok(Tried::NotAsked(why));
+    }
+    if !records.begin_password_check(&spec.cluster, &spec.hsm).await? {
+        trial.leave().await;
+        return Ok(Tried::Spent);
+    }
+    #[cfg(debug_assertions)]
+    crate::seams::stop_point("check-begun");
+    Ok(answered(host, records, &turn, spec, trial, password).await)
+}
+
+async fn answered(
+    host: &Host,
+    records: &Records,
+    turn: &Turn,
+    spec: &WorkerSpec,
+    trial: Trial,
+    password: &Password,
+) -> Tried {
+    let answer = host.try_login(turn, spec, trial, &pin_text(&spec.username, password)).await;
+    let tried = match answer {
+        Ok(()) => Tried::Accepted,
+        Err(error) => verdict(&error),
+    };
+    match tried {
+        Tried::Accepted
+        | Tried::NotAsked(_)
+        | Tried::Refused(LoginRefusal::NoUser | LoginRefusal::LoggedInElsewhere, _) => {
+            may_be_asked_again(records, spec).await;
+        }
+        Tried::Refused(..) | Tried::Unanswered(_) | Tried::Spent => {}
+    }
+    tried
+}
+
+fn verdict(error: &OpeningError) -> Tried {
+    let words = chain(error);
+    match Said::by(error) {
+        Said::Refusal(refusal) | Said::Unheeded(refusal) => Tried::Refused(refusal, words),
+        Said::NotAsked => Tried::NotAsked(words),
+        Said::Nothing => Tried::Unanswered(words),
+    }
+}
+
+/// Left unwritten, an HSM would not be asked again although nothing was counted there.
+async fn may_be_asked_again(records: &Records, spec: &WorkerSpec) {
+    while let Err(error) = records.allow_password_check(&spec.cluster, &spec.hsm).await {
+        tracing::error!(hsm = %spec.hsm, %error, "a checked password's answer cannot be written down; trying again");
+        tokio::time::sleep(WRITE_AGAIN).await;
+    }
+}

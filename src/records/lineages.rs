@@ -1,0 +1,33 @@
+//! Which backups each cluster descends from, as it was last declared.
+
+use std::str::FromStr;
+
+use crate::model::ClusterId;
+
+use super::row::parsed;
+use super::{Records, Unavailable};
+
+impl Records {
+    /// Each cluster that was ever declared, with its lineage.
+    pub async fn lineages<L: FromStr>(&self) -> Result<Vec<(ClusterId, L)>, Unavailable> {
+        let rows = sqlx::query("SELECT * FROM lineages ORDER BY cluster_id").fetch_all(&self.0.read).await?;
+        rows.iter().map(|row| Ok((parsed(row, "cluster_id")?, parsed(row, "lineage")?))).collect()
+    }
+
+    /// All or none: so they are declared now.
+    pub async fn remember_lineages(&self, declared: &[(ClusterId, String)]) -> Result<(), Unavailable> {
+        let mut change = self.begin().await?;
+        for (cluster, lineage) in declared {
+            sqlx::query(
+                "INSERT INTO lineages (cluster_id, lineage) VALUES (?, ?)
+                 ON CONFLICT (cluster_id) DO UPDATE SET lineage = excluded.lineage",
+            )
+            .bind(cluster.as_str())
+            .bind(lineage)
+            .execute(&mut *change)
+            .await?;
+        }
+        change.commit().await?;
+        Ok(())
+    }
+}

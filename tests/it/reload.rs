@@ -1,0 +1,118 @@
+//! SIGHUP: the clusters in the file take the place of those that were declared, all of them or none.
+
+use crate::rig::{Clients, Rig, Served, Validity, certificate_in, pb};
+
+async fn served() -> (Served, Rig, Clients) {
+    let (served, rig) = tokio::task::spawn_blocking(|| {
+        let mut rig = Rig::new().nodes(2).zones(2).start();
+        assert!(rig.stop_daemon().success());
+        (Served::start(&rig, &["ops"]), rig)
+    })
+    .await
+    .expect("it starts");
+    let clients = served.clients_on_the_socket().await;
+    (served, rig, clients)
+}
+
+fn with(configuration: &str, line: &str) -> String {
+    configuration.replace("profile = \"softhsm2\"\n", &format!("profile = \"softhsm2\"\n{line}\n"))
+}
+
+async fn describe(clients: &mut Clients) -> pb::Cluster {
+    let request = pb::DescribeClustersRequest::default();
+    clients.clusters.describe_clusters(request).await.expect("they are told").into_inner().clusters.remove(0)
+}
+
+#[tokio::test]
+async fn a_clusters_state_changes_and_changes_back_while_its_keys_are_used() {
+    let (served, rig, mut clients) = served().await;
+    let good = served.configuration();
+    let store = clients.connected_store(&rig, "main").await;
+    clients.all_healthy(&store).await;
+    let key = clients.key(&store).await;
+    let request = pb::WatchClusterRequest { cluster_id: rig.cluster_id() };
+    let mut watch = clients.clusters.watch_cluster(request).await.expect("it is watched").into_inner();
+    let first = watch.message().await.expect("the stream lasts").expect("the present state");
+    assert_eq!(first.cluster.expect("it is told").state(), pb::ClusterState::Active);
+
+    let line = "state = \"UPDATE_IN_PROGRESS\"\nstate_message = \"an HSM is being added\"";
+    let said = served.reload(&with(&good, line)).await;
+    assert!(said.contains("UPDATE_IN_PROGRESS"), "{said}");
+    let told = state_of(&mut watch, pb::ClusterState::UpdateInProgress).await;
+    assert_eq!(told.state_message, "an HSM is being added");
+    assert_eq!(describe(&mut clients).await.state(), pb::ClusterState::UpdateInProgress);
+    let ciphertext = clients.encrypt(&key.key_id, b"as before").await;
+    assert_eq!(clients.decrypt(&ciphertext).await.expect("its keys are used"), b"as before");
+
+    served.reload(&good).await;
+    state_of(&mut watch, pb::ClusterState::Active).await;
+    served.reload(&good.replace(&rig.cluster_id(), "cluster-2zzzzzzzzzz")).await;
+    let over = async { while watch.message().await.expect("it ends well").is_some() {} };
+    tokio::time::timeout(crate::rig::PATIENCE, over).await.expect("it ends with its cluster");
+    assert_eq!(clients.decrypt(&ciphertext).await.expect("who is connected stays so"), b"as before");
+}
+
+async fn state_of(watch: &mut tonic::Streaming<pb::WatchClusterResponse>, state: pb::ClusterState) -> pb::Cluster {
+    let getting_there = async {
+        loop {
+            let message = watch.message().await.expect("the stream lasts").expect("the stream lasts");
+            let cluster = message.cluster.expect("every message has it");
+            if cluster.state() == state {
+                return cluster;
+            }
+        }
+    };
+    tokio::time::timeout(crate::rig::PATIENCE, getting_there).await.expect("it is told")
+}
+
+#[tokio::test]
+async fn a_file_with_a_problem_changes_nothing() {
+    let (served, rig, mut clients) = served().await;
+    let good = served.configuration();
+    let before = describe(&mut clients).await;
+    let broken = [
+        (with(&good, "state = \"DEGRADED\"\nbackup_lineage = \"\""), "backup_lineage"),
+        (with(&good, "state = \"DEGRADED\"\ncertificate = \"nowhere.crt\""), "nowhere.crt"),
+        (format!("{}\n[grpc", with(&good, "state = \"DEGRADED\"")), "TOML"),
+    ];
+    for (configuration, named) in broken {
+        let said = served.reload(&configuration).await;
+        assert!(said.contains("nothing was changed") && said.contains(named), "{said}");
+        let now = describe(&mut clients).await;
+        assert_eq!((now.state(), &now.subnets), (before.state(), &before.subnets), "{named}");
+    }
+    let store = clients.connected_store(&rig, "main").await;
+    clients.all_healthy(&store).await;
+}
+
+#[tokio::test]
+async fn hsms_come_and_go_when_their_key_store_is_next_connected() {
+    let (served, rig, mut clients) = served().await;
+    let good = served.configuration();
+    let store = clients.connected_store(&rig, "main").await;
+    let (without, _) = good.split_once(&format!("\n[clusters.{}.nodes.hsm-2]", rig.cluster_id())).expect("it is there");
+    let said = served.reload(without).await;
+    assert!(said.contains("hsm-2 was removed") && said.contains("next connected"), "{said}");
+    assert_eq!(clients.settled(&store).await.nodes.len(), 2, "those that are logged in stay so");
+    assert_eq!(describe(&mut clients).await.hsms.len(), 1);
+    clients.disconnect(&store).await;
+    clients.connect(&store).await;
+    assert_eq!(clients.settled(&store).await.nodes.len(), 1);
+    served.reload(&good).await;
+    clients.disconnect(&store).await;
+    clients.connect(&store).await;
+    assert_eq!(clients.all_healthy(&store).await.nodes.len(), 2);
+}
+
+#[tokio::test]
+async fn a_certificate_that_has_expired_is_warned_of_and_told() {
+    let (served, _rig, mut clients) = served().await;
+    served.put("cluster.crt", &certificate_in(Validity::Past, false));
+    let good = served.configuration();
+    served.reload(&with(&good, "certificate = \"cluster.crt\"")).await;
+    assert!(served.log().contains("certificate: the certificate expired at"), "{}", served.log());
+    let told = describe(&mut clients).await;
+    assert!(told.certificate.contains("BEGIN CERTIFICATE"), "{told:?}");
+    assert_eq!(told.backup_lineage, told.certificate_fingerprint);
+    assert_eq!(told.certificate_fingerprint.len(), 64);
+}
