@@ -177,6 +177,14 @@ impl Rig {
         self.workers().into_iter().filter(|(_, slot)| of_it(slot)).map(|(pid, _)| pid).collect()
     }
 
+    /// The one that serves a node. Beside it there may be another for a step of the trust ceremony.
+    pub fn serving_worker(&self, hsm: &str) -> u32 {
+        let serves = |slot: &str| slot.contains(&format!(".{hsm}.")) && !slot.ends_with(".admin");
+        let serving: Vec<_> = self.workers().into_iter().filter(|(_, slot)| serves(slot)).collect();
+        let [(pid, _)] = serving[..] else { panic!("one worker serves {hsm}: {serving:?}") };
+        pid
+    }
+
     /// From now until the file is dropped, whoever makes an object in the node's token waits:
     /// SoftHSM2 takes this lock first, and has no limit to its patience.
     pub fn hang_next_creation(&self, hsm: &str) -> std::fs::File {
