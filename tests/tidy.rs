@@ -33,7 +33,7 @@ const JOINERS: [&str; 4] = ["app", "cli", "main", "lib"];
 const SEAMS: &str = "seams";
 
 /// Where a secret is read, and how often. A reviewer looks at each place again when a number changes.
-const EXPOSURES: [(&str, usize); 14] = [
+const EXPOSURES: [(&str, usize); 15] = [
     // Passwords, PINs and keys on their way to an HSM, or under the seal.
     ("src/host/admin.rs", 4),
     ("src/host/mod.rs", 1),
@@ -47,7 +47,8 @@ const EXPOSURES: [(&str, usize); 14] = [
     ("src/door/grpc/convert.rs", 1),
     ("src/door/grpc/crypto.rs", 6),
     // The client's end.
-    ("src/cli/bytes.rs", 1),
+    ("src/cli/bytes.rs", 2),
+    ("src/cli/check.rs", 1),
     ("src/cli/crypto.rs", 6),
     ("src/cli/data_key.rs", 1),
     ("src/cli/key_store.rs", 2),

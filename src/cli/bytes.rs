@@ -63,6 +63,12 @@ pub(super) fn is_standard(path: Option<&Path>) -> bool {
     path.is_none_or(|path| path == Path::new("-"))
 }
 
+/// The text of a certificate's file; what it holds is for the daemon to judge.
+pub(super) fn certificate(path: &Path) -> Result<String, Failure> {
+    String::from_utf8(read(Some(path), Form::Raw)?.into_exposed())
+        .map_err(|_| Failure::usage(format!("{}: not a PEM certificate", path.display())))
+}
+
 /// Reads all of a file, or of stdin.
 pub(super) fn read(from: Option<&Path>, form: Form) -> Result<Plaintext, Failure> {
     let name = from.filter(|_| !is_standard(from)).map_or("stdin".into(), Path::to_string_lossy);

@@ -1,6 +1,6 @@
 //! `keyway cluster check`: what a cluster lacks for a key store, phase by phase, each with its remedy.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -9,7 +9,7 @@ use crate::model::Password;
 use crate::proto::v1::{Check, CheckClusterRequest, CheckClusterResponse, CheckPhase, CheckStatus};
 
 use super::backoff::Backoff;
-use super::bytes::{self, Form};
+use super::bytes;
 use super::connect::{Client, Daemon};
 use super::failure::Failure;
 use super::output::{self, Output};
@@ -76,7 +76,7 @@ impl Phase {
 }
 
 pub(super) async fn check(client: &Client, args: CheckArgs) -> Result<(), Failure> {
-    let trust_anchor = args.trust_anchor.as_deref().map(pem).transpose()?;
+    let trust_anchor = args.trust_anchor.as_deref().map(bytes::certificate).transpose()?;
     let password = args.password_file.as_deref().map(|file| password::for_key_store(Some(file))).transpose()?;
     let phases = if args.phase.is_empty() { Phase::ALL.to_vec() } else { args.phase };
     let asked = Asked { cluster_id: args.cluster_id, trust_anchor, phases };
@@ -85,7 +85,7 @@ pub(super) async fn check(client: &Client, args: CheckArgs) -> Result<(), Failur
     } else {
         asked.once(&client.connect(CHECKING).await?, password.as_ref()).await?
     };
-    client.output.show(&response, |response, paint| text(response, paint))?;
+    client.output.show(&response, text)?;
     match failed(&response).as_slice() {
         [] => Ok(()),
         [first, rest @ ..] => {
@@ -146,11 +146,6 @@ fn failed(response: &CheckClusterResponse) -> Vec<&Check> {
     response.checks.iter().filter(|check| check.status() == CheckStatus::Failed).collect()
 }
 
-fn pem(path: &Path) -> Result<String, Failure> {
-    String::from_utf8(bytes::read(Some(path), Form::Raw)?.into_exposed())
-        .map_err(|_| Failure::usage(format!("{}: not a PEM certificate", path.display())))
-}
-
 /// A heading for each phase, a line for each check, and below it what is wrong and what to do.
 fn text(response: &CheckClusterResponse, paint: Paint) -> String {
     const INDENT: &str = "            ";
@@ -166,7 +161,7 @@ fn text(response: &CheckClusterResponse, paint: Paint) -> String {
         }
         text.push_str(&format!("{}\n", words::check_phase(phase.into())));
         for check in checks {
-            let status = words::check_status(check.status.into());
+            let status = words::check_status(check.status);
             let padding = " ".repeat(10usize.saturating_sub(status.len()));
             let subject = if check.subject.is_empty() { String::new() } else { format!(" of {}", check.subject) };
             let status = words::state(status).painted(paint);

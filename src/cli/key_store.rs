@@ -12,7 +12,7 @@ use crate::proto::v1::{
     DescribeKeyStoresResponse, DisconnectKeyStoreRequest, HsmHealth, KeyStore, NodeConnection, UpdateKeyStoreRequest,
 };
 
-use super::bytes::{self, Form};
+use super::bytes;
 use super::connect::{CALL, Client, Daemon};
 use super::failure::Failure;
 use super::paging::every_page;
@@ -202,8 +202,7 @@ impl KeyStoreCommand {
 
 async fn create(client: &Client, args: CreateArgs) -> Result<(), Failure> {
     let trust_anchor_certificate = match &args.trust_anchor_certificate {
-        Some(path) => String::from_utf8(bytes::read(Some(path), Form::Raw)?.into_exposed())
-            .map_err(|_| Failure::usage(format!("{}: not a PEM certificate", path.display())))?,
+        Some(path) => bytes::certificate(path)?,
         None => String::new(),
     };
     let password = password::for_key_store(args.password_file.as_deref())?;

@@ -106,7 +106,7 @@ pub(super) fn lineages(declared: &Declared) -> Vec<(ClusterId, Lineage)> {
 
 impl Error {
     /// What a caller is told when a prerequisite is not met.
-    pub(super) fn of(id: &ClusterId, unmet: Unmet) -> Self {
+    pub fn of(id: &ClusterId, unmet: Unmet) -> Self {
         let cluster = id.clone();
         match unmet {
             Unmet::NameInUse(name) => Self::NameInUse(name),

@@ -6,6 +6,7 @@ use crate::model::{
     KeyVersion, Password, PasswordVersion, Probe, Username,
 };
 
+mod clusters;
 mod drifts;
 mod opening;
 mod plans;

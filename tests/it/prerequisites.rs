@@ -4,8 +4,8 @@ use crate::rig::{Clients, Rig, Served, pb, refused};
 
 const INVALID: &str = "CLOUD_HSM_CLUSTER_INVALID_CONFIGURATION";
 
-/// `keyway serve` over the tokens of two HSMs in two zones.
-async fn served() -> (Served, Rig, Clients) {
+/// `keyway serve` over the tokens of two HSMs in two zones. The daemon ends before its tokens go.
+async fn served() -> (Rig, Served, Clients) {
     let (served, rig) = tokio::task::spawn_blocking(|| {
         let mut rig = Rig::new().nodes(2).zones(2).start();
         assert!(rig.stop_daemon().success());
@@ -14,7 +14,7 @@ async fn served() -> (Served, Rig, Clients) {
     .await
     .expect("it starts");
     let clients = served.clients_on_the_socket().await;
-    (served, rig, clients)
+    (rig, served, clients)
 }
 
 /// The configuration with a line more in its cluster.
@@ -56,7 +56,7 @@ fn request(rig: &Rig, name: &str, cluster: &str) -> pb::CreateKeyStoreRequest {
 
 #[tokio::test]
 async fn no_key_store_is_made_on_a_cluster_that_lacks_something() {
-    let (served, rig, mut clients) = served().await;
+    let (rig, served, mut clients) = served().await;
     let good = served.configuration();
     let create = request(&rig, "main", &rig.cluster_id());
     let mut cases = lacking(&rig, &good);
@@ -84,7 +84,7 @@ async fn describe(clients: &mut Clients) -> pb::Cluster {
 
 #[tokio::test]
 async fn a_key_store_is_not_connected_to_a_cluster_that_lacks_something() {
-    let (served, rig, mut clients) = served().await;
+    let (rig, served, mut clients) = served().await;
     let good = served.configuration();
     let store = clients.store(&rig, "main").await;
     let connect = pb::ConnectKeyStoreRequest { key_store_id: store.clone() };
@@ -115,7 +115,7 @@ async fn a_key_store_is_not_connected_to_a_cluster_that_lacks_something() {
 
 #[tokio::test]
 async fn an_hsm_that_is_not_active_is_not_logged_in_to_and_no_key_is_made_without_a_second_one() {
-    let (served, rig, mut clients) = served().await;
+    let (rig, served, mut clients) = served().await;
     let good = served.configuration();
     let store = clients.connected_store(&rig, "main").await;
     let key = clients.key(&store).await;
@@ -142,7 +142,7 @@ async fn an_hsm_that_is_not_active_is_not_logged_in_to_and_no_key_is_made_withou
 
 #[tokio::test]
 async fn a_name_a_cluster_and_its_relatives_carry_one_key_store_and_the_quota_bounds_all() {
-    let (served, rig, mut clients) = served().await;
+    let (rig, served, mut clients) = served().await;
     let good = with(&served.configuration(), "backup_lineage = \"orders\"");
     let other = "cluster-2otherother";
     let second = |lineage: &str| {
@@ -175,7 +175,7 @@ async fn a_name_a_cluster_and_its_relatives_carry_one_key_store_and_the_quota_bo
 
 #[tokio::test]
 async fn there_are_as_many_key_stores_as_the_quota_allows() {
-    let (mut served, rig, _clients) = served().await;
+    let (rig, mut served, _clients) = served().await;
     let configuration = format!("key_stores = {{ quota = 1 }}\n{}", served.configuration());
     let told = served.reload(&configuration).await;
     assert!(told.contains("key_stores") && told.contains("next start"), "{told}");

@@ -1,8 +1,11 @@
 //! SIGHUP: the clusters in the file take the place of those that were declared, all of them or none.
 
+use std::io::BufRead as _;
+use std::process::Stdio;
+
 use crate::rig::{Clients, Rig, Served, Validity, certificate_in, pb};
 
-async fn served() -> (Served, Rig, Clients) {
+async fn served() -> (Rig, Served, Clients) {
     let (served, rig) = tokio::task::spawn_blocking(|| {
         let mut rig = Rig::new().nodes(2).zones(2).start();
         assert!(rig.stop_daemon().success());
@@ -11,7 +14,7 @@ async fn served() -> (Served, Rig, Clients) {
     .await
     .expect("it starts");
     let clients = served.clients_on_the_socket().await;
-    (served, rig, clients)
+    (rig, served, clients)
 }
 
 fn with(configuration: &str, line: &str) -> String {
@@ -25,7 +28,7 @@ async fn describe(clients: &mut Clients) -> pb::Cluster {
 
 #[tokio::test]
 async fn a_clusters_state_changes_and_changes_back_while_its_keys_are_used() {
-    let (served, rig, mut clients) = served().await;
+    let (rig, served, mut clients) = served().await;
     let good = served.configuration();
     let store = clients.connected_store(&rig, "main").await;
     clients.all_healthy(&store).await;
@@ -67,7 +70,7 @@ async fn state_of(watch: &mut tonic::Streaming<pb::WatchClusterResponse>, state:
 
 #[tokio::test]
 async fn a_file_with_a_problem_changes_nothing() {
-    let (served, rig, mut clients) = served().await;
+    let (rig, served, mut clients) = served().await;
     let good = served.configuration();
     let before = describe(&mut clients).await;
     let broken = [
@@ -86,8 +89,31 @@ async fn a_file_with_a_problem_changes_nothing() {
 }
 
 #[tokio::test]
+async fn whoever_waits_for_a_cluster_to_be_ready_hears_of_it() {
+    let (rig, served, mut clients) = served().await;
+    let good = served.configuration();
+    served.reload(&with(&good, "state = \"CREATE_IN_PROGRESS\"")).await;
+    let mut waiting = served.keyway(&["cluster", "check", &rig.cluster_id(), "--wait"]);
+    let waiting = waiting.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+    let mut waiting = waiting.expect("the binary is built");
+    let mut said = std::io::BufReader::new(waiting.stderr.take().expect("piped"));
+    let (said, first) = tokio::task::spawn_blocking(move || {
+        let mut line = String::new();
+        said.read_line(&mut line).expect("it says what it waits for");
+        (said, line)
+    })
+    .await
+    .expect("it is said");
+    assert!(first.contains("cluster-active") && first.contains("CREATE_IN_PROGRESS"), "{first}");
+    served.reload(&good).await;
+    let ended = tokio::task::spawn_blocking(move || (waiting.wait().expect("it is ours"), said)).await;
+    assert!(ended.expect("it ends").0.success());
+    assert_eq!(describe(&mut clients).await.ineligible_reason, "");
+}
+
+#[tokio::test]
 async fn hsms_come_and_go_when_their_key_store_is_next_connected() {
-    let (served, rig, mut clients) = served().await;
+    let (rig, served, mut clients) = served().await;
     let good = served.configuration();
     let store = clients.connected_store(&rig, "main").await;
     let (without, _) = good.split_once(&format!("\n[clusters.{}.nodes.hsm-2]", rig.cluster_id())).expect("it is there");
@@ -106,7 +132,7 @@ async fn hsms_come_and_go_when_their_key_store_is_next_connected() {
 
 #[tokio::test]
 async fn a_certificate_that_has_expired_is_warned_of_and_told() {
-    let (served, _rig, mut clients) = served().await;
+    let (_rig, served, mut clients) = served().await;
     served.put("cluster.crt", &certificate_in(Validity::Past, false));
     let good = served.configuration();
     served.reload(&with(&good, "certificate = \"cluster.crt\"")).await;

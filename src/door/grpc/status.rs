@@ -304,3 +304,34 @@ fn way_out(state: crate::model::ConnectionState) -> &'static str {
         S::Failed => "disconnect it, mend the cause, and connect it again",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keystore::prerequisites::{Phase, Unmet};
+    use crate::model::{ClusterState, KeyStoreId};
+
+    /// A check foretells an error by the reason that the error will have.
+    #[test]
+    fn a_check_gives_the_reason_that_the_refusal_has() {
+        let cluster: crate::model::ClusterId = "cluster-2abcdefghij".parse().unwrap();
+        let every = [
+            Unmet::NameInUse("main".parse().unwrap()),
+            Unmet::QuotaReached(10),
+            Unmet::NotFound,
+            Unmet::Tied(KeyStoreId::random()),
+            Unmet::RelativeTied { cluster: cluster.clone(), store: KeyStoreId::random() },
+            Unmet::NotRelated(cluster.clone()),
+            Unmet::NotActive { state: ClusterState::Degraded, message: String::new() },
+            Unmet::SubnetsInTooFewZones { zones: 1 },
+            Unmet::TooFewHsms { hsms: 1, zones: 1, needed: crate::cluster::Quorum::USUAL },
+            Unmet::NoActiveHsm,
+            Unmet::IncorrectTrustAnchor,
+        ];
+        for unmet in every {
+            let foretold = unmet.reason(Phase::Create);
+            let refusal = Refusal::from(keystore::Error::of(&cluster, unmet));
+            assert_eq!(refusal.reason, foretold);
+        }
+    }
+}

@@ -144,6 +144,8 @@ fn row(what: &str, facts: &Facts, expected: [&str; 5]) {
     assert_eq!(found, expected, "{what}");
 }
 
+type Change<T> = fn(&mut T);
+
 const NONE: [&str; 5] = ["-", "-", "-", "-", "-"];
 const ACTIVE: &str = "CLOUD_HSM_CLUSTER_NOT_ACTIVE";
 const INVALID: &str = "CLOUD_HSM_CLUSTER_INVALID_CONFIGURATION";
@@ -214,7 +216,7 @@ fn row_6_its_subnets_have_free_addresses() {
 
 #[test]
 fn row_7_its_security_group_lets_the_hsms_ports_pass_to_itself() {
-    let closed: [(&str, fn(&mut SecurityGroup)); 6] = [
+    let closed: [(&str, Change<SecurityGroup>); 6] = [
         ("nothing in", |group| drop(group.rules.remove(0))),
         ("nothing out", |group| drop(group.rules.remove(1))),
         ("one port short", |group| group.rules[0].to_port = 2224),
@@ -226,7 +228,7 @@ fn row_7_its_security_group_lets_the_hsms_ports_pass_to_itself() {
         let facts = declared(|cluster| close(cluster.security_group.as_mut().unwrap()));
         row(what, &facts, [INVALID, INVALID, INVALID, "-", "-"]);
     }
-    let open: [(&str, fn(&mut SecurityGroup)); 3] = [
+    let open: [(&str, Change<SecurityGroup>); 3] = [
         ("every protocol", |group| {
             group.rules[0] =
                 SecurityGroupRule { protocol: "-1".to_owned(), from_port: 0, to_port: 0, ..group.rules[0].clone() }
@@ -251,7 +253,7 @@ fn row_7_its_security_group_lets_the_hsms_ports_pass_to_itself() {
 
 #[test]
 fn row_8_two_active_hsms_in_two_zones_and_one_to_connect() {
-    let cases: [(&str, fn(&mut Settings), [&str; 5]); 5] = [
+    let cases: [(&str, Change<Settings>, [&str; 5]); 5] = [
         ("one HSM", |it| drop(it.nodes.remove(&hsm(2))), [INVALID, INVALID, "-", "-", INVALID]),
         ("one zone", |it| it.nodes.get_mut(&hsm(2)).unwrap().zone = zone('a'), [INVALID, INVALID, "-", "-", INVALID]),
         (
@@ -440,7 +442,8 @@ fn what_is_wrong_first_is_told_first() {
     facts.ties.pop();
     assert!(matches!(to_create(&facts), Err(Unmet::RelativeTied { .. })));
     facts.ties.clear();
-    let mend: [(fn(&mut Settings), fn(&Unmet) -> bool); 4] = [
+    type Is = fn(&Unmet) -> bool;
+    let mend: [(Change<Settings>, Is); 4] = [
         (|_| (), |it| matches!(it, Unmet::NotActive { .. })),
         (|it| it.state = ClusterState::Active, |it| matches!(it, Unmet::SubnetsInTooFewZones { .. })),
         (|it| it.subnets = cluster().subnets, |it| matches!(it, Unmet::Closed { direction: Direction::Ingress, .. })),
