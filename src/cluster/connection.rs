@@ -9,9 +9,9 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::Instant;
 
 use crate::link::v1::{self, Request, request::Verb, response::Outcome};
-use crate::model::{CkaId, ClusterId, HsmId, KeySpec, PasswordVersion, Plaintext, Probe, Zone};
+use crate::model::{CkaId, ClusterId, HsmId, KeySpec, Plaintext, Probe, Zone};
 use crate::node::{self, CallError, Common, Node};
-use crate::records::KekRecord;
+use crate::records::{KekRecord, Unavailable};
 
 use super::failover::{Effect, History, Next};
 use super::member::{Member, Supervision};
@@ -118,10 +118,6 @@ impl Connection {
         })
     }
 
-    pub fn password_version(&self) -> PasswordVersion {
-        self.common.credential.version
-    }
-
     pub fn members(&self) -> &[Member] {
         &self.members
     }
@@ -147,12 +143,14 @@ impl Connection {
 
     /// Whether a node has refused the password and none was found to accept it.
     pub fn is_refused(&self) -> bool {
-        self.common.gate.is_shut()
+        self.common.passwords.are_refused()
     }
 
-    /// An operator says that the password may be offered again, though a node refused it.
-    pub async fn allow_another_proof(&self) {
-        self.common.gate.reopen().await;
+    /// An operator says that a node may be offered its password once more, whatever it or another said.
+    pub async fn allow_one_login(&self, hsm: &HsmId) -> Result<(), Unavailable> {
+        self.common.passwords.allow_one_login(hsm).await?;
+        self.common.passwords.reopen_gates().await;
+        Ok(())
     }
 
     /// Starts keeping a node up: worker, login (one attempt, if the budget has one), proof. Nothing happens when that is under way.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::authz::{Permit, action};
 use crate::clock;
 use crate::cluster::Connection;
-use crate::model::{ClusterId, HsmId, Username};
+use crate::model::{ClusterId, HsmId};
 use crate::node::Health;
 
 use super::{Error, KeyStores};
@@ -74,13 +74,11 @@ impl KeyStores {
             records.forget_token_serial(cluster, hsm).await?;
         }
         if logins == Logins::AllowOne {
-            let stored = self.on_cluster(cluster).map(|store| store.record().password_version);
-            if let Some(version) = stored {
-                records.allow_one_login(cluster, hsm, &Username::kmsuser(), version).await?;
-            }
             if let Some(connection) = &connection {
-                connection.allow_another_proof().await;
+                connection.allow_one_login(hsm).await?;
                 connection.changed();
+            } else if let Some(store) = self.on_cluster(cluster) {
+                self.passwords(&store.record()).await?.allow_one_login(hsm).await?;
             }
         }
         if let Some(member) = member {

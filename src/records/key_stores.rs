@@ -10,8 +10,8 @@ use crate::model::{
     Username,
 };
 
-use super::row::{millis, named, number, parsed, time};
-use super::{Records, Unavailable};
+use super::row::{millis, named, number, parsed, time, time_if_any};
+use super::{Records, Unavailable, passwords};
 
 #[derive(Debug, Clone)]
 pub struct KeyStoreRecord {
@@ -26,7 +26,9 @@ pub struct KeyStoreRecord {
     pub connect_attempt: u32,
     /// Survives disconnecting; gone once connected.
     pub last_error: Option<ConnectionFault>,
+    /// The password that an operator gave last. On a node, keyway may have changed it since.
     pub password_version: PasswordVersion,
+    pub password_rotated: Option<SystemTime>,
     pub created: SystemTime,
 }
 
@@ -156,6 +158,7 @@ impl Records {
             return Ok(DeletedKeyStore::HasKeys(keys.unsigned_abs()));
         }
         let cluster: String = row.try_get("cluster_id")?;
+        passwords::forget_nodes(&mut change, &cluster, &Username::kmsuser()).await?;
         sqlx::query("DELETE FROM passwords WHERE cluster_id = ? AND username = ?")
             .bind(cluster)
             .bind(Username::kmsuser().as_str())
@@ -185,7 +188,7 @@ impl Records {
         Ok(Some(Password::trusted(text.to_owned())))
     }
 
-    async fn add_password(
+    pub(super) async fn add_password(
         &self,
         change: &mut Transaction<'_, Sqlite>,
         cluster: &ClusterId,
@@ -248,6 +251,7 @@ fn key_store(row: &SqliteRow) -> Result<KeyStoreRecord, Unavailable> {
         connect_attempt: number(row, "connect_attempt")?,
         last_error,
         password_version: PasswordVersion(number(row, "password_version")?),
+        password_rotated: time_if_any(row, "password_rotated")?,
         created: time(row, "created")?,
     })
 }

@@ -14,6 +14,7 @@ mod key_stores;
 mod keys;
 mod logins;
 mod open;
+mod passwords;
 mod presences;
 mod replicas;
 mod row;
@@ -37,6 +38,7 @@ pub use key_stores::{AddedKeyStore, ConnectionFault, DeletedKeyStore, KeyStoreCh
 pub use keys::{KeyRecord, VersionRecord};
 pub use logins::{LoginLeave, Standing};
 pub use open::Settings;
+pub use passwords::{NodePassword, PasswordOwner};
 pub use presences::{NewProof, PresenceRecord, Proof};
 pub use replicas::ProvableKey;
 pub use uses::Reserved;

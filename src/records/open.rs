@@ -82,6 +82,7 @@ fn migrations() -> Migrator {
         step(1, "first", include_str!("migrations/0001_first.sql").into_sql_str()),
         step(2, "hsms", include_str!("migrations/0002_hsms.sql").into_sql_str()),
         step(3, "drifts", include_str!("migrations/0003_drifts.sql").into_sql_str()),
+        step(4, "rotation", include_str!("migrations/0004_rotation.sql").into_sql_str()),
     ];
     Migrator { migrations: Cow::Owned(steps), ..Migrator::DEFAULT }
 }

@@ -27,7 +27,7 @@ pub(super) fn key_store(record: &KeyStoreRecord, connection: Option<&Connection>
         connect_attempt: i32::try_from(record.connect_attempt).unwrap_or(i32::MAX),
         last_connection_error: record.last_error.as_ref().map(connection_error),
         key_count: i32::try_from(keys).unwrap_or(i32::MAX),
-        password_rotate_time: None,
+        password_rotate_time: record.password_rotated.and_then(time),
     }
 }
 
@@ -62,7 +62,7 @@ fn node_connections(connection: &Connection) -> Vec<pb::NodeConnection> {
                 requests_waiting: load.map_or(0, |load| count(load.waiting)),
                 health_change_time: time(status.since),
                 login_attempts_left: i32::from(status.login_refusal.is_none()),
-                password_version: count(connection.password_version().0),
+                password_version: status.password.map_or(0, |version| count(version.0)),
                 keys_missing: i32::try_from(member.keys_missing()).unwrap_or(i32::MAX),
                 worker_restarts: count(status.worker_restarts),
                 next_retry_time: status.next_retry.and_then(time),
