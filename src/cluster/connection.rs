@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::link::v1::{self, Request, request::Verb, response::Outcome};
 use crate::model::{CkaId, ClusterId, HsmId, KeySpec, Plaintext, Probe, Zone};
-use crate::node::{self, CallError, Common, Node};
+use crate::node::{self, CallError, Change, Common, Credential, Node, Passwords};
 use crate::records::{KekRecord, Unavailable};
 
 use super::failover::{Effect, History, Next};
@@ -144,6 +144,16 @@ impl Connection {
     /// Whether a node has refused the password and none was found to accept it.
     pub fn is_refused(&self) -> bool {
         self.common.passwords.are_refused()
+    }
+
+    /// The passwords of its nodes.
+    pub fn passwords(&self) -> &Arc<Passwords> {
+        &self.common.passwords
+    }
+
+    /// Gives a node that serves a new password. Its worker is replaced, and the next one finds out what came of it.
+    pub async fn change_password(&self, index: usize, new: Arc<Credential>) -> Change {
+        node::change_password(&self.members[index].node, &self.common, new).await
     }
 
     /// An operator says that a node may be offered its password once more, whatever it or another said.

@@ -15,10 +15,12 @@ mod member;
 mod pace;
 mod prove;
 mod replicate;
+mod rotation;
 pub mod route;
 mod settings;
 
 pub use connection::{Closing, Connection, Failure, Generated, KeyInHsms, Made, Sealed};
 pub use listing::Listing;
 pub use member::Member;
+pub use rotation::{Program, Rotation, Strategy, StrategyName};
 pub use settings::*;

@@ -11,6 +11,8 @@ use crate::link::Patience;
 use crate::link::v1::open::Token;
 use crate::model::{HsmId, Invalid, Region, Zone};
 
+use super::Rotation;
+
 /// One cluster, checked: it has a node, and every node's subnet is one of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -20,6 +22,7 @@ pub struct Settings {
     pub trust_anchor: String,
     pub sync: SyncMode,
     pub profile: Profile,
+    pub rotation: Rotation,
     pub subnets: BTreeMap<SubnetId, SubnetSettings>,
     pub nodes: BTreeMap<HsmId, NodeSettings>,
 }

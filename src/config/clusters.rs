@@ -11,6 +11,7 @@ use crate::model::{ClusterId, Zone};
 
 use super::file;
 use super::problem::KeyPath;
+use super::rotation::rotation;
 use super::section::Section;
 use super::value::{Written, duration, existing_file, number, private_file, text, trust_anchor};
 
@@ -41,6 +42,7 @@ fn cluster(cluster: &mut Section<'_>, tokens: &mut Tokens) -> Option<Settings> {
     let trust_anchor = cluster.required("trust_anchor", trust_anchor, "name the cluster's customerCA.crt");
     let sync = cluster.required("sync", text, "write \"wrap\"");
     let profile = cluster.required("profile", text, "write \"softhsm2\"");
+    let rotation = rotation(cluster, profile);
     let subnets = cluster.sections("subnets", "<subnet>", subnet);
     let nodes = cluster.sections("nodes", "<hsm>", |section| {
         let node = node(section, subnets.as_ref(), sync.zip(profile))?;
@@ -56,6 +58,7 @@ fn cluster(cluster: &mut Section<'_>, tokens: &mut Tokens) -> Option<Settings> {
         trust_anchor: trust_anchor?,
         sync: sync?,
         profile: profile?,
+        rotation: rotation?,
         subnets: subnets?,
         nodes: nodes?,
     })

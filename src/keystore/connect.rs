@@ -17,7 +17,7 @@ use crate::node::{Health, LoginRefusal};
 use crate::records::ConnectionFault;
 
 use super::lifecycle::Event;
-use super::{KeyStores, Store};
+use super::{KeyStores, Store, rotate};
 
 /// Once one node is proved, the others get this long before the store is CONNECTED without them.
 const OTHERS: Duration = Duration::from_secs(20);
@@ -100,6 +100,7 @@ pub(super) async fn run(stores: KeyStores, store: Arc<Store>) {
 
 async fn attempt(stores: &KeyStores, store: &Store) -> Result<(), ConnectionFault> {
     let began = Instant::now();
+    rotate::wait_for_former(stores, store).await;
     let connection = match stores.open(store).await {
         Ok(Some(connection)) => connection,
         Ok(None) => {
@@ -111,16 +112,27 @@ async fn attempt(stores: &KeyStores, store: &Store) -> Result<(), ConnectionFaul
     for index in 0..connection.members().len() {
         connection.bring_up(index);
     }
-    until(&connection, || any_proved(&connection) || connection.members().iter().all(is_out) || refused(&connection))
-        .await;
-    if any_proved(&connection) {
-        let all_decided = || connection.members().iter().all(|member| member.is_proved() || is_out(member));
-        // One suffices: the time for the others must not cost the store what the first has proved.
-        let left = stores.0.settings.connect_timeout.saturating_sub(began.elapsed());
-        let _ = tokio::time::timeout(OTHERS.min(left / 2), until(&connection, all_decided)).await;
-        return Ok(());
+    let left = || stores.0.settings.connect_timeout.saturating_sub(began.elapsed());
+    if come_up(&connection, left(), is_out).await {
+        rotate::rotate(stores, store, &connection).await;
+        // Those that have a new password log in with it. Each could be reached before, and is waited for.
+        if come_up(&connection, left(), is_stuck).await {
+            return Ok(());
+        }
     }
     Err(why_nobody(&connection))
+}
+
+/// Waits until one node is proved, and a while for the others; or until all are lost. Whether one is proved.
+async fn come_up(connection: &Connection, left: Duration, is_lost: fn(&Member) -> bool) -> bool {
+    let nobody = || connection.members().iter().all(is_lost);
+    until(connection, || any_proved(connection) || nobody() || refused(connection)).await;
+    let all_decided = || connection.members().iter().all(|member| member.is_proved() || is_out(member));
+    if any_proved(connection) {
+        // One suffices: the time for the others must not cost the store what the first has proved.
+        let _ = tokio::time::timeout(OTHERS.min(left / 2), until(connection, all_decided)).await;
+    }
+    any_proved(connection)
 }
 
 fn any_proved(connection: &Connection) -> bool {
@@ -174,6 +186,11 @@ fn is_out(member: &Member) -> bool {
         Health::Unreachable | Health::LoginRefused | Health::Drained | Health::WrongIdentity => true,
         Health::NotProbed | Health::Syncing | Health::Healthy | Health::Slow => false,
     }
+}
+
+/// It does not come back by itself.
+fn is_stuck(member: &Member) -> bool {
+    is_out(member) && member.node.status().borrow().health != Health::Unreachable
 }
 
 /// Waits until the condition holds, looking again whenever a node changes.

@@ -9,6 +9,7 @@ pub mod lifecycle;
 mod lookout;
 mod maintenance;
 pub mod prerequisites;
+mod rotate;
 mod settings;
 mod store;
 
@@ -396,7 +397,11 @@ impl KeyStores {
         };
         let cluster = self.0.clusters.get(&record.cluster);
         let nodes = cluster.iter().flat_map(|cluster| cluster.nodes.keys());
-        Passwords::of(self.0.records.clone(), owner, nodes, Sharing::EachItsOwn).await
+        let sharing = match cluster.map(|cluster| &cluster.rotation.strategy) {
+            Some(cluster::Strategy::Command(_)) => Sharing::OneForAll,
+            Some(cluster::Strategy::None | cluster::Strategy::SetPin) | None => Sharing::EachItsOwn,
+        };
+        Passwords::of(self.0.records.clone(), owner, nodes, sharing).await
     }
 
     /// As [`KeyStores::advance`], for what has happened already: tried until it can be written down, since nobody else would.

@@ -5,6 +5,7 @@
 
 pub mod context;
 pub mod credential;
+pub mod escrow;
 pub mod id;
 pub mod key;
 pub mod secret;
@@ -13,6 +14,7 @@ pub mod trust_anchor;
 
 pub use context::EncryptionContext;
 pub use credential::PasswordVersion;
+pub use escrow::EscrowKey;
 pub use id::{AliasName, ClusterId, HsmId, Invalid, KeyId, KeyRef, KeyStoreId, KeyStoreName, Region, Username, Zone};
 pub use key::{CkaId, KeySpec, KeyState, KeyUsage, KeyVersion, Probe};
 pub use secret::{Password, Plaintext, SealingKey};

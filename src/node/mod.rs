@@ -21,6 +21,7 @@ mod link;
 mod login;
 mod lookout;
 mod passwords;
+mod rotate;
 mod settle;
 mod supervise;
 
@@ -44,6 +45,7 @@ pub use link::{Link, Load};
 pub use login::{LoginRefusal, refusal};
 pub use lookout::{Reach, look_out};
 pub use passwords::{Credential, Passwords, Sharing};
+pub use rotate::{Change, change_password};
 pub use supervise::{Common, supervise};
 
 /// How a node is, as far as the daemon can tell.
@@ -224,6 +226,11 @@ impl Node {
             status.password = version;
             news
         });
+    }
+
+    /// Something went wrong that leaves it as healthy as it was.
+    pub fn note_trouble(&self, what: &str) {
+        self.status.send_modify(|status| status.last_error = Some((what.to_owned(), clock::now())));
     }
 
     /// Takes the node out of use until it is resumed; running calls get `limit`.

@@ -125,7 +125,8 @@ mod tests {
                     }
                     Move::Stop(refusal) => return Err(refusal),
                 };
-                let verdict = if (offered == Which::Candidate) == self.changed { Verdict::Accepted } else { Verdict::Refused };
+                let verdict =
+                    if (offered == Which::Candidate) == self.changed { Verdict::Accepted } else { Verdict::Refused };
                 let settled = after(offered, verdict, self.candidate);
                 let standing = if verdict == Verdict::Accepted { Proven } else { Refused };
                 match offered {

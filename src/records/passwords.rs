@@ -38,10 +38,7 @@ impl NodePassword {
 
     /// As it counts beside what the operator gave last.
     fn since(self, given: PasswordVersion) -> Self {
-        Self {
-            confirmed: self.confirmed.max(given),
-            candidate: self.candidate.filter(|candidate| *candidate > given),
-        }
+        Self { confirmed: self.confirmed.max(given), candidate: self.candidate.filter(|candidate| *candidate > given) }
     }
 }
 
