@@ -18,6 +18,7 @@ mod formats;
 mod lifecycle;
 mod main_job;
 mod reflection;
+mod rotation;
 mod serve;
 mod soak;
 mod worker_process;

@@ -25,6 +25,11 @@ pub struct Served {
 impl Served {
     /// Writes the configuration and starts. The development daemon must have ended: tokens have one master.
     pub fn start(rig: &Rig, admins: &[&str]) -> Self {
+        Self::start_with(rig, admins, "")
+    }
+
+    /// The same, with more said of the cluster.
+    pub fn start_with(rig: &Rig, admins: &[&str], of_the_cluster: &str) -> Self {
         let home = rig.home.path().to_owned();
         let transport = Authority::new("transport");
         let server = transport.server();
@@ -32,7 +37,7 @@ impl Served {
             ("server.crt", &server.certificate),
             ("server.key", &server.key),
             ("clients-ca.crt", &transport.pem()),
-            ("keyway.toml", &configuration(rig, admins)),
+            ("keyway.toml", &configuration(rig, admins, of_the_cluster)),
         ];
         for (name, text) in files {
             std::fs::write(home.join(name), text).expect("our directory");
@@ -88,6 +93,13 @@ impl Served {
         std::fs::read_to_string(self.home.join("serve.log")).unwrap_or_default()
     }
 
+    /// `kill -9`.
+    pub fn kill_daemon(&mut self) {
+        let mut daemon = self.daemon.take().expect("running");
+        daemon.kill().expect("it is ours");
+        daemon.wait().expect("it is ours");
+    }
+
     pub fn tell_to_stop(&self) {
         let pid = self.daemon.as_ref().expect("running").id().cast_signed();
         let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
@@ -133,7 +145,7 @@ impl Drop for Served {
     }
 }
 
-fn configuration(rig: &Rig, admins: &[&str]) -> String {
+fn configuration(rig: &Rig, admins: &[&str], of_the_cluster: &str) -> String {
     let cluster = rig.cluster_id();
     let mut text = format!(
         r#"data_dir = "data"
@@ -154,6 +166,7 @@ account = "123456789012"
 trust_anchor = {trust_anchor:?}
 sync = "wrap"
 profile = "softhsm2"
+{of_the_cluster}
 "#,
         trust_anchor = rig.path("customerCA.crt"),
     );
