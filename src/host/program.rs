@@ -146,7 +146,14 @@ impl Host {
         user: &Username,
         patience: Duration,
     ) -> Result<(), ProgramError> {
+        if !self.program_lock_file(cluster, user).exists() {
+            return Ok(());
+        }
         self.program_lock(cluster, user, patience).await.map(drop)
+    }
+
+    fn program_lock_file(&self, cluster: &ClusterId, user: &Username) -> PathBuf {
+        self.directory.join(format!("{cluster}.{user}.program"))
     }
 
     async fn program_lock(
@@ -155,7 +162,7 @@ impl Host {
         user: &Username,
         patience: Duration,
     ) -> Result<File, ProgramError> {
-        let path = self.directory.join(format!("{cluster}.{user}.program"));
+        let path = self.program_lock_file(cluster, user);
         let file = open(&path).map_err(|source| ProgramError::NotStarted { path: path.clone(), source })?;
         let give_up = Instant::now() + patience;
         let mut killed = false;

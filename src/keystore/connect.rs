@@ -27,6 +27,8 @@ const OTHERS: Duration = Duration::from_secs(20);
 pub enum Phase {
     Reach,
     LogIn,
+    /// It is given a new password, or finds out whether it was.
+    RotatePassword,
     Probe,
     SyncKeys,
     Ready,
@@ -52,6 +54,9 @@ fn progress_of(member: &Member) -> Progress {
     let status = member.node.status();
     let status = status.borrow();
     let (phase, failed) = match status.health {
+        // Between the worker that changed it and the one that logs in with it, too.
+        Health::NotProbed | Health::Unreachable if status.password.is_none() => (Phase::RotatePassword, false),
+        Health::Syncing | Health::Healthy | Health::Slow if status.password.is_none() => (Phase::RotatePassword, false),
         Health::NotProbed => (Phase::Reach, false),
         Health::Unreachable | Health::WrongIdentity => (Phase::Reach, true),
         Health::Drained => (Phase::Drained, false),
@@ -114,7 +119,8 @@ async fn attempt(stores: &KeyStores, store: &Store) -> Result<(), ConnectionFaul
     }
     let left = || stores.0.settings.connect_timeout.saturating_sub(began.elapsed());
     if come_up(&connection, left(), is_out).await {
-        rotate::rotate(stores, store, &connection).await;
+        // It must not cost the store what the first node has proved.
+        rotate::rotate(stores, store, &connection, left() / 2).await;
         // Those that have a new password log in with it. Each could be reached before, and is waited for.
         if come_up(&connection, left(), is_stuck).await {
             return Ok(());

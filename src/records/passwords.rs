@@ -82,7 +82,7 @@ impl Records {
     }
 
     /// These nodes may be given the candidate from now on; each one's password is told with it. All of them, or, when one
-    /// has an unsettled candidate already, none: `false`.
+    /// has an unsettled candidate already, or the candidate was forgotten meanwhile, none: `false`.
     pub async fn set_candidate(
         &self,
         owner: &PasswordOwner,
@@ -90,6 +90,13 @@ impl Records {
         candidate: PasswordVersion,
     ) -> Result<bool, Unavailable> {
         let mut change = self.begin().await?;
+        let sealed = sqlx::query("SELECT 1 FROM passwords WHERE cluster_id = ? AND username = ? AND version = ?")
+            .bind(owner.cluster.as_str())
+            .bind(owner.username.as_str())
+            .bind(candidate.0);
+        if sealed.fetch_optional(&mut *change).await?.is_none() {
+            return Ok(false);
+        }
         for (hsm, confirmed) in nodes {
             let written = sqlx::query(
                 "INSERT INTO node_passwords (cluster_id, username, hsm_id, confirmed, candidate) VALUES (?, ?, ?, ?, ?)

@@ -8,6 +8,7 @@ use crate::model::{
 
 mod drifts;
 mod opening;
+mod passwords;
 mod plans;
 
 const V1: KeyVersion = KeyVersion::FIRST;

@@ -39,7 +39,7 @@ impl Service {
             subnets: settings.subnets.iter().map(subnet).collect(),
             hsms: settings.nodes.iter().map(|(hsm, node)| self.hsm(id, hsm, node, connection.as_deref())).collect(),
             profile: settings.profile.as_str().to_owned(),
-            password_rotation: pb::PasswordRotation::None.into(),
+            password_rotation: password_rotation(&settings.rotation.strategy).into(),
             trust_anchor_required: true,
             key_specs: vec![pb::KeySpec::SymmetricDefault.into()],
             ineligible_reason: match (&store, ineligible) {
@@ -225,6 +225,14 @@ fn health_changes(before: &pb::Cluster, after: &pb::Cluster) -> Vec<pb::HealthCh
             reason: after.health_reason.clone(),
         })
         .collect()
+}
+
+const fn password_rotation(strategy: &clusters::Strategy) -> pb::PasswordRotation {
+    match strategy {
+        clusters::Strategy::None => pb::PasswordRotation::None,
+        clusters::Strategy::SetPin => pb::PasswordRotation::SetPin,
+        clusters::Strategy::Command(_) => pb::PasswordRotation::Command,
+    }
 }
 
 fn subnet((id, subnet): (&clusters::SubnetId, &clusters::SubnetSettings)) -> pb::Subnet {

@@ -54,7 +54,7 @@ pub(super) async fn rotate(
         new,
     };
     // What was begun is heard out, though the connect may be given up meanwhile.
-    let outcome = match tokio::spawn(run.to_its_end()).await {
+    let outcome = match tokio::spawn(run.change()).await {
         Ok(outcome) => outcome,
         Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
     };
@@ -101,7 +101,7 @@ struct Run {
 }
 
 impl Run {
-    async fn to_its_end(self) -> Result<(), Undone> {
+    async fn change(self) -> Result<(), Undone> {
         let (owner, new) = (self.passwords.owner(), self.new.version);
         let hsms: Vec<HsmId> = self.slots.iter().map(|slot| slot.hsm.clone()).collect();
         let vacant = self.host.vacate(&self.slots).await.map_err(Undone::Occupied)?;

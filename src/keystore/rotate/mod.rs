@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use crate::clock;
 use crate::cluster::{Connection, Rotation, Strategy};
-use crate::model::PasswordVersion;
+use crate::model::{PasswordVersion, Username};
 use crate::node::{Credential, Health};
 use crate::records::{KeyStoreRecord, Unavailable};
 
@@ -25,6 +25,8 @@ use super::{KeyStores, Store};
 
 /// A node that was given a new password gets this long to be logged in to again.
 const SETTLING: Duration = Duration::from_secs(20);
+/// A program that nobody has configured any more is given this long to end.
+const FORMER: Duration = Duration::from_secs(60);
 
 /// Why no rotation was begun.
 #[derive(Debug, thiserror::Error)]
@@ -44,21 +46,26 @@ enum NotBegun {
 /// Waits for a program of a former connect, which may be changing the password yet.
 pub(super) async fn wait_for_former(stores: &KeyStores, store: &Store) {
     let record = store.record();
-    let Some(Rotation { strategy: Strategy::Command(program), .. }) = rotation(stores, &record) else { return };
-    let user = crate::model::Username::kmsuser();
-    if let Err(error) = stores.0.host.program_gone(&record.cluster, &user, program.timeout).await {
+    let patience = match rotation(stores, &record).map(|rotation| rotation.strategy) {
+        Some(Strategy::Command(program)) => program.timeout,
+        // There was a program, before the configuration was changed.
+        Some(Strategy::None | Strategy::SetPin) | None => FORMER,
+    };
+    if let Err(error) = stores.0.host.program_gone(&record.cluster, &Username::kmsuser(), patience).await {
         tracing::error!(cluster = %record.cluster, %error, "a program that changes passwords does not end");
     }
 }
 
 /// Rotates the password, if that is due. What comes of it stands in the records and in the nodes' status.
-pub(super) async fn rotate(stores: &KeyStores, store: &Store, connection: &Arc<Connection>) {
+///
+/// HSMs that take longer than `limit` are left to find out by themselves.
+pub(super) async fn rotate(stores: &KeyStores, store: &Store, connection: &Arc<Connection>, limit: Duration) {
     let record = store.record();
     let Some(rotation) = rotation(stores, &record) else { return };
     if rotation.strategy == Strategy::None {
         return;
     }
-    if let Err(error) = rotate_if_due(stores, &record, &rotation, connection).await {
+    if let Err(error) = rotate_if_due(stores, &record, &rotation, connection, limit).await {
         let why = error_chain(&error);
         tracing::error!(key_store = %record.id, why, "the password was not rotated");
     }
@@ -77,6 +84,7 @@ async fn rotate_if_due(
     record: &KeyStoreRecord,
     rotation: &Rotation,
     connection: &Arc<Connection>,
+    limit: Duration,
 ) -> Result<(), NotBegun> {
     let records = &stores.0.records;
     let owner = connection.passwords().owner();
@@ -89,7 +97,10 @@ async fn rotate_if_due(
     }
     match &rotation.strategy {
         Strategy::None => {}
-        Strategy::SetPin => set_pin::rotate(connection, new_password(stores, rotation, connection).await?).await,
+        Strategy::SetPin => {
+            let new = new_password(stores, rotation, connection).await?;
+            let _ = tokio::time::timeout(limit, set_pin::rotate(connection, new)).await;
+        }
         Strategy::Command(program) => {
             let Some(old) = command::present(connection).await? else { return Ok(()) };
             let new = new_password(stores, rotation, connection).await?;

@@ -216,6 +216,18 @@ impl Rig {
         token_info(&configuration).contains("user PIN count low")
     }
 
+    /// Gives a node's user a new password, as its SO can.
+    pub fn set_password_as_so(&self, hsm: &str, password: &str) {
+        let so_pin = std::fs::read_to_string(self.path(&format!("hsms/{hsm}/so-pin"))).expect("dev wrote it");
+        let output = Command::new("pkcs11-tool")
+            .env("SOFTHSM2_CONF", self.token_configuration(hsm))
+            .args(["--module", SOFTHSM2, "--login", "--login-type", "so", "--so-pin", so_pin.trim(), "--init-pin"])
+            .args(["--new-pin", &format!("kmsuser:{password}")])
+            .output()
+            .expect("opensc is installed by scripts/test");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
     /// Whether a node's token lets its user in with this password.
     pub fn opens(&self, hsm: &str, password: &str) -> bool {
         try_pkcs11_tool(&self.token_configuration(hsm), password, &["--list-objects"]).is_ok()

@@ -3,7 +3,7 @@
 use faulty_pkcs11::Function::C_SetPIN;
 
 use super::{HSMS, versions};
-use crate::rig::{Clients, Rig, pb};
+use crate::rig::{Clients, Rig, kill, pb};
 
 /// Kills the daemon at a stop point, and starts another one.
 async fn killed_at(rig: &mut Rig, point: &str) {
@@ -63,4 +63,30 @@ async fn a_second_kill_while_the_first_one_is_settled_needs_no_operator() {
     let mut clients = rig.clients().await;
     let told = all_is_well(&rig, &mut clients, &store, "twice").await;
     assert_eq!(versions(&told).iter().filter(|version| **version == 2).count(), 1);
+}
+
+#[tokio::test]
+async fn a_worker_killed_at_any_moment_of_a_connect_leaves_its_token_whole_and_its_password_known() {
+    let rig = Rig::new().rotating().faulty().start();
+    let mut clients = rig.clients().await;
+    let store = clients.store(&rig, "main").await;
+    for round in 0..20_u32 {
+        clients.connect(&store).await;
+        let before = rig.refusals("hsm-1");
+        // Spread over the time in which it logs in, is given a new password, and logs in with that.
+        let moment = std::time::Duration::from_millis(u64::from(round) * 37 % 600);
+        let killed = tokio::time::timeout(moment, clients.settled(&store)).await;
+        for pid in rig.workers_of("hsm-1") {
+            kill(pid);
+        }
+        let settled = match killed {
+            Ok(settled) => settled,
+            Err(_) => clients.settled(&store).await,
+        };
+        assert_eq!(settled.connection_state(), pb::ConnectionState::Connected, "round {round}: {settled:?}");
+        clients.all_healthy(&store).await;
+        assert!(rig.refusals("hsm-1") <= before + 1, "round {round}");
+        clients.disconnect(&store).await;
+    }
+    assert!(HSMS.iter().all(|hsm| !rig.opens(hsm, &rig.password())));
 }
