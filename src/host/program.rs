@@ -271,8 +271,14 @@ mod tests {
         let hung = run(&host, &script, Duration::from_millis(500)).await.unwrap_err();
         assert!(matches!(hung, ProgramError::TimedOut(_)), "{hung}");
         for pid in std::fs::read_to_string(pids).unwrap().split_whitespace() {
-            let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            assert!(state.is_empty() || state.contains(") Z "), "{pid} lives: {state}");
+            let stat = format!("/proc/{pid}/stat");
+            let lives = || std::fs::read_to_string(&stat).is_ok_and(|state| !state.contains(") Z "));
+            let gone = async {
+                while lives() {
+                    tokio::time::sleep(TRY_EVERY).await;
+                }
+            };
+            tokio::time::timeout(LONG, gone).await.expect("it was killed");
         }
         // And the next run does not wait for it.
         run(&host, "exit 0", LONG).await.unwrap();
