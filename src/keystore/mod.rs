@@ -368,6 +368,10 @@ impl KeyStores {
             tracing::error!(cluster = %record.cluster, key_store = %record.id, "the key store's cluster is not declared");
             return Ok(None);
         };
+        if self.0.records.password(&record.cluster, &user, record.password_version).await?.is_none() {
+            tracing::error!(key_store = %record.id, "the key store's password is not in the records");
+            return Ok(None);
+        }
         let passwords = self.passwords(&record).await?;
         let _maintenance = self.0.maintenance.lock().await;
         let mut nodes = Vec::new();
