@@ -145,6 +145,11 @@ pub struct DevArgs {
     #[arg(long, value_name = "PATH")]
     pub softhsm2: Option<PathBuf>,
 
+    /// Whether connecting a key store changes kmsuser's password, as production does: `none` or `set-pin`. Dev leaves it,
+    /// so that its tokens can be opened with the password in `kmsuser.password`; once changed, nobody but the daemon has it
+    #[arg(long, value_name = "HOW", default_value = "none")]
+    pub password_rotation: DevRotation,
+
     /// How many PKCS#11 sessions each node has
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub pool_size: u16,
@@ -156,6 +161,13 @@ pub struct DevArgs {
     /// How big a node's worker may grow before it is replaced, in MiB
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(32..=65_536))]
     pub memory_limit_mib: u32,
+}
+
+/// What dev does with the password when a key store is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum DevRotation {
+    None,
+    SetPin,
 }
 
 /// Where a listener stands, if at all.

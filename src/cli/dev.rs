@@ -24,7 +24,7 @@ use crate::link::v1::open::Token;
 use crate::model::{ClusterId, ClusterState, HsmId, HsmState, Invalid, TrustAnchor, Username};
 use crate::{authz, cluster, keys, keystore, telemetry};
 
-use super::{DevArgs, Listen};
+use super::{DevArgs, DevRotation, Listen};
 use assets::{Assets, AssetsError};
 
 /// Bad usage.
@@ -133,7 +133,12 @@ fn prepare(args: &DevArgs) -> Result<Ready, DevError> {
             drain_timeout: Duration::from_secs(10),
         },
         authz: authz::Settings { admins: vec![ADMIN.to_owned()] },
-        key_stores: keystore::Settings { quota: 10, connect_timeout: Duration::from_secs(600), zone: None },
+        key_stores: keystore::Settings {
+            quota: 10,
+            connect_timeout: Duration::from_secs(600),
+            zone: None,
+            escrow: assets.daemon().join("escrow"),
+        },
         keys: keys::Settings { per_key_store: 100_000 },
         clusters: [(cluster_id.clone(), cluster)].into(),
     };
@@ -226,6 +231,7 @@ fn declare(assets: &Assets, shape: &Shape, module: &Path, args: &DevArgs) -> Res
         backup_lineage: None,
         sync: cluster::SyncMode::Wrap,
         profile: cluster::Profile::SoftHsm2,
+        rotation: rotation(args.password_rotation),
         subnets: (0..shape.zones)
             .map(|number| {
                 let zone = zone(number);
@@ -255,6 +261,14 @@ fn security_group() -> cluster::SecurityGroup {
         peer: id.clone(),
     });
     cluster::SecurityGroup { id, rules: rules.into() }
+}
+
+fn rotation(asked: DevRotation) -> cluster::Rotation {
+    let strategy = match asked {
+        DevRotation::None => cluster::Strategy::None,
+        DevRotation::SetPin => cluster::Strategy::SetPin,
+    };
+    cluster::Rotation { strategy, ..cluster::Rotation::NEVER }
 }
 
 async fn live(ready: Ready) -> Result<(), StartError> {

@@ -328,8 +328,14 @@ fn details(store: &KeyStore, paint: Paint) -> String {
     format!("{}\n{}", fields.render(paint), nodes(&store.nodes, paint))
 }
 
+/// Which one it is: HSMs that were missed by a rotation have an older one.
+fn password(version: i32) -> String {
+    if version == 0 { "unknown".to_owned() } else { format!("version {version}") }
+}
+
 fn nodes(nodes: &[NodeConnection], paint: Paint) -> String {
-    let mut table = Table::new(["HSM", "ZONE", "HEALTH", "SESSIONS BUSY", "WAITING", "KEYS MISSING", "LAST ERROR"]);
+    let mut table =
+        Table::new(["HSM", "ZONE", "HEALTH", "SESSIONS BUSY", "WAITING", "KEYS MISSING", "PASSWORD", "LAST ERROR"]);
     for node in nodes {
         table.row([
             node.hsm_id.as_str().into(),
@@ -338,6 +344,7 @@ fn nodes(nodes: &[NodeConnection], paint: Paint) -> String {
             format!("{}/{}", node.sessions_busy, node.sessions_open).into(),
             node.requests_waiting.to_string().into(),
             node.keys_missing.to_string().into(),
+            password(node.password_version).into(),
             node.last_error.as_str().into(),
         ]);
     }

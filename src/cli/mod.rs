@@ -48,7 +48,7 @@ use args::{Cli, ClientArgs, ClientCommand, Command};
 use connect::Client;
 use failure::Failure;
 
-pub use args::{DevArgs, Listen};
+pub use args::{DevArgs, DevRotation, Listen};
 
 /// Does what the command line says. 0 is success, 1 an error from the daemon, 2 bad usage, 3 a daemon out of reach.
 pub fn run() -> ExitCode {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use crate::host::{AdminError, AdminWorker, Joining, Kek, Made, OpeningError, Turn, WorkerSpec, pin_text};
 use crate::link::v1::fault::User;
 use crate::model::{HsmId, PasswordVersion, Username};
-use crate::node::{Common, LoginRefusal, refusal};
+use crate::node::{Common, Credential, LoginRefusal, refusal};
 use crate::records::{KekRecord, LoginLeave, Standing, Unavailable};
 
 /// Why a job of the ceremony was not done.
@@ -31,6 +31,8 @@ pub(super) enum Undone {
     /// Nothing goes on there without an operator.
     #[error(transparent)]
     Login(#[from] Spent),
+    #[error("the password is being changed on {0}")]
+    BeingChanged(HsmId),
     #[error("the records cannot be reached")]
     Records(#[from] Unavailable),
 }
@@ -40,7 +42,7 @@ impl Undone {
     pub(super) fn needs_operator(&self) -> bool {
         match self {
             Self::Login(_) | Self::Job { source: AdminError::NoSoPin(_) | AdminError::SoPin(_), .. } => true,
-            Self::Job { source: AdminError::Worker(_), .. } | Self::Records(_) => false,
+            Self::Job { source: AdminError::Worker(_), .. } | Self::BeingChanged(_) | Self::Records(_) => false,
         }
     }
 }
@@ -89,12 +91,12 @@ impl Spent {
 
 /// Makes the key-encryption key on the cluster's first node, unless it is there.
 pub(super) async fn make_kek(common: &Common, spec: &WorkerSpec, kek: &KekRecord) -> Result<(), Undone> {
-    let (kek, common, spec) = (by_id(common, kek), common.clone(), spec.clone());
+    let (id, common, spec) = (kek.kek_id, common.clone(), spec.clone());
     outlive(async move {
         let turn = common.host.turn(&spec).await;
         let worker = worker(&common, &turn, &spec).await?;
         let attempts = Attempts::begin(&common, &spec, &[Who::User, Who::SecurityOfficer]).await?;
-        let answer = worker.make_kek(&kek).await;
+        let answer = worker.make_kek(&attempts.kek(id)).await;
         let made = if matches!(answer, Ok(Made::Before)) { &[Who::User][..] } else { &attempts.of };
         attempts.settle(made, answer).await?;
         Ok(())
@@ -122,12 +124,12 @@ pub(super) async fn seal_kek(
     kek: &KekRecord,
     joining: &Joining,
 ) -> Result<Vec<u8>, Undone> {
-    let (kek, offer, common, spec) = (by_id(common, kek), joining.offer.clone(), common.clone(), spec.clone());
+    let (id, offer, common, spec) = (kek.kek_id, joining.offer.clone(), common.clone(), spec.clone());
     outlive(async move {
         let turn = common.host.turn(&spec).await;
         let worker = worker(&common, &turn, &spec).await?;
         let attempts = Attempts::begin(&common, &spec, &[Who::SecurityOfficer, Who::User]).await?;
-        let answer = worker.seal_kek(&kek, &offer).await;
+        let answer = worker.seal_kek(&attempts.kek(id), &offer).await;
         attempts.settle(&attempts.of, answer).await
     })
     .await
@@ -141,11 +143,11 @@ pub(super) async fn accept_kek(
     joining: Joining,
     sealed: Vec<u8>,
 ) -> Result<(), Undone> {
-    let (kek, common, spec) = (by_id(common, kek), common.clone(), spec.clone());
+    let (id, common, spec) = (kek.kek_id, common.clone(), spec.clone());
     outlive(async move {
         let turn = common.host.turn(&spec).await;
         let attempts = Attempts::begin(&common, &spec, &[Who::User]).await?;
-        let answer = joining.accept_kek(&turn, &kek, sealed).await;
+        let answer = joining.accept_kek(&turn, &attempts.kek(id), sealed).await;
         attempts.settle(&attempts.of, answer).await
     })
     .await
@@ -161,12 +163,19 @@ async fn worker(common: &Common, turn: &Turn, spec: &WorkerSpec) -> Result<Admin
 
 /// Whether the ceremony may log in on this node, as user and as SO. Nothing is begun.
 pub(super) async fn may_take_part(common: &Common, spec: &WorkerSpec) -> Result<(), Undone> {
-    may_log_in(common, spec, Who::User).await?;
-    may_log_in(common, spec, Who::SecurityOfficer).await
+    let user = credential(common, spec).await?;
+    may_log_in(common, spec, Who::User, &user).await?;
+    may_log_in(common, spec, Who::SecurityOfficer, &user).await
 }
 
-async fn may_log_in(common: &Common, spec: &WorkerSpec, who: Who) -> Result<(), Undone> {
-    let (user, version) = who.in_the_records(common);
+/// The user's password on this node, which is what it was logged in to with, unless that is being changed.
+async fn credential(common: &Common, spec: &WorkerSpec) -> Result<Credential, Undone> {
+    let settled = common.passwords.settled(&spec.hsm).await?;
+    settled.ok_or_else(|| Undone::BeingChanged(spec.hsm.clone()))
+}
+
+async fn may_log_in(common: &Common, spec: &WorkerSpec, who: Who, user: &Credential) -> Result<(), Undone> {
+    let (user, version) = who.in_the_records(user);
     match common.records.login_standing_on(&spec.cluster, &spec.hsm, &user, version).await? {
         Standing::Untried | Standing::Granted | Standing::Proven => Ok(()),
         Standing::Refused => Err(spent(spec, who, Why::Refused).into()),
@@ -178,6 +187,7 @@ async fn may_log_in(common: &Common, spec: &WorkerSpec, who: Who) -> Result<(), 
 struct Attempts<'a> {
     common: &'a Common,
     spec: &'a WorkerSpec,
+    user: Credential,
     of: Vec<Who>,
 }
 
@@ -194,9 +204,9 @@ enum Verdict {
 impl<'a> Attempts<'a> {
     /// All of them, or none.
     async fn begin(common: &'a Common, spec: &'a WorkerSpec, wanted: &[Who]) -> Result<Self, Undone> {
-        let mut begun = Self { common, spec, of: Vec::new() };
+        let mut begun = Self { common, spec, user: credential(common, spec).await?, of: Vec::new() };
         for &who in wanted {
-            let (user, version) = who.in_the_records(common);
+            let (user, version) = who.in_the_records(&begun.user);
             let why = match common.records.begin_login(&spec.cluster, &spec.hsm, &user, version).await? {
                 LoginLeave::Granted | LoginLeave::GrantedAgain => {
                     begun.of.push(who);
@@ -211,6 +221,11 @@ impl<'a> Attempts<'a> {
             return Err(spent(spec, who, why).into());
         }
         Ok(begun)
+    }
+
+    /// The key-encryption key, for the user who is to log in.
+    fn kek(&self, id: [u8; 16]) -> Kek {
+        Kek { id: id.to_vec(), user_pin: Arc::new(pin_text(&self.user.username, &self.user.password)) }
     }
 
     /// Writes down what the answer says of each. `made` are those that a job done well has made.
@@ -236,7 +251,7 @@ impl<'a> Attempts<'a> {
 
     async fn close(&self, who: Who, verdict: Verdict) -> Result<(), Unavailable> {
         let (records, cluster, hsm) = (&self.common.records, &self.spec.cluster, &self.spec.hsm);
-        let (user, version) = who.in_the_records(self.common);
+        let (user, version) = who.in_the_records(&self.user);
         match verdict {
             Verdict::Accepted => records.login_succeeded(cluster, hsm, &user, version).await,
             Verdict::Refused => records.login_refused(cluster, hsm, &user, version).await,
@@ -247,9 +262,9 @@ impl<'a> Attempts<'a> {
 }
 
 impl Who {
-    fn in_the_records(self, common: &Common) -> (Username, PasswordVersion) {
+    fn in_the_records(self, user: &Credential) -> (Username, PasswordVersion) {
         match self {
-            Self::User => (common.credential.username.clone(), common.credential.version),
+            Self::User => (user.username.clone(), user.version),
             Self::SecurityOfficer => (Username::security_officer(), PasswordVersion::SO_PIN),
         }
     }
@@ -293,11 +308,6 @@ fn verdict(who: Who, error: &AdminError) -> Verdict {
         };
     }
     if fault.accepted().any(|accepted| accepted == who.on_the_link()) { Verdict::Accepted } else { Verdict::NotMade }
-}
-
-fn by_id(common: &Common, kek: &KekRecord) -> Kek {
-    let pin = pin_text(&common.credential.username, &common.credential.password);
-    Kek { id: kek.kek_id.to_vec(), user_pin: Arc::new(pin) }
 }
 
 fn failed(spec: &WorkerSpec, source: AdminError) -> Undone {

@@ -9,8 +9,8 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::Instant;
 
 use crate::link::v1::{self, Request, request::Verb, response::Outcome};
-use crate::model::{CkaId, ClusterId, HsmId, KeySpec, PasswordVersion, Plaintext, Probe, Zone};
-use crate::node::{self, CallError, Common, Node};
+use crate::model::{CkaId, ClusterId, HsmId, KeySpec, Plaintext, Probe, Zone};
+use crate::node::{self, CallError, Change, Common, Credential, Node, Passwords};
 use crate::records::KekRecord;
 
 use super::failover::{Effect, History, Next};
@@ -119,10 +119,6 @@ impl Connection {
         })
     }
 
-    pub fn password_version(&self) -> PasswordVersion {
-        self.common.credential.version
-    }
-
     pub fn members(&self) -> &[Member] {
         &self.members
     }
@@ -148,12 +144,22 @@ impl Connection {
 
     /// Whether a node has refused the password and none was found to accept it.
     pub fn is_refused(&self) -> bool {
-        self.common.gate.is_shut()
+        self.common.passwords.are_refused()
     }
 
     /// Whether an operator had granted the HSM a login before the Connection began.
     pub fn has_granted_login(&self, hsm: &HsmId) -> bool {
-        self.common.gate.has_granted(hsm)
+        self.common.passwords.have_granted_login(hsm)
+    }
+
+    /// The passwords of its nodes.
+    pub fn passwords(&self) -> &Arc<Passwords> {
+        &self.common.passwords
+    }
+
+    /// Gives a node that serves a new password. Its worker is replaced, and the next one finds out what came of it.
+    pub async fn change_password(&self, index: usize, new: Arc<Credential>) -> Change {
+        node::change_password(&self.members[index].node, &self.common, new).await
     }
 
     /// Starts keeping a node up: worker, login (one attempt, if the budget has one), proof. Nothing happens when that is under way.

@@ -18,6 +18,7 @@ mod pace;
 mod prove;
 mod repeat;
 mod replicate;
+mod rotation;
 pub mod route;
 mod settings;
 
@@ -27,4 +28,5 @@ pub use listing::Listing;
 pub use member::{Member, Stuck};
 pub use names::{AccountId, Lineage, SecurityGroupId, SubnetId};
 pub use repeat::Repeat;
+pub use rotation::{Program, Rotation, Strategy, StrategyName};
 pub use settings::*;

@@ -185,7 +185,7 @@ async fn prove(connection: &Connection, index: usize, tries: &mut Tries) -> Resu
 /// which hangs here holds up no other.
 async fn answers(connection: &Connection, index: usize) -> Result<bool, Unproved> {
     let records = &connection.common.records;
-    let kek = records.kek(&connection.cluster, &connection.common.credential.username).await?;
+    let kek = records.kek(&connection.cluster, connection.common.passwords.username()).await?;
     let Some(KekRecord { canary_id, canary_probe: Some(probe), kek_id, .. }) = kek else { return Ok(false) };
     Ok(look(connection, index, &canary_id, Some(&probe)).await? == Found::Proven
         && look(connection, index, &kek_id, None).await? == Found::Proven)
@@ -196,7 +196,7 @@ async fn become_one_of_us(connection: &Connection, index: usize) -> Result<(), U
     let _one_at_a_time = connection.ceremony.lock().await;
     let hsm = connection.members()[index].node.hsm();
     let (cluster, records) = (&connection.cluster, &connection.common.records);
-    let kek = match records.kek(cluster, &connection.common.credential.username).await? {
+    let kek = match records.kek(cluster, connection.common.passwords.username()).await? {
         Some(kek) => kek,
         None => records.begin_kek(&new_kek(connection, index)).await?,
     };
@@ -247,7 +247,7 @@ async fn note_missing(connection: &Connection, index: usize) -> Result<(), Unpro
 fn new_kek(connection: &Connection, index: usize) -> KekRecord {
     KekRecord {
         cluster: connection.cluster.clone(),
-        username: connection.common.credential.username.clone(),
+        username: connection.common.passwords.username().clone(),
         kek_id: *Uuid::new_v4().as_bytes(),
         canary_id: *Uuid::new_v4().as_bytes(),
         made_on: connection.members()[index].node.hsm().clone(),
@@ -284,7 +284,7 @@ async fn found(connection: &Connection, index: usize, kek: KekRecord) -> Result<
     let Outcome::NewKey(canary) = connection.ask(index, verb, Effect::Once, Instant::now() + STEP).await? else {
         return Err(Failure::OutOfTurn.into());
     };
-    let user = &connection.common.credential.username;
+    let user = connection.common.passwords.username();
     connection.common.records.finish_kek(&connection.cluster, user, &Probe(canary.probe)).await?;
     Ok(())
 }
@@ -319,7 +319,7 @@ async fn spent(connection: &Connection, node: &Node) -> Result<Option<Spent>, Un
     match ceremony::may_take_part(&connection.common, &node.spec).await {
         Ok(()) => Ok(None),
         Err(Undone::Login(spent)) => Ok(Some(spent)),
-        Err(undone @ (Undone::Job { .. } | Undone::Records(_))) => Err(undone.into()),
+        Err(undone @ (Undone::Job { .. } | Undone::BeingChanged(_) | Undone::Records(_))) => Err(undone.into()),
     }
 }
 

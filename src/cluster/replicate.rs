@@ -89,7 +89,7 @@ impl Connection {
         if let Some(kek) = self.kek.get() {
             return Ok(kek.clone());
         }
-        match self.common.records.kek(&self.cluster, &self.common.credential.username).await {
+        match self.common.records.kek(&self.cluster, self.common.passwords.username()).await {
             Ok(Some(kek)) if kek.canary_probe.is_some() => Ok(self.kek.get_or_init(|| kek).clone()),
             Ok(Some(kek)) => Ok(kek),
             Ok(None) | Err(_) => Err(Failure::NoNode),

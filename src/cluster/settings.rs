@@ -11,6 +11,7 @@ use crate::link::Patience;
 use crate::link::v1::open::Token;
 use crate::model::{Certificate, ClusterId, ClusterState, HsmId, HsmState, Invalid, Region, TrustAnchor, Zone};
 
+use super::Rotation;
 use super::names::{AccountId, Lineage, SecurityGroupId, SubnetId};
 
 /// One cluster, checked: it has a node, and every node's subnet is one of its own.
@@ -29,6 +30,7 @@ pub struct Settings {
     pub backup_lineage: Option<Lineage>,
     pub sync: SyncMode,
     pub profile: Profile,
+    pub rotation: Rotation,
     /// None at all for HSMs that are in no subnet.
     pub subnets: BTreeMap<SubnetId, SubnetSettings>,
     pub security_group: Option<SecurityGroup>,

@@ -15,6 +15,7 @@ use crate::model::{ClusterId, ClusterState, HsmId, HsmState, Invalid, TrustAncho
 
 use super::file;
 use super::problem::KeyPath;
+use super::rotation::rotation;
 use super::section::Section;
 use super::value::{
     Written, certificate, duration, existing_file, line, number, private_file, text, trust_anchor, truth,
@@ -61,6 +62,7 @@ fn cluster(cluster: &mut Section<'_>, tokens: &mut Tokens) -> Option<Settings> {
     let sync = cluster.required("sync", text, "write \"wrap\"");
     let profile = cluster.required("profile", text, "write \"softhsm2\"");
     let trust_anchor = cluster_trust_anchor(cluster, profile);
+    let rotation = rotation(cluster, profile);
     let subnets = cluster.sections("subnets", "<subnet>", subnet);
     let security_group = security_group(cluster);
     let nodes = cluster.sections("nodes", "<hsm>", |section| {
@@ -82,6 +84,7 @@ fn cluster(cluster: &mut Section<'_>, tokens: &mut Tokens) -> Option<Settings> {
         backup_lineage: backup_lineage?,
         sync: sync?,
         profile: profile?,
+        rotation: rotation?,
         subnets: subnets?,
         security_group: security_group?,
         min_hsms_to_create: min_hsms_to_create?,

@@ -26,16 +26,15 @@ pub(super) fn config(root: &mut Section<'_>) -> Option<Config> {
     let authz = root.section("authz", authz);
     let zone = root.optional("zone", text);
     let key_stores = root.section("key_stores", key_stores);
-    let key_stores = zone.zip(key_stores).map(|(zone, settings)| keystore::Settings { zone, ..settings });
     let keys = root.section("keys", keys);
     let clusters = clusters::clusters(root);
     Some(Config {
-        data_dir: data_dir?,
         sealing_key_file: sealing_key_file?,
         log: log?,
         grpc: grpc?,
         authz: authz?,
-        key_stores: key_stores?,
+        key_stores: keystore::Settings { zone: zone?, escrow: data_dir.as_ref()?.join("escrow"), ..key_stores? },
+        data_dir: data_dir?,
         keys: keys?,
         clusters: clusters?,
     })
@@ -148,7 +147,7 @@ impl FromStr for CallerName {
 fn key_stores(key_stores: &mut Section<'_>) -> Option<keystore::Settings> {
     let quota = key_stores.defaulted("quota", 10, number(1..=1_000));
     let connect_timeout = key_stores.defaulted("connect_timeout", 10 * MINUTE, duration(SECOND..=60 * MINUTE));
-    Some(keystore::Settings { quota: quota?, connect_timeout: connect_timeout?, zone: None })
+    Some(keystore::Settings { quota: quota?, connect_timeout: connect_timeout?, zone: None, escrow: PathBuf::new() })
 }
 
 fn keys(keys: &mut Section<'_>) -> Option<keys::Settings> {

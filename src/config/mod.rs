@@ -16,6 +16,7 @@ mod daemon;
 mod file;
 mod problem;
 mod report;
+mod rotation;
 mod section;
 mod source;
 mod value;

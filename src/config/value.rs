@@ -12,13 +12,13 @@ use std::time::Duration;
 
 use config::{Value, ValueKind};
 
-use crate::model::{Certificate, Invalid, TrustAnchor};
+use crate::model::{Certificate, EscrowKey, Invalid, TrustAnchor};
 
 use super::file;
 
 /// As much of a wrong value as a complaint repeats.
 const MOST_SHOWN: usize = 64;
-/// Far longer than a certificate.
+/// Far longer than a certificate, or a public key.
 const LONGEST_CERTIFICATE: u64 = 64 << 10;
 
 /// A value, and the directory that relative paths in it start from.
@@ -201,6 +201,13 @@ pub(super) fn line(longest: usize) -> impl Fn(&Written<'_>) -> Result<String, St
         }
         text => Ok(text.to_owned()),
     }
+}
+
+/// The public key in a file.
+pub(super) fn escrow_key(written: &Written<'_>) -> Result<EscrowKey, String> {
+    let path = path(written)?;
+    let text = file::text(&path, LONGEST_CERTIFICATE)?;
+    EscrowKey::parse(&text).map_err(|rule| format!("{rule}: see {}", path.display()))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod admin;
 mod lookout;
 mod opening;
 mod process;
+mod program;
 mod slot;
 mod softhsm;
 mod trial;
@@ -27,6 +28,7 @@ pub use admin::{AdminError, AdminWorker, Joining, Kek, Made};
 pub use lookout::Lookout;
 pub use opening::{OpeningError, WorkerLink};
 pub use process::WorkerProcess;
+pub use program::{PasswordChange, Program, ProgramError, Vacant};
 pub use softhsm::TokenDirectory;
 pub use trial::Trial;
 
@@ -115,6 +117,11 @@ impl Host {
     ) -> Result<(), OpeningError> {
         softhsm::save(&self.directory, spec)?;
         link.log_in(pin).await
+    }
+
+    /// Keeps a copy of the token as it is, from before a PIN change or after one, to be put back when a kill empties it.
+    pub fn keep_token(&self, _turn: &Turn, spec: &WorkerSpec) -> Result<(), OpeningError> {
+        softhsm::save(&self.directory, spec)
     }
 
     /// Waits for the node's turn.

@@ -12,7 +12,7 @@ use tokio::process::Command;
 use super::slot::{self, SlotLock};
 use super::{OpeningError, WorkerLink, WorkerSpec};
 
-/// What a worker inherits of the daemon's environment, beside what its node's configuration gives it.
+/// What a worker, or an operator's program, inherits of the daemon's environment, beside what it is given.
 const INHERITED: [&str; 4] = ["PATH", "HOME", "LANG", "TZ"];
 
 /// A worker's process, pinned: a signal reaches this process or none.
@@ -36,6 +36,11 @@ pub(super) fn spawn(directory: &Path, spec: &WorkerSpec, lock: SlotLock) -> Resu
     slot::note_holder(directory, &slot, process.pid)
         .map_err(|source| OpeningError::Files { path: directory.to_owned(), source })?;
     Ok(WorkerLink::new(link, process))
+}
+
+/// What a child inherits of the daemon's environment.
+pub(super) fn inherited() -> impl Iterator<Item = (&'static str, std::ffi::OsString)> {
+    INHERITED.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)))
 }
 
 /// Starts an admin worker, which holds no slot.
@@ -64,7 +69,7 @@ fn spawn_as(spec: &WorkerSpec, name: &str, stdout: Stdio) -> Result<(UnixStream,
         .arg0("keyway")
         .args(["worker", name])
         .env_clear()
-        .envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
+        .envs(inherited())
         .envs(&spec.environment)
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(stdout)

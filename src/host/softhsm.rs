@@ -1,10 +1,10 @@
-//! What SoftHSM2's token directories need from us: their layout, and a copy of `token.object` from before each login.
+//! What SoftHSM2's token directories need from us: their layout, and a copy of `token.object` from before each login and PIN change.
 //!
 //! SoftHSM2 2.6.1 truncates and rewrites `token.object` on every login and PIN change; a process
 //! killed in between leaves the file empty and the token gone. So a copy is kept from before the
 //! call, and put back when the file is found empty and nobody uses the token.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::{OpeningError, WorkerSpec};
@@ -37,8 +37,7 @@ impl TokenDirectory {
 pub(super) fn save(directory: &Path, spec: &WorkerSpec) -> Result<(), OpeningError> {
     for token in token_objects(spec) {
         let copy = copy_of(directory, spec, &token);
-        let result =
-            std::fs::read(&token).and_then(|bytes| if bytes.is_empty() { Ok(()) } else { replace(&copy, &bytes) });
+        let result = whole(&token).and_then(|bytes| if bytes.is_empty() { Ok(()) } else { replace(&copy, &bytes) });
         result.map_err(|source| OpeningError::Files { path: token, source })?;
     }
     Ok(())
@@ -78,6 +77,15 @@ fn token_objects(spec: &WorkerSpec) -> Vec<PathBuf> {
 fn copy_of(directory: &Path, spec: &WorkerSpec, token: &Path) -> PathBuf {
     let serial = token.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
     directory.join(format!("{}.{serial}.token.object", spec.slot_name()))
+}
+
+/// What stands in the file, and from now on on its disk as well: SoftHSM2 leaves that to the system.
+fn whole(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut file = std::fs::File::open(path)?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    file.sync_all()?;
+    Ok(bytes)
 }
 
 /// Whole or not at all.

@@ -18,7 +18,7 @@ use crate::node::{Health, LoginRefusal};
 use crate::records::ConnectionFault;
 
 use super::lifecycle::Event;
-use super::{Error, KeyStores, Store, prerequisites};
+use super::{Error, KeyStores, Store, prerequisites, rotate};
 
 /// Once one node is proved, the others get this long before the store is CONNECTED without them.
 const OTHERS: Duration = Duration::from_secs(20);
@@ -28,6 +28,8 @@ const OTHERS: Duration = Duration::from_secs(20);
 pub enum Phase {
     Reach,
     LogIn,
+    /// It is given a new password, or finds out whether it was.
+    RotatePassword,
     Probe,
     SyncKeys,
     Ready,
@@ -53,6 +55,9 @@ fn progress_of(member: &Member) -> Progress {
     let status = member.node.status();
     let status = status.borrow();
     let (phase, failed) = match status.health {
+        // Between the worker that changed it and the one that logs in with it, too.
+        Health::NotProbed | Health::Unreachable if status.password.is_none() => (Phase::RotatePassword, false),
+        Health::Syncing | Health::Healthy | Health::Slow if status.password.is_none() => (Phase::RotatePassword, false),
         Health::NotProbed => (Phase::Reach, false),
         Health::Unreachable | Health::WrongIdentity => (Phase::Reach, true),
         Health::Drained => (Phase::Drained, false),
@@ -107,6 +112,7 @@ async fn attempt(stores: &KeyStores, store: &Store) -> Result<(), ConnectionFaul
         let message = format!("cluster {} cannot be connected to: {unmet}", facts.id);
         fault(unmet.code(), message, None)
     })?;
+    rotate::wait_for_former(stores, store).await;
     let connection = match stores.open(store).await {
         Ok(Some(connection)) => connection,
         Ok(None) => {
@@ -118,16 +124,29 @@ async fn attempt(stores: &KeyStores, store: &Store) -> Result<(), ConnectionFaul
     for index in 0..connection.members().len() {
         connection.bring_up(index);
     }
-    let hopeless = || connection.members().iter().all(|member| is_out(member) || member.stuck().is_some());
-    until(&connection, || any_proved(&connection) || hopeless() || refused(&connection)).await;
-    if any_proved(&connection) {
-        let all_decided = || connection.members().iter().all(|member| member.is_proved() || is_out(member));
-        // One suffices: the time for the others must not cost the store what the first has proved.
-        let left = stores.0.settings.connect_timeout.saturating_sub(began.elapsed());
-        let _ = tokio::time::timeout(OTHERS.min(left / 2), until(&connection, all_decided)).await;
-        return Ok(());
+    let left = || stores.0.settings.connect_timeout.saturating_sub(began.elapsed());
+    if come_up(&connection, left(), is_hopeless).await {
+        // It must not cost the store what the first node has proved.
+        rotate::rotate(stores, store, &connection, left() / 2).await;
+        // Those that have a new password log in with it. Each could be reached before, and is waited for.
+        if come_up(&connection, left(), is_lost).await {
+            return Ok(());
+        }
     }
     Err(why_nobody(&connection))
+}
+
+/// Waits until one node is proved, and a while for the others; or until nothing is to be hoped of any. Whether one is
+/// proved.
+async fn come_up(connection: &Connection, left: Duration, is_hopeless: fn(&Member) -> bool) -> bool {
+    let nobody = || connection.members().iter().all(is_hopeless);
+    until(connection, || any_proved(connection) || nobody() || refused(connection)).await;
+    let all_decided = || connection.members().iter().all(|member| member.is_proved() || is_out(member));
+    if any_proved(connection) {
+        // One suffices: the time for the others must not cost the store what the first has proved.
+        let _ = tokio::time::timeout(OTHERS.min(left / 2), until(connection, all_decided)).await;
+    }
+    any_proved(connection)
 }
 
 fn any_proved(connection: &Connection) -> bool {
@@ -199,6 +218,15 @@ fn is_out(member: &Member) -> bool {
         Health::Unreachable | Health::LoginRefused | Health::Drained | Health::WrongIdentity => true,
         Health::NotProbed | Health::Syncing | Health::Healthy | Health::Slow => false,
     }
+}
+
+fn is_hopeless(member: &Member) -> bool {
+    is_out(member) || member.stuck().is_some()
+}
+
+/// It does not come back by itself.
+fn is_lost(member: &Member) -> bool {
+    is_hopeless(member) && member.node.status().borrow().health != Health::Unreachable
 }
 
 /// Waits until the condition holds, looking again whenever a node changes.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::authz::{Permit, action};
 use crate::clock;
-use crate::model::{ClusterId, HsmId, Username};
+use crate::model::{ClusterId, HsmId};
 use crate::node::Health;
 
 use super::{Error, KeyStores};
@@ -74,12 +74,11 @@ impl KeyStores {
         }
         if logins == Logins::AllowOne {
             records.allow_password_check(cluster, hsm).await?;
-            let stored = self.on_cluster(cluster).map(|store| store.record().password_version);
-            if let Some(version) = stored {
-                records.allow_one_login(cluster, hsm, &Username::kmsuser(), version).await?;
-            }
             if let Some(connection) = &connection {
+                connection.passwords().allow_one_login(hsm).await?;
                 connection.changed();
+            } else if let Some(store) = self.on_cluster(cluster) {
+                self.passwords(&store.record()).await?.allow_one_login(hsm).await?;
             }
         }
         if let Some(member) = member {

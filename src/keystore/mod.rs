@@ -12,6 +12,7 @@ mod lookout;
 mod maintenance;
 pub mod prerequisites;
 mod redeclare;
+mod rotate;
 mod settings;
 mod store;
 mod update;
@@ -29,8 +30,10 @@ use crate::host::{Host, WorkerSpec};
 use crate::model::{
     ClusterId, ConnectionState, HsmId, KeyStoreId, KeyStoreName, Password, PasswordVersion, TrustAnchor, Username,
 };
-use crate::node::{Common, Credential, Node, Reach};
-use crate::records::{AddedKeyStore, DeletedKeyStore, KeyStoreChange, KeyStoreRecord, Records, Unavailable};
+use crate::node::{Common, Node, Passwords, Reach, Sharing};
+use crate::records::{
+    AddedKeyStore, DeletedKeyStore, KeyStoreChange, KeyStoreRecord, PasswordOwner, Records, Unavailable,
+};
 
 use lifecycle::{Event, Refused, Step};
 use prerequisites::Unmet;
@@ -247,6 +250,7 @@ impl KeyStores {
             connect_attempt: 0,
             last_error: None,
             password_version: PasswordVersion(0),
+            password_rotated: None,
             created: clock::now(),
         };
         match self.0.records.add_key_store(&record, &new.password, self.0.settings.quota).await? {
@@ -298,7 +302,7 @@ impl KeyStores {
         prerequisites::to_connect(&facts).map_err(|unmet| Error::of(&record.cluster, unmet))?;
         // The operator's act: an attempt that a crash left open may be made once more.
         let user = Username::kmsuser();
-        self.0.records.forgive_unsettled(&record.cluster, &user, record.password_version).await?;
+        self.0.records.forgive_unsettled(&record.cluster, &user).await?;
         self.advance_in_turn(&store, Event::Connect, |record| record.connect_attempt += 1).await?;
         self.begin_attempt(&store);
         Ok(())
@@ -400,26 +404,44 @@ impl KeyStores {
             tracing::error!(cluster = %record.cluster, key_store = %record.id, "the key store's cluster is not declared");
             return Ok(None);
         };
-        let Some(password) = self.0.records.password(&record.cluster, &user, record.password_version).await? else {
+        if self.0.records.password(&record.cluster, &user, record.password_version).await?.is_none() {
             tracing::error!(key_store = %record.id, "the key store's password is not in the records");
             return Ok(None);
-        };
+        }
+        let passwords = self.passwords(&record).await?;
         let _maintenance = self.0.maintenance.lock().await;
         let mut nodes = Vec::new();
         for (hsm, settings) in cluster.active_nodes() {
             let drained = self.drained(&record.cluster, hsm);
             let spec = worker_spec(&record.cluster, hsm, settings, &user);
-            nodes.push(Node::new(spec, settings.zone.clone(), settings.queue_limit, drained));
+            let node = Node::new(spec, settings.zone.clone(), settings.queue_limit, drained);
+            let password = passwords.on(hsm).await?;
+            node.has_password(password.candidate.is_none().then_some(password.confirmed));
+            nodes.push(node);
         }
-        let credential = Arc::new(Credential { username: user.clone(), password, version: record.password_version });
-        let (host, records) = (self.0.host.clone(), self.0.records.clone());
-        let common = Common::new(host, records, &record.cluster, credential).await?;
+        let common = Common::new(self.0.host.clone(), self.0.records.clone(), passwords);
         let connection = Connection::new(record.cluster.clone(), nodes, common, self.0.settings.zone.clone());
         store.connection.send_replace(Some(connection.clone()));
         if self.0.opened.send(connection.clone()).await.is_err() {
             tracing::error!("nobody keeps keys level with the records");
         }
         Ok(Some(connection))
+    }
+
+    /// The passwords of the store's crypto user on its cluster's nodes.
+    async fn passwords(&self, record: &KeyStoreRecord) -> Result<Passwords, Unavailable> {
+        let owner = PasswordOwner {
+            cluster: record.cluster.clone(),
+            username: Username::kmsuser(),
+            given: record.password_version,
+        };
+        let cluster = self.0.clusters.get(&record.cluster);
+        let nodes = cluster.iter().flat_map(|cluster| cluster.nodes.keys());
+        let sharing = match cluster.as_ref().map(|cluster| &cluster.rotation.strategy) {
+            Some(cluster::Strategy::Command(_)) => Sharing::OneForAll,
+            Some(cluster::Strategy::None | cluster::Strategy::SetPin) | None => Sharing::EachItsOwn,
+        };
+        Passwords::of(self.0.records.clone(), owner, nodes, sharing).await
     }
 
     /// As [`KeyStores::advance`], for what has happened already: tried until it can be written down, since nobody else would.

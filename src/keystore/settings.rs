@@ -1,5 +1,6 @@
 //! What the operator decides about custom key stores.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::model::Zone;
@@ -12,4 +13,6 @@ pub struct Settings {
     pub connect_timeout: Duration,
     /// The availability zone that the daemon is in: HSMs there are asked first.
     pub zone: Option<Zone>,
+    /// Where new passwords are kept for the operator, encrypted to his key.
+    pub escrow: PathBuf,
 }

@@ -9,7 +9,7 @@ use super::v1::request::Verb;
 pub enum Pace {
     /// Uses a key, or asks something: others may wait behind it in a batch.
     Quick,
-    /// Makes, copies, searches or destroys objects. Some HSMs take tens of seconds to make a key.
+    /// Makes, copies, searches or destroys objects, or changes a PIN. Some HSMs take tens of seconds to make a key.
     Slow,
 }
 
@@ -29,7 +29,8 @@ impl Pace {
             | Verb::ProveKey(_)
             | Verb::DestroyKey(_)
             | Verb::ListObjects(_)
-            | Verb::SweepUnfinished(_) => Self::Slow,
+            | Verb::SweepUnfinished(_)
+            | Verb::SetPin(_) => Self::Slow,
             Verb::Ping(_)
             | Verb::CheckToken(_)
             | Verb::Encrypt(_)

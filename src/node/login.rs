@@ -1,21 +1,19 @@
 //! Spending login attempts: written down before the call, cleared by success, never spent twice.
 //!
-//! One node proves a password before any other is asked: a wrong one then costs one attempt, on one
-//! HSM. Nodes whose token has accepted it before need no proof, and one that an operator grants a login
-//! makes it, whatever another has said.
+//! Which password is offered is [`super::settle`]'s decision, and whose turn it is to offer it [`super::gate`]'s.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, MutexGuard, watch};
-
 use crate::host::{Host, OpeningError, WorkerLink, WorkerSpec, pin_text};
 use crate::link::v1::fault::{Bucket, Kind};
-use crate::model::{ClusterId, HsmId};
+use crate::model::PasswordVersion;
 use crate::records::{self, LoginLeave, Records, Standing, Unavailable};
 
-use super::Credential;
+use super::Common;
+use super::gate::{self, Passage};
+use super::passwords::{Offer, Passwords};
+use super::settle::{self, Which};
 
 /// An answer that cannot be written down is written again after this long.
 const WRITE_AGAIN: Duration = Duration::from_secs(1);
@@ -37,120 +35,50 @@ pub enum LoginRefusal {
     NotTried,
 }
 
-/// What the nodes of a Connection have said of its password, and whose turn it is to find out.
-#[derive(Debug)]
-pub struct Gate {
-    verdict: watch::Sender<Verdict>,
-    /// Held by the node that is finding out.
-    turn: Mutex<()>,
-    /// HSMs on which an operator has granted a login that was not made yet when the Connection began.
-    granted: BTreeSet<HsmId>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    Untried,
-    Good,
-    Refused,
-}
-
-/// A node's way through the gate: open, or its turn to prove the password while the others wait.
-enum Passage<'a> {
-    Open,
-    Turn { gate: &'a Gate, _held: MutexGuard<'a, ()> },
-}
-
-impl Gate {
-    /// As the records have it: a password that any node has accepted is good, and one that was only refused is not offered
-    /// again, here or elsewhere.
-    pub async fn of(records: &Records, cluster: &ClusterId, credential: &Credential) -> Result<Self, Unavailable> {
-        let standings = records.login_standing(cluster, &credential.username).await?;
-        let of_this_version: Vec<_> =
-            standings.into_iter().filter(|(_, version, _)| *version == credential.version).collect();
-        let verdict =
-            of_this_version.iter().fold(Verdict::Untried, |verdict, (_, _, standing)| match (verdict, standing) {
-                (Verdict::Good, _) | (_, Standing::Proven) => Verdict::Good,
-                (Verdict::Untried | Verdict::Refused, Standing::Refused) => Verdict::Refused,
-                (verdict, Standing::Untried | Standing::Granted | Standing::Unsettled) => verdict,
-            });
-        let granted = of_this_version.into_iter().filter(|(_, _, standing)| *standing == Standing::Granted);
-        Ok(Self {
-            verdict: watch::Sender::new(verdict),
-            turn: Mutex::default(),
-            granted: granted.map(|(hsm, _, _)| hsm).collect(),
-        })
-    }
-
-    /// Whether a node has refused the password and none was found to accept it.
-    pub fn is_shut(&self) -> bool {
-        // A turn that is being taken is no verdict yet.
-        self.turn.try_lock().is_ok() && *self.verdict.borrow() == Verdict::Refused
-    }
-
-    /// Whether the HSM came into the Connection with a login granted: until it is out of the way, there is more to hear.
-    pub fn has_granted(&self, hsm: &HsmId) -> bool {
-        self.granted.contains(hsm)
-    }
-
-    /// Resolves when a node has accepted the password, as it may have already.
-    pub(super) async fn opened(&self) {
-        let _ = self.verdict.subscribe().wait_for(|verdict| *verdict == Verdict::Good).await;
-    }
-
-    /// For a node that was not asked yet: `granted`, by an operator's word, or not.
-    async fn enter(&self, granted: bool) -> Result<Passage<'_>, LoginRefusal> {
-        let held = self.turn.lock().await;
-        let verdict = *self.verdict.borrow();
-        match verdict {
-            Verdict::Good => Ok(Passage::Open),
-            Verdict::Refused if !granted => Err(LoginRefusal::NotTried),
-            Verdict::Untried | Verdict::Refused => Ok(Passage::Turn { gate: self, _held: held }),
-        }
-    }
-}
-
-impl Passage<'_> {
-    fn tell(self, verdict: Verdict) {
-        if let Self::Turn { gate, .. } = self {
-            gate.verdict.send_replace(verdict);
-        }
-    }
-}
-
 /// How an attempt to log in ended.
 pub(super) enum LoginError {
     /// No further attempt with this password without an operator.
     Refused(LoginRefusal),
+    /// The node has another one of its passwords, and is to be asked for that in a fresh worker.
+    OtherPassword,
     /// The worker failed; the password was good here before, or was not tried.
     Worker(OpeningError),
     Records(records::Unavailable),
 }
 
-/// Makes the one attempt that the budget allows; the worker, logged in.
+impl From<Unavailable> for LoginError {
+    fn from(error: Unavailable) -> Self {
+        Self::Records(error)
+    }
+}
+
+/// Makes the one attempt that the budget allows; the worker, logged in, and with which password.
 pub(super) async fn log_in(
-    host: &Host,
-    records: &Records,
-    gate: &Gate,
+    common: &Common,
     spec: &WorkerSpec,
     mut link: WorkerLink,
-    credential: &Arc<Credential>,
-) -> Result<WorkerLink, LoginError> {
-    let (cluster, hsm, user, version) = (&spec.cluster, &spec.hsm, &credential.username, credential.version);
-    let standing = records.login_standing_on(cluster, hsm, user, version).await.map_err(LoginError::Records)?;
-    let passage = match standing {
-        Standing::Proven => Passage::Open,
-        // It says so itself: no turn is needed to hear it.
-        Standing::Refused => return Err(LoginError::Refused(LoginRefusal::Incorrect)),
-        Standing::Unsettled => return Err(LoginError::Refused(LoginRefusal::Unsettled)),
-        Standing::Untried | Standing::Granted => {
-            let passage = gate.enter(standing == Standing::Granted).await.map_err(LoginError::Refused)?;
+) -> Result<(WorkerLink, PasswordVersion), LoginError> {
+    let Common { host, records, passwords, .. } = common;
+    let offer = passwords.offer(&spec.hsm).await?.map_err(LoginError::Refused)?;
+    let gate = passwords.gate(offer.credential.version).await?;
+    let passage = match (offer.which, offer.standing) {
+        // Whether another node was given its candidate says nothing of this one.
+        (_, Standing::Proven) | (Which::Candidate, _) => Passage::Open,
+        (Which::Confirmed, _) => {
+            let passage = gate.enter(offer.standing == Standing::Granted).await.map_err(LoginError::Refused)?;
             // The turn may have taken a while: it must still be the token that was opened.
             link.check().await.map_err(LoginError::Worker)?;
             passage
         }
     };
-    let attempt =
-        Attempt { host: host.clone(), records: records.clone(), spec: spec.clone(), credential: credential.clone() };
+    let version = offer.credential.version;
+    let attempt = Attempt {
+        host: host.clone(),
+        records: records.clone(),
+        passwords: passwords.clone(),
+        spec: spec.clone(),
+        offer,
+    };
     // In a task of its own: whatever becomes of this node's supervision, an attempt that was begun is heard out, and its
     // answer written down.
     let outcome = match tokio::spawn(attempt.make(link)).await {
@@ -158,48 +86,55 @@ pub(super) async fn log_in(
         Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
     };
     match &outcome {
-        Ok(_) => passage.tell(Verdict::Good),
-        Err(LoginError::Refused(LoginRefusal::Incorrect | LoginRefusal::Locked)) => passage.tell(Verdict::Refused),
+        Ok(_) => passage.tell(gate::Verdict::Good),
+        Err(LoginError::Refused(LoginRefusal::Incorrect | LoginRefusal::Locked)) => {
+            passage.tell(gate::Verdict::Refused);
+        }
         // No verdict on the password: it is the next node's turn.
         Err(LoginError::Refused(
             LoginRefusal::NoUser | LoginRefusal::LoggedInElsewhere | LoginRefusal::Unsettled | LoginRefusal::NotTried,
         ))
-        | Err(LoginError::Worker(_) | LoginError::Records(_)) => {}
+        | Err(LoginError::OtherPassword | LoginError::Worker(_) | LoginError::Records(_)) => {}
     }
-    outcome
+    Ok((outcome?, version))
 }
 
 /// One attempt on one node, with all that it needs to be heard out.
 struct Attempt {
     host: Host,
     records: Records,
+    passwords: Arc<Passwords>,
     spec: WorkerSpec,
-    credential: Arc<Credential>,
+    offer: Offer,
 }
 
 impl Attempt {
     async fn make(self, mut link: WorkerLink) -> Result<WorkerLink, LoginError> {
         let (cluster, hsm) = (&self.spec.cluster, &self.spec.hsm);
-        let (user, version) = (&self.credential.username, self.credential.version);
-        // Until the answer is written down, so that no job of the SO's makes the same attempt meanwhile.
+        let credential = &self.offer.credential;
+        // Until the answer is written down, so that no job of the SO's makes the same attempt meanwhile, and no password
+        // is changed.
         let turn = self.host.turn(&self.spec).await;
-        let leave = self.records.begin_login(cluster, hsm, user, version).await.map_err(LoginError::Records)?;
-        match leave {
+        if !self.passwords.still_holds(hsm, &self.offer).await? {
+            return Err(LoginError::OtherPassword);
+        }
+        match self.records.begin_login(cluster, hsm, &credential.username, credential.version).await? {
             LoginLeave::Granted | LoginLeave::GrantedAgain => {}
             LoginLeave::Refused => return Err(LoginError::Refused(LoginRefusal::Incorrect)),
             LoginLeave::Unsettled => return Err(LoginError::Refused(LoginRefusal::Unsettled)),
         }
         #[cfg(debug_assertions)]
-        crate::seams::stop_point("login-begun");
-        let answer = self.host.log_in(&turn, &self.spec, &mut link, &pin_text(user, &self.credential.password)).await;
+        self.stop_point();
+        let pin = pin_text(&credential.username, &credential.password);
+        let answer = self.host.log_in(&turn, &self.spec, &mut link, &pin).await;
         let Err(error) = answer else {
             self.write_down(Answer::Accepted).await;
             return Ok(link);
         };
         match Said::by(&error) {
             Said::Refusal(refusal) => {
-                self.write_down(Answer::Refused).await;
-                Err(LoginError::Refused(refusal))
+                self.write_down(Answer::Refused(refusal)).await;
+                Err(self.refused(refusal))
             }
             Said::Unheeded(refusal) => {
                 self.write_down(Answer::NotMade).await;
@@ -209,24 +144,66 @@ impl Attempt {
                 self.write_down(Answer::NotMade).await;
                 Err(LoginError::Worker(error))
             }
-            Said::Nothing => Err(unanswered(leave, &self.spec, error)),
+            Said::Nothing => Err(self.unanswered(error)),
+        }
+    }
+
+    #[cfg(debug_assertions)]
+    fn stop_point(&self) {
+        crate::seams::stop_point(match self.offer.which {
+            Which::Candidate => "candidate-login-begun",
+            Which::Confirmed => "login-begun",
+        });
+    }
+
+    /// A node with two passwords has the other one. One that is locked has said nothing of either.
+    fn refused(&self, refusal: LoginRefusal) -> LoginError {
+        match refusal {
+            LoginRefusal::Incorrect if self.offer.is_one_of_two() => LoginError::OtherPassword,
+            refusal => LoginError::Refused(refusal),
+        }
+    }
+
+    /// The attempt stays open. A password that was never good here may be the reason, so that nobody goes on with it here
+    /// by himself.
+    fn unanswered(&self, error: OpeningError) -> LoginError {
+        match (self.offer.standing, self.offer.which) {
+            (Standing::Proven, _) => LoginError::Worker(error),
+            // The node's former password is asked for what this one has not answered.
+            (_, Which::Candidate) => LoginError::Worker(error),
+            (_, Which::Confirmed) => {
+                tracing::warn!(hsm = %self.spec.hsm, %error, "a first login was not answered");
+                LoginError::Refused(LoginRefusal::Unsettled)
+            }
         }
     }
 
     /// What the token said is not forgotten because the records cannot be reached: it could be asked a second time.
     async fn write_down(&self, answer: Answer) {
-        let (cluster, hsm) = (&self.spec.cluster, &self.spec.hsm);
-        let (user, version) = (&self.credential.username, self.credential.version);
-        loop {
-            let written = match answer {
-                Answer::Accepted => self.records.login_succeeded(cluster, hsm, user, version).await,
-                Answer::Refused => self.records.login_refused(cluster, hsm, user, version).await,
-                Answer::NotMade => self.records.login_not_made(cluster, hsm, user, version).await,
-            };
-            let Err(error) = written else { return };
-            tracing::error!(%hsm, %error, "a login's answer cannot be written down; trying again");
+        while let Err(error) = self.try_write_down(answer).await {
+            tracing::error!(hsm = %self.spec.hsm, %error, "a login's answer cannot be written down; trying again");
             tokio::time::sleep(WRITE_AGAIN).await;
         }
+    }
+
+    async fn try_write_down(&self, answer: Answer) -> Result<(), Unavailable> {
+        let (cluster, hsm) = (&self.spec.cluster, &self.spec.hsm);
+        let (user, version) = (&self.offer.credential.username, self.offer.credential.version);
+        let verdict = match answer {
+            Answer::Accepted => {
+                self.records.login_succeeded(cluster, hsm, user, version).await?;
+                settle::Verdict::Accepted
+            }
+            Answer::Refused(refusal) => {
+                self.records.login_refused(cluster, hsm, user, version).await?;
+                if refusal != LoginRefusal::Incorrect {
+                    return Ok(());
+                }
+                settle::Verdict::Refused
+            }
+            Answer::NotMade => return self.records.login_not_made(cluster, hsm, user, version).await,
+        };
+        self.passwords.settle(hsm, &self.offer, verdict).await
     }
 }
 
@@ -234,7 +211,7 @@ impl Attempt {
 #[derive(Clone, Copy)]
 enum Answer {
     Accepted,
-    Refused,
+    Refused(LoginRefusal),
     NotMade,
 }
 
@@ -270,16 +247,6 @@ impl Said {
             }
         }
     }
-}
-
-/// The attempt stays open. A password that was never good here may be the reason, so that nobody goes on with it here by
-/// himself.
-fn unanswered(leave: LoginLeave, spec: &WorkerSpec, error: OpeningError) -> LoginError {
-    if leave == LoginLeave::GrantedAgain {
-        return LoginError::Worker(error);
-    }
-    tracing::warn!(hsm = %spec.hsm, %error, "a first login was not answered");
-    LoginError::Refused(LoginRefusal::Unsettled)
 }
 
 /// Which faults are the token's verdict on the password.

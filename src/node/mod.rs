@@ -15,10 +15,14 @@
 //!    └─ operator ── Drained ◀── operator, from anywhere
 //! ```
 
+mod gate;
 mod latency;
 mod link;
 mod login;
 mod lookout;
+mod passwords;
+mod rotate;
+mod settle;
 mod supervise;
 mod trial;
 
@@ -33,24 +37,18 @@ use crate::clock;
 use crate::host::WorkerSpec;
 use crate::link::v1::fault::Kind;
 use crate::link::v1::{Fault, Request, response::Outcome};
-use crate::model::{HsmId, Password, PasswordVersion, Username, Zone};
+use crate::model::{HsmId, PasswordVersion, Zone};
 
 use link::GivenUp;
 
 pub use latency::Latency;
 pub use link::{Link, Load};
-pub use login::{Gate, LoginRefusal, refusal};
+pub use login::{LoginRefusal, refusal};
 pub use lookout::{Reach, look_out};
+pub use passwords::{Credential, Passwords, Sharing};
+pub use rotate::{Change, change_password};
 pub use supervise::{Common, supervise};
 pub use trial::{Tried, try_password};
-
-/// A crypto user's password, and which one it is.
-#[derive(Debug)]
-pub struct Credential {
-    pub username: Username,
-    pub password: Password,
-    pub version: PasswordVersion,
-}
 
 /// How a node is, as far as the daemon can tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,6 +107,8 @@ pub struct Status {
     pub worker_restarts: u32,
     pub next_retry: Option<SystemTime>,
     pub token: Option<TokenFacts>,
+    /// Which password is in force there, as far as it is known.
+    pub password: Option<PasswordVersion>,
     /// Counts the logins of this node, so that what was proved of one worker is not believed of the next.
     pub login: u64,
 }
@@ -180,6 +180,7 @@ impl Node {
             worker_restarts: 0,
             next_retry: None,
             token: None,
+            password: None,
             login: 0,
         };
         let drained = drained.map(|note| Drained { note, limit: Duration::ZERO });
@@ -228,6 +229,20 @@ impl Node {
         if let Some(link) = self.link().filter(|link| link.load().login == login) {
             link.give_up(GivenUp::Useless(reason.to_owned()));
         }
+    }
+
+    /// Which password is in force there, or that nobody knows.
+    pub fn has_password(&self, version: Option<PasswordVersion>) {
+        self.status.send_if_modified(|status| {
+            let news = status.password != version;
+            status.password = version;
+            news
+        });
+    }
+
+    /// Something went wrong that leaves it as healthy as it was.
+    pub fn note_trouble(&self, what: &str) {
+        self.status.send_modify(|status| status.last_error = Some((what.to_owned(), clock::now())));
     }
 
     /// Takes the node out of use until it is resumed; running calls get `limit`.

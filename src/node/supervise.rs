@@ -22,12 +22,11 @@ use tokio::time::Instant;
 
 use crate::clock;
 use crate::host::{Host, OpeningError, WorkerLink};
-use crate::model::ClusterId;
 use crate::records::{Records, Unavailable};
 
 use super::link::{GivenUp, Link, WorkerLimits};
-use super::login::{self, Gate, LoginError};
-use super::{Credential, Health, LoginRefusal, Node, Orders, TokenFacts, change};
+use super::login::{self, LoginError};
+use super::{Health, LoginRefusal, Node, Orders, Passwords, TokenFacts, change};
 
 /// The first pause after a worker ended, before the next login; doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -47,21 +46,14 @@ const REPLACEMENT: Duration = Duration::from_secs(30);
 pub struct Common {
     pub host: Host,
     pub records: Records,
-    pub credential: Arc<Credential>,
-    pub gate: Arc<Gate>,
+    pub passwords: Arc<Passwords>,
     /// One node at a time is out of service for no worse reason than its size.
     pub recycling: Arc<Semaphore>,
 }
 
 impl Common {
-    pub async fn new(
-        host: Host,
-        records: Records,
-        cluster: &ClusterId,
-        credential: Arc<Credential>,
-    ) -> Result<Self, Unavailable> {
-        let gate = Arc::new(Gate::of(&records, cluster, &credential).await?);
-        Ok(Self { host, records, credential, gate, recycling: Arc::new(Semaphore::new(1)) })
+    pub fn new(host: Host, records: Records, passwords: Passwords) -> Self {
+        Self { host, records, passwords: Arc::new(passwords), recycling: Arc::new(Semaphore::new(1)) }
     }
 }
 
@@ -89,6 +81,8 @@ enum End {
     /// A login brought no verdict, on a node where the password was good before.
     NotLoggedIn(String),
     Refused(LoginRefusal),
+    /// The node has another one of its passwords.
+    OtherPassword,
     /// The token is not the one it was.
     OtherToken {
         expected: String,
@@ -100,6 +94,7 @@ impl From<LoginError> for End {
     fn from(error: LoginError) -> Self {
         match error {
             LoginError::Refused(refusal) => Self::Refused(refusal),
+            LoginError::OtherPassword => Self::OtherPassword,
             LoginError::Worker(error) => Self::NotLoggedIn(chain(&error)),
             LoginError::Records(error) => Self::NotLoggedIn(chain(&error)),
         }
@@ -217,10 +212,9 @@ impl<'a> Life<'a> {
             drop(worker);
             (worker, facts) = self.reach().await?;
         }
-        let Common { host, records, credential, gate, .. } = common;
-        let worker = login::log_in(host, records, gate, &node.spec, worker, credential).await?;
+        let (worker, version) = login::log_in(common, &node.spec, worker).await?;
         let spec = &node.spec;
-        let noted = records.set_token_serial(&spec.cluster, &spec.hsm, &spec.username, &facts.serial).await;
+        let noted = common.records.set_token_serial(&spec.cluster, &spec.hsm, &spec.username, &facts.serial).await;
         noted.map_err(|error| End::NotLoggedIn(chain(&error)))?;
         let login = node.status.borrow().login + 1;
         let limits = WorkerLimits { patience: spec.patience, memory: spec.memory_limit };
@@ -232,6 +226,7 @@ impl<'a> Life<'a> {
             status.login = login;
             status.next_retry = None;
             status.login_refusal = None;
+            status.password = Some(version);
         });
         Ok(link)
     }
@@ -329,6 +324,8 @@ impl<'a> Life<'a> {
                 self.reach_pause = REACH_EVERY;
                 tokio::time::sleep(pause).await;
             }
+            // Each such end leaves one password fewer to try.
+            End::OtherPassword => {}
             End::Refused(refusal) => {
                 refused(self.node, refusal);
                 self.until_it_may_be_tried(refusal).await;
@@ -360,10 +357,10 @@ impl<'a> Life<'a> {
     /// A refusal needs the operator. A password that was not tried only for another node's refusal needs one that accepts
     /// it: then it risks nothing here.
     async fn until_it_may_be_tried(&mut self, refusal: LoginRefusal) {
-        let gate = self.common.gate.clone();
+        let (passwords, hsm) = (self.common.passwords.clone(), self.node.hsm().clone());
         tokio::select! {
             () = self.until_the_operator_acts() => {}
-            () = gate.opened(), if refusal == LoginRefusal::NotTried => {
+            () = passwords.proved_elsewhere(&hsm), if refusal == LoginRefusal::NotTried => {
                 self.node.status.send_modify(|status| {
                     change(status, Health::NotProbed, "another HSM has accepted the password");
                 });

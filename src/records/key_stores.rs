@@ -10,7 +10,7 @@ use crate::model::{
     Username,
 };
 
-use super::row::{millis, named, number, parsed, time};
+use super::row::{millis, named, number, parsed, time, time_if_any};
 use super::{Records, Unavailable};
 
 #[derive(Debug, Clone)]
@@ -26,7 +26,9 @@ pub struct KeyStoreRecord {
     pub connect_attempt: u32,
     /// Survives disconnecting; gone once connected.
     pub last_error: Option<ConnectionFault>,
+    /// The password that an operator gave last. On a node, keyway may have changed it since.
     pub password_version: PasswordVersion,
+    pub password_rotated: Option<SystemTime>,
     pub created: SystemTime,
 }
 
@@ -163,16 +165,20 @@ impl Records {
         }
         let cluster: String = row.try_get("cluster_id")?;
         // Also those of clusters it stood on before, unless another store has come there since.
-        sqlx::query(
-            "DELETE FROM passwords WHERE username = ?1
-               AND (cluster_id = ?2 OR cluster_id IN (SELECT cluster_id FROM former_clusters WHERE store_id = ?3))
-               AND cluster_id NOT IN (SELECT cluster_id FROM key_stores WHERE id <> ?3)",
-        )
-        .bind(Username::kmsuser().as_str())
-        .bind(cluster)
-        .bind(id.as_str())
-        .execute(&mut *change)
-        .await?;
+        const PASSWORDS: &str = "DELETE FROM passwords WHERE username = ?1
+             AND (cluster_id = ?2 OR cluster_id IN (SELECT cluster_id FROM former_clusters WHERE store_id = ?3))
+             AND cluster_id NOT IN (SELECT cluster_id FROM key_stores WHERE id <> ?3)";
+        const ON_NODES: &str = "DELETE FROM node_passwords WHERE username = ?1
+             AND (cluster_id = ?2 OR cluster_id IN (SELECT cluster_id FROM former_clusters WHERE store_id = ?3))
+             AND cluster_id NOT IN (SELECT cluster_id FROM key_stores WHERE id <> ?3)";
+        for unneeded in [PASSWORDS, ON_NODES] {
+            sqlx::query(unneeded)
+                .bind(Username::kmsuser().as_str())
+                .bind(&cluster)
+                .bind(id.as_str())
+                .execute(&mut *change)
+                .await?;
+        }
         sqlx::query("DELETE FROM key_stores WHERE id = ?").bind(id.as_str()).execute(&mut *change).await?;
         change.commit().await?;
         Ok(DeletedKeyStore::Deleted)
@@ -260,6 +266,7 @@ fn key_store(row: &SqliteRow) -> Result<KeyStoreRecord, Unavailable> {
         connect_attempt: number(row, "connect_attempt")?,
         last_error,
         password_version: PasswordVersion(number(row, "password_version")?),
+        password_rotated: time_if_any(row, "password_rotated")?,
         created: time(row, "created")?,
     })
 }

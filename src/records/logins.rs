@@ -122,24 +122,16 @@ impl Records {
         self.write_login(NOT_MADE, cluster, hsm, user, version).await
     }
 
-    /// An operator's act: attempts that were never answered may be made once more, the security officer's as well. A
-    /// refusal stays.
-    pub async fn forgive_unsettled(
-        &self,
-        cluster: &ClusterId,
-        user: &Username,
-        version: PasswordVersion,
-    ) -> Result<(), Unavailable> {
-        let mut change = self.begin().await?;
-        for (user, version) in [(user, version), (&Username::security_officer(), PasswordVersion::SO_PIN)] {
-            sqlx::query("UPDATE logins SET attempt_open = FALSE WHERE cluster_id = ? AND username = ? AND version = ?")
-                .bind(cluster.as_str())
-                .bind(user.as_str())
-                .bind(version.0)
-                .execute(&mut *change)
-                .await?;
-        }
-        change.commit().await?;
+    /// An operator's act: attempts that were never answered may be made once more, with each of the user's passwords, and
+    /// the security officer's as well. A refusal stays.
+    pub async fn forgive_unsettled(&self, cluster: &ClusterId, user: &Username) -> Result<(), Unavailable> {
+        let so = Username::security_officer();
+        sqlx::query("UPDATE logins SET attempt_open = FALSE WHERE cluster_id = ? AND username IN (?, ?)")
+            .bind(cluster.as_str())
+            .bind(user.as_str())
+            .bind(so.as_str())
+            .execute(&self.0.write)
+            .await?;
         Ok(())
     }
 

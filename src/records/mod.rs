@@ -16,6 +16,7 @@ mod lineages;
 mod logins;
 mod open;
 mod password_checks;
+mod passwords;
 mod presences;
 mod replicas;
 mod row;
@@ -40,6 +41,7 @@ pub use key_stores::{AddedKeyStore, ConnectionFault, DeletedKeyStore, KeyStoreCh
 pub use keys::{KeyRecord, VersionRecord};
 pub use logins::{LoginLeave, Standing};
 pub use open::Settings;
+pub use passwords::{NodePassword, PasswordOwner};
 pub use presences::{NewProof, PresenceRecord, Proof};
 pub use replicas::ProvableKey;
 pub use updates::{KeyStoreUpdate, UpdatedKeyStore};

@@ -93,6 +93,7 @@ fn migrations() -> Migrator {
         step(4, "granted logins", include_str!("migrations/0004_granted_logins.sql").into_sql_str()),
         step(5, "clusters", include_str!("migrations/0005_clusters.sql").into_sql_str()),
         step(6, "updates", include_str!("migrations/0006_updates.sql").into_sql_str()),
+        step(7, "rotation", include_str!("migrations/0007_rotation.sql").into_sql_str()),
     ];
     Migrator { migrations: Cow::Owned(steps), ..Migrator::DEFAULT }
 }

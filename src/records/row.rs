@@ -19,6 +19,11 @@ pub(super) fn time(row: &SqliteRow, column: &'static str) -> Result<SystemTime, 
     Ok(UNIX_EPOCH + Duration::from_millis(u64::try_from(millis).unwrap_or(0)))
 }
 
+pub(super) fn time_if_any(row: &SqliteRow, column: &'static str) -> Result<Option<SystemTime>, Unavailable> {
+    let known: Option<i64> = row.try_get(column)?;
+    known.map(|_| time(row, column)).transpose()
+}
+
 /// A text column as one of the model's types.
 pub(super) fn parsed<T: FromStr>(row: &SqliteRow, column: &'static str) -> Result<T, Unavailable> {
     let text: String = row.try_get(column)?;

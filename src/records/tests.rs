@@ -9,6 +9,7 @@ use crate::model::{
 mod clusters;
 mod drifts;
 mod opening;
+mod passwords;
 mod plans;
 mod updates;
 
@@ -55,6 +56,7 @@ fn store(name: &str, on: char) -> KeyStoreRecord {
         connect_attempt: 0,
         last_error: None,
         password_version: PasswordVersion(0),
+        password_rotated: None,
         created: at(0),
     }
 }
@@ -184,7 +186,7 @@ async fn a_login_is_tried_once_unless_it_was_good_before() {
     assert_eq!(begin(1).await, LoginLeave::Granted);
     assert_eq!(begin(1).await, LoginLeave::Unsettled);
     assert_eq!(begin(2).await, LoginLeave::Granted, "each node has its own");
-    records.forgive_unsettled(&on, &user, version).await.unwrap();
+    records.forgive_unsettled(&on, &user).await.unwrap();
     assert_eq!(begin(1).await, LoginLeave::Granted);
     // Good once: again and again, until the first refusal.
     records.login_succeeded(&on, &hsm(1), &user, version).await.unwrap();
@@ -192,7 +194,7 @@ async fn a_login_is_tried_once_unless_it_was_good_before() {
     assert_eq!(begin(1).await, LoginLeave::GrantedAgain);
     records.login_refused(&on, &hsm(1), &user, version).await.unwrap();
     assert_eq!(begin(1).await, LoginLeave::Refused);
-    records.forgive_unsettled(&on, &user, version).await.unwrap();
+    records.forgive_unsettled(&on, &user).await.unwrap();
     assert_eq!(begin(1).await, LoginLeave::Refused, "a refusal is not forgiven");
     assert_eq!(records.begin_login(&on, &hsm(1), &user, PasswordVersion(2)).await.unwrap(), LoginLeave::Granted);
 }
@@ -256,7 +258,7 @@ async fn the_security_officers_pin_is_counted_on_each_node_by_itself_and_an_oper
     records.login_refused(&on, &hsm(1), &so, pin).await.unwrap();
     records.login_refused(&on, &hsm(2), &so, pin).await.unwrap();
     // Connecting forgives what was not answered, the operator's word on one node what was refused there.
-    records.forgive_unsettled(&on, &user, version).await.unwrap();
+    records.forgive_unsettled(&on, &user).await.unwrap();
     records.allow_one_login(&on, &hsm(1), &user, version).await.unwrap();
     assert_eq!(begin(1).await, LoginLeave::Granted);
     assert_eq!(begin(1).await, LoginLeave::Unsettled);

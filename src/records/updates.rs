@@ -106,7 +106,17 @@ impl Records {
         if let Some(row) = known {
             return Ok(PasswordVersion(number(&row, "version")?));
         }
-        let present = self.password(&before.cluster, &user, before.password_version).await?;
+        // What keyway changed it to since is newer than what the operator gave.
+        let newest: Option<u32> = sqlx::query_scalar(
+            "SELECT max(confirmed) FROM node_passwords WHERE cluster_id = ? AND username = ? AND confirmed > ?",
+        )
+        .bind(before.cluster.as_str())
+        .bind(user.as_str())
+        .bind(before.password_version.0)
+        .fetch_one(&mut **change)
+        .await?;
+        let version = newest.map_or(before.password_version, PasswordVersion);
+        let present = self.password(&before.cluster, &user, version).await?;
         let present = present.ok_or(Unavailable::row("passwords"))?;
         self.add_password(change, cluster, &user, &present).await
     }

@@ -106,7 +106,8 @@ impl Opening {
                 | Verb::DestroyKey(_)
                 | Verb::ListObjects(_)
                 | Verb::CheckToken(_)
-                | Verb::SweepUnfinished(_),
+                | Verb::SweepUnfinished(_)
+                | Verb::SetPin(_),
                 _,
             ) => Err(Fault::protocol("nobody is logged in")),
         }

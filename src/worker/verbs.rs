@@ -8,7 +8,7 @@ use crate::link::v1::response::Outcome;
 use crate::link::v1::{self, KeyKind};
 
 use super::log;
-use super::pkcs11::{Canary, Fault, NewKey, Page, Presence, Session};
+use super::pkcs11::{Canary, Fault, NewKey, Page, Pin, Presence, Session};
 
 /// Does what the verb asks, on this session.
 pub fn perform(session: &mut Session, verb: Verb) -> Result<Outcome, Fault> {
@@ -25,6 +25,7 @@ pub fn perform(session: &mut Session, verb: Verb) -> Result<Outcome, Fault> {
         Verb::ListObjects(ask) => list_objects(session, &ask),
         Verb::SweepUnfinished(_) => sweep_unfinished(session),
         Verb::CheckToken(ask) => check_token(session, &ask),
+        Verb::SetPin(ask) => set_pin(session, ask),
         Verb::Ping(_) => Err(Fault::protocol("a ping is for the pool")),
         Verb::Open(_)
         | Verb::LogIn(_)
@@ -90,6 +91,11 @@ fn sweep_unfinished(session: &mut Session) -> Result<Outcome, Fault> {
     // The daemon hears only what kind of fault it was.
     let swept = session.sweep_unfinished().inspect_err(|fault| log(format_args!("nothing is cleared up: {fault}")))?;
     Ok(done(swept))
+}
+
+fn set_pin(session: &Session, ask: v1::SetPin) -> Result<Outcome, Fault> {
+    session.set_pin(&Pin::new(ask.old_pin), &Pin::new(ask.new_pin))?;
+    Ok(done(1))
 }
 
 /// Also before the login, with no canary.

@@ -24,6 +24,7 @@ mod main_job;
 mod prerequisites;
 mod reflection;
 mod reload;
+mod rotation;
 mod serve;
 mod soak;
 mod update;

@@ -5,8 +5,8 @@ use std::time::SystemTime;
 use crate::cluster::{Connection, Member, NodeSettings};
 use crate::keys::Description;
 use crate::keystore::{self, Phase, Progress};
-use crate::model::{ConnectionErrorCode, ConnectionState, HsmId, KeySpec, KeyState};
-use crate::node::{Health, Reach};
+use crate::model::{ConnectionErrorCode, ConnectionState, HsmId, KeySpec, KeyState, PasswordVersion};
+use crate::node::{Health, LoginRefusal, Reach, Status};
 use crate::proto::v1 as pb;
 use crate::records::{AliasRecord, ConnectionFault, KeyStoreRecord, PresenceRecord, Proof};
 
@@ -29,7 +29,7 @@ pub(super) fn key_store(record: &KeyStoreRecord, connection: Option<&Connection>
         connect_attempt: i32::try_from(record.connect_attempt).unwrap_or(i32::MAX),
         last_connection_error: record.last_error.as_ref().map(connection_error),
         key_count: i32::try_from(keys).unwrap_or(i32::MAX),
-        password_rotate_time: None,
+        password_rotate_time: record.password_rotated.and_then(time),
     }
 }
 
@@ -59,18 +59,23 @@ fn node_connections(connection: &Connection) -> Vec<pb::NodeConnection> {
                 sessions_open: count(sessions),
                 sessions_busy: load.map_or(0, |load| count(load.in_flight.min(load.sessions))),
                 last_error: status.last_error.as_ref().map(|(error, _)| error.clone()).unwrap_or_default(),
-                last_error_time: status.last_error.and_then(|(_, at)| time(at)),
+                last_error_time: status.last_error.as_ref().and_then(|(_, at)| time(*at)),
                 sessions_limit: count(member.node.spec.sessions),
                 requests_waiting: load.map_or(0, |load| count(load.waiting)),
                 health_change_time: time(status.since),
                 login_attempts_left: i32::from(status.login_refusal.is_none()),
-                password_version: count(connection.password_version().0),
+                password_version: password_in_force(&status).map_or(0, |version| count(version.0)),
                 keys_missing: i32::try_from(member.keys_missing()).unwrap_or(i32::MAX),
                 worker_restarts: count(status.worker_restarts),
                 next_retry_time: status.next_retry.and_then(time),
             }
         })
         .collect()
+}
+
+/// `None` when nobody knows, as when the HSM has refused what it had.
+fn password_in_force(status: &Status) -> Option<PasswordVersion> {
+    status.password.filter(|_| status.login_refusal != Some(LoginRefusal::Incorrect))
 }
 
 /// An HSM that somebody is, or ought to be, logged in to.
@@ -126,6 +131,7 @@ fn connect_step(progress: Progress) -> pb::ConnectStep {
     let (phase, remedy) = match progress.phase {
         Phase::Reach => (pb::ConnectPhase::Reach, "Check the HSM's library, configuration and host."),
         Phase::LogIn => (pb::ConnectPhase::LogIn, ConnectionErrorCode::InvalidCredentials.remedy()),
+        Phase::RotatePassword => (pb::ConnectPhase::RotatePassword, ""),
         Phase::Probe => (pb::ConnectPhase::Probe, ""),
         Phase::SyncKeys => (pb::ConnectPhase::SyncKeys, ""),
         Phase::Ready => (pb::ConnectPhase::Ready, ""),

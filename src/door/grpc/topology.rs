@@ -1,7 +1,7 @@
 //! Clusters in messages: as they are declared, and how their HSMs do.
 
 use crate::cluster as clusters;
-use crate::cluster::{Connection, Member};
+use crate::cluster::{Connection, Member, Strategy};
 use crate::keystore::{KeyStores, prerequisites};
 use crate::model::{ClusterId, ClusterState, HsmId, HsmState};
 use crate::node::Health;
@@ -37,7 +37,7 @@ pub(super) fn cluster(key_stores: &KeyStores, id: &ClusterId, settings: &cluster
             .map(|(hsm, node)| of_cluster(key_stores, id, hsm, node, connection.as_deref()))
             .collect(),
         profile: settings.profile.as_str().to_owned(),
-        password_rotation: pb::PasswordRotation::None.into(),
+        password_rotation: password_rotation(&settings.rotation.strategy).into(),
         trust_anchor_required: settings.profile.requires_trust_anchor(),
         manages_users: false,
         key_store_id: store.map(|store| store.id().to_string()).unwrap_or_default(),
@@ -127,5 +127,13 @@ pub(super) const fn hsm_state(state: HsmState) -> pb::HsmState {
         HsmState::Degraded => pb::HsmState::Degraded,
         HsmState::DeleteInProgress => pb::HsmState::DeleteInProgress,
         HsmState::Deleted => pb::HsmState::Deleted,
+    }
+}
+
+const fn password_rotation(strategy: &Strategy) -> pb::PasswordRotation {
+    match strategy {
+        Strategy::None => pb::PasswordRotation::None,
+        Strategy::SetPin => pb::PasswordRotation::SetPin,
+        Strategy::Command(_) => pb::PasswordRotation::Command,
     }
 }

@@ -62,6 +62,7 @@ fn cluster() -> Settings {
         backup_lineage: None,
         sync: SyncMode::Wrap,
         profile: Profile::SoftHsm2,
+        rotation: cluster::Rotation::NEVER,
         subnets: ['a', 'b'].map(|letter| (subnet(letter), on(letter))).into(),
         security_group: Some(SecurityGroup { id: group, rules }),
         min_hsms_to_create: NonZeroU32::new(2).unwrap(),

@@ -176,6 +176,12 @@ impl Session {
         self.log_in_as(User::CryptoUser, UserType::User, pin)
     }
 
+    /// Changes the PIN of the user who is logged in. Spends a login attempt if the old one is wrong.
+    pub fn set_pin(&self, old: &Pin, new: &Pin) -> Result<(), Fault> {
+        let answer = self.raw.set_pin(&old.for_setting()?, &new.for_setting()?);
+        answer.map_err(|error| Fault { login: User::CryptoUser, ..Fault::from(error) })
+    }
+
     pub(super) fn log_in_security_officer(&self, pin: &Pin) -> Result<(), Fault> {
         self.log_in_as(User::SecurityOfficer, UserType::So, pin)
     }

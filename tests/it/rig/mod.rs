@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 pub use faulty_pkcs11::Faults;
+use faulty_pkcs11::{Function, Outcome};
 
 pub use backup::Restored;
 pub use clients::{Clients, pb, reason};
@@ -41,6 +42,7 @@ pub struct Rig {
     nodes: u8,
     zones: u8,
     faulty: bool,
+    rotating: bool,
     daemon: Option<Child>,
     announced: Value,
 }
@@ -51,13 +53,14 @@ pub struct Builder {
     zones: u8,
     seams: bool,
     faulty: bool,
+    rotating: bool,
 }
 
 impl Rig {
     /// Three nodes in three zones, unless told otherwise.
     #[allow(clippy::new_ret_no_self, reason = "a rig is built in sentences")]
     pub fn new() -> Builder {
-        Builder { nodes: 3, zones: 3, seams: false, faulty: false }
+        Builder { nodes: 3, zones: 3, seams: false, faulty: false, rotating: false }
     }
 
     pub fn data_dir(&self) -> PathBuf {
@@ -125,6 +128,9 @@ impl Rig {
         command.args(["dev", "--grpc-addr", "127.0.0.1:0"]);
         if self.faulty {
             command.arg("--softhsm2").arg(self.module());
+        }
+        if self.rotating {
+            command.args(["--password-rotation", "set-pin"]);
         }
         let daemon = command
             .args(flags)
@@ -218,6 +224,30 @@ impl Rig {
     pub fn login_was_refused(&self, hsm: &str) -> bool {
         let configuration = self.path(&format!("hsms/{hsm}/kmsuser/softhsm2.conf"));
         token_info(&configuration).contains("user PIN count low")
+    }
+
+    /// Gives a node's user a new password, as its SO can.
+    pub fn set_password_as_so(&self, hsm: &str, password: &str) {
+        let so_pin = std::fs::read_to_string(self.path(&format!("hsms/{hsm}/so-pin"))).expect("dev wrote it");
+        let output = Command::new("pkcs11-tool")
+            .env("SOFTHSM2_CONF", self.token_configuration(hsm))
+            .args(["--module", SOFTHSM2, "--login", "--login-type", "so", "--so-pin", so_pin.trim(), "--init-pin"])
+            .args(["--new-pin", &format!("kmsuser:{password}")])
+            .output()
+            .expect("opensc is installed by scripts/test");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Whether a node's token lets its user in with this password.
+    pub fn opens(&self, hsm: &str, password: &str) -> bool {
+        try_pkcs11_tool(&self.token_configuration(hsm), password, &["--list-objects"]).is_ok()
+    }
+
+    /// How many of keyway's logins a node refused. Only of a rig that is `faulty`.
+    pub fn refusals(&self, hsm: &str) -> usize {
+        let refused = Outcome::Answered(faulty_pkcs11::ckr::CKR_PIN_INCORRECT);
+        let logins = self.faults(hsm).journal().into_iter().filter(|call| call.function == Function::C_Login);
+        logins.filter(|login| login.outcome == refused).count()
     }
 
     /// Every object of a node's token, as its own user sees them: class, `CKA_ID`, label.
@@ -322,7 +352,7 @@ impl Rig {
         if self.faulty { faulty_library() } else { PathBuf::from(SOFTHSM2) }
     }
 
-    fn token_configuration(&self, hsm: &str) -> PathBuf {
+    pub fn token_configuration(&self, hsm: &str) -> PathBuf {
         self.path(&format!("hsms/{hsm}/kmsuser/softhsm2.conf"))
     }
 }
@@ -350,10 +380,16 @@ impl Builder {
         self
     }
 
+    /// Connecting a key store changes the password, which nobody but the daemon has from then on.
+    pub fn rotating(mut self) -> Self {
+        self.rotating = true;
+        self
+    }
+
     pub fn start(self) -> Rig {
         let home = tempfile::Builder::new().prefix("keyway-it-").tempdir().expect("a temporary directory");
-        let Self { nodes, zones, seams: _, faulty } = self;
-        let mut rig = Rig { home, nodes, zones, faulty, daemon: None, announced: Value::Null };
+        let Self { nodes, zones, seams: _, faulty, rotating } = self;
+        let mut rig = Rig { home, nodes, zones, faulty, rotating, daemon: None, announced: Value::Null };
         if self.seams {
             std::fs::create_dir_all(rig.path("daemon/seams")).expect("our directory");
         }

@@ -25,6 +25,11 @@ pub struct Served {
 impl Served {
     /// Writes the configuration and starts. The development daemon must have ended: tokens have one master.
     pub fn start(rig: &Rig, admins: &[&str]) -> Self {
+        Self::start_with(rig, admins, "")
+    }
+
+    /// The same, with more said of the cluster.
+    pub fn start_with(rig: &Rig, admins: &[&str], of_the_cluster: &str) -> Self {
         let home = rig.home.path().to_owned();
         let transport = Authority::new("transport");
         let server = transport.server();
@@ -32,7 +37,7 @@ impl Served {
             ("server.crt", &server.certificate),
             ("server.key", &server.key),
             ("clients-ca.crt", &transport.pem()),
-            ("keyway.toml", &configuration(rig, admins)),
+            ("keyway.toml", &configuration(rig, admins, of_the_cluster)),
         ];
         for (name, text) in files {
             std::fs::write(home.join(name), text).expect("our directory");
@@ -175,7 +180,7 @@ impl Drop for Served {
     }
 }
 
-fn configuration(rig: &Rig, admins: &[&str]) -> String {
+fn configuration(rig: &Rig, admins: &[&str], of_the_cluster: &str) -> String {
     let cluster = rig.cluster_id();
     let mut text = format!(
         r#"data_dir = "data"
@@ -197,6 +202,7 @@ trust_anchor = {trust_anchor:?}
 backup_lineage = "first"
 sync = "wrap"
 profile = "softhsm2"
+{of_the_cluster}
 "#,
         trust_anchor = rig.path("customerCA.crt"),
     );

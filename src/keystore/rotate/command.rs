@@ -1,0 +1,134 @@
+//! Rotation by a program of the operator's: once for the whole cluster, while nobody is logged in.
+
+use std::sync::Arc;
+
+use crate::cluster::{Connection, Program};
+use crate::host::{Host, OpeningError, PasswordChange, ProgramError, WorkerSpec};
+use crate::model::HsmId;
+use crate::node::{Credential, Passwords};
+use crate::records::{Records, Unavailable};
+
+use super::super::KeyStores;
+use super::{NotBegun, error_chain};
+
+/// The one password that every node has, unless they differ or one is not settled: then no program can be told the old one.
+pub(super) async fn present(connection: &Connection) -> Result<Option<Credential>, Unavailable> {
+    let mut present: Option<Credential> = None;
+    for member in connection.members() {
+        let why = match (connection.passwords().settled(member.node.hsm()).await?, &present) {
+            (None, _) => "what came of an earlier rotation is not known there yet",
+            (Some(here), Some(others)) if here.version != others.version => "it has another password than the others",
+            (Some(_), _) if member.node.status().borrow().login_refusal.is_some() => "it refuses its password",
+            (Some(here), _) => {
+                present = Some(here);
+                continue;
+            }
+        };
+        let hsm = member.node.hsm();
+        tracing::warn!(%hsm, why, "the password is not rotated");
+        member.node.note_trouble(&format!("the password was not rotated: {why}"));
+        return Ok(None);
+    }
+    Ok(present)
+}
+
+/// Runs the program, and has one node after it, and then the others, find out what came of it.
+pub(super) async fn rotate(
+    stores: &KeyStores,
+    connection: &Arc<Connection>,
+    program: &Program,
+    old: Credential,
+    new: Arc<Credential>,
+) -> Result<(), NotBegun> {
+    let all = 0..connection.members().len();
+    for index in all.clone() {
+        connection.take_down(index).await;
+    }
+    let run = Run {
+        host: stores.0.host.clone(),
+        records: stores.0.records.clone(),
+        passwords: connection.passwords().clone(),
+        slots: connection.members().iter().map(|member| member.node.spec.clone()).collect(),
+        program: program.clone(),
+        old,
+        new,
+    };
+    // What was begun is heard out, though the connect may be given up meanwhile.
+    let outcome = match tokio::spawn(run.change()).await {
+        Ok(outcome) => outcome,
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+    };
+    let why = outcome.err().map(|error| error_chain(&error));
+    for member in connection.members() {
+        member.node.has_password(None);
+        if let Some(why) = &why {
+            member.node.note_trouble(&format!("the password's rotation failed: {why}"));
+        }
+    }
+    if let Some(why) = why {
+        tracing::warn!(cluster = %connection.cluster, why, "the rotation failed; each HSM's next login tells which password it has");
+    }
+    for index in all {
+        connection.bring_up(index);
+        if index == 0 {
+            super::settled(connection, index).await;
+        }
+    }
+    Ok(())
+}
+
+/// Why the password may not have been changed.
+#[derive(Debug, thiserror::Error)]
+enum Undone {
+    #[error("the records cannot be reached")]
+    Records(#[from] Unavailable),
+    #[error("an earlier change is not settled")]
+    Unsettled,
+    #[error("a worker of the user does not leave")]
+    Occupied(#[source] OpeningError),
+    #[error("rotation_command")]
+    Program(#[source] ProgramError),
+}
+
+struct Run {
+    host: Host,
+    records: Records,
+    passwords: Arc<Passwords>,
+    slots: Vec<WorkerSpec>,
+    program: Program,
+    old: Credential,
+    new: Arc<Credential>,
+}
+
+impl Run {
+    async fn change(self) -> Result<(), Undone> {
+        let (owner, new) = (self.passwords.owner(), self.new.version);
+        let hsms: Vec<HsmId> = self.slots.iter().map(|slot| slot.hsm.clone()).collect();
+        let vacant = self.host.vacate(&self.slots).await.map_err(Undone::Occupied)?;
+        let nodes: Vec<_> = hsms.iter().map(|hsm| (hsm.clone(), self.old.version)).collect();
+        if !self.records.set_candidate(owner, &nodes, new).await? {
+            return Err(Undone::Unsettled);
+        }
+        #[cfg(debug_assertions)]
+        crate::seams::stop_point("rotation-command-begun");
+        let change = PasswordChange {
+            cluster: &owner.cluster,
+            username: &owner.username,
+            old: &self.old.password,
+            new: &self.new.password,
+        };
+        let ran = self.host.run_program(&vacant, &self.program, &change).await;
+        #[cfg(debug_assertions)]
+        crate::seams::stop_point("rotation-command-ended");
+        match &ran {
+            Ok(()) => self.records.candidate_was_set(owner, &hsms, new).await?,
+            Err(error) if error.is_before_it_began() => {
+                for hsm in &hsms {
+                    self.records.drop_candidate(owner, hsm, new).await?;
+                }
+            }
+            Err(_) => {}
+        }
+        ran.map_err(Undone::Program)
+    }
+}

@@ -1,0 +1,144 @@
+//! Rotating `kmsuser`'s password: on the way from CONNECTING to CONNECTED, and at no other time.
+//!
+//! One node has proved the present password by then. A new one is made, sealed in the records and, where the operator
+//! wants that, encrypted for him as well; then every node that can be reached is given it, one first and, once that one
+//! has let a fresh worker in with it, the others. A node that was missed keeps the old password until the next time.
+//!
+//! That a rotation fails makes no connect fail: a node has its old password or its new one, and finds out which.
+
+mod command;
+mod due;
+mod escrow;
+mod password;
+mod set_pin;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock;
+use crate::cluster::{Connection, Rotation, Strategy};
+use crate::model::{PasswordVersion, Username};
+use crate::node::{Credential, Health};
+use crate::records::{KeyStoreRecord, Unavailable};
+
+use super::{KeyStores, Store};
+
+/// A node that was given a new password gets this long to be logged in to again.
+const SETTLING: Duration = Duration::from_secs(20);
+/// A program that nobody has configured any more is given this long to end.
+const FORMER: Duration = Duration::from_secs(60);
+
+/// Why no rotation was begun.
+#[derive(Debug, thiserror::Error)]
+enum NotBegun {
+    #[error("the records cannot be reached")]
+    Records(#[from] Unavailable),
+    #[error("the system gives no random bytes")]
+    NoRandomness,
+    #[error("the new password cannot be kept for the operator in {path}")]
+    Escrow {
+        path: std::path::PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Waits for a program of a former connect, which may be changing the password yet.
+pub(super) async fn wait_for_former(stores: &KeyStores, store: &Store) {
+    let record = store.record();
+    let patience = match rotation(stores, &record).map(|rotation| rotation.strategy) {
+        Some(Strategy::Command(program)) => program.timeout,
+        // There was a program, before the configuration was changed.
+        Some(Strategy::None | Strategy::SetPin) | None => FORMER,
+    };
+    if let Err(error) = stores.0.host.program_gone(&record.cluster, &Username::kmsuser(), patience).await {
+        tracing::error!(cluster = %record.cluster, %error, "a program that changes passwords does not end");
+    }
+}
+
+/// Rotates the password, if that is due. What comes of it stands in the records and in the nodes' status.
+///
+/// HSMs that take longer than `limit` are left to find out by themselves.
+pub(super) async fn rotate(stores: &KeyStores, store: &Store, connection: &Arc<Connection>, limit: Duration) {
+    let record = store.record();
+    let Some(rotation) = rotation(stores, &record) else { return };
+    if rotation.strategy == Strategy::None {
+        return;
+    }
+    if let Err(error) = rotate_if_due(stores, &record, &rotation, connection, limit).await {
+        let why = error_chain(&error);
+        tracing::error!(key_store = %record.id, why, "the password was not rotated");
+    }
+    match stores.0.records.password_rotated(&record.cluster).await {
+        Ok(rotated) => store.record.send_modify(|record| record.password_rotated = rotated),
+        Err(error) => tracing::error!(key_store = %record.id, %error, "the time of the rotation cannot be read"),
+    }
+}
+
+fn rotation(stores: &KeyStores, record: &KeyStoreRecord) -> Option<Rotation> {
+    stores.0.clusters.get(&record.cluster).map(|cluster| cluster.rotation.clone())
+}
+
+async fn rotate_if_due(
+    stores: &KeyStores,
+    record: &KeyStoreRecord,
+    rotation: &Rotation,
+    connection: &Arc<Connection>,
+    limit: Duration,
+) -> Result<(), NotBegun> {
+    let records = &stores.0.records;
+    let owner = connection.passwords().owner();
+    let known = records.node_passwords(owner).await?;
+    // One that the operator gave since is his until it is rotated, whenever the last rotation was.
+    let is_ours = known.values().any(|node| node.confirmed > owner.given);
+    let rotated = records.password_rotated(&owner.cluster).await?.filter(|_| is_ours);
+    if !due::is_due(rotated, record.state_changed, rotation.interval, clock::now()) {
+        return Ok(());
+    }
+    match &rotation.strategy {
+        Strategy::None => {}
+        Strategy::SetPin => {
+            let new = new_password(stores, rotation, connection).await?;
+            let _ = tokio::time::timeout(limit, set_pin::rotate(connection, new)).await;
+        }
+        Strategy::Command(program) => {
+            let Some(old) = command::present(connection).await? else { return Ok(()) };
+            let new = new_password(stores, rotation, connection).await?;
+            command::rotate(stores, connection, program, old, new).await?;
+        }
+    }
+    records.forget_passwords(owner).await?;
+    Ok(())
+}
+
+/// Sealed in the records, and kept for the operator, before anybody has it.
+async fn new_password(
+    stores: &KeyStores,
+    rotation: &Rotation,
+    connection: &Connection,
+) -> Result<Arc<Credential>, NotBegun> {
+    let owner = connection.passwords().owner();
+    let password = password::random().ok_or(NotBegun::NoRandomness)?;
+    let version = stores.0.records.new_password(owner, &password).await?;
+    if let Some(key) = &rotation.escrow {
+        let sealed = key.seal(&password).ok_or(NotBegun::NoRandomness)?;
+        escrow::keep(&stores.0.settings.escrow, &owner.cluster, version, sealed).await?;
+    }
+    Ok(Arc::new(Credential { username: owner.username.clone(), password, version }))
+}
+
+/// What a node has let a fresh worker in with; `None` when it has not in time, or lets nobody in.
+async fn settled(connection: &Connection, index: usize) -> Option<PasswordVersion> {
+    let mut status = connection.members()[index].node.status();
+    let decided = status.wait_for(|status| {
+        let stuck = matches!(status.health, Health::LoginRefused | Health::WrongIdentity | Health::Drained);
+        status.password.is_some() || stuck
+    });
+    tokio::time::timeout(SETTLING, decided).await.ok()?.ok()?.password
+}
+
+/// An error with its causes, for a person.
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

@@ -1,0 +1,219 @@
+//! A crypto user's passwords on the nodes of one cluster: which one a node is offered, as the records have it.
+//!
+//! Nodes may have different ones: where a rotation was cut short, and where it was missed.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::clock;
+use crate::model::{HsmId, Password, PasswordVersion, Username};
+use crate::records::{NodePassword, PasswordOwner, Records, Standing, Unavailable};
+
+use super::LoginRefusal;
+use super::gate::{Gate, Verdict};
+use super::settle::{self, Move, Settled, Which};
+
+/// What cannot be read is read again after this long.
+const READ_AGAIN: Duration = Duration::from_secs(1);
+
+/// A crypto user's password, and which one it is.
+#[derive(Debug)]
+pub struct Credential {
+    pub username: Username,
+    pub password: Password,
+    pub version: PasswordVersion,
+}
+
+/// Whether the nodes of a cluster have their passwords each for itself, or one that the cluster itself hands on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// A node that was never logged in to has what the operator gave.
+    EachItsOwn,
+    /// A node that was never logged in to has what its siblings have.
+    OneForAll,
+}
+
+/// The passwords of one crypto user on one cluster.
+#[derive(Debug)]
+pub struct Passwords {
+    records: Records,
+    owner: PasswordOwner,
+    sharing: Sharing,
+    gates: Mutex<BTreeMap<PasswordVersion, Arc<Gate>>>,
+}
+
+/// What a node is offered.
+#[derive(Debug)]
+pub(super) struct Offer {
+    pub(super) credential: Credential,
+    pub(super) which: Which,
+    /// What the node had said of it before.
+    pub(super) standing: Standing,
+    on: NodePassword,
+    candidate: Option<Standing>,
+}
+
+impl Offer {
+    /// Whether the node may have another password than this one.
+    pub(super) fn is_one_of_two(&self) -> bool {
+        match self.which {
+            Which::Candidate => true,
+            Which::Confirmed => self.candidate == Some(Standing::Unsettled),
+        }
+    }
+}
+
+impl Passwords {
+    /// With a gate for each password that one of the nodes has.
+    pub async fn of(
+        records: Records,
+        owner: PasswordOwner,
+        nodes: impl Iterator<Item = &HsmId>,
+        sharing: Sharing,
+    ) -> Result<Self, Unavailable> {
+        let passwords = Self { records, owner, sharing, gates: Mutex::default() };
+        for hsm in nodes {
+            passwords.gate(passwords.on(hsm).await?.confirmed).await?;
+        }
+        Ok(passwords)
+    }
+
+    pub fn owner(&self) -> &PasswordOwner {
+        &self.owner
+    }
+
+    pub fn username(&self) -> &Username {
+        &self.owner.username
+    }
+
+    /// Which password a node has, and which it may have been given.
+    pub async fn on(&self, hsm: &HsmId) -> Result<NodePassword, Unavailable> {
+        let known = self.records.node_passwords(&self.owner).await?;
+        if let Some(here) = known.get(hsm) {
+            return Ok(*here);
+        }
+        let newest = known.values().map(|there| there.confirmed).max().filter(|_| self.sharing == Sharing::OneForAll);
+        Ok(NodePassword::unchanged(newest.unwrap_or(self.owner.given)))
+    }
+
+    /// The password of a node, once there is no doubt about it.
+    pub async fn settled(&self, hsm: &HsmId) -> Result<Option<Credential>, Unavailable> {
+        match self.on(hsm).await? {
+            NodePassword { confirmed, candidate: None } => Ok(Some(self.credential(confirmed).await?)),
+            NodePassword { candidate: Some(_), .. } => Ok(None),
+        }
+    }
+
+    /// The password with which the node is to be logged in to next, or that there is none.
+    pub(super) async fn offer(&self, hsm: &HsmId) -> Result<Result<Offer, LoginRefusal>, Unavailable> {
+        loop {
+            let on = self.on(hsm).await?;
+            let confirmed = self.standing(hsm, on.confirmed).await?;
+            let candidate = match on.candidate {
+                Some(version) => Some((version, self.standing(hsm, version).await?)),
+                None => None,
+            };
+            let of_candidate = candidate.map(|(_, standing)| standing);
+            let (version, which, standing) = match (settle::next(confirmed, of_candidate), candidate) {
+                (Move::Stop(refusal), _) => return Ok(Err(refusal)),
+                (Move::DropCandidate, Some((version, _))) => {
+                    self.drop_candidate(hsm, version).await?;
+                    continue;
+                }
+                (Move::Offer(Which::Candidate), Some((version, standing))) => (version, Which::Candidate, standing),
+                (Move::Offer(_) | Move::DropCandidate, _) => (on.confirmed, Which::Confirmed, confirmed),
+            };
+            let credential = self.credential(version).await?;
+            return Ok(Ok(Offer { credential, which, standing, on, candidate: of_candidate }));
+        }
+    }
+
+    /// Whether the offer is still what it was.
+    pub(super) async fn still_holds(&self, hsm: &HsmId, offer: &Offer) -> Result<bool, Unavailable> {
+        Ok(self.on(hsm).await? == offer.on)
+    }
+
+    /// Writes down what an answer says beyond itself.
+    pub(super) async fn settle(&self, hsm: &HsmId, offer: &Offer, verdict: settle::Verdict) -> Result<(), Unavailable> {
+        let Some(candidate) = offer.on.candidate else { return Ok(()) };
+        match settle::after(offer.which, verdict, offer.candidate) {
+            Settled::Nothing => Ok(()),
+            Settled::Confirm => {
+                self.records.confirm_candidate(&self.owner, hsm, candidate, clock::now()).await?;
+                #[cfg(debug_assertions)]
+                crate::seams::stop_point("candidate-confirmed");
+                tracing::info!(%hsm, version = candidate.0, "the password was changed");
+                Ok(())
+            }
+            Settled::Drop => self.drop_candidate(hsm, candidate).await,
+            Settled::OnceMore => {
+                tracing::warn!(%hsm, "the old password is refused: it was changed, and the new one is tried once more");
+                self.records.login_not_made(&self.owner.cluster, hsm, &self.owner.username, candidate).await
+            }
+        }
+    }
+
+    /// Resolves when another node has accepted the password that this one has, as it may have already.
+    pub(super) async fn proved_elsewhere(&self, hsm: &HsmId) {
+        let gate = loop {
+            let found = match self.on(hsm).await {
+                Ok(on) => self.gate(on.confirmed).await,
+                Err(error) => Err(error),
+            };
+            match found {
+                Ok(gate) => break gate,
+                Err(error) => tracing::warn!(%hsm, %error, "which password it has cannot be read; trying again"),
+            }
+            tokio::time::sleep(READ_AGAIN).await;
+        };
+        gate.opened().await;
+    }
+
+    pub(super) async fn gate(&self, version: PasswordVersion) -> Result<Arc<Gate>, Unavailable> {
+        if let Some(gate) = self.lock_gates().get(&version) {
+            return Ok(gate.clone());
+        }
+        let standings = self.records.login_standing(&self.owner.cluster, &self.owner.username).await?;
+        let gate = Arc::new(Gate::of(version, &standings));
+        // Whoever came first: there is one gate for a password.
+        Ok(self.lock_gates().entry(version).or_insert(gate).clone())
+    }
+
+    /// Whether a node has refused its password and no node was found to accept its own.
+    pub fn are_refused(&self) -> bool {
+        let gates = self.lock_gates();
+        let verdicts = || gates.values().map(|gate| gate.verdict());
+        verdicts().any(|verdict| verdict == Verdict::Refused) && !verdicts().any(|verdict| verdict == Verdict::Good)
+    }
+
+    /// Whether an operator had granted the HSM a login before the Connection began.
+    pub fn have_granted_login(&self, hsm: &HsmId) -> bool {
+        self.lock_gates().values().any(|gate| gate.has_granted(hsm))
+    }
+
+    /// An operator's act on one node: whichever password is offered there next may be offered once, whatever it said.
+    pub async fn allow_one_login(&self, hsm: &HsmId) -> Result<(), Unavailable> {
+        let NodePassword { confirmed, candidate } = self.on(hsm).await?;
+        let PasswordOwner { cluster, username, .. } = &self.owner;
+        self.records.allow_one_login(cluster, hsm, username, candidate.unwrap_or(confirmed)).await
+    }
+
+    async fn drop_candidate(&self, hsm: &HsmId, candidate: PasswordVersion) -> Result<(), Unavailable> {
+        tracing::warn!(%hsm, version = candidate.0, "the password was not changed there; its new one is dropped");
+        self.records.drop_candidate(&self.owner, hsm, candidate).await
+    }
+
+    async fn credential(&self, version: PasswordVersion) -> Result<Credential, Unavailable> {
+        let password = self.records.password_of(&self.owner, version).await?;
+        Ok(Credential { username: self.owner.username.clone(), password, version })
+    }
+
+    async fn standing(&self, hsm: &HsmId, version: PasswordVersion) -> Result<Standing, Unavailable> {
+        self.records.login_standing_on(&self.owner.cluster, hsm, &self.owner.username, version).await
+    }
+
+    fn lock_gates(&self) -> std::sync::MutexGuard<'_, BTreeMap<PasswordVersion, Arc<Gate>>> {
+        self.gates.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,232 @@
+//! Which password is in force on which node, while keyway changes it.
+//!
+//! A node has one *confirmed* password, which it has accepted, and at most one *candidate*, which it may have been given.
+//! Both stay sealed until the node's own login settles which one it is. A version that an operator gives is newer than
+//! every one before it, and so counts for all nodes at once: what stood here of older ones counts no more.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use sqlx::Row;
+
+use crate::model::{ClusterId, HsmId, Password, PasswordVersion, Username};
+
+use super::row::{millis, number, parsed, time_if_any};
+use super::{Records, Unavailable};
+
+/// A crypto user's password on one node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NodePassword {
+    pub confirmed: PasswordVersion,
+    /// Newer than `confirmed`, and not settled.
+    pub candidate: Option<PasswordVersion>,
+}
+
+/// Whose password, on which cluster, and which version an operator gave last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PasswordOwner {
+    pub cluster: ClusterId,
+    pub username: Username,
+    pub given: PasswordVersion,
+}
+
+impl NodePassword {
+    /// On a node where nothing was changed since the operator gave it.
+    pub const fn unchanged(given: PasswordVersion) -> Self {
+        Self { confirmed: given, candidate: None }
+    }
+
+    /// As it counts beside what the operator gave last.
+    fn since(self, given: PasswordVersion) -> Self {
+        Self { confirmed: self.confirmed.max(given), candidate: self.candidate.filter(|candidate| *candidate > given) }
+    }
+}
+
+impl Records {
+    /// The nodes on which the password was changed, or may have been, since the operator gave it.
+    pub async fn node_passwords(&self, owner: &PasswordOwner) -> Result<BTreeMap<HsmId, NodePassword>, Unavailable> {
+        let rows = sqlx::query("SELECT * FROM node_passwords WHERE cluster_id = ? AND username = ?")
+            .bind(owner.cluster.as_str())
+            .bind(owner.username.as_str())
+            .fetch_all(&self.0.read)
+            .await?;
+        let mut found = BTreeMap::new();
+        for row in &rows {
+            let candidate: Option<u32> = row.try_get("candidate")?;
+            let confirmed = PasswordVersion(number(row, "confirmed")?);
+            let stored = NodePassword { confirmed, candidate: candidate.map(PasswordVersion) };
+            let counts = stored.since(owner.given);
+            if counts != NodePassword::unchanged(owner.given) {
+                found.insert(parsed(row, "hsm_id")?, counts);
+            }
+        }
+        Ok(found)
+    }
+
+    /// A password that a node has, or may have.
+    pub async fn password_of(&self, owner: &PasswordOwner, version: PasswordVersion) -> Result<Password, Unavailable> {
+        let password = self.password(&owner.cluster, &owner.username, version).await?;
+        password.ok_or(Unavailable::row("version"))
+    }
+
+    /// Seals a new password. No node has it yet.
+    pub async fn new_password(
+        &self,
+        owner: &PasswordOwner,
+        password: &Password,
+    ) -> Result<PasswordVersion, Unavailable> {
+        let mut change = self.begin().await?;
+        let version = self.add_password(&mut change, &owner.cluster, &owner.username, password).await?;
+        change.commit().await?;
+        Ok(version)
+    }
+
+    /// These nodes may be given the candidate from now on; each one's password is told with it. All of them, or, when one
+    /// has an unsettled candidate already, or the candidate was forgotten meanwhile, none: `false`.
+    pub async fn set_candidate(
+        &self,
+        owner: &PasswordOwner,
+        nodes: &[(HsmId, PasswordVersion)],
+        candidate: PasswordVersion,
+    ) -> Result<bool, Unavailable> {
+        let mut change = self.begin().await?;
+        let sealed = sqlx::query("SELECT 1 FROM passwords WHERE cluster_id = ? AND username = ? AND version = ?")
+            .bind(owner.cluster.as_str())
+            .bind(owner.username.as_str())
+            .bind(candidate.0);
+        if sealed.fetch_optional(&mut *change).await?.is_none() {
+            return Ok(false);
+        }
+        for (hsm, confirmed) in nodes {
+            let written = sqlx::query(
+                "INSERT INTO node_passwords (cluster_id, username, hsm_id, confirmed, candidate) VALUES (?, ?, ?, ?, ?)
+                 ON CONFLICT (cluster_id, username, hsm_id) DO UPDATE
+                 SET confirmed = excluded.confirmed, candidate = excluded.candidate
+                 WHERE candidate IS NULL OR candidate <= ?",
+            )
+            .bind(owner.cluster.as_str())
+            .bind(owner.username.as_str())
+            .bind(hsm.as_str())
+            .bind(confirmed.0)
+            .bind(candidate.0)
+            .bind(owner.given.0)
+            .execute(&mut *change)
+            .await?;
+            if written.rows_affected() == 0 {
+                return Ok(false);
+            }
+        }
+        change.commit().await?;
+        Ok(true)
+    }
+
+    /// Whoever made the change says that it is made here: the candidate counts as one that the node has accepted.
+    pub async fn candidate_was_set(
+        &self,
+        owner: &PasswordOwner,
+        nodes: &[HsmId],
+        candidate: PasswordVersion,
+    ) -> Result<(), Unavailable> {
+        let mut change = self.begin().await?;
+        for hsm in nodes {
+            sqlx::query(
+                "INSERT INTO logins (cluster_id, username, hsm_id, version, proven, attempt_open, refused)
+                 VALUES (?, ?, ?, ?, TRUE, FALSE, FALSE)
+                 ON CONFLICT (cluster_id, username, hsm_id, version) DO UPDATE SET proven = TRUE",
+            )
+            .bind(owner.cluster.as_str())
+            .bind(owner.username.as_str())
+            .bind(hsm.as_str())
+            .bind(candidate.0)
+            .execute(&mut *change)
+            .await?;
+        }
+        change.commit().await?;
+        Ok(())
+    }
+
+    /// The node has accepted its candidate: that is its password. The first node to do so dates the rotation.
+    pub async fn confirm_candidate(
+        &self,
+        owner: &PasswordOwner,
+        hsm: &HsmId,
+        candidate: PasswordVersion,
+        at: SystemTime,
+    ) -> Result<(), Unavailable> {
+        let mut change = self.begin().await?;
+        sqlx::query(
+            "UPDATE key_stores SET password_rotated = ? WHERE cluster_id = ? AND NOT EXISTS
+             (SELECT 1 FROM node_passwords WHERE cluster_id = ? AND username = ? AND confirmed >= ?)",
+        )
+        .bind(millis(at))
+        .bind(owner.cluster.as_str())
+        .bind(owner.cluster.as_str())
+        .bind(owner.username.as_str())
+        .bind(candidate.0)
+        .execute(&mut *change)
+        .await?;
+        sqlx::query(
+            "UPDATE node_passwords SET confirmed = candidate, candidate = NULL
+             WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND candidate = ?",
+        )
+        .bind(owner.cluster.as_str())
+        .bind(owner.username.as_str())
+        .bind(hsm.as_str())
+        .bind(candidate.0)
+        .execute(&mut *change)
+        .await?;
+        change.commit().await?;
+        Ok(())
+    }
+
+    /// The change did not happen on this node: its candidate is dropped for ever.
+    pub async fn drop_candidate(
+        &self,
+        owner: &PasswordOwner,
+        hsm: &HsmId,
+        candidate: PasswordVersion,
+    ) -> Result<(), Unavailable> {
+        sqlx::query(
+            "UPDATE node_passwords SET candidate = NULL
+             WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND candidate = ?",
+        )
+        .bind(owner.cluster.as_str())
+        .bind(owner.username.as_str())
+        .bind(hsm.as_str())
+        .bind(candidate.0)
+        .execute(&self.0.write)
+        .await?;
+        Ok(())
+    }
+
+    /// When the password of the cluster's key store was last rotated.
+    pub async fn password_rotated(&self, cluster: &ClusterId) -> Result<Option<SystemTime>, Unavailable> {
+        let row = sqlx::query("SELECT password_rotated FROM key_stores WHERE cluster_id = ?")
+            .bind(cluster.as_str())
+            .fetch_optional(&self.0.read)
+            .await?;
+        row.map_or(Ok(None), |row| time_if_any(&row, "password_rotated"))
+    }
+
+    /// Passwords that no node has any more go, and what was known of their logins: no version comes again. What the
+    /// operator gave stays, for an HSM that joins with it.
+    pub async fn forget_passwords(&self, owner: &PasswordOwner) -> Result<(), Unavailable> {
+        const PASSWORDS: &str = "DELETE FROM passwords WHERE cluster_id = ?1 AND username = ?2 AND version <> ?3
+             AND version NOT IN (SELECT confirmed FROM node_passwords WHERE cluster_id = ?1 AND username = ?2)
+             AND version NOT IN (SELECT candidate FROM node_passwords
+                                 WHERE cluster_id = ?1 AND username = ?2 AND candidate IS NOT NULL)";
+        const LOGINS: &str = "DELETE FROM logins WHERE cluster_id = ?1 AND username = ?2 AND version <> ?3
+             AND version NOT IN (SELECT version FROM passwords WHERE cluster_id = ?1 AND username = ?2)";
+        let mut change = self.begin().await?;
+        for unneeded in [PASSWORDS, LOGINS] {
+            sqlx::query(unneeded)
+                .bind(owner.cluster.as_str())
+                .bind(owner.username.as_str())
+                .bind(owner.given.0)
+                .execute(&mut *change)
+                .await?;
+        }
+        change.commit().await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,47 @@
+//! The operator's own copy of every new password, which his private key alone opens.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use super::{HSMS, served};
+use crate::rig::Rig;
+
+fn openssl(args: &[&str], directory: &Path) -> Vec<u8> {
+    let output = Command::new("openssl").args(args).current_dir(directory).output().expect("openssl is installed");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+#[tokio::test]
+async fn a_new_password_can_be_had_with_the_operators_private_key() {
+    let (served, rig) = served(Rig::new(), |rig| {
+        openssl(&["genrsa", "-out", "escrow.key", "2048"], rig.home.path());
+        openssl(&["pkey", "-in", "escrow.key", "-pubout", "-out", "escrow.pem"], rig.home.path());
+        "password_escrow = \"escrow.pem\"".to_owned()
+    })
+    .await;
+    let mut clients = served.clients_on_the_socket().await;
+    let store = clients.connected_store(&rig, "main").await;
+    clients.all_healthy(&store).await;
+    clients.connect_again(&store).await;
+    let kept = served.data_dir().join("escrow").join(rig.cluster_id());
+    let mut files: Vec<_> = std::fs::read_dir(&kept).unwrap().map(|file| file.unwrap().file_name()).collect();
+    files.sort();
+    assert_eq!(files, ["2.bin", "3.bin"]);
+    let mode = std::fs::metadata(kept.join("3.bin")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+
+    // As docs/configuration.md tells it.
+    let file = kept.join("3.bin");
+    let args = "pkeyutl -decrypt -inkey escrow.key -pkeyopt rsa_padding_mode:oaep -pkeyopt rsa_oaep_md:sha256 -in";
+    let args: Vec<_> = args.split(' ').chain([file.to_str().unwrap()]).collect();
+    let password = String::from_utf8(openssl(&args, rig.home.path())).unwrap();
+    assert_eq!(password.len(), 32);
+    assert!(password.bytes().all(|byte| byte.is_ascii_alphanumeric()), "{password}");
+    for hsm in HSMS {
+        assert!(rig.opens(hsm, &password), "{hsm}");
+    }
+    assert!(!served.log().contains(&password));
+    drop(served);
+}

@@ -1,0 +1,29 @@
+#!/bin/sh
+# Behaves as a vendor's command-line tool: logs in with the old password, and changes it on every HSM. Its arguments are
+# the user and the tokens' SoftHSM2 configurations; the file `mode` beside it says what goes wrong.
+set -e
+here=$(dirname "$0")
+mode=$(cat "$here/mode")
+echo "$mode" >>"$here/runs"
+echo "$KEYWAY_OLD_PASSWORD $KEYWAY_NEW_PASSWORD"
+echo "$KEYWAY_OLD_PASSWORD $KEYWAY_NEW_PASSWORD" >&2
+user=$1
+shift
+
+for process in /proc/[0-9]*/cmdline; do
+    tr '\0' ' ' <"$process" 2>/dev/null | grep -E "^keyway worker $KEYWAY_CLUSTER\.[^.]*\.$user $" >>"$here/workers" || true
+done
+
+case $mode in
+    fail-before) exit 3 ;;
+    hang-before) sleep 600 ;;
+    slow) sleep 2 ;;
+esac
+for configuration in "$@"; do
+    SOFTHSM2_CONF=$configuration pkcs11-tool --module /usr/lib/softhsm/libsofthsm2.so --login \
+        --pin "$user:$KEYWAY_OLD_PASSWORD" --change-pin --new-pin "$user:$KEYWAY_NEW_PASSWORD"
+done
+case $mode in
+    fail-after) exit 4 ;;
+    hang-after) sleep 600 ;;
+esac
