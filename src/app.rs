@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, setrlimit};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tonic_health::server::HealthReporter;
 
@@ -58,12 +58,30 @@ pub struct App {
     lanes: LaneThreads,
     draining: watch::Sender<bool>,
     reload: Reload,
+    signals: Signals,
+}
+
+/// What operators send.
+struct Signals {
+    term: Signal,
+    int: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    /// From here on none of them ends the process by itself.
+    fn heard() -> std::io::Result<Self> {
+        let (term, int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        Ok(Self { term, int, hang_up: signal(SignalKind::hangup())? })
+    }
 }
 
 impl App {
     /// Joins the rooms, bottom up. When this returns, callers are served. `source` is read again on SIGHUP.
     pub async fn start(config: Config, source: Option<Source>, mode: Mode) -> Result<Self, StartError> {
         private_process().map_err(StartError::Process)?;
+        // Before anybody can know that there is a daemon to send them to.
+        let signals = Signals::heard().map_err(StartError::Process)?;
         make_private(&config.data_dir)
             .map_err(|source| StartError::Directory { path: config.data_dir.clone(), source })?;
         #[cfg(debug_assertions)]
@@ -112,13 +130,12 @@ impl App {
             Lanes::start(&faces, most, &until_draining, config.grpc.drain_timeout).map_err(StartError::Process)?;
         let bound = door::listen(&config.grpc, lanes, until_draining).await?;
         tracing::info!(tcp = ?bound.tcp, unix = ?bound.unix, "serving");
-        Ok(Self { bound, key_stores, lanes: threads, draining, reload })
+        Ok(Self { bound, key_stores, lanes: threads, draining, reload, signals })
     }
 
     /// Serves until SIGTERM or SIGINT, then drains. SIGHUP has the configuration read again.
-    pub async fn run(self) -> std::io::Result<()> {
-        let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let mut hang_up = signal(SignalKind::hangup())?;
+    pub async fn run(mut self) {
+        let Signals { term, int, hang_up } = &mut self.signals;
         loop {
             tokio::select! {
                 _ = term.recv() => break tracing::info!("SIGTERM: draining"),
@@ -127,7 +144,6 @@ impl App {
             }
         }
         self.drain().await;
-        Ok(())
     }
 
     /// Takes no new calls, lets running ones end, hands the links back to the workers.

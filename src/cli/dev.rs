@@ -269,9 +269,9 @@ async fn live(ready: Ready) -> Result<(), StartError> {
         eprintln!("\nWARNING: --insecure: this development daemon listens beyond the loopback.\n");
     }
     welcome(&assets, &cluster_id, &cluster, &app.bound);
-    let ended = app.run().await.map_err(StartError::Process);
+    app.run().await;
     assets.forget_announcement();
-    ended
+    Ok(())
 }
 
 /// Makes the tokens that are not there yet. One whose making was cut short holds nothing, and is made anew.

@@ -25,7 +25,8 @@ pub(super) fn run(file: &Path) -> ExitCode {
     let source: Source = Arc::new(move || config::load(&file, std::env::vars()));
     on_a_runtime(async {
         let app = App::start(config, Some(source), Mode::Serve).await?;
-        app.run().await.map_err(StartError::Process)
+        app.run().await;
+        Ok(())
     })
 }
 
