@@ -44,6 +44,8 @@ pub struct Progress {
     pub phase: Phase,
     pub failed: bool,
     pub reason: String,
+    /// What a refused login is called, which says what to do about it.
+    pub refusal: Option<ConnectionErrorCode>,
 }
 
 /// How far each node has come.
@@ -66,7 +68,8 @@ fn progress_of(member: &Member) -> Progress {
         Health::Syncing => (Phase::Probe, false),
         Health::Healthy | Health::Slow => (Phase::Ready, false),
     };
-    Progress { hsm: member.node.hsm().clone(), phase, failed, reason: status.reason.clone() }
+    let refusal = status.login_refusal.filter(|_| status.health == Health::LoginRefused).map(code);
+    Progress { hsm: member.node.hsm().clone(), phase, failed, reason: status.reason.clone(), refusal }
 }
 
 /// Connects a CONNECTING store, or says why that failed. Gives up quietly when the store is disconnected meanwhile.

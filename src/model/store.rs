@@ -90,10 +90,10 @@ impl ConnectionErrorCode {
     pub const fn remedy(self) -> &'static str {
         match self {
             Self::InvalidCredentials => {
-                "Disconnect the key store, give it kmsuser's present password, and connect again."
+                "Disconnect the key store, tell it kmsuser's present password, and connect again."
             }
             Self::ClusterNotFound => {
-                "Declare the cluster in the daemon's configuration, or point the key store at a related cluster, and connect again."
+                "Disconnect the key store; declare the cluster in the daemon's configuration, or move the key store to a related cluster; and connect again."
             }
             Self::NetworkErrors => "Check that the HSMs' hosts answer from here, then disconnect and connect again.",
             Self::InternalError => {
@@ -103,11 +103,13 @@ impl ConnectionErrorCode {
                 "Bring at least one HSM of the cluster into service, then disconnect and connect again."
             }
             Self::UserLockedOut => {
-                "Have an HSM administrator reset kmsuser's password, give the key store the new one, and connect again."
+                "Disconnect the key store, have an HSM administrator reset kmsuser's password, tell the key store the new one, and connect again."
             }
             Self::UserNotFound => "Create the crypto user kmsuser on every HSM, then disconnect and connect again.",
             Self::UserLoggedIn => "Log kmsuser out everywhere else, then disconnect and connect again.",
-            Self::SubnetNotFound => "Move the key store to a cluster whose subnets exist, and connect again.",
+            Self::SubnetNotFound => {
+                "Disconnect the key store, move it to a related cluster whose subnets exist, and connect again."
+            }
             Self::InsufficientFreeAddressesInSubnet => {
                 "Free at least one address in each subnet, then disconnect and connect again."
             }
@@ -118,5 +120,30 @@ impl ConnectionErrorCode {
 impl fmt::Display for ConnectionErrorCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_code_has_a_remedy_of_its_own_that_leads_from_failed_to_connected() {
+        let remedies: std::collections::BTreeSet<_> = ConnectionErrorCode::ALL.map(ConnectionErrorCode::remedy).into();
+        assert_eq!(remedies.len(), ConnectionErrorCode::ALL.len());
+        for remedy in remedies {
+            let disconnect = remedy.to_lowercase().find("disconnect").expect(remedy);
+            assert!(remedy[disconnect + 10..].contains("connect again."), "{remedy}");
+        }
+    }
+
+    #[test]
+    fn a_code_and_a_state_are_read_as_they_are_written() {
+        for code in ConnectionErrorCode::ALL {
+            assert_eq!(ConnectionErrorCode::parse(code.as_str()), Some(code));
+        }
+        for state in ConnectionState::ALL {
+            assert_eq!(ConnectionState::parse(state.as_str()), Some(state));
+        }
     }
 }

@@ -83,7 +83,7 @@ async fn pool(settings: &Settings, connections: u32) -> Result<SqlitePool, sqlx:
 }
 
 /// Every schema change there was, in order. They only ever widen.
-fn migrations() -> Migrator {
+pub(super) fn migrations() -> Migrator {
     let step =
         |version, name, sql: SqlStr| Migration::new(version, Cow::Borrowed(name), MigrationType::Simple, sql, false);
     let steps = vec![

@@ -130,7 +130,7 @@ pub(super) fn connect_steps(connection: Option<&Connection>) -> Vec<pb::ConnectS
 fn connect_step(progress: Progress) -> pb::ConnectStep {
     let (phase, remedy) = match progress.phase {
         Phase::Reach => (pb::ConnectPhase::Reach, "Check the HSM's library, configuration and host."),
-        Phase::LogIn => (pb::ConnectPhase::LogIn, ConnectionErrorCode::InvalidCredentials.remedy()),
+        Phase::LogIn => (pb::ConnectPhase::LogIn, progress.refusal.map_or("", ConnectionErrorCode::remedy)),
         Phase::RotatePassword => (pb::ConnectPhase::RotatePassword, ""),
         Phase::Probe => (pb::ConnectPhase::Probe, ""),
         Phase::SyncKeys => (pb::ConnectPhase::SyncKeys, ""),

@@ -114,3 +114,36 @@ async fn a_failing_database_is_an_error_and_not_an_answer() {
     assert_eq!(unavailable.to_string(), "the records cannot be reached");
     assert!(std::error::Error::source(&unavailable).is_some());
 }
+
+#[tokio::test]
+async fn where_keys_were_is_still_known_when_records_of_before_are_opened() {
+    let home = Home::new();
+    let settings = home.settings();
+    std::fs::create_dir_all(settings.database.parent().unwrap()).unwrap();
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&settings.database).create_if_missing(true);
+    let before = sqlx::SqlitePool::connect_with(options).await.unwrap();
+    let mut first = open::migrations();
+    first.migrations.to_mut().retain(|step| step.version <= 3);
+    first.run(&before).await.unwrap();
+    let (key, store, cluster) = (KeyId::random(), KeyStoreId::random(), cluster('a'));
+    let rows = [
+        format!(
+            "INSERT INTO key_stores VALUES ('{store}', 'main', '{cluster}', '', 'CONNECTED', 0, 1, NULL, NULL, NULL, NULL, 1, 0)"
+        ),
+        format!("INSERT INTO keys VALUES (?, '{store}', '{cluster}', 'SYMMETRIC_DEFAULT', 'ENABLED', '', 0, 1)"),
+        "INSERT INTO key_versions VALUES (?, 1, x'01', 1, 0)".to_owned(),
+        "INSERT INTO presences VALUES (?, 1, 'hsm-1', 'USED', 7000)".to_owned(),
+        "INSERT INTO presences VALUES (?, 1, 'hsm-2', 'MISSING', 8000)".to_owned(),
+    ];
+    for row in rows {
+        let row = sqlx::query(sqlx::AssertSqlSafe(row)).bind(key.as_bytes().as_slice());
+        row.execute(&before).await.unwrap();
+    }
+    before.close().await;
+
+    let records = home.open().await;
+    let on = records.key(key).await.unwrap().unwrap().versions.remove(0).on;
+    let on: Vec<_> = on.into_iter().map(|on| (on.hsm, on.proof)).collect();
+    assert_eq!(on, [(hsm(1), Proof::Used), (hsm(2), Proof::Missing)]);
+    assert_eq!(records.keys_lacking(&cluster, &hsm(2), None, 9).await.unwrap().len(), 1);
+}

@@ -92,12 +92,8 @@ async fn a_request_that_is_too_long_garbled_or_not_served_is_told_so() {
 
     let sign = clients.crypto.sign(pb::SignRequest { key_id: key_id.clone(), ..Default::default() }).await;
     refused("Sign", sign, "UNSUPPORTED_OPERATION", "");
-    let update = pb::UpdateKeyStoreRequest {
-        key_store_id: store.clone(),
-        new_key_store_name: Some("x".into()),
-        ..Default::default()
-    };
-    refused("UpdateKeyStore", clients.stores.update_key_store(update).await, "UNSUPPORTED_OPERATION", "");
+    let disable = clients.keys.disable_key(pb::DisableKeyRequest { key_id: key_id.clone() }).await;
+    refused("DisableKey", disable, "UNSUPPORTED_OPERATION", "");
 
     let good = encrypt(8).encode_to_vec();
     let path = "/keyway.v1.CryptoService/Encrypt";

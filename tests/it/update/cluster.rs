@@ -118,6 +118,10 @@ async fn a_store_moves_to_a_restored_cluster_and_back_and_each_serves_the_keys_t
         clients.until_lost(&newer_text).await;
         let objects = rig.objects("hsm-1").into_iter().filter(|object| object.label.contains(&newer)).count();
         assert_eq!(objects, 1, "nothing is destroyed");
+        for label in ["keyway:kek", "keyway:canary"] {
+            let of_it = restored.objects(1).into_iter().filter(|object| object.label == label).count();
+            assert_eq!(of_it, 1, "{label}: that of the first cluster, and no other");
+        }
     }
 }
 
