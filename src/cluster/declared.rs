@@ -92,3 +92,68 @@ fn within(was: &Settings, now: &Settings) -> Vec<String> {
     lines.extend(gone.map(|hsm| format!("{hsm} was removed; that {next}")));
     lines
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ClusterState, HsmState};
+
+    #[test]
+    fn what_an_exchange_changed_says_from_when() {
+        let id: ClusterId = "cluster-2abcdefghij".parse().unwrap();
+        let was = settings();
+        let differences = |now: Option<Settings>| {
+            let before = shared([(id.clone(), was.clone())].into());
+            differences(&before, &shared(now.map(|now| (id.clone(), now)).into_iter().collect()))
+        };
+        assert!(differences(Some(was.clone())).is_empty());
+        assert!(differences(None)[0].contains("no longer declared"));
+        let told = differences(Some(Settings { state: ClusterState::Degraded, ..was.clone() }));
+        assert_eq!(told, [format!("cluster {id}: its state is DEGRADED, no longer ACTIVE")]);
+        let mut now = was.clone();
+        now.backup_lineage = Some("orders".parse().unwrap());
+        now.nodes.get_mut(&"hsm-1".parse().unwrap()).unwrap().state = HsmState::Degraded;
+        let added = now.nodes[&"hsm-1".parse().unwrap()].clone();
+        now.nodes.insert("hsm-2".parse().unwrap(), added);
+        let told = differences(Some(now)).join("\n");
+        for part in ["from now on", "hsm-1 is DEGRADED, no longer ACTIVE", "hsm-2 was added; that takes effect when"] {
+            assert!(told.contains(part), "no {part:?}: {told}");
+        }
+        assert!(!told.contains("declared otherwise"), "{told}");
+    }
+
+    fn settings() -> Settings {
+        use std::num::NonZeroU32;
+        use std::time::Duration;
+
+        let node = NodeSettings {
+            subnet: None,
+            zone: "us-east-1a".parse().unwrap(),
+            state: HsmState::Active,
+            vendor_cluster: false,
+            module: "/lib.so".into(),
+            token: crate::cluster::TokenName::Label("one".to_owned()),
+            environment: BTreeMap::new(),
+            pool_size: NonZeroU32::MIN,
+            queue_limit: NonZeroU32::MIN,
+            patience: crate::link::Patience { quick: Duration::from_secs(5), slow: Duration::from_secs(30) },
+            memory_limit: 1 << 30,
+            so_pin_file: None,
+        };
+        Settings {
+            region: "us-east-1".parse().unwrap(),
+            account: "000000000000".parse().unwrap(),
+            state: ClusterState::Active,
+            state_message: String::new(),
+            certificate: None,
+            trust_anchor: None,
+            backup_lineage: None,
+            sync: crate::cluster::SyncMode::Wrap,
+            profile: crate::cluster::Profile::SoftHsm2,
+            subnets: BTreeMap::new(),
+            security_group: None,
+            min_hsms_to_create: NonZeroU32::MIN,
+            nodes: [("hsm-1".parse().unwrap(), node)].into(),
+        }
+    }
+}

@@ -2,6 +2,9 @@
 
 use std::process::{Output, Stdio};
 
+use faulty_pkcs11::Function::C_Login;
+use faulty_pkcs11::Rule;
+use faulty_pkcs11::ckr::*;
 use serde_json::Value;
 
 use crate::rig::{Clients, Rig, Validity, certificate_in, pb, refused};
@@ -120,6 +123,31 @@ async fn a_wrong_password_is_tried_once_on_each_hsm_and_then_no_more() {
     assert_eq!((status, reason), failed);
     let (status, reason, _) = login(&mut clients, &rig, WRONG).await;
     assert_eq!((status, reason), failed, "both may be asked again");
+}
+
+#[tokio::test]
+async fn what_an_hsm_says_to_the_login_is_told_as_connecting_would_tell_it() {
+    let rig = Rig::new().nodes(2).zones(2).faulty().start();
+    let mut clients = rig.clients().await;
+    reachable(&mut clients, &rig).await;
+    let right = rig.password();
+    let asked = || ["hsm-1", "hsm-2"].map(|hsm| rig.faults(hsm).count(C_Login));
+    let before = asked();
+    let said = [
+        ("hsm-1", Rule::fail(C_Login, CKR_USER_ALREADY_LOGGED_IN), "USER_LOGGED_IN"),
+        ("hsm-1", Rule::fail(C_Login, CKR_USER_PIN_NOT_INITIALIZED), "USER_NOT_FOUND"),
+        ("hsm-1", Rule::fail(C_Login, CKR_PIN_LOCKED), "USER_LOCKED_OUT"),
+        ("hsm-2", Rule::crash(C_Login), "NETWORK_ERRORS"),
+    ];
+    for (hsm, rule, reason) in said {
+        rig.faults(hsm).set([rule]);
+        let told = login(&mut clients, &rig, &right).await;
+        assert_eq!(told, (pb::CheckStatus::Failed, reason.to_owned(), hsm.to_owned()));
+    }
+    let (status, ..) = login(&mut clients, &rig, &right).await;
+    assert_eq!(status, pb::CheckStatus::Skipped, "one has refused, the other did not answer");
+    let [one, two] = asked();
+    assert_eq!([one - before[0], two - before[1]], [3, 1], "what no HSM counts is asked again, and nothing else");
 }
 
 #[tokio::test]
