@@ -20,7 +20,7 @@ pub struct Rotation {
 /// What makes the change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Strategy {
-    /// Nothing: the password is always the one that the key store was given.
+    /// Nothing: the password stays as it is.
     None,
     /// `C_SetPIN`, on one HSM after the other.
     SetPin,

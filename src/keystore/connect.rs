@@ -18,7 +18,8 @@ use crate::node::{Health, LoginRefusal};
 use crate::records::ConnectionFault;
 
 use super::lifecycle::Event;
-use super::{Error, KeyStores, Store, prerequisites, rotate};
+use super::rotate::{self, Rotated};
+use super::{Error, KeyStores, Store, prerequisites};
 
 /// Once one node is proved, the others get this long before the store is CONNECTED without them.
 const OTHERS: Duration = Duration::from_secs(20);
@@ -128,23 +129,27 @@ async fn attempt(stores: &KeyStores, store: &Store) -> Result<(), ConnectionFaul
         connection.bring_up(index);
     }
     let left = || stores.0.settings.connect_timeout.saturating_sub(began.elapsed());
-    if come_up(&connection, left(), is_hopeless).await {
-        // It must not cost the store what the first node has proved.
-        rotate::rotate(stores, store, &connection, left() / 2).await;
-        // Those that have a new password log in with it. Each could be reached before, and is waited for.
-        if come_up(&connection, left(), is_lost).await {
-            return Ok(());
-        }
+    let members: Vec<_> = connection.members().iter().collect();
+    if !come_up(&connection, &members, left(), is_out).await {
+        return Err(why_nobody(&connection));
     }
-    Err(why_nobody(&connection))
+    let proved: Vec<_> = members.into_iter().filter(|member| member.is_proved()).collect();
+    // It must not cost the store what the first node has proved.
+    if rotate::rotate(stores, store, &connection, left() / 2).await == Rotated::Perhaps
+        // Those that have a new password log in with it. Each could be reached before, and is waited for.
+        && !come_up(&connection, &proved, left(), is_lost).await
+    {
+        return Err(why_nobody(&connection));
+    }
+    Ok(())
 }
 
-/// Waits until one node is proved, and a while for the others; or until nothing is to be hoped of any. Whether one is
-/// proved.
-async fn come_up(connection: &Connection, left: Duration, is_hopeless: fn(&Member) -> bool) -> bool {
-    let nobody = || connection.members().iter().all(is_hopeless);
+/// Waits until one node is proved, and a while for the others among `members`; or until nothing is to be hoped of any of
+/// these. Whether one is proved.
+async fn come_up(connection: &Connection, members: &[&Member], left: Duration, is_lost: fn(&Member) -> bool) -> bool {
+    let nobody = || members.iter().all(|member| is_lost(member) || member.stuck().is_some());
     until(connection, || any_proved(connection) || nobody() || refused(connection)).await;
-    let all_decided = || connection.members().iter().all(|member| member.is_proved() || is_out(member));
+    let all_decided = || members.iter().all(|member| member.is_proved() || is_lost(member));
     if any_proved(connection) {
         // One suffices: the time for the others must not cost the store what the first has proved.
         let _ = tokio::time::timeout(OTHERS.min(left / 2), until(connection, all_decided)).await;
@@ -223,13 +228,9 @@ fn is_out(member: &Member) -> bool {
     }
 }
 
-fn is_hopeless(member: &Member) -> bool {
-    is_out(member) || member.stuck().is_some()
-}
-
 /// It does not come back by itself.
 fn is_lost(member: &Member) -> bool {
-    is_hopeless(member) && member.node.status().borrow().health != Health::Unreachable
+    is_out(member) && member.node.status().borrow().health != Health::Unreachable
 }
 
 /// Waits until the condition holds, looking again whenever a node changes.

@@ -217,3 +217,35 @@ impl Passwords {
         self.gates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::records::Settings;
+
+    #[tokio::test]
+    async fn a_new_hsm_has_what_the_operator_gave_or_what_its_siblings_have() {
+        let home = tempfile::tempdir().unwrap();
+        let settings = Settings { database: home.path().join("records"), sealing_key: home.path().join("key") };
+        let records = Records::open(&settings).await.unwrap();
+        let mut owner = PasswordOwner {
+            cluster: "cluster-2abcdefghij".parse().unwrap(),
+            username: Username::kmsuser(),
+            given: PasswordVersion(0),
+        };
+        let text = |text: &str| Password::trusted(text.to_owned());
+        owner.given = records.new_password(&owner, &text("given")).await.unwrap();
+        let made = records.new_password(&owner, &text("made")).await.unwrap();
+        let (old, new): (HsmId, HsmId) = ("hsm-1".parse().unwrap(), "hsm-2".parse().unwrap());
+        assert!(records.set_candidate(&owner, &[(old.clone(), owner.given)], made).await.unwrap());
+        records.confirm_candidate(&owner, &old, made, clock::now()).await.unwrap();
+        for (sharing, version) in [(Sharing::EachItsOwn, owner.given), (Sharing::OneForAll, made)] {
+            let both = [&old, &new].into_iter();
+            let passwords = Passwords::of(records.clone(), owner.clone(), both, sharing).await.unwrap();
+            assert_eq!(passwords.on(&old).await.unwrap(), NodePassword::unchanged(made));
+            assert_eq!(passwords.on(&new).await.unwrap(), NodePassword::unchanged(version), "{sharing:?}");
+            let there = passwords.settled(&new).await.unwrap().unwrap();
+            assert_eq!((there.version, there.username), (version, Username::kmsuser()));
+        }
+    }
+}

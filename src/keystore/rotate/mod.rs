@@ -28,6 +28,13 @@ const SETTLING: Duration = Duration::from_secs(20);
 /// A program that nobody has configured any more is given this long to end.
 const FORMER: Duration = Duration::from_secs(60);
 
+/// Whether the nodes may have another password than before, and log in anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rotated {
+    No,
+    Perhaps,
+}
+
 /// Why no rotation was begun.
 #[derive(Debug, thiserror::Error)]
 enum NotBegun {
@@ -59,20 +66,26 @@ pub(super) async fn wait_for_former(stores: &KeyStores, store: &Store) {
 /// Rotates the password, if that is due. What comes of it stands in the records and in the nodes' status.
 ///
 /// HSMs that take longer than `limit` are left to find out by themselves.
-pub(super) async fn rotate(stores: &KeyStores, store: &Store, connection: &Arc<Connection>, limit: Duration) {
+pub(super) async fn rotate(
+    stores: &KeyStores,
+    store: &Store,
+    connection: &Arc<Connection>,
+    limit: Duration,
+) -> Rotated {
     let record = store.record();
-    let Some(rotation) = rotation(stores, &record) else { return };
-    if rotation.strategy == Strategy::None {
-        return;
-    }
-    if let Err(error) = rotate_if_due(stores, &record, &rotation, connection, limit).await {
+    let Some(rotation) = rotation(stores, &record).filter(|rotation| rotation.strategy != Strategy::None) else {
+        return Rotated::No;
+    };
+    let rotated = rotate_if_due(stores, &record, &rotation, connection, limit).await.unwrap_or_else(|error| {
         let why = error_chain(&error);
         tracing::error!(key_store = %record.id, why, "the password was not rotated");
-    }
+        Rotated::Perhaps
+    });
     match stores.0.records.password_rotated(&record.cluster).await {
         Ok(rotated) => store.record.send_modify(|record| record.password_rotated = rotated),
         Err(error) => tracing::error!(key_store = %record.id, %error, "the time of the rotation cannot be read"),
     }
+    rotated
 }
 
 fn rotation(stores: &KeyStores, record: &KeyStoreRecord) -> Option<Rotation> {
@@ -85,7 +98,7 @@ async fn rotate_if_due(
     rotation: &Rotation,
     connection: &Arc<Connection>,
     limit: Duration,
-) -> Result<(), NotBegun> {
+) -> Result<Rotated, NotBegun> {
     let records = &stores.0.records;
     let owner = connection.passwords().owner();
     let known = records.node_passwords(owner).await?;
@@ -93,7 +106,7 @@ async fn rotate_if_due(
     let is_ours = known.values().any(|node| node.confirmed > owner.given);
     let rotated = records.password_rotated(&owner.cluster).await?.filter(|_| is_ours);
     if !due::is_due(rotated, record.state_changed, rotation.interval, clock::now()) {
-        return Ok(());
+        return Ok(Rotated::No);
     }
     match &rotation.strategy {
         Strategy::None => {}
@@ -102,13 +115,13 @@ async fn rotate_if_due(
             let _ = tokio::time::timeout(limit, set_pin::rotate(connection, new)).await;
         }
         Strategy::Command(program) => {
-            let Some(old) = command::present(connection).await? else { return Ok(()) };
+            let Some(old) = command::present(connection).await? else { return Ok(Rotated::No) };
             let new = new_password(stores, rotation, connection).await?;
             command::rotate(stores, connection, program, old, new).await?;
         }
     }
     records.forget_passwords(owner).await?;
-    Ok(())
+    Ok(Rotated::Perhaps)
 }
 
 /// Sealed in the records, and kept for the operator, before anybody has it.

@@ -199,7 +199,6 @@ admins = {admins:?}
 region = "us-east-1"
 account = "123456789012"
 trust_anchor = {trust_anchor:?}
-backup_lineage = "first"
 sync = "wrap"
 profile = "softhsm2"
 {of_the_cluster}

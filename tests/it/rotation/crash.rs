@@ -1,9 +1,12 @@
 //! `kill -9` at every step of a rotation: the next daemon finds out what each HSM has, and nobody is locked out.
 
+use std::time::Duration;
+
 use faulty_pkcs11::Function::C_SetPIN;
+use faulty_pkcs11::Rule;
 
 use super::{HSMS, versions};
-use crate::rig::{Clients, Rig, kill, pb};
+use crate::rig::{Clients, Rig, kill, pb, wait_async};
 
 /// Kills the daemon at a stop point, and starts another one.
 async fn killed_at(rig: &mut Rig, point: &str) {
@@ -48,6 +51,29 @@ async fn a_daemon_killed_at_any_step_of_a_rotation_costs_each_hsm_at_most_one_re
 }
 
 #[tokio::test]
+async fn a_daemon_killed_while_an_hsm_changes_its_password_waits_for_it_to_be_done() {
+    let mut rig = Rig::new().rotating().faulty().start();
+    let mut clients = rig.clients().await;
+    let store = clients.store(&rig, "main").await;
+    for hsm in HSMS {
+        rig.faults(hsm).set([Rule::block(C_SetPIN).during("busy")]);
+        rig.faults(hsm).mark("busy");
+    }
+    clients.connect(&store).await;
+    let is_in_the_call = |hsm: &&str| rig.faults(hsm).count(C_SetPIN) > 0;
+    wait_async(|| async { HSMS.iter().any(is_in_the_call).then_some(()) }).await;
+    rig.kill_daemon();
+    rig.start_daemon();
+    for hsm in HSMS {
+        rig.faults(hsm).unmark("busy");
+    }
+    let mut clients = rig.clients().await;
+    let told = all_is_well(&rig, &mut clients, &store, "in the call").await;
+    assert_eq!(versions(&told).iter().filter(|version| **version == 2).count(), 1, "{told:?}");
+    assert_eq!(HSMS.map(|hsm| rig.refusals(hsm)), [0; 3]);
+}
+
+#[tokio::test]
 async fn a_second_kill_while_the_first_one_is_settled_needs_no_operator() {
     let mut rig = Rig::new().rotating().seams().faulty().start();
     let mut clients = rig.clients().await;
@@ -74,7 +100,7 @@ async fn a_worker_killed_at_any_moment_of_a_connect_leaves_its_token_whole_and_i
         clients.connect(&store).await;
         let before = rig.refusals("hsm-1");
         // Spread over the time in which it logs in, is given a new password, and logs in with that.
-        let moment = std::time::Duration::from_millis(u64::from(round) * 37 % 600);
+        let moment = Duration::from_millis(u64::from(round) * 37 % 600);
         let killed = tokio::time::timeout(moment, clients.settled(&store)).await;
         for pid in rig.workers_of("hsm-1") {
             kill(pid);

@@ -11,7 +11,7 @@ const RESTORED: &str = "cluster-2restored234";
 async fn served(nodes: u8) -> (Rig, Served, Clients, String) {
     let mut rig = Rig::new().nodes(nodes).zones(nodes).start();
     assert!(rig.stop_daemon().success());
-    let served = Served::start(&rig, &["admin"]);
+    let served = Served::start_with(&rig, &["admin"], "backup_lineage = \"first\"\npassword_rotation = \"none\"");
     let mut clients = served.clients_on_the_socket().await;
     let store = clients.connected_store(&rig, "main").await;
     clients.all_healthy(&store).await;
@@ -214,7 +214,7 @@ async fn a_cluster_whose_tokens_hold_nothing_of_the_stores_fails_at_once_and_is_
     clients.connect(&store).await;
     let failed = clients.settled(&store).await;
     assert_eq!(failed.connection_error_code(), pb::ConnectionErrorCode::InternalError, "{failed:?}");
-    assert!(failed.connection_error_message.contains("holds the key store's keys"), "{failed:?}");
+    assert!(failed.connection_error_message.contains("no HSM can be proved to hold"), "{failed:?}");
     assert_eq!((restored.objects(1).len(), restored.objects(2).len()), (0, 0), "nothing is made there");
     clients.move_store(&store, &rig.cluster_id()).await;
     assert_eq!(clients.decrypt(&ciphertext).await.unwrap(), b"still at home");
