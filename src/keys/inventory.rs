@@ -103,7 +103,12 @@ pub(super) async fn take(
 /// What is odd about an object, if anything is.
 fn oddity(object: Object, known: &HashSet<CkaId>, keks: &HashSet<Vec<u8>>) -> Option<Oddity> {
     let key = cka_id(&object.cka_id).is_some_and(|id| known.contains(&id));
-    let explained = object.class == SECRET_KEY && (key || keks.contains(&object.cka_id));
+    let is_secret = object.class == SECRET_KEY;
+    // Half made, whether a worker is at it now or was killed over it: what is left of those goes at the next login.
+    if is_secret && object.cka_id.is_empty() && object.label.is_empty() {
+        return None;
+    }
+    let explained = is_secret && (key || keks.contains(&object.cka_id));
     let Object { class, cka_id, label, differing } = object;
     let object = ObjectName { class, cka_id, label };
     match (explained, differing) {
@@ -175,6 +180,7 @@ mod tests {
         assert!(matches!(told(object(SECRET_KEY, id.as_bytes(), "CKA_WRAP")), Some(Oddity::Attributes { .. })));
         assert!(is_orphan(object(SECRET_KEY, stranger.as_bytes(), "")));
         assert!(is_orphan(object(SECRET_KEY, b"", "")));
+        assert_eq!(told(Object { label: String::new(), ..object(SECRET_KEY, b"", "") }), None, "it is half made");
         // A certificate under a key's id is none of ours: the records explain secret keys.
         assert!(is_orphan(object(1, id.as_bytes(), "")));
     }

@@ -348,8 +348,7 @@ fn delete_key(rig: &Rig, hsm: &str, key: &str) -> String {
 }
 
 fn kill_worker(rig: &Rig, hsm: &str) {
-    let [pid] = rig.workers_of(hsm)[..] else { panic!("one worker serves {hsm}") };
-    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a pid");
+    let pid = rustix::process::Pid::from_raw(rig.worker_of(hsm).cast_signed()).expect("a pid");
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it is ours");
 }
 

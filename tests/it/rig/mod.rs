@@ -177,9 +177,11 @@ impl Rig {
         self.workers().into_iter().filter(|(_, slot)| of_it(slot)).map(|(pid, _)| pid).collect()
     }
 
-    /// The worker that serves a node, or is about to: a new one may not be there yet.
+    /// The one that serves a node, or is about to: a new one may not be there yet. Beside it there may be another for a
+    /// step of the trust ceremony.
     pub fn worker_of(&self, hsm: &str) -> u32 {
-        wait(|| self.workers_of(hsm).first().copied())
+        let serves = |slot: &str| slot.contains(&format!(".{hsm}.")) && !slot.ends_with(".admin");
+        wait(|| self.workers().into_iter().find(|(_, slot)| serves(slot)).map(|(pid, _)| pid))
     }
 
     /// From now until the file is dropped, whoever makes an object in the node's token waits:
