@@ -150,6 +150,7 @@ mod tests {
             backup_lineage: None,
             sync: crate::cluster::SyncMode::Wrap,
             profile: crate::cluster::Profile::SoftHsm2,
+            rotation: crate::cluster::Rotation::NEVER,
             subnets: BTreeMap::new(),
             security_group: None,
             min_hsms_to_create: NonZeroU32::MIN,
