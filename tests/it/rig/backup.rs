@@ -60,6 +60,7 @@ trust_anchor = {trust_anchor:?}
 backup_lineage = {lineage:?}
 sync = "wrap"
 profile = "softhsm2"
+password_rotation = "none"
 "#,
             trust_anchor = rig.path("customerCA.crt"),
         );

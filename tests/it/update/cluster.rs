@@ -126,6 +126,36 @@ async fn a_store_moves_to_a_restored_cluster_and_back_and_each_serves_the_keys_t
 }
 
 #[tokio::test]
+async fn a_store_moves_with_the_password_that_keyway_made_and_finds_that_of_its_first_cluster_when_it_comes_back() {
+    let (rig, mut served, clients, store) = served(2).await;
+    drop(clients);
+    let rotating = |text: String| text.replace("password_rotation = \"none\"", "password_rotation = \"set-pin\"");
+    served.restart_with(rotating).await;
+    let mut clients = served.clients_on_the_socket().await;
+    clients.move_store(&store, &rig.cluster_id()).await;
+    let key = clients.key(&store).await.key_id;
+    let ciphertext = clients.encrypt(&key, b"wherever it is").await;
+    let versions = |store: &pb::KeyStore| store.nodes.iter().map(|node| node.password_version).collect::<Vec<_>>();
+    let here = clients.all_healthy(&store).await;
+    assert_eq!((versions(&here), rig.try_objects("hsm-1").is_err()), (vec![2, 2], true), "keyway's own, on both");
+
+    let restored = rig.restore_elsewhere(RESTORED, "hsm-");
+    let declaration = rotating(restored.declaration(&rig, "first"));
+    served.restart_with(|text| text + &declaration).await;
+    let mut clients = served.clients_on_the_socket().await;
+    clients.move_store(&store, RESTORED).await;
+    clients.until_decrypted(&ciphertext, b"wherever it is").await;
+    let there = clients.all_healthy(&store).await;
+    assert_eq!(versions(&there), [2, 2], "given, and rotated once");
+
+    clients.move_store(&store, &rig.cluster_id()).await;
+    clients.until_decrypted(&ciphertext, b"wherever it is").await;
+    assert_eq!(versions(&clients.all_healthy(&store).await), [3, 3]);
+    clients.move_store(&store, RESTORED).await;
+    clients.until_decrypted(&ciphertext, b"wherever it is").await;
+}
+
+#[tokio::test]
 async fn a_cluster_that_is_not_related_not_there_or_not_fit_is_refused_and_nothing_changes() {
     let (rig, mut served, _, store) = served(2).await;
     let restored = rig.restore_elsewhere(RESTORED, "hsm-");
