@@ -1,6 +1,6 @@
 //! What a cluster must be like before a key store may stand on it, be connected, give keys and be used.
 //!
-//! Pure: what is known in, a verdict for each rule out. Each rule stands once, in `rules`, and [`TABLE`] says in
+//! Pure: what is known in, a verdict for each rule out. Each rule stands once, in `rules`, and `TABLE` says in
 //! which phases it holds. Whatever refuses (creating, moving, connecting, making a key) asks here; checking a cluster
 //! shows the same findings without doing anything.
 
