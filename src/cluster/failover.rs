@@ -1,8 +1,9 @@
 //! What to do after a call on a node failed: stop, ask the same node again, or ask another; and how long to wait for one.
 //!
 //! Pure. The rule: work that can be repeated moves when a node fails; work that may have been
-//! done is never done again, but settled by looking. Each class of trouble moves a request once, so
-//! that a request which is itself the cause does not go through the whole cluster.
+//! done is never done again, but settled by looking. Each class of trouble that a request can be the
+//! cause of moves it once, so that it does not go through the whole cluster. What a node says before
+//! it looks at the request (it is gone, nobody is logged in, it lacks the key) moves it on to every other.
 
 use std::time::Duration;
 
@@ -24,13 +25,11 @@ pub enum Effect {
     Once,
 }
 
-/// Trouble for which a request moves once and no more.
+/// Trouble that the request may be the cause of: it moves for it once and no more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Class {
     /// The session was dead or spoiled.
     Session,
-    /// Nobody is logged in any more.
-    Login,
     /// The token, the library or the device does not work.
     Node,
     /// No session, no memory.
@@ -126,10 +125,10 @@ impl History {
             // A fresh session is as bad: it is the node.
             Bucket::Session => self.move_once(Class::Node, Failure::NoNode),
             Bucket::Node => match fault.kind() {
-                // Each node says this for itself, before any work.
+                // Each node says these for itself, before any work.
                 Kind::KeyMissing => self.other(Failure::KeyUnavailable),
+                Kind::TokenAbsent | Kind::LoginLost => self.other(Failure::NoNode),
                 Kind::Capacity => self.move_once(Class::Capacity, Failure::Busy),
-                Kind::LoginLost => self.move_once(Class::Login, Failure::NoNode),
                 _ => self.move_once(Class::Node, Failure::NoNode),
             },
             Bucket::Unknown | Bucket::Unspecified => match effect {
@@ -203,8 +202,7 @@ mod tests {
     #[test]
     fn each_class_of_trouble_moves_a_request_once() {
         let troubles = [
-            (fault(Bucket::Node, Kind::Device), Failure::NoNode),
-            (fault(Bucket::Node, Kind::LoginLost), Failure::NoNode),
+            (fault(Bucket::Node, Kind::DeviceRemoved), Failure::NoNode),
             (fault(Bucket::Node, Kind::Capacity), Failure::Busy),
             (CallError::LateAfter, Failure::Late),
         ];
@@ -219,12 +217,14 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_was_not_asked_or_lacks_the_key_is_passed_over_however_many_there_are() {
+    fn a_node_that_was_not_asked_is_gone_or_lacks_the_key_is_passed_over_however_many_there_are() {
         let mut history = History::default();
         for node in 0..5 {
             assert_eq!(history.after(node, &CallError::NotServing, Effect::Once, false), Next::OtherNode);
-            let missing = fault(Bucket::Node, Kind::KeyMissing);
-            assert_eq!(history.after(node, &missing, Effect::Repeatable, false), Next::OtherNode);
+            for kind in [Kind::TokenAbsent, Kind::LoginLost, Kind::KeyMissing] {
+                let before_any_work = fault(Bucket::Node, kind);
+                assert_eq!(history.after(node, &before_any_work, Effect::Once, false), Next::OtherNode, "{kind:?}");
+            }
         }
         assert_eq!(history.exhausted(Failure::NoNode), Failure::KeyUnavailable);
     }

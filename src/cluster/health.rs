@@ -109,6 +109,7 @@ fn heed(connection: &Connection, index: usize, login: u64, fault: &v1::Fault) {
         | Kind::UserNotFound
         | Kind::PinRefused
         | Kind::TokenAbsent
+        | Kind::DeviceRemoved
         | Kind::Module
         | Kind::Device => {
             let reason = format!("its canary does not answer: {} answered 0x{:x}", fault.function, fault.ckr);

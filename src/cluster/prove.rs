@@ -72,12 +72,21 @@ impl Unproved {
         }
     }
 
+    /// Whether nothing is wrong yet after so many tries: another node is on its way to be proved, or was a moment ago.
+    fn is_a_wait(&self, tries: u32) -> bool {
+        match self {
+            Self::NotOurs => true,
+            Self::NoSource => tries <= 1,
+            Self::OtherCluster | Self::Step(_) | Self::Ceremony(_) | Self::Records(_) => false,
+        }
+    }
+
     /// Whether nothing will come of further tries, of which there were so many.
     fn stuck(&self, tries: u32) -> Option<Stuck> {
         match self {
             Self::OtherCluster => Some(Stuck::NeedsOperator),
             Self::Ceremony(undone) if undone.needs_operator() => Some(Stuck::NeedsOperator),
-            Self::NoSource => Some(Stuck::NeedsAnother),
+            Self::NoSource => (!self.is_a_wait(tries)).then_some(Stuck::NeedsAnother),
             // The other node gets there, or is stuck itself and gives way.
             Self::NotOurs => None,
             Self::Step(_) | Self::Ceremony(_) | Self::Records(_) => (tries >= TRIES).then_some(Stuck::KeepsFailing),
@@ -119,12 +128,16 @@ async fn keep(connection: &Connection, index: usize) {
             }
             continue;
         };
-        tries.tell(&member.node, &why);
         tries.failed += 1;
         member.set_proved(0);
         // Before the reason: whoever waits for a change looks at both.
         member.set_stuck(login, why.stuck(tries.failed));
-        member.node.not_level(login, &tries.told);
+        if why.is_a_wait(tries.failed) {
+            member.node.waits(login, &why.to_string());
+        } else {
+            tries.tell(&member.node, &why);
+            member.node.not_level(login, &tries.told);
+        }
         tokio::select! {
             () = tokio::time::sleep(tries.pause) => tries.pause = why.pause_after(tries.pause),
             _ = changes.changed() => member.set_stuck(login, None),

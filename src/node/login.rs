@@ -265,6 +265,7 @@ pub fn refusal(kind: Kind) -> Option<LoginRefusal> {
         | Kind::LoginLost
         | Kind::Capacity
         | Kind::TokenAbsent
+        | Kind::DeviceRemoved
         | Kind::Module
         | Kind::Protocol
         | Kind::Device => None,

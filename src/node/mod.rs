@@ -329,6 +329,17 @@ impl Node {
         });
     }
 
+    /// The login cannot be used yet, and nothing is wrong with it.
+    pub fn waits(&self, login: u64, reason: &str) {
+        self.status.send_if_modified(|status| {
+            let applies = status.login == login && status.health.is_logged_in();
+            if applies {
+                change(status, Health::Syncing, reason);
+            }
+            applies
+        });
+    }
+
     /// The worker that serves now.
     pub fn link(&self) -> Option<Arc<Link>> {
         self.serving.read().unwrap_or_else(PoisonError::into_inner).clone()
@@ -353,6 +364,7 @@ fn heeded(link: &Link, outcome: Outcome) -> Result<Outcome, CallError> {
     let useless = match fault.kind() {
         Kind::LoginLost => Some("its login was lost"),
         Kind::TokenAbsent => Some("its token is gone"),
+        Kind::DeviceRemoved => Some("its device was removed"),
         // Without a value it is our own: the library lacks a function, which another worker's would lack as well.
         Kind::Module if fault.ckr != 0 => Some("its library does not work any more"),
         Kind::Module

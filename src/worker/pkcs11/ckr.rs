@@ -217,7 +217,7 @@ pub(super) const TABLE: &[Row] = table! {
     CKR_TOKEN_NOT_PRESENT                Node    TokenAbsent   Renew   Undone
     CKR_TOKEN_NOT_RECOGNIZED             Node    TokenAbsent   Renew   Undone
     CKR_TOKEN_NOT_INITIALIZED            Node    TokenAbsent   Renew   Undone
-    CKR_DEVICE_REMOVED                   Node    TokenAbsent   Renew   Unclear
+    CKR_DEVICE_REMOVED                   Node    DeviceRemoved Renew   Unclear
 
     // The device is sick, or may have been reset.
     CKR_DEVICE_ERROR                     Node    Device        Renew   Unclear

@@ -253,7 +253,7 @@ mod tests {
             (Function::GenerateKey, 0x31, Node, Kind::Capacity, Keep),
             (Function::OpenSession, 0xb1, Node, Kind::Capacity, Keep),
             (Function::GetTokenInfo, 0x03, Node, Kind::TokenAbsent, Renew),
-            (decrypt, 0x32, Node, Kind::TokenAbsent, Renew),
+            (decrypt, 0x32, Node, Kind::DeviceRemoved, Renew),
             (decrypt, 0xe0, Node, Kind::TokenAbsent, Renew),
             (decrypt, 0xe1, Node, Kind::TokenAbsent, Renew),
             (Function::Initialize, 0x0a, Node, Kind::Module, Reopen),
