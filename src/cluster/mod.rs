@@ -9,7 +9,7 @@
 mod ceremony;
 mod connection;
 mod declared;
-pub mod failover;
+mod failover;
 mod health;
 mod listing;
 mod member;
@@ -19,14 +19,13 @@ mod prove;
 mod repeat;
 mod replicate;
 mod rotation;
-pub mod route;
+mod route;
 mod settings;
 
-pub use connection::{Closing, Connection, Failure, Generated, KeyInHsms, Made, Sealed};
-pub use declared::{Clusters, Declared, differences};
-pub use listing::Listing;
-pub use member::{Member, Stuck};
-pub use names::{AccountId, Lineage, SecurityGroupId, SubnetId};
+pub use connection::{Closing, Connection, Failure, KeyInHsms, Made, Sealed};
+pub use declared::{Declared, differences};
+pub use member::Member;
+pub use names::{Lineage, SecurityGroupId, SubnetId};
 pub use repeat::Repeat;
 pub use rotation::{Program, Rotation, Strategy, StrategyName};
 pub use settings::*;

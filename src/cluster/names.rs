@@ -25,12 +25,6 @@ pub struct AccountId(Arc<str>);
 /// What every text here can do once it has passed its rule.
 macro_rules! text {
     ($name:ident) => {
-        impl $name {
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(&self.0)

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use crate::model::ClusterId;
 use crate::{authz, cluster, door, keys, keystore, telemetry};
 
-pub use problem::{KeyPath, Origin, Problem, Problems};
+pub use problem::{Origin, Problems};
 
 use report::Report;
 

@@ -303,18 +303,18 @@ subnets.subnet-1a.present = false
         (ClusterState::UpdateInProgress, "an HSM is being added")
     );
     let group = cluster.security_group.as_ref().unwrap();
-    let peers: Vec<_> = group.rules.iter().map(|rule| (rule.peer.as_str(), rule.protocol.as_str())).collect();
-    assert_eq!(peers, [("sg-1", "tcp"), ("sg-2", "-1")]);
+    let peers: Vec<_> = group.rules.iter().map(|rule| (rule.peer.to_string(), rule.protocol.as_str())).collect();
+    assert_eq!(peers, [("sg-1".to_owned(), "tcp"), ("sg-2".to_owned(), "-1")]);
     let subnet = &cluster.subnets[&"subnet-1a".parse().unwrap()];
     assert_eq!((subnet.free_addresses, subnet.present), (Some(1), false));
     let id = "cluster-2abcdefghij".parse().unwrap();
-    assert_eq!(cluster.lineage(&id).as_str(), "prod");
+    assert_eq!(cluster.lineage(&id).to_string(), "prod");
     let unsaid = site.load(&toml.replace("backup_lineage = \"prod\"", ""), &[]).unwrap();
     let by_certificate = unsaid.clusters[&id].lineage(&id);
-    assert_eq!(by_certificate.as_str(), cluster.certificate.as_ref().unwrap().fingerprint());
+    assert_eq!(by_certificate.to_string(), cluster.certificate.as_ref().unwrap().fingerprint());
     let alone = site.load(GOOD, &[]).unwrap();
     assert_eq!(
-        alone.clusters[&id].lineage(&id).as_str(),
+        alone.clusters[&id].lineage(&id).to_string(),
         id.as_str(),
         "one trust anchor may stand above many clusters"
     );

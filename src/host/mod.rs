@@ -28,7 +28,7 @@ pub use admin::{AdminError, AdminWorker, Joining, Kek, Made};
 pub use lookout::Lookout;
 pub use opening::{OpeningError, WorkerLink};
 pub use process::WorkerProcess;
-pub use program::{PasswordChange, Program, ProgramError, Vacant};
+pub use program::{PasswordChange, Program, ProgramError};
 pub use softhsm::TokenDirectory;
 pub use trial::Trial;
 

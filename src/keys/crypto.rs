@@ -18,7 +18,6 @@ use super::{Error, Key, Keys, NoUse, Version, connection_of, envelope};
 #[derive(Debug)]
 pub struct Encrypted {
     pub ciphertext: Vec<u8>,
-    pub key: KeyId,
     pub arn: String,
     pub version: KeyVersion,
 }
@@ -224,7 +223,7 @@ impl Keys {
 
     fn encrypted(&self, key: &Key, version: KeyVersion, sealed: &crate::cluster::Sealed) -> Encrypted {
         let ciphertext = envelope::seal(key.id, version, sealed);
-        Encrypted { ciphertext, key: key.id, arn: self.key_arn(key), version }
+        Encrypted { ciphertext, arn: self.key_arn(key), version }
     }
 
     fn key_arn(&self, key: &Key) -> String {

@@ -23,9 +23,6 @@ const HEADER: usize = 24;
 const IV: usize = 12;
 const TAG: usize = 16;
 
-/// How many bytes a ciphertext has more than its plaintext.
-pub const OVERHEAD: usize = HEADER + IV + TAG;
-
 /// A ciphertext taken apart.
 #[derive(Debug)]
 pub struct Envelope {

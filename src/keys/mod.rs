@@ -32,7 +32,7 @@ use crate::model::{AliasName, CkaId, ClusterId, ConnectionState, KeyId, KeyRef, 
 use crate::records::{AliasRecord, CreatedAlias, KeyRecord, Records, Unavailable};
 
 pub use create::{NewKey, RequestClaim};
-pub use crypto::{Decrypted, Encrypted, NewDataKey, PlaintextPart};
+pub use crypto::Encrypted;
 pub use drift::Drifts;
 use holdback::Holdback;
 pub use settings::Settings;

@@ -23,18 +23,6 @@ impl KeySpec {
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|spec| spec.as_str() == text)
     }
-
-    pub const fn usage(self) -> KeyUsage {
-        match self {
-            Self::SymmetricDefault => KeyUsage::EncryptDecrypt,
-        }
-    }
-}
-
-/// What a key may be used for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum KeyUsage {
-    EncryptDecrypt,
 }
 
 /// Counts a key's versions from 1; a ciphertext names the one it was made with.

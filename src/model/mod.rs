@@ -3,15 +3,15 @@
 //! Nothing here does I/O, waits, locks or reads a clock. A value of one of these types has
 //! been checked once, where it was made, and no room checks it again.
 
-pub mod certificate;
-pub mod cluster;
-pub mod context;
-pub mod credential;
-pub mod escrow;
-pub mod id;
-pub mod key;
-pub mod secret;
-pub mod store;
+mod certificate;
+mod cluster;
+mod context;
+mod credential;
+mod escrow;
+mod id;
+mod key;
+mod secret;
+mod store;
 
 pub use certificate::{Certificate, OutOfDate, TrustAnchor};
 pub use cluster::{ClusterState, HsmState};
@@ -19,6 +19,6 @@ pub use context::EncryptionContext;
 pub use credential::PasswordVersion;
 pub use escrow::EscrowKey;
 pub use id::{AliasName, ClusterId, HsmId, Invalid, KeyId, KeyRef, KeyStoreId, KeyStoreName, Region, Username, Zone};
-pub use key::{CkaId, KeySpec, KeyState, KeyUsage, KeyVersion, Probe};
+pub use key::{CkaId, KeySpec, KeyState, KeyVersion, Probe};
 pub use secret::{Password, Plaintext, SealingKey};
 pub use store::{ConnectionErrorCode, ConnectionState};

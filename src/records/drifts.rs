@@ -211,14 +211,6 @@ fn odd(row: &SqliteRow) -> Result<(DriftCursor, DriftRecord), Unavailable> {
     Ok((cursor, DriftRecord { hsm: parsed(row, "hsm_id")?, difference, found: time(row, "found")? }))
 }
 
-impl Oddity {
-    pub fn object(&self) -> &ObjectName {
-        match self {
-            Self::Orphan(object) | Self::Attributes { object, .. } => object,
-        }
-    }
-}
-
 impl ObjectName {
     /// The key version that goes by this `CKA_ID`, if it has the form of one.
     pub fn key(&self) -> Option<(KeyId, KeyVersion)> {

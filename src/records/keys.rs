@@ -30,7 +30,6 @@ pub struct VersionRecord {
     pub probe: Option<Probe>,
     /// Uses that were reserved, and so count as made.
     pub uses_reserved: u64,
-    pub created: SystemTime,
     pub on: Vec<PresenceRecord>,
 }
 
@@ -39,7 +38,7 @@ pub struct VersionRecord {
 macro_rules! keys_with_versions {
     ($keys:literal) => {
         concat!(
-            "SELECT page.*, v.version, v.probe, v.uses_reserved, v.created AS version_created, p.hsm_id, p.proof, p.time
+            "SELECT page.*, v.version, v.probe, v.uses_reserved, p.hsm_id, p.proof, p.time
              FROM (",
             $keys,
             ") page JOIN key_versions v ON v.key_id = page.id
@@ -126,7 +125,6 @@ fn bare_version(row: &SqliteRow, version: KeyVersion) -> Result<VersionRecord, U
         version,
         probe: row.try_get::<Option<Vec<u8>>, _>("probe")?.map(Probe),
         uses_reserved: row.try_get::<i64, _>("uses_reserved")?.unsigned_abs(),
-        created: time(row, "version_created")?,
         on: Vec::new(),
     })
 }

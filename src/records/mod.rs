@@ -32,13 +32,12 @@ use std::sync::Arc;
 use sqlx::SqlitePool;
 
 pub use aliases::{AliasRecord, CreatedAlias};
-pub use creating::{BegunKey, CreatingLeft, KeyLimits, NewKey, RequestClaim};
+pub use creating::{BegunKey, KeyLimits, NewKey, RequestClaim};
 pub use drifts::{Difference, DriftCursor, DriftRecord, ObjectName, Oddity};
 pub use error::{OpenError, Unavailable};
-pub use hsms::DrainRecord;
 pub use keks::KekRecord;
 pub use key_stores::{AddedKeyStore, ConnectionFault, DeletedKeyStore, KeyStoreChange, KeyStoreRecord};
-pub use keys::{KeyRecord, VersionRecord};
+pub use keys::KeyRecord;
 pub use logins::{LoginLeave, Standing};
 pub use open::Settings;
 pub use passwords::{NodePassword, PasswordOwner};

@@ -279,7 +279,7 @@ async fn a_drained_hsm_stays_so_until_it_is_resumed_and_the_note_can_change() {
     drop(records);
     let records = home.open().await;
     let note = "new firmware, again".to_owned();
-    let drained = DrainRecord { cluster: on.clone(), hsm: hsm(1), note, since: at(1) };
+    let drained = super::hsms::DrainRecord { cluster: on.clone(), hsm: hsm(1), note, since: at(1) };
     assert_eq!(records.drained_hsms().await.unwrap(), [drained]);
     records.resume_hsm(&on, &hsm(1)).await.unwrap();
     assert_eq!(records.drained_hsms().await.unwrap(), []);

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
-use keyway::cluster::Sealed;
-use keyway::keys::envelope;
+use keyway::Sealed;
+use keyway::envelope;
 use keyway::model::{CkaId, EncryptionContext, KeyId, KeyVersion};
 use serde::Deserialize;
 
