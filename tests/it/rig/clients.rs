@@ -113,16 +113,19 @@ impl Clients {
     pub async fn watch_until(&mut self, id: &str, wanted: impl Fn(&pb::KeyStore) -> bool) -> pb::KeyStore {
         let request = pb::WatchKeyStoreRequest { key_store_id: id.to_owned() };
         let mut stream = self.stores.watch_key_store(request).await.expect("it can be watched").into_inner();
+        let mut seen = None;
         let watching = async {
             loop {
                 let message = stream.message().await.expect("the stream lasts").expect("the stream lasts");
-                let store = message.key_store.expect("every message has it");
-                if wanted(&store) {
-                    return store;
+                let store = seen.insert(message.key_store.expect("every message has it"));
+                if wanted(store) {
+                    break;
                 }
             }
         };
-        tokio::time::timeout(super::PATIENCE, watching).await.expect("the key store gets there")
+        let gets_there = tokio::time::timeout(super::PATIENCE, watching).await.is_ok();
+        assert!(gets_there, "the key store does not get there; it stays {seen:?}");
+        seen.expect("it was watched")
     }
 
     /// Waits until every node of a connected store is healthy.
