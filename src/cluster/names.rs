@@ -1,5 +1,6 @@
 //! The names that only a cluster's declaration uses, parsed once at the edge.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -17,6 +18,10 @@ pub struct SecurityGroupId(Arc<str>);
 /// Which backups a cluster descends from: a fingerprint, or a name of the operator's. 1 to 128 printable characters.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lineage(Arc<str>);
+
+/// All that says which backups a cluster descends from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lineages(BTreeSet<Lineage>);
 
 /// Twelve digits.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -112,6 +117,23 @@ impl Lineage {
     /// One cluster alone.
     pub fn of_nobody_but(cluster: &ClusterId) -> Self {
         Self(cluster.as_str().into())
+    }
+}
+
+impl Lineages {
+    /// One in common is enough.
+    pub fn are_related(&self, other: &Self) -> bool {
+        !self.0.is_disjoint(&other.0)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Lineage> {
+        self.0.iter()
+    }
+}
+
+impl FromIterator<Lineage> for Lineages {
+    fn from_iter<I: IntoIterator<Item = Lineage>>(lineages: I) -> Self {
+        Self(lineages.into_iter().collect())
     }
 }
 

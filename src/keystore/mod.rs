@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::authz::{Permit, action};
 use crate::clock;
-use crate::cluster::{self, Closing, Connection, Declared, Lineage};
+use crate::cluster::{self, Closing, Connection, Declared, Lineages};
 use crate::host::{Host, WorkerSpec};
 use crate::model::{
     ClusterId, ConnectionState, HsmId, KeyStoreId, KeyStoreName, Password, PasswordVersion, TrustAnchor, Username,
@@ -127,7 +127,7 @@ struct Inner {
     settings: Settings,
     clusters: Declared,
     /// The lineages of clusters as they were last declared.
-    lineages: RwLock<BTreeMap<ClusterId, Lineage>>,
+    lineages: RwLock<BTreeMap<ClusterId, Lineages>>,
     /// Held while a key store is tied to a cluster, from the look at the prerequisites until it stands in the list.
     tying: tokio::sync::Mutex<()>,
     records: Records,
@@ -160,7 +160,7 @@ impl KeyStores {
         let stores = found.into_iter().map(|record| (record.id.clone(), Store::new(record))).collect();
         let listed = watch::Sender::new(0);
         facts::remember_lineages(&records, facts::lineages(&clusters)).await?;
-        let lineages = RwLock::new(records.lineages().await?.into_iter().collect());
+        let lineages = RwLock::new(facts::remembered_lineages(&records).await?);
         let drained = records.drained_hsms().await?;
         let drained = drained.into_iter().map(|it| ((it.cluster, it.hsm), it.note)).collect();
         Ok(Self(Arc::new(Inner {

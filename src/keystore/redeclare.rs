@@ -18,7 +18,7 @@ impl KeyStores {
     ) -> Result<Vec<String>, Unavailable> {
         // Nobody ties a key store to a cluster by what was declared a moment ago.
         let _tying = self.0.tying.lock().await;
-        let known: Vec<_> = clusters.iter().map(|(id, cluster)| (id.clone(), cluster.lineage(id))).collect();
+        let known: Vec<_> = clusters.iter().map(|(id, cluster)| (id.clone(), cluster.lineages(id))).collect();
         remember_lineages(&self.0.records, known).await?;
         // Those that are declared no more are remembered as they were last.
         let last = lineages(&self.0.clusters);

@@ -13,7 +13,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::cluster::{self, Lineage};
+use crate::cluster::{self, Lineages};
 use crate::model::{ClusterId, ConnectionErrorCode, ConnectionState, HsmId, KeyStoreId, KeyStoreName, TrustAnchor};
 
 pub use rules::Rule;
@@ -92,7 +92,7 @@ pub struct Facts {
     pub id: ClusterId,
     /// `None` when it is not declared.
     pub cluster: Option<Arc<cluster::Settings>>,
-    pub lineage: Lineage,
+    pub lineages: Lineages,
     /// Every key store there is.
     pub ties: Vec<Tie>,
     pub quota: u32,
@@ -109,14 +109,14 @@ pub struct Facts {
     pub moving: Option<KeyStoreId>,
 }
 
-/// A key store, the cluster it is tied to, and that one's lineage.
+/// A key store, the cluster it is tied to, and that one's lineages.
 #[derive(Debug, Clone)]
 pub struct Tie {
     pub store: KeyStoreId,
     pub name: KeyStoreName,
     pub state: ConnectionState,
     pub cluster: ClusterId,
-    pub lineage: Lineage,
+    pub lineages: Lineages,
 }
 
 /// How an HSM is, as far as anybody knows.

@@ -147,7 +147,7 @@ fn cluster_free(facts: &Facts) -> Verdict {
 }
 
 fn unrelated(facts: &Facts) -> Verdict {
-    let relative = |tie: &&Tie| tie.cluster != facts.id && tie.lineage == facts.lineage;
+    let relative = |tie: &&Tie| tie.cluster != facts.id && tie.lineages.are_related(&facts.lineages);
     match facts.ties.iter().find(relative) {
         Some(tie) => Verdict::Failed(Unmet::RelativeTied { cluster: tie.cluster.clone(), store: tie.store.clone() }),
         None => Verdict::Passed,
@@ -158,7 +158,7 @@ fn related(facts: &Facts) -> Verdict {
     let moving = facts.ties.iter().find(|tie| facts.moving.as_ref() == Some(&tie.store));
     match moving {
         None => skipped("no key store is to be moved here"),
-        Some(tie) => unless(tie.lineage == facts.lineage, || Unmet::NotRelated(tie.cluster.clone())),
+        Some(tie) => unless(tie.lineages.are_related(&facts.lineages), || Unmet::NotRelated(tie.cluster.clone())),
     }
 }
 
