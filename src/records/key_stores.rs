@@ -142,7 +142,8 @@ impl Records {
     }
 
     /// Deletes a store without keys, if it is still in the state `from`, and its passwords. What stands in the HSMs stays, and
-    /// so does what is known of it.
+    /// so does what is known of it. Keys that were never acknowledged are no keys: what is left of them, which only HSMs that
+    /// do not come back could settle, goes as well.
     pub async fn delete_key_store(
         &self,
         id: &KeyStoreId,
@@ -156,13 +157,15 @@ impl Records {
         if named(&row, "state", ConnectionState::parse)? != from {
             return Ok(DeletedKeyStore::Changed);
         }
-        let keys: i64 = sqlx::query_scalar("SELECT count(*) FROM keys WHERE store_id = ?")
+        let keys: i64 = sqlx::query_scalar("SELECT count(*) FROM keys WHERE store_id = ? AND state <> 'CREATING'")
             .bind(id.as_str())
             .fetch_one(&mut *change)
             .await?;
         if keys > 0 {
             return Ok(DeletedKeyStore::HasKeys(keys.unsigned_abs()));
         }
+        let unfinished = sqlx::query("DELETE FROM keys WHERE store_id = ? AND state = 'CREATING'").bind(id.as_str());
+        unfinished.execute(&mut *change).await?;
         let cluster: String = row.try_get("cluster_id")?;
         // Also those of clusters it stood on before, unless another store has come there since.
         const PASSWORDS: &str = "DELETE FROM passwords WHERE username = ?1

@@ -375,6 +375,34 @@ async fn a_key_that_is_being_made_is_neither_listed_nor_named() {
 }
 
 #[tokio::test]
+async fn a_key_that_was_never_finished_keeps_no_store_from_being_deleted_wherever_the_store_went() {
+    let home = Home::new();
+    let records = home.open().await;
+    let mut record = connected_store(&records).await;
+    let alias: AliasName = "alias/x".parse().unwrap();
+    let unfinished = NewKey { alias: Some(alias.clone()), ..new_key(&record) };
+    records.begin_key(&unfinished, &LIMITS).await.unwrap();
+    let key = enabled_key(&records, &record).await;
+    assert!(moved(&records, &record.id, ConnectionState::Connected, OFF).await);
+    (record.state, record.password_version) = (OFF, PasswordVersion(1));
+    assert_eq!(records.delete_key_store(&record.id, OFF).await.unwrap(), DeletedKeyStore::HasKeys(1));
+    assert!(records.key(unfinished.id).await.unwrap().is_some(), "a refusal changes nothing");
+
+    sqlx::query("DELETE FROM keys WHERE id = ?")
+        .bind(key.as_bytes().as_slice())
+        .execute(&records.0.write)
+        .await
+        .unwrap();
+    let away = KeyStoreUpdate { cluster: Some(cluster('b')), ..Default::default() };
+    assert!(matches!(records.update_key_store(&record, &away).await.unwrap(), UpdatedKeyStore::Updated(_)));
+    assert_eq!(records.delete_key_store(&record.id, OFF).await.unwrap(), DeletedKeyStore::Deleted);
+    assert!(records.key(unfinished.id).await.unwrap().is_none());
+    let second = connected_store(&records).await;
+    let named_again = NewKey { alias: Some(alias), ..new_key(&second) };
+    assert_eq!(records.begin_key(&named_again, &LIMITS).await.unwrap(), BegunKey::Begun, "its alias is free");
+}
+
+#[tokio::test]
 async fn an_abandoned_key_goes_with_its_last_node_and_frees_its_alias_and_its_request() {
     let home = Home::new();
     let records = home.open().await;
