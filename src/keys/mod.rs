@@ -57,6 +57,9 @@ pub enum Error {
     /// A key that exists cannot be used, since its store is not connected.
     #[error("key {key} is UNAVAILABLE: its key store {store} is {state}")]
     Unavailable { key: KeyId, store: KeyStoreId, state: ConnectionState },
+    /// Nothing brings its HSMs back until it is declared again.
+    #[error("cluster {cluster} of key store {store} is not declared")]
+    Undeclared { store: KeyStoreId, cluster: ClusterId },
     /// Every HSM of the cluster was asked, and none has it.
     #[error("key {key} is on no HSM of cluster {cluster}, all of which were looked at")]
     Lost { key: KeyId, cluster: ClusterId },
@@ -241,6 +244,28 @@ impl Keys {
         }
     }
 
+    /// A store's Connection, when its state allows what is wanted of it.
+    fn connection_of(&self, store: &Store, what: Event) -> Result<Arc<cluster::Connection>, Error> {
+        let allowed = store.connection_for(what);
+        let connection = allowed.map_err(|state| Error::StoreNotConnected { store: store.id(), state })?;
+        if let Some(connection) = connection {
+            return Ok(connection);
+        }
+        let cluster = store.record().cluster;
+        match self.0.clusters.get(&cluster) {
+            Some(_) => Err(Error::Hsm(Failure::NoNode)),
+            None => Err(Error::Undeclared { store: store.id(), cluster }),
+        }
+    }
+
+    /// The same, to use a key of the store.
+    fn connection_behind(&self, key: &Key) -> Result<Arc<cluster::Connection>, Error> {
+        match self.connection_of(&key.store, Event::Use) {
+            Err(Error::StoreNotConnected { store, state }) => Err(Error::Unavailable { key: key.id, store, state }),
+            other => other,
+        }
+    }
+
     async fn resolve(&self, key: &KeyRef) -> Result<KeyId, Error> {
         let name = match key {
             KeyRef::Id(id) => return Ok(*id),
@@ -286,20 +311,6 @@ impl Key {
     fn version(&self, version: KeyVersion) -> Option<&Version> {
         self.versions.iter().find(|candidate| candidate.version == version)
     }
-
-    fn connection(&self) -> Result<Arc<cluster::Connection>, Error> {
-        match connection_of(&self.store, Event::Use) {
-            Err(Error::StoreNotConnected { store, state }) => Err(Error::Unavailable { key: self.id, store, state }),
-            other => other,
-        }
-    }
-}
-
-/// A store's Connection, when its state allows what is wanted of it.
-fn connection_of(store: &Store, what: Event) -> Result<Arc<cluster::Connection>, Error> {
-    let allowed = store.connection_for(what);
-    let connection = allowed.map_err(|state| Error::StoreNotConnected { store: store.id(), state })?;
-    connection.ok_or(Error::Hsm(Failure::NoNode))
 }
 
 /// A number for people: its digits in threes.

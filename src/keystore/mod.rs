@@ -370,18 +370,28 @@ impl KeyStores {
 
     async fn take_up_one(&self, store: Arc<Store>) -> Result<(), Unavailable> {
         match store.record().state {
-            ConnectionState::Connected => {
-                if let Some(connection) = self.open(&store).await? {
-                    for index in 0..connection.members().len() {
-                        connection.bring_up(index);
-                    }
-                }
-            }
+            ConnectionState::Connected => self.log_in_again(&store).await?,
             ConnectionState::Connecting => {
                 self.begin_attempt(&store);
             }
             ConnectionState::Disconnecting => self.drain(store, Closing::Now).await,
             ConnectionState::Disconnected | ConnectionState::Failed => {}
+        }
+        Ok(())
+    }
+
+    /// Logs in, without rotating, where a store is CONNECTED and has no Connection: a new daemon has none, and one whose
+    /// cluster was not declared could make none.
+    async fn log_in_again(&self, store: &Store) -> Result<(), Unavailable> {
+        let _turn = store.turn.lock().await;
+        let has_one = store.connection.borrow().is_some();
+        if store.state() == ConnectionState::Connected
+            && !has_one
+            && let Some(connection) = self.open(store).await?
+        {
+            for index in 0..connection.members().len() {
+                connection.bring_up(index);
+            }
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::io::BufRead as _;
 use std::process::Stdio;
 
-use crate::rig::{Clients, Rig, Served, Validity, certificate_in, pb};
+use crate::rig::{Clients, Rig, Served, Validity, certificate_in, pb, refused};
 
 async fn served() -> (Rig, Served, Clients) {
     let (served, rig) = tokio::task::spawn_blocking(|| {
@@ -141,4 +141,25 @@ async fn a_certificate_that_has_expired_is_warned_of_and_told() {
     assert!(told.certificate.contains("BEGIN CERTIFICATE"), "{told:?}");
     assert_eq!(told.backup_lineage, told.certificate_fingerprint);
     assert_eq!(told.certificate_fingerprint.len(), 64);
+}
+
+#[tokio::test]
+async fn a_store_whose_cluster_was_not_declared_at_the_start_serves_again_once_it_is() {
+    let (rig, mut served, mut clients) = served().await;
+    let good = served.configuration();
+    let store = clients.connected_store(&rig, "main").await;
+    clients.all_healthy(&store).await;
+    let key = clients.key(&store).await.key_id;
+    let ciphertext = clients.encrypt(&key, b"still there").await;
+    served.restart_with(|text| text.replace(&rig.cluster_id(), "cluster-2zzzzzzzzzz")).await;
+    let mut clients = served.clients_on_the_socket().await;
+    assert_eq!(clients.settled(&store).await.connection_state(), pb::ConnectionState::Connected);
+    let status = refused("using a key", clients.decrypt(&ciphertext).await, "KMS_INVALID_STATE", "");
+    assert!(status.message().contains("is not declared") && status.message().contains("SIGHUP"), "{status}");
+    let create = pb::CreateKeyRequest { key_store_id: store.clone(), ..Default::default() };
+    refused("making a key", clients.keys.create_key(create).await, "KMS_INVALID_STATE", "");
+
+    served.reload(&good).await;
+    assert_eq!(clients.all_healthy(&store).await.nodes.len(), 2);
+    assert_eq!(clients.decrypt(&ciphertext).await.expect("as before"), b"still there");
 }

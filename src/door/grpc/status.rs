@@ -213,6 +213,12 @@ impl From<keys::Error> for Refusal {
                     .with("keyStoreId", store)
                     .with("connectionState", state)
             }
+            E::Undeclared { store, cluster } => {
+                let way_out = "declare it in the daemon's configuration again, and send the daemon SIGHUP";
+                Self::new(Code::FailedPrecondition, "KMS_INVALID_STATE", format!("{message}; {way_out}"))
+                    .with("keyStoreId", store)
+                    .with("clusterId", cluster)
+            }
             E::Lost { key, cluster } => {
                 let way_out = "bring back an HSM that holds it, or move the key store to a cluster that does";
                 Self::new(Code::FailedPrecondition, "KMS_INVALID_STATE", format!("{message}; {way_out}"))
