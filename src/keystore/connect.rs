@@ -36,6 +36,8 @@ pub enum Phase {
     Ready,
     /// Out of use: it takes no part.
     Drained,
+    /// Its token is not the one it was: no password is sent there.
+    OtherToken,
 }
 
 /// A node's phase, whether it is stuck there, and why.
@@ -62,7 +64,8 @@ fn progress_of(member: &Member) -> Progress {
         Health::NotProbed | Health::Unreachable if status.password.is_none() => (Phase::RotatePassword, false),
         Health::Syncing | Health::Healthy | Health::Slow if status.password.is_none() => (Phase::RotatePassword, false),
         Health::NotProbed => (Phase::Reach, false),
-        Health::Unreachable | Health::WrongIdentity => (Phase::Reach, true),
+        Health::Unreachable => (Phase::Reach, true),
+        Health::WrongIdentity => (Phase::OtherToken, true),
         Health::Drained => (Phase::Drained, false),
         Health::LoginRefused => (Phase::LogIn, true),
         Health::Syncing if member.is_proved() => (Phase::SyncKeys, false),
@@ -187,8 +190,8 @@ fn refusals(connection: &Connection) -> impl Iterator<Item = (&HsmId, LoginRefus
     })
 }
 
-/// What keeps the nodes that are logged in from being proved; or the refusal that says most, or that nobody was there to
-/// refuse.
+/// What keeps the nodes that are logged in from being proved; or the refusal that says most; or that nobody was asked,
+/// since a token is another than before, or none could be reached.
 fn why_nobody(connection: &Connection) -> ConnectionFault {
     let stuck = connection.members().iter().filter_map(|member| Some((member.stuck()?, member.node.hsm())));
     if let Some((_, hsm)) = stuck.min() {
@@ -206,8 +209,14 @@ fn why_nobody(connection: &Connection) -> ConnectionFault {
     if let Some((hsm, refusal, reason)) = most_telling {
         return fault(code(refusal), reason, Some(hsm.clone()));
     }
-    let reasons = reasons(connection);
-    fault(ConnectionErrorCode::NetworkErrors, format!("no HSM of the cluster can be used: {reasons}"), None)
+    let other_token = |member: &&Member| member.node.status().borrow().health == Health::WrongIdentity;
+    let other_token = connection.members().iter().find(other_token).map(|member| member.node.hsm().clone());
+    // Something is there and answers: its host and its network are not to blame.
+    let code = match other_token {
+        Some(_) => ConnectionErrorCode::InternalError,
+        None => ConnectionErrorCode::NetworkErrors,
+    };
+    fault(code, format!("no HSM of the cluster can be used: {}", reasons(connection)), other_token)
 }
 
 /// What a refused login is called in AWS.

@@ -136,6 +136,7 @@ fn connect_step(progress: Progress) -> pb::ConnectStep {
         Phase::SyncKeys => (pb::ConnectPhase::SyncKeys, ""),
         Phase::Ready => (pb::ConnectPhase::Ready, ""),
         Phase::Drained => (pb::ConnectPhase::Reach, "Resume the HSM when it may be used again."),
+        Phase::OtherToken => (pb::ConnectPhase::Reach, "If its token was replaced on purpose, resume the HSM."),
     };
     let check = match (progress.failed, progress.phase) {
         (true, _) => pb::CheckStatus::Failed,
