@@ -117,10 +117,13 @@ async fn rotate_if_due(
         Strategy::Command(program) => {
             let Some(old) = command::present(connection).await? else { return Ok(Rotated::No) };
             let new = new_password(stores, rotation, connection).await?;
-            command::rotate(stores, connection, program, old, new).await?;
+            command::rotate(stores, connection, program, old, new).await;
         }
     }
-    records.forget_passwords(owner).await?;
+    // They are forgotten next time.
+    if let Err(error) = records.forget_passwords(owner).await {
+        tracing::warn!(key_store = %record.id, %error, "passwords that no HSM has any more stay in the records");
+    }
     Ok(Rotated::Perhaps)
 }
 
