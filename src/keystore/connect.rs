@@ -19,7 +19,7 @@ use crate::records::ConnectionFault;
 
 use super::lifecycle::Event;
 use super::rotate::{self, Rotated};
-use super::{Error, KeyStores, Store, prerequisites};
+use super::{Error, KeyStores, NotOpened, Store, prerequisites};
 
 /// Once one node is proved, the others get this long before the store is CONNECTED without them.
 const OTHERS: Duration = Duration::from_secs(20);
@@ -120,14 +120,13 @@ async fn attempt(stores: &KeyStores, store: &Store) -> Result<(), ConnectionFaul
         fault(unmet.code(), message, None)
     })?;
     rotate::wait_for_former(stores, store).await;
-    let connection = match stores.open(store).await {
-        Ok(Some(connection)) => connection,
-        Ok(None) => {
-            let cluster = store.record().cluster;
-            return Err(fault(ConnectionErrorCode::ClusterNotFound, format!("cluster {cluster} cannot be used"), None));
-        }
-        Err(error) => return Err(fault(ConnectionErrorCode::InternalError, error.to_string(), None)),
-    };
+    let connection = stores.open(store).await.map_err(|error| {
+        let code = match &error {
+            NotOpened::Undeclared(_) => ConnectionErrorCode::ClusterNotFound,
+            NotOpened::NoPassword | NotOpened::Records(_) => ConnectionErrorCode::InternalError,
+        };
+        fault(code, error.to_string(), None)
+    })?;
     for index in 0..connection.members().len() {
         connection.bring_up(index);
     }

@@ -102,6 +102,17 @@ pub enum Error {
     Records(#[from] Unavailable),
 }
 
+/// Why a store got no Connection.
+#[derive(Debug, thiserror::Error)]
+enum NotOpened {
+    #[error("cluster {0} is not declared")]
+    Undeclared(ClusterId),
+    #[error("the key store's password is not in the records; tell it kmsuser's present password")]
+    NoPassword,
+    #[error("the records cannot be reached")]
+    Records(#[from] Unavailable),
+}
+
 /// What an operator gives to make a key store.
 #[derive(Debug)]
 pub struct NewKeyStore {
@@ -385,13 +396,19 @@ impl KeyStores {
     async fn log_in_again(&self, store: &Store) -> Result<(), Unavailable> {
         let _turn = store.turn.lock().await;
         let has_one = store.connection.borrow().is_some();
-        if store.state() == ConnectionState::Connected
-            && !has_one
-            && let Some(connection) = self.open(store).await?
-        {
-            for index in 0..connection.members().len() {
-                connection.bring_up(index);
+        if store.state() != ConnectionState::Connected || has_one {
+            return Ok(());
+        }
+        let connection = match self.open(store).await {
+            Ok(connection) => connection,
+            Err(NotOpened::Records(error)) => return Err(error),
+            Err(error @ (NotOpened::Undeclared(_) | NotOpened::NoPassword)) => {
+                tracing::error!(key_store = %store.id(), %error, "the key store's HSMs cannot be logged in to");
+                return Ok(());
             }
+        };
+        for index in 0..connection.members().len() {
+            connection.bring_up(index);
         }
         Ok(())
     }
@@ -406,17 +423,15 @@ impl KeyStores {
         }
     }
 
-    /// A Connection for the store's cluster, its nodes at rest; `None` when the cluster is no longer declared.
-    async fn open(&self, store: &Store) -> Result<Option<Arc<Connection>>, Unavailable> {
+    /// A Connection for the store's cluster, its nodes at rest.
+    async fn open(&self, store: &Store) -> Result<Arc<Connection>, NotOpened> {
         let record = store.record();
         let user = Username::kmsuser();
         let Some(cluster) = self.0.clusters.get(&record.cluster) else {
-            tracing::error!(cluster = %record.cluster, key_store = %record.id, "the key store's cluster is not declared");
-            return Ok(None);
+            return Err(NotOpened::Undeclared(record.cluster));
         };
         if self.0.records.password(&record.cluster, &user, record.password_version).await?.is_none() {
-            tracing::error!(key_store = %record.id, "the key store's password is not in the records");
-            return Ok(None);
+            return Err(NotOpened::NoPassword);
         }
         let passwords = self.passwords(&record).await?;
         let _maintenance = self.0.maintenance.lock().await;
@@ -435,7 +450,7 @@ impl KeyStores {
         if self.0.opened.send(connection.clone()).await.is_err() {
             tracing::error!("nobody keeps keys level with the records");
         }
-        Ok(Some(connection))
+        Ok(connection)
     }
 
     /// The passwords of the store's crypto user on its cluster's nodes.
