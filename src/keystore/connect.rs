@@ -112,7 +112,7 @@ pub(super) async fn run(stores: KeyStores, store: Arc<Store>) {
     }
 }
 
-async fn attempt(stores: &KeyStores, store: &Store) -> Result<(), ConnectionFault> {
+async fn attempt(stores: &KeyStores, store: &Arc<Store>) -> Result<(), ConnectionFault> {
     let began = Instant::now();
     let facts = stores.facts(&store.record().cluster);
     prerequisites::while_connecting(&facts).map_err(|unmet| {

@@ -393,7 +393,7 @@ impl KeyStores {
 
     /// Logs in, without rotating, where a store is CONNECTED and has no Connection: a new daemon has none, and one whose
     /// cluster was not declared could make none.
-    async fn log_in_again(&self, store: &Store) -> Result<(), Unavailable> {
+    async fn log_in_again(&self, store: &Arc<Store>) -> Result<(), Unavailable> {
         let _turn = store.turn.lock().await;
         let has_one = store.connection.borrow().is_some();
         if store.state() != ConnectionState::Connected || has_one {
@@ -424,7 +424,7 @@ impl KeyStores {
     }
 
     /// A Connection for the store's cluster, its nodes at rest.
-    async fn open(&self, store: &Store) -> Result<Arc<Connection>, NotOpened> {
+    async fn open(&self, store: &Arc<Store>) -> Result<Arc<Connection>, NotOpened> {
         let record = store.record();
         let user = Username::kmsuser();
         let Some(cluster) = self.0.clusters.get(&record.cluster) else {
@@ -447,6 +447,7 @@ impl KeyStores {
         let common = Common::new(self.0.host.clone(), self.0.records.clone(), passwords);
         let connection = Connection::new(record.cluster.clone(), nodes, common, self.0.settings.zone.clone());
         store.connection.send_replace(Some(connection.clone()));
+        self.0.runtime.spawn(rotate::follow(self.clone(), store.clone(), connection.clone()));
         if self.0.opened.send(connection.clone()).await.is_err() {
             tracing::error!("nobody keeps keys level with the records");
         }
