@@ -26,7 +26,7 @@ pub use connection::{Closing, Connection, Failure, Generated, KeyInHsms, Made, S
 pub use declared::{Clusters, Declared, differences};
 pub use listing::Listing;
 pub use member::{Member, Stuck};
-pub use names::{AccountId, Lineage, Lineages, SecurityGroupId, SubnetId};
+pub use names::{Lineage, Lineages, SecurityGroupId, SubnetId};
 pub use repeat::Repeat;
 pub use rotation::{Program, Rotation, Strategy, StrategyName};
 pub use settings::*;

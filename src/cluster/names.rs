@@ -23,10 +23,6 @@ pub struct Lineage(Arc<str>);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lineages(BTreeSet<Lineage>);
 
-/// Twelve digits.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct AccountId(Arc<str>);
-
 /// What every text here can do once it has passed its rule.
 macro_rules! text {
     ($name:ident) => {
@@ -53,7 +49,6 @@ macro_rules! text {
 text!(SubnetId);
 text!(SecurityGroupId);
 text!(Lineage);
-text!(AccountId);
 
 impl FromStr for SubnetId {
     type Err = Invalid;
@@ -96,18 +91,6 @@ impl FromStr for Lineage {
     }
 }
 
-impl FromStr for AccountId {
-    type Err = Invalid;
-
-    fn from_str(text: &str) -> Result<Self, Invalid> {
-        if text.len() == 12 && text.bytes().all(|b| b.is_ascii_digit()) {
-            Ok(Self(text.into()))
-        } else {
-            Err(Invalid::new("an account is 12 digits"))
-        }
-    }
-}
-
 impl Lineage {
     /// The cluster whose certificate has this fingerprint, and its relatives.
     pub(super) fn of_certificate(fingerprint: &str) -> Self {
@@ -142,14 +125,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn subnets_and_accounts_keep_to_their_alphabet_and_length() {
+    fn subnets_keep_to_their_alphabet_and_length() {
         assert!("subnet-1a2b3c".parse::<SubnetId>().is_ok());
         for text in ["", "subnet-", "subnet-A", "1a2b3c", "subnet-123456789012345678"] {
             assert!(text.parse::<SubnetId>().is_err(), "{text:?} was accepted");
-        }
-        assert!("000000000000".parse::<AccountId>().is_ok());
-        for text in ["", "12345678901", "1234567890123", "12345678901a", "١٢٣٤٥٦"] {
-            assert!(text.parse::<AccountId>().is_err(), "{text:?} was accepted");
         }
     }
 }

@@ -9,10 +9,12 @@ use std::time::SystemTime;
 
 use crate::link::Patience;
 use crate::link::v1::open::Token;
-use crate::model::{Certificate, ClusterId, ClusterState, HsmId, HsmState, Invalid, Region, TrustAnchor, Zone};
+use crate::model::{
+    AccountId, Certificate, ClusterId, ClusterState, HsmId, HsmState, Invalid, Realm, Region, TrustAnchor, Zone,
+};
 
 use super::Rotation;
-use super::names::{AccountId, Lineage, Lineages, SecurityGroupId, SubnetId};
+use super::names::{Lineage, Lineages, SecurityGroupId, SubnetId};
 
 /// One cluster, checked: it has a node, and every node's subnet is one of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,6 +125,11 @@ impl fmt::Display for Quorum {
 }
 
 impl Settings {
+    /// In whose name its key stores are made.
+    pub fn realm(&self) -> Realm {
+        Realm { region: self.region.clone(), account: self.account.clone() }
+    }
+
     /// Clusters that have a lineage in common descend from the same backups. Equal cluster certificates always mean that, as
     /// in AWS, and equal `backup_lineage`s do. Without either, a cluster is related to itself alone: two of them must not be
     /// taken for relatives by accident.

@@ -228,7 +228,7 @@ impl Keys {
     }
 
     fn key_arn(&self, key: &Key) -> String {
-        self.arn(&key.store.record().cluster, &format!("key/{}", key.id))
+        self.arn(&key.store.id(), &format!("key/{}", key.id))
     }
 }
 

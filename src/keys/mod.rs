@@ -224,24 +224,23 @@ impl Keys {
     /// The ARN under which SDKs know an alias of a key.
     pub async fn alias_arn(&self, alias: &AliasRecord) -> Result<String, Error> {
         let record = self.0.records.key(alias.key).await?.ok_or_else(|| Error::NotFound(alias.key.to_string()))?;
-        Ok(self.arn(&record.cluster, &alias.name.to_string()))
+        Ok(self.arn(&record.store, &alias.name.to_string()))
     }
 
     fn describe_record(&self, record: KeyRecord) -> Description {
         let state = self.0.stores.get(&record.store).map_or(ConnectionState::Disconnected, |store| store.state());
         let refused = lifecycle::next(state, Event::Use).err();
         Description {
-            arn: self.arn(&record.cluster, &format!("key/{}", record.id)),
+            arn: self.arn(&record.store, &format!("key/{}", record.id)),
             unavailable: refused.map(|refused| refused.state),
             record,
         }
     }
 
-    fn arn(&self, cluster: &ClusterId, resource: &str) -> String {
-        match self.0.clusters.get(cluster) {
-            Some(cluster) => format!("arn:aws:kms:{}:{}:{resource}", cluster.region, cluster.account),
-            None => format!("arn:aws:kms:::{resource}"),
-        }
+    /// By where the store was made, so that a key keeps its name whatever is declared, and wherever the store goes.
+    fn arn(&self, store: &KeyStoreId, resource: &str) -> String {
+        let realm = self.0.stores.get(store).ok().and_then(|store| store.record().realm);
+        realm.map_or_else(|| format!("arn:aws:kms:::{resource}"), |realm| realm.arn(resource))
     }
 
     /// A store's Connection, when its state allows what is wanted of it.

@@ -48,6 +48,7 @@ impl KeyStores {
         let records = self.list().into_iter().map(|store| store.record());
         let tie = |record: crate::records::KeyStoreRecord| Tie {
             lineages: self.lineages(&record.cluster),
+            realm: record.realm,
             store: record.id,
             name: record.name,
             state: record.state,
@@ -125,6 +126,7 @@ impl Error {
             Unmet::NotFound => Self::ClusterNotFound(cluster),
             Unmet::Tied(_) => Self::ClusterInUse(cluster),
             Unmet::RelativeTied { .. } => Self::RelativeInUse { cluster, unmet },
+            Unmet::Elsewhere { .. } => Self::ClusterElsewhere { cluster, unmet },
             Unmet::NotRelated(_) => Self::ClusterNotRelated { cluster, unmet },
             Unmet::NotActive { .. } => Self::ClusterNotActive { cluster, unmet },
             Unmet::IncorrectTrustAnchor => Self::IncorrectTrustAnchor(cluster),

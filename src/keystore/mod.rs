@@ -80,6 +80,12 @@ pub enum Error {
         #[source]
         unmet: Unmet,
     },
+    #[error("the key store cannot be moved to cluster {cluster}: {unmet}")]
+    ClusterElsewhere {
+        cluster: ClusterId,
+        #[source]
+        unmet: Unmet,
+    },
     #[error("cluster {cluster} has no HSM {hsm}")]
     HsmNotFound { cluster: ClusterId, hsm: HsmId },
     #[error("cluster {cluster} does not meet the prerequisites: {unmet}")]
@@ -174,7 +180,7 @@ impl KeyStores {
         let lineages = RwLock::new(facts::remembered_lineages(&records).await?);
         let drained = records.drained_hsms().await?;
         let drained = drained.into_iter().map(|it| ((it.cluster, it.hsm), it.note)).collect();
-        Ok(Self(Arc::new(Inner {
+        let this = Self(Arc::new(Inner {
             settings,
             clusters,
             lineages,
@@ -188,7 +194,11 @@ impl KeyStores {
             maintenance: tokio::sync::Mutex::default(),
             reach: watch::Sender::default(),
             runtime: tokio::runtime::Handle::current(),
-        })))
+        }));
+        for store in this.list() {
+            this.remember_realm(&store).await?;
+        }
+        Ok(this)
     }
 
     /// Takes up what a former daemon left: CONNECTED stores log in again, without rotating;
@@ -255,6 +265,7 @@ impl KeyStores {
             id: KeyStoreId::random(),
             name: new.name.clone(),
             cluster: new.cluster.clone(),
+            realm: facts.cluster.as_ref().map(|cluster| cluster.realm()),
             trust_anchor: new.trust_anchor.pem().to_owned(),
             state: ConnectionState::Disconnected,
             state_changed: clock::now(),
@@ -388,6 +399,17 @@ impl KeyStores {
             ConnectionState::Disconnecting => self.drain(store, Closing::Now).await,
             ConnectionState::Disconnected | ConnectionState::Failed => {}
         }
+        Ok(())
+    }
+
+    /// A store from before its realm was written down was made where its cluster is.
+    async fn remember_realm(&self, store: &Store) -> Result<(), Unavailable> {
+        let _turn = store.turn.lock().await;
+        let record = store.record();
+        let declared = self.0.clusters.get(&record.cluster).map(|cluster| cluster.realm());
+        let Some(realm) = declared.filter(|_| record.realm.is_none()) else { return Ok(()) };
+        self.0.records.set_realm(&record.id, &realm).await?;
+        store.record.send_modify(|record| record.realm = Some(realm));
         Ok(())
     }
 

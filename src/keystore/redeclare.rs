@@ -19,6 +19,9 @@ impl KeyStores {
     ) -> Result<Vec<String>, Unavailable> {
         let changes = self.exchange(clusters).await?;
         for store in self.list() {
+            if let Err(error) = self.remember_realm(&store).await {
+                tracing::error!(key_store = %store.id(), %error, "SIGHUP: its region and account could not be written down");
+            }
             if let Err(error) = self.log_in_again(&store).await {
                 tracing::error!(key_store = %store.id(), %error, "SIGHUP: its HSMs could not be logged in to");
             }

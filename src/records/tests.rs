@@ -3,7 +3,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::*;
 use crate::model::{
     AliasName, CkaId, ClusterId, ConnectionErrorCode, ConnectionState, HsmId, KeyId, KeySpec, KeyState, KeyStoreId,
-    KeyVersion, Password, PasswordVersion, Probe, Username,
+    KeyVersion, Password, PasswordVersion, Probe, Realm, Username,
 };
 
 mod clusters;
@@ -45,11 +45,16 @@ fn hsm(number: u8) -> HsmId {
     format!("hsm-{number}").parse().unwrap()
 }
 
+fn realm(region: &str) -> Realm {
+    Realm { region: region.parse().unwrap(), account: "123456789012".parse().unwrap() }
+}
+
 fn store(name: &str, on: char) -> KeyStoreRecord {
     KeyStoreRecord {
         id: KeyStoreId::random(),
         name: name.parse().unwrap(),
         cluster: cluster(on),
+        realm: Some(realm("us-east-1")),
         trust_anchor: "PEM".to_owned(),
         state: ConnectionState::Disconnected,
         state_changed: at(0),
@@ -113,6 +118,27 @@ async fn a_store_is_added_once_per_name_and_cluster_and_within_the_quota() {
     records.add_key_store(&store("two", 'b'), &secret, 2).await.unwrap();
     assert_eq!(records.add_key_store(&store("three", 'c'), &secret, 2).await.unwrap(), AddedKeyStore::Full);
     assert_eq!(records.key_stores().await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn where_a_store_was_made_is_written_once() {
+    let home = Home::new();
+    let records = home.open().await;
+    let from_before = KeyStoreRecord { realm: None, ..store("before", 'a') };
+    records.add_key_store(&from_before, &password("hunter22"), 2).await.unwrap();
+    records.add_key_store(&store("since", 'b'), &password("hunter22"), 2).await.unwrap();
+    let realms = || async { records.key_stores().await.unwrap().into_iter().map(|it| (it.name, it.realm)) };
+    for (name, found) in realms().await {
+        assert_eq!(found.is_some(), name.as_str() == "since");
+    }
+    for region in ["eu-west-1", "eu-west-2"] {
+        for store in records.key_stores().await.unwrap() {
+            records.set_realm(&store.id, &realm(region)).await.unwrap();
+        }
+    }
+    for (name, found) in realms().await {
+        assert_eq!(found, Some(realm(if name.as_str() == "since" { "us-east-1" } else { "eu-west-1" })));
+    }
 }
 
 #[tokio::test]

@@ -156,6 +156,9 @@ impl From<keystore::Error> for Refusal {
             E::ClusterNotFound(cluster) => {
                 Self::new(Code::NotFound, "CLOUD_HSM_CLUSTER_NOT_FOUND", message).with("clusterId", cluster)
             }
+            E::ClusterElsewhere { cluster, .. } => {
+                Self::new(Code::NotFound, "CLOUD_HSM_CLUSTER_NOT_FOUND", message).with("clusterId", cluster)
+            }
             E::HsmNotFound { cluster, hsm } => {
                 Self::new(Code::NotFound, "NOT_FOUND", message).with("clusterId", cluster).with("hsmId", hsm)
             }
@@ -315,7 +318,11 @@ fn way_out(state: crate::model::ConnectionState) -> &'static str {
 mod tests {
     use super::*;
     use crate::keystore::prerequisites::{Phase, Unmet};
-    use crate::model::{ClusterState, KeyStoreId};
+    use crate::model::{ClusterState, KeyStoreId, Realm};
+
+    fn realm(region: &str) -> Realm {
+        Realm { region: region.parse().unwrap(), account: "123456789012".parse().unwrap() }
+    }
 
     /// A check foretells an error by the reason that the error will have.
     #[test]
@@ -328,6 +335,7 @@ mod tests {
             Unmet::Tied(KeyStoreId::random()),
             Unmet::RelativeTied { cluster: cluster.clone(), store: KeyStoreId::random() },
             Unmet::NotRelated(cluster.clone()),
+            Unmet::Elsewhere { here: realm("us-east-1"), store: realm("eu-west-1") },
             Unmet::NotActive { state: ClusterState::Degraded, message: String::new() },
             Unmet::SubnetsInTooFewZones { zones: 1 },
             Unmet::TooFewHsms { hsms: 1, zones: 1, needed: crate::cluster::Quorum::USUAL },

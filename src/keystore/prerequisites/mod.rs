@@ -14,7 +14,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::cluster::{self, Lineages};
-use crate::model::{ClusterId, ConnectionErrorCode, ConnectionState, HsmId, KeyStoreId, KeyStoreName, TrustAnchor};
+use crate::model::{
+    ClusterId, ConnectionErrorCode, ConnectionState, HsmId, KeyStoreId, KeyStoreName, Realm, TrustAnchor,
+};
 
 pub use rules::Rule;
 pub use unmet::Unmet;
@@ -60,6 +62,7 @@ const TABLE: &[(Rule, Phase, Force)] = {
         (Rule::EnoughHsms, Create, Refuses),
         (Rule::TrustAnchor, Create, Refuses),
         (Rule::ClusterFound, Move, Refuses),
+        (Rule::SameRealm, Move, Refuses),
         (Rule::ClusterFree, Move, Refuses),
         (Rule::Related, Move, Refuses),
         (Rule::ClusterActive, Move, Refuses),
@@ -116,6 +119,8 @@ pub struct Tie {
     pub name: KeyStoreName,
     pub state: ConnectionState,
     pub cluster: ClusterId,
+    /// Where the key store was made, if that is known.
+    pub realm: Option<Realm>,
     pub lineages: Lineages,
 }
 

@@ -110,6 +110,7 @@ fn tie(name: &str, on: &str, lineages: &[&str]) -> Tie {
         name: name.parse().unwrap(),
         state: ConnectionState::Disconnected,
         cluster: on.parse().unwrap(),
+        realm: Some(cluster().realm()),
         lineages: lineages.iter().map(|lineage| lineage.parse().unwrap()).collect(),
     }
 }
@@ -166,6 +167,21 @@ fn row_1_the_cluster_is_declared() {
     let facts = Facts { cluster: None, ..good() };
     let missing = "CLOUD_HSM_CLUSTER_NOT_FOUND";
     row("undeclared", &facts, [missing, missing, "-", "CLUSTER_NOT_FOUND", "-"]);
+}
+
+#[test]
+fn row_1_a_key_store_stays_in_its_account_and_region() {
+    let changes: [Change<Settings>; 2] = [
+        |cluster| cluster.region = "eu-west-1".parse().unwrap(),
+        |cluster| cluster.account = "999999999999".parse().unwrap(),
+    ];
+    for change in changes {
+        let elsewhere = declared(change);
+        row("elsewhere", &elsewhere, ["-", "CLOUD_HSM_CLUSTER_NOT_FOUND", "-", "-", "-"]);
+        let mut from_before = moving(elsewhere, &[ID]);
+        from_before.ties[0].realm = None;
+        row("nobody knows where it was made", &from_before, NONE);
+    }
 }
 
 #[test]
