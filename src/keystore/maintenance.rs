@@ -125,6 +125,10 @@ impl KeyStores {
     }
 
     fn known(&self, cluster: &ClusterId, hsm: &HsmId) -> Result<(), Error> {
+        // One that is not declared any more serves until its key store is disconnected.
+        if self.connection_on(cluster).is_some_and(|connection| connection.member(hsm).is_some()) {
+            return Ok(());
+        }
         let settings = self.0.clusters.get(cluster).ok_or_else(|| Error::ClusterNotFound(cluster.clone()))?;
         if settings.nodes.contains_key(hsm) {
             Ok(())
