@@ -6,8 +6,8 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite, Transaction};
 
 use crate::model::{
-    ClusterId, ConnectionErrorCode, ConnectionState, HsmId, KeyStoreId, KeyStoreName, Password, PasswordVersion,
-    Realm, Username,
+    ClusterId, ConnectionErrorCode, ConnectionState, HsmId, KeyStoreId, KeyStoreName, Password, PasswordVersion, Realm,
+    Username,
 };
 
 use super::row::{millis, named, number, parsed, time, time_if_any};

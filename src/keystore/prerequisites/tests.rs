@@ -180,7 +180,7 @@ fn row_1_a_key_store_stays_in_its_account_and_region() {
         row("elsewhere", &elsewhere, ["-", "CLOUD_HSM_CLUSTER_NOT_FOUND", "-", "-", "-"]);
         let mut from_before = moving(elsewhere, &[ID]);
         from_before.ties[0].realm = None;
-        row("nobody knows where it was made", &from_before, NONE);
+        row("nobody knows where it was made", &from_before, [IN_USE, "-", "-", "-", "-"]);
     }
 }
 
