@@ -25,7 +25,7 @@ mod settings;
 pub use connection::{Closing, Connection, Failure, KeyInHsms, Made, Sealed};
 pub use declared::{Declared, differences};
 pub use member::Member;
-pub use names::{Lineage, SecurityGroupId, SubnetId};
+pub use names::{Lineage, Lineages, SecurityGroupId, SubnetId};
 pub use repeat::Repeat;
 pub use rotation::{Program, Rotation, Strategy, StrategyName};
 pub use settings::*;

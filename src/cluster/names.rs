@@ -1,5 +1,6 @@
 //! The names that only a cluster's declaration uses, parsed once at the edge.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -18,9 +19,9 @@ pub struct SecurityGroupId(Arc<str>);
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lineage(Arc<str>);
 
-/// Twelve digits.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct AccountId(Arc<str>);
+/// All that says which backups a cluster descends from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lineages(BTreeSet<Lineage>);
 
 /// What every text here can do once it has passed its rule.
 macro_rules! text {
@@ -42,7 +43,6 @@ macro_rules! text {
 text!(SubnetId);
 text!(SecurityGroupId);
 text!(Lineage);
-text!(AccountId);
 
 impl FromStr for SubnetId {
     type Err = Invalid;
@@ -85,18 +85,6 @@ impl FromStr for Lineage {
     }
 }
 
-impl FromStr for AccountId {
-    type Err = Invalid;
-
-    fn from_str(text: &str) -> Result<Self, Invalid> {
-        if text.len() == 12 && text.bytes().all(|b| b.is_ascii_digit()) {
-            Ok(Self(text.into()))
-        } else {
-            Err(Invalid::new("an account is 12 digits"))
-        }
-    }
-}
-
 impl Lineage {
     /// The cluster whose certificate has this fingerprint, and its relatives.
     pub(super) fn of_certificate(fingerprint: &str) -> Self {
@@ -109,19 +97,32 @@ impl Lineage {
     }
 }
 
+impl Lineages {
+    /// One in common is enough.
+    pub fn are_related(&self, other: &Self) -> bool {
+        !self.0.is_disjoint(&other.0)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Lineage> {
+        self.0.iter()
+    }
+}
+
+impl FromIterator<Lineage> for Lineages {
+    fn from_iter<I: IntoIterator<Item = Lineage>>(lineages: I) -> Self {
+        Self(lineages.into_iter().collect())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn subnets_and_accounts_keep_to_their_alphabet_and_length() {
+    fn subnets_keep_to_their_alphabet_and_length() {
         assert!("subnet-1a2b3c".parse::<SubnetId>().is_ok());
         for text in ["", "subnet-", "subnet-A", "1a2b3c", "subnet-123456789012345678"] {
             assert!(text.parse::<SubnetId>().is_err(), "{text:?} was accepted");
-        }
-        assert!("000000000000".parse::<AccountId>().is_ok());
-        for text in ["", "12345678901", "1234567890123", "12345678901a", "١٢٣٤٥٦"] {
-            assert!(text.parse::<AccountId>().is_err(), "{text:?} was accepted");
         }
     }
 }

@@ -9,10 +9,12 @@ use std::time::SystemTime;
 
 use crate::link::Patience;
 use crate::link::v1::open::Token;
-use crate::model::{Certificate, ClusterId, ClusterState, HsmId, HsmState, Invalid, Region, TrustAnchor, Zone};
+use crate::model::{
+    AccountId, Certificate, ClusterId, ClusterState, HsmId, HsmState, Invalid, Realm, Region, TrustAnchor, Zone,
+};
 
 use super::Rotation;
-use super::names::{AccountId, Lineage, SecurityGroupId, SubnetId};
+use super::names::{Lineage, Lineages, SecurityGroupId, SubnetId};
 
 /// One cluster, checked: it has a node, and every node's subnet is one of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +28,7 @@ pub struct Settings {
     pub certificate: Option<Certificate>,
     /// The cluster's `customerCA.crt`; always there where the profile requires one.
     pub trust_anchor: Option<TrustAnchor>,
-    /// What the operator says of its ancestry; [`Settings::lineage`] says what holds.
+    /// What the operator says of its ancestry; [`Settings::lineages`] says what holds.
     pub backup_lineage: Option<Lineage>,
     pub sync: SyncMode,
     pub profile: Profile,
@@ -123,8 +125,22 @@ impl fmt::Display for Quorum {
 }
 
 impl Settings {
-    /// Clusters of one lineage descend from the same backups. Equal cluster certificates mean that, as in AWS. Without
-    /// either, a cluster is related to itself alone: two of them must not be taken for relatives by accident.
+    /// In whose name its key stores are made.
+    pub fn realm(&self) -> Realm {
+        Realm { region: self.region.clone(), account: self.account.clone() }
+    }
+
+    /// Clusters that have a lineage in common descend from the same backups. Equal cluster certificates always mean that, as
+    /// in AWS, and equal `backup_lineage`s do. Without either, a cluster is related to itself alone: two of them must not be
+    /// taken for relatives by accident.
+    pub fn lineages(&self, id: &ClusterId) -> Lineages {
+        let told = self.backup_lineage.iter().cloned();
+        let certified = self.certificate.iter().map(|it| Lineage::of_certificate(&it.fingerprint()));
+        let known: Vec<_> = told.chain(certified).collect();
+        if known.is_empty() { [Lineage::of_nobody_but(id)].into_iter().collect() } else { known.into_iter().collect() }
+    }
+
+    /// The lineage by which the cluster is shown: the operator's word for it, if there is one.
     pub fn lineage(&self, id: &ClusterId) -> Lineage {
         match (&self.backup_lineage, &self.certificate) {
             (Some(lineage), _) => lineage.clone(),

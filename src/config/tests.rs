@@ -309,6 +309,9 @@ subnets.subnet-1a.present = false
     assert_eq!((subnet.free_addresses, subnet.present), (Some(1), false));
     let id = "cluster-2abcdefghij".parse().unwrap();
     assert_eq!(cluster.lineage(&id).to_string(), "prod");
+    let fingerprint = cluster.certificate.as_ref().unwrap().fingerprint();
+    let lineages: std::collections::BTreeSet<_> = cluster.lineages(&id).iter().map(ToString::to_string).collect();
+    assert_eq!(lineages, ["prod".to_owned(), fingerprint].into(), "either makes it a relative");
     let unsaid = site.load(&toml.replace("backup_lineage = \"prod\"", ""), &[]).unwrap();
     let by_certificate = unsaid.clusters[&id].lineage(&id);
     assert_eq!(by_certificate.to_string(), cluster.certificate.as_ref().unwrap().fingerprint());

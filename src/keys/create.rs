@@ -131,7 +131,7 @@ impl Keys {
 
     async fn begin(&self, store: &Store, new: NewKey) -> Result<Begun, Error> {
         let record = store.record();
-        let connection = super::connection_of(store, Event::CreateKey)?;
+        let connection = self.connection_of(store, Event::CreateKey)?;
         let nodes = connection.ready_for_new_keys();
         self.0.stores.may_create_key(&record.cluster)?;
         let needed = self.0.stores.quorum(&record.cluster);
@@ -163,7 +163,7 @@ impl Keys {
             BegunKey::AliasInUse => Err(Error::AliasInUse(new.alias.expect("only a named alias can be in use"))),
             BegunKey::TooManyKeys => Err(Error::TooManyKeys(self.0.settings.per_key_store)),
             BegunKey::StoreChanged => {
-                let why = super::connection_of(store, Event::CreateKey).err();
+                let why = self.connection_of(store, Event::CreateKey).err();
                 Err(why.unwrap_or(Error::KeyStore(keystore::Error::Conflict)))
             }
         }

@@ -12,7 +12,7 @@ use crate::model::{EncryptionContext, KeyId, KeyRef, KeyStoreId, KeyVersion, Pla
 use crate::records::Proof;
 
 use super::holdback::Suspect;
-use super::{Error, Key, Keys, NoUse, Version, connection_of, envelope};
+use super::{Error, Key, Keys, NoUse, Version, envelope};
 
 /// A ciphertext, and what made it.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ impl Keys {
     ) -> Result<Encrypted, Error> {
         let key = self.find(self.resolve(key).await?).await?;
         self.check_holdback(&permit, &key)?;
-        let connection = key.connection()?;
+        let connection = self.connection_behind(&key)?;
         let uses = CountedUses::of(self, &key)?;
         uses.take().await?;
         let version = uses.version;
@@ -89,7 +89,7 @@ impl Keys {
         };
         self.check_holdback(&permit, &key)?;
         let version = key.version(envelope.version).ok_or(Error::InvalidCiphertext)?;
-        let connection = key.connection()?;
+        let connection = self.connection_behind(&key)?;
         let aad = envelope::aad(key.id, version.version, context);
         let plaintext = connection.decrypt(&version.in_hsms, aad, envelope.sealed, deadline).await;
         let plaintext = plaintext.map_err(Error::Hsm);
@@ -130,14 +130,14 @@ impl Keys {
         let store = match store {
             Some(id) => self.0.stores.get(id)?,
             None => {
-                let connected = |store: &Arc<Store>| connection_of(store, Event::Use).is_ok();
+                let connected = |store: &Arc<Store>| self.connection_of(store, Event::Use).is_ok();
                 self.0.stores.list().into_iter().find(connected).ok_or(Error::NoConnectedStore)?
             }
         };
-        let drawn = connection_of(&store, Event::Use)?.generate_random(number_of_bytes, deadline).await;
+        let drawn = self.connection_of(&store, Event::Use)?.generate_random(number_of_bytes, deadline).await;
         if drawn.as_ref().is_err_and(|failure| *failure == Failure::NoNode) {
             // It may have been disconnected meanwhile, which is then the reason.
-            connection_of(&store, Event::Use)?;
+            self.connection_of(&store, Event::Use)?;
         }
         Ok(drawn?)
     }
@@ -153,7 +153,7 @@ impl Keys {
     ) -> Result<NewDataKey, Error> {
         let key = self.find(self.resolve(key).await?).await?;
         self.check_holdback(permit, &key)?;
-        let connection = key.connection()?;
+        let connection = self.connection_behind(&key)?;
         let uses = CountedUses::of(self, &key)?;
         uses.take().await?;
         let version = uses.version;
@@ -192,7 +192,7 @@ impl Keys {
             }
             Failure::Poisonous => self.0.holdback.deadly(suspect(permit, key), Instant::now()),
             // The store may have been disconnected under the request, which is then the reason.
-            Failure::NoNode => drop(key.connection()?),
+            Failure::NoNode => drop(self.connection_behind(key)?),
             Failure::KeyUnavailable if self.is_lost(key, version, connection).await? => {
                 return Err(Error::Lost { key: key.id, cluster: connection.cluster.clone() });
             }
@@ -227,7 +227,7 @@ impl Keys {
     }
 
     fn key_arn(&self, key: &Key) -> String {
-        self.arn(&key.store.record().cluster, &format!("key/{}", key.id))
+        self.arn(&key.store.id(), &format!("key/{}", key.id))
     }
 }
 

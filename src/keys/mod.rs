@@ -57,6 +57,9 @@ pub enum Error {
     /// A key that exists cannot be used, since its store is not connected.
     #[error("key {key} is UNAVAILABLE: its key store {store} is {state}")]
     Unavailable { key: KeyId, store: KeyStoreId, state: ConnectionState },
+    /// Nothing brings its HSMs back until it is declared again.
+    #[error("cluster {cluster} of key store {store} is not declared")]
+    Undeclared { store: KeyStoreId, cluster: ClusterId },
     /// Every HSM of the cluster was asked, and none has it.
     #[error("key {key} is on no HSM of cluster {cluster}, all of which were looked at")]
     Lost { key: KeyId, cluster: ClusterId },
@@ -221,23 +224,44 @@ impl Keys {
     /// The ARN under which SDKs know an alias of a key.
     pub async fn alias_arn(&self, alias: &AliasRecord) -> Result<String, Error> {
         let record = self.0.records.key(alias.key).await?.ok_or_else(|| Error::NotFound(alias.key.to_string()))?;
-        Ok(self.arn(&record.cluster, &alias.name.to_string()))
+        Ok(self.arn(&record.store, &alias.name.to_string()))
     }
 
     fn describe_record(&self, record: KeyRecord) -> Description {
         let state = self.0.stores.get(&record.store).map_or(ConnectionState::Disconnected, |store| store.state());
         let refused = lifecycle::next(state, Event::Use).err();
         Description {
-            arn: self.arn(&record.cluster, &format!("key/{}", record.id)),
+            arn: self.arn(&record.store, &format!("key/{}", record.id)),
             unavailable: refused.map(|refused| refused.state),
             record,
         }
     }
 
-    fn arn(&self, cluster: &ClusterId, resource: &str) -> String {
-        match self.0.clusters.get(cluster) {
-            Some(cluster) => format!("arn:aws:kms:{}:{}:{resource}", cluster.region, cluster.account),
-            None => format!("arn:aws:kms:::{resource}"),
+    /// By where the store was made, so that a key keeps its name whatever is declared, and wherever the store goes.
+    fn arn(&self, store: &KeyStoreId, resource: &str) -> String {
+        let realm = self.0.stores.get(store).ok().and_then(|store| store.record().realm);
+        realm.map_or_else(|| format!("arn:aws:kms:::{resource}"), |realm| realm.arn(resource))
+    }
+
+    /// A store's Connection, when its state allows what is wanted of it.
+    fn connection_of(&self, store: &Store, what: Event) -> Result<Arc<cluster::Connection>, Error> {
+        let allowed = store.connection_for(what);
+        let connection = allowed.map_err(|state| Error::StoreNotConnected { store: store.id(), state })?;
+        if let Some(connection) = connection {
+            return Ok(connection);
+        }
+        let cluster = store.record().cluster;
+        match self.0.clusters.get(&cluster) {
+            Some(_) => Err(Error::Hsm(Failure::NoNode)),
+            None => Err(Error::Undeclared { store: store.id(), cluster }),
+        }
+    }
+
+    /// The same, to use a key of the store.
+    fn connection_behind(&self, key: &Key) -> Result<Arc<cluster::Connection>, Error> {
+        match self.connection_of(&key.store, Event::Use) {
+            Err(Error::StoreNotConnected { store, state }) => Err(Error::Unavailable { key: key.id, store, state }),
+            other => other,
         }
     }
 
@@ -286,20 +310,6 @@ impl Key {
     fn version(&self, version: KeyVersion) -> Option<&Version> {
         self.versions.iter().find(|candidate| candidate.version == version)
     }
-
-    fn connection(&self) -> Result<Arc<cluster::Connection>, Error> {
-        match connection_of(&self.store, Event::Use) {
-            Err(Error::StoreNotConnected { store, state }) => Err(Error::Unavailable { key: self.id, store, state }),
-            other => other,
-        }
-    }
-}
-
-/// A store's Connection, when its state allows what is wanted of it.
-fn connection_of(store: &Store, what: Event) -> Result<Arc<cluster::Connection>, Error> {
-    let allowed = store.connection_for(what);
-    let connection = allowed.map_err(|state| Error::StoreNotConnected { store: store.id(), state })?;
-    connection.ok_or(Error::Hsm(Failure::NoNode))
 }
 
 /// A number for people: its digits in threes.

@@ -89,7 +89,7 @@ impl Keys {
         repair: Repair,
     ) -> Result<mpsc::Receiver<Result<Synced, Error>>, Error> {
         let store = self.0.stores.on_cluster(cluster).ok_or_else(|| Error::NobodyLoggedIn(cluster.clone()))?;
-        let connection = super::connection_of(&store, Event::Use)?;
+        let connection = self.connection_of(&store, Event::Use)?;
         if !serves(&connection) {
             return Err(Error::Hsm(Failure::NoNode));
         }

@@ -19,7 +19,7 @@ use crate::records::ConnectionFault;
 
 use super::lifecycle::Event;
 use super::rotate::{self, Rotated};
-use super::{Error, KeyStores, Store, prerequisites};
+use super::{Error, KeyStores, NotOpened, Store, prerequisites};
 
 /// Once one node is proved, the others get this long before the store is CONNECTED without them.
 const OTHERS: Duration = Duration::from_secs(20);
@@ -36,6 +36,8 @@ pub enum Phase {
     Ready,
     /// Out of use: it takes no part.
     Drained,
+    /// Its token is not the one it was: no password is sent there.
+    OtherToken,
 }
 
 /// A node's phase, whether it is stuck there, and why.
@@ -62,7 +64,8 @@ fn progress_of(member: &Member) -> Progress {
         Health::NotProbed | Health::Unreachable if status.password.is_none() => (Phase::RotatePassword, false),
         Health::Syncing | Health::Healthy | Health::Slow if status.password.is_none() => (Phase::RotatePassword, false),
         Health::NotProbed => (Phase::Reach, false),
-        Health::Unreachable | Health::WrongIdentity => (Phase::Reach, true),
+        Health::Unreachable => (Phase::Reach, true),
+        Health::WrongIdentity => (Phase::OtherToken, true),
         Health::Drained => (Phase::Drained, false),
         Health::LoginRefused => (Phase::LogIn, true),
         Health::Syncing if member.is_proved() => (Phase::SyncKeys, false),
@@ -109,7 +112,7 @@ pub(super) async fn run(stores: KeyStores, store: Arc<Store>) {
     }
 }
 
-async fn attempt(stores: &KeyStores, store: &Store) -> Result<(), ConnectionFault> {
+async fn attempt(stores: &KeyStores, store: &Arc<Store>) -> Result<(), ConnectionFault> {
     let began = Instant::now();
     let facts = stores.facts(&store.record().cluster);
     prerequisites::while_connecting(&facts).map_err(|unmet| {
@@ -117,14 +120,13 @@ async fn attempt(stores: &KeyStores, store: &Store) -> Result<(), ConnectionFaul
         fault(unmet.code(), message, None)
     })?;
     rotate::wait_for_former(stores, store).await;
-    let connection = match stores.open(store).await {
-        Ok(Some(connection)) => connection,
-        Ok(None) => {
-            let cluster = store.record().cluster;
-            return Err(fault(ConnectionErrorCode::ClusterNotFound, format!("cluster {cluster} cannot be used"), None));
-        }
-        Err(error) => return Err(fault(ConnectionErrorCode::InternalError, error.to_string(), None)),
-    };
+    let connection = stores.open(store).await.map_err(|error| {
+        let code = match &error {
+            NotOpened::Undeclared(_) => ConnectionErrorCode::ClusterNotFound,
+            NotOpened::NoPassword | NotOpened::Records(_) => ConnectionErrorCode::InternalError,
+        };
+        fault(code, error.to_string(), None)
+    })?;
     for index in 0..connection.members().len() {
         connection.bring_up(index);
     }
@@ -187,8 +189,8 @@ fn refusals(connection: &Connection) -> impl Iterator<Item = (&HsmId, LoginRefus
     })
 }
 
-/// What keeps the nodes that are logged in from being proved; or the refusal that says most, or that nobody was there to
-/// refuse.
+/// What keeps the nodes that are logged in from being proved; or the refusal that says most; or that nobody was asked,
+/// since a token is another than before, or none could be reached.
 fn why_nobody(connection: &Connection) -> ConnectionFault {
     let stuck = connection.members().iter().filter_map(|member| Some((member.stuck()?, member.node.hsm())));
     if let Some((_, hsm)) = stuck.min() {
@@ -206,8 +208,14 @@ fn why_nobody(connection: &Connection) -> ConnectionFault {
     if let Some((hsm, refusal, reason)) = most_telling {
         return fault(code(refusal), reason, Some(hsm.clone()));
     }
-    let reasons = reasons(connection);
-    fault(ConnectionErrorCode::NetworkErrors, format!("no HSM of the cluster can be used: {reasons}"), None)
+    let other_token = |member: &&Member| member.node.status().borrow().health == Health::WrongIdentity;
+    let other_token = connection.members().iter().find(other_token).map(|member| member.node.hsm().clone());
+    // Something is there and answers: its host and its network are not to blame.
+    let code = match other_token {
+        Some(_) => ConnectionErrorCode::InternalError,
+        None => ConnectionErrorCode::NetworkErrors,
+    };
+    fault(code, format!("no HSM of the cluster can be used: {}", reasons(connection)), other_token)
 }
 
 /// What a refused login is called in AWS.

@@ -1,8 +1,9 @@
 //! What the prerequisites are to know: the cluster as it is declared now, the key stores, the HSMs as far as anybody looked.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
-use crate::cluster::{self, Connection, Declared, Lineage};
+use crate::cluster::{self, Connection, Declared, Lineage, Lineages};
 use crate::model::{ClusterId, HsmId};
 use crate::node::{Health, Reach};
 use crate::records::{Records, Unavailable};
@@ -19,7 +20,7 @@ impl KeyStores {
         let hsms = hsms.map(|hsm| (hsm.clone(), self.service(id, hsm, connection.as_deref()))).collect();
         Facts {
             id: id.clone(),
-            lineage: self.lineage(id),
+            lineages: self.lineages(id),
             ties: self.ties(),
             quota: self.0.settings.quota,
             hsms,
@@ -46,7 +47,8 @@ impl KeyStores {
     fn ties(&self) -> Vec<Tie> {
         let records = self.list().into_iter().map(|store| store.record());
         let tie = |record: crate::records::KeyStoreRecord| Tie {
-            lineage: self.lineage(&record.cluster),
+            lineages: self.lineages(&record.cluster),
+            realm: record.realm,
             store: record.id,
             name: record.name,
             state: record.state,
@@ -55,11 +57,11 @@ impl KeyStores {
         records.map(tie).collect()
     }
 
-    /// As it is declared now, or was last.
-    fn lineage(&self, id: &ClusterId) -> Lineage {
-        let declared = self.0.clusters.get(id).map(|cluster| cluster.lineage(id));
+    /// As they are declared now, or were last.
+    fn lineages(&self, id: &ClusterId) -> Lineages {
+        let declared = self.0.clusters.get(id).map(|cluster| cluster.lineages(id));
         let remembered = || self.0.lineages.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned();
-        declared.or_else(remembered).unwrap_or_else(|| Lineage::of_nobody_but(id))
+        declared.or_else(remembered).unwrap_or_else(|| [Lineage::of_nobody_but(id)].into_iter().collect())
     }
 
     fn service(&self, id: &ClusterId, hsm: &HsmId, connection: Option<&Connection>) -> Service {
@@ -90,18 +92,28 @@ impl KeyStores {
     }
 }
 
-/// Writes down which lineage each declared cluster has, so that it is known when the cluster is not declared any more.
+/// Writes down which lineages each declared cluster has, so that they are known when the cluster is not declared any more.
 pub(super) async fn remember_lineages(
     records: &Records,
-    declared: impl IntoIterator<Item = (ClusterId, Lineage)> + Send,
+    declared: impl IntoIterator<Item = (ClusterId, Lineages)> + Send,
 ) -> Result<(), Unavailable> {
-    let texts: Vec<_> = declared.into_iter().map(|(id, lineage)| (id, lineage.to_string())).collect();
+    let texts = |lineages: Lineages| lineages.iter().map(Lineage::to_string).collect();
+    let texts: Vec<_> = declared.into_iter().map(|(id, lineages)| (id, texts(lineages))).collect();
     records.remember_lineages(&texts).await
 }
 
+/// Those that were written down, of this daemon's clusters and of former ones.
+pub(super) async fn remembered_lineages(records: &Records) -> Result<BTreeMap<ClusterId, Lineages>, Unavailable> {
+    let mut by_cluster: BTreeMap<ClusterId, Vec<Lineage>> = BTreeMap::new();
+    for (cluster, lineage) in records.lineages().await? {
+        by_cluster.entry(cluster).or_default().push(lineage);
+    }
+    Ok(by_cluster.into_iter().map(|(cluster, lineages)| (cluster, lineages.into_iter().collect())).collect())
+}
+
 /// The lineages of the declared clusters.
-pub(super) fn lineages(declared: &Declared) -> Vec<(ClusterId, Lineage)> {
-    declared.all().iter().map(|(id, cluster)| (id.clone(), cluster.lineage(id))).collect()
+pub(super) fn lineages(declared: &Declared) -> Vec<(ClusterId, Lineages)> {
+    declared.all().iter().map(|(id, cluster)| (id.clone(), cluster.lineages(id))).collect()
 }
 
 impl Error {
@@ -114,6 +126,7 @@ impl Error {
             Unmet::NotFound => Self::ClusterNotFound(cluster),
             Unmet::Tied(_) => Self::ClusterInUse(cluster),
             Unmet::RelativeTied { .. } => Self::RelativeInUse { cluster, unmet },
+            Unmet::Elsewhere { .. } => Self::ClusterElsewhere { cluster, unmet },
             Unmet::NotRelated(_) => Self::ClusterNotRelated { cluster, unmet },
             Unmet::NotActive { .. } => Self::ClusterNotActive { cluster, unmet },
             Unmet::IncorrectTrustAnchor => Self::IncorrectTrustAnchor(cluster),

@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use crate::authz::{Permit, action};
 use crate::clock;
-use crate::model::{ClusterId, HsmId};
-use crate::node::Health;
+use crate::cluster::Member;
+use crate::model::{ClusterId, HsmId, Username};
+use crate::node::{Health, Reach};
+use crate::records::Unavailable;
 
 use super::{Error, KeyStores};
 
@@ -63,15 +65,15 @@ impl KeyStores {
     async fn resume_now(&self, cluster: &ClusterId, hsm: &HsmId, logins: Logins) -> Result<(), Error> {
         let _maintenance = self.0.maintenance.lock().await;
         let records = &self.0.records;
-        records.resume_hsm(cluster, hsm).await?;
-        self.write_drained().remove(&(cluster.clone(), hsm.clone()));
-        self.0.listed.send_modify(|count| *count += 1);
         let connection = self.connection_on(cluster);
         let member = connection.as_ref().and_then(|connection| connection.member(hsm));
-        if member.is_some_and(|member| member.node.status().borrow().health == Health::WrongIdentity) {
+        if self.has_another_token(cluster, hsm, member).await? {
             // The operator has seen which token is there now, and means that one.
             records.forget_token_serial(cluster, hsm).await?;
         }
+        records.resume_hsm(cluster, hsm).await?;
+        self.write_drained().remove(&(cluster.clone(), hsm.clone()));
+        self.0.listed.send_modify(|count| *count += 1);
         if logins == Logins::AllowOne {
             records.allow_password_check(cluster, hsm).await?;
             if let Some(connection) = &connection {
@@ -87,6 +89,31 @@ impl KeyStores {
         Ok(())
     }
 
+    /// Whether the HSM's token is not the one that was first logged in to there, or may be another for all that anybody saw.
+    /// A key store that found only such tokens is FAILED, and has no members to ask.
+    async fn has_another_token(
+        &self,
+        cluster: &ClusterId,
+        hsm: &HsmId,
+        member: Option<&Member>,
+    ) -> Result<bool, Unavailable> {
+        if let Some(member) = member {
+            return Ok(member.node.status().borrow().health == Health::WrongIdentity);
+        }
+        if self.drained(cluster, hsm).is_some() {
+            return Ok(false);
+        }
+        match self.reach(cluster, hsm) {
+            Some(Reach::Reached(token)) => {
+                let known = self.0.records.token_serial(cluster, hsm, &Username::kmsuser()).await?;
+                Ok(known.is_some_and(|known| known != token.serial))
+            }
+            // What cannot be reached was not refused for its serial number.
+            Some(Reach::Unreached(_)) => Ok(false),
+            None => Ok(true),
+        }
+    }
+
     /// The operator's note on an HSM that is out of use.
     pub fn drained(&self, cluster: &ClusterId, hsm: &HsmId) -> Option<String> {
         let drained = self.0.drained.read().unwrap_or_else(PoisonError::into_inner);
@@ -98,6 +125,10 @@ impl KeyStores {
     }
 
     fn known(&self, cluster: &ClusterId, hsm: &HsmId) -> Result<(), Error> {
+        // One that is not declared any more serves until its key store is disconnected.
+        if self.connection_on(cluster).is_some_and(|connection| connection.member(hsm).is_some()) {
+            return Ok(());
+        }
         let settings = self.0.clusters.get(cluster).ok_or_else(|| Error::ClusterNotFound(cluster.clone()))?;
         if settings.nodes.contains_key(hsm) {
             Ok(())

@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::authz::{Permit, action};
 use crate::clock;
-use crate::cluster::{self, Closing, Connection, Declared, Lineage};
+use crate::cluster::{self, Closing, Connection, Declared, Lineages};
 use crate::host::{Host, WorkerSpec};
 use crate::model::{
     ClusterId, ConnectionState, HsmId, KeyStoreId, KeyStoreName, Password, PasswordVersion, TrustAnchor, Username,
@@ -80,6 +80,12 @@ pub enum Error {
         #[source]
         unmet: Unmet,
     },
+    #[error("the key store cannot be moved to cluster {cluster}: {unmet}")]
+    ClusterElsewhere {
+        cluster: ClusterId,
+        #[source]
+        unmet: Unmet,
+    },
     #[error("cluster {cluster} has no HSM {hsm}")]
     HsmNotFound { cluster: ClusterId, hsm: HsmId },
     #[error("cluster {cluster} does not meet the prerequisites: {unmet}")]
@@ -98,6 +104,17 @@ pub enum Error {
     HasKeys(u64),
     #[error("another request changed the key store at the same time")]
     Conflict,
+    #[error("the records cannot be reached")]
+    Records(#[from] Unavailable),
+}
+
+/// Why a store got no Connection.
+#[derive(Debug, thiserror::Error)]
+enum NotOpened {
+    #[error("cluster {0} is not declared")]
+    Undeclared(ClusterId),
+    #[error("the key store's password is not in the records; tell it kmsuser's present password")]
+    NoPassword,
     #[error("the records cannot be reached")]
     Records(#[from] Unavailable),
 }
@@ -127,7 +144,7 @@ struct Inner {
     settings: Settings,
     clusters: Declared,
     /// The lineages of clusters as they were last declared.
-    lineages: RwLock<BTreeMap<ClusterId, Lineage>>,
+    lineages: RwLock<BTreeMap<ClusterId, Lineages>>,
     /// Held while a key store is tied to a cluster, from the look at the prerequisites until it stands in the list.
     tying: tokio::sync::Mutex<()>,
     records: Records,
@@ -160,10 +177,10 @@ impl KeyStores {
         let stores = found.into_iter().map(|record| (record.id.clone(), Store::new(record))).collect();
         let listed = watch::Sender::new(0);
         facts::remember_lineages(&records, facts::lineages(&clusters)).await?;
-        let lineages = RwLock::new(records.lineages().await?.into_iter().collect());
+        let lineages = RwLock::new(facts::remembered_lineages(&records).await?);
         let drained = records.drained_hsms().await?;
         let drained = drained.into_iter().map(|it| ((it.cluster, it.hsm), it.note)).collect();
-        Ok(Self(Arc::new(Inner {
+        let this = Self(Arc::new(Inner {
             settings,
             clusters,
             lineages,
@@ -177,7 +194,11 @@ impl KeyStores {
             maintenance: tokio::sync::Mutex::default(),
             reach: watch::Sender::default(),
             runtime: tokio::runtime::Handle::current(),
-        })))
+        }));
+        for store in this.list() {
+            this.remember_realm(&store).await?;
+        }
+        Ok(this)
     }
 
     /// Takes up what a former daemon left: CONNECTED stores log in again, without rotating;
@@ -244,6 +265,7 @@ impl KeyStores {
             id: KeyStoreId::random(),
             name: new.name.clone(),
             cluster: new.cluster.clone(),
+            realm: facts.cluster.as_ref().map(|cluster| cluster.realm()),
             trust_anchor: new.trust_anchor.pem().to_owned(),
             state: ConnectionState::Disconnected,
             state_changed: clock::now(),
@@ -370,18 +392,45 @@ impl KeyStores {
 
     async fn take_up_one(&self, store: Arc<Store>) -> Result<(), Unavailable> {
         match store.record().state {
-            ConnectionState::Connected => {
-                if let Some(connection) = self.open(&store).await? {
-                    for index in 0..connection.members().len() {
-                        connection.bring_up(index);
-                    }
-                }
-            }
+            ConnectionState::Connected => self.log_in_again(&store).await?,
             ConnectionState::Connecting => {
                 self.begin_attempt(&store);
             }
             ConnectionState::Disconnecting => self.drain(store, Closing::Now).await,
             ConnectionState::Disconnected | ConnectionState::Failed => {}
+        }
+        Ok(())
+    }
+
+    /// A store from before its realm was written down was made where its cluster is.
+    async fn remember_realm(&self, store: &Store) -> Result<(), Unavailable> {
+        let _turn = store.turn.lock().await;
+        let record = store.record();
+        let declared = self.0.clusters.get(&record.cluster).map(|cluster| cluster.realm());
+        let Some(realm) = declared.filter(|_| record.realm.is_none()) else { return Ok(()) };
+        self.0.records.set_realm(&record.id, &realm).await?;
+        store.record.send_modify(|record| record.realm = Some(realm));
+        Ok(())
+    }
+
+    /// Logs in, without rotating, where a store is CONNECTED and has no Connection: a new daemon has none, and one whose
+    /// cluster was not declared could make none.
+    async fn log_in_again(&self, store: &Arc<Store>) -> Result<(), Unavailable> {
+        let _turn = store.turn.lock().await;
+        let has_one = store.connection.borrow().is_some();
+        if store.state() != ConnectionState::Connected || has_one {
+            return Ok(());
+        }
+        let connection = match self.open(store).await {
+            Ok(connection) => connection,
+            Err(NotOpened::Records(error)) => return Err(error),
+            Err(error @ (NotOpened::Undeclared(_) | NotOpened::NoPassword)) => {
+                tracing::error!(key_store = %store.id(), %error, "the key store's HSMs cannot be logged in to");
+                return Ok(());
+            }
+        };
+        for index in 0..connection.members().len() {
+            connection.bring_up(index);
         }
         Ok(())
     }
@@ -396,17 +445,15 @@ impl KeyStores {
         }
     }
 
-    /// A Connection for the store's cluster, its nodes at rest; `None` when the cluster is no longer declared.
-    async fn open(&self, store: &Store) -> Result<Option<Arc<Connection>>, Unavailable> {
+    /// A Connection for the store's cluster, its nodes at rest.
+    async fn open(&self, store: &Arc<Store>) -> Result<Arc<Connection>, NotOpened> {
         let record = store.record();
         let user = Username::kmsuser();
         let Some(cluster) = self.0.clusters.get(&record.cluster) else {
-            tracing::error!(cluster = %record.cluster, key_store = %record.id, "the key store's cluster is not declared");
-            return Ok(None);
+            return Err(NotOpened::Undeclared(record.cluster));
         };
         if self.0.records.password(&record.cluster, &user, record.password_version).await?.is_none() {
-            tracing::error!(key_store = %record.id, "the key store's password is not in the records");
-            return Ok(None);
+            return Err(NotOpened::NoPassword);
         }
         let passwords = self.passwords(&record).await?;
         let _maintenance = self.0.maintenance.lock().await;
@@ -422,10 +469,11 @@ impl KeyStores {
         let common = Common::new(self.0.host.clone(), self.0.records.clone(), passwords);
         let connection = Connection::new(record.cluster.clone(), nodes, common, self.0.settings.zone.clone());
         store.connection.send_replace(Some(connection.clone()));
+        self.0.runtime.spawn(rotate::follow(self.clone(), store.clone(), connection.clone()));
         if self.0.opened.send(connection.clone()).await.is_err() {
             tracing::error!("nobody keeps keys level with the records");
         }
-        Ok(Some(connection))
+        Ok(connection)
     }
 
     /// The passwords of the store's crypto user on its cluster's nodes.

@@ -12,13 +12,27 @@ use super::facts::{lineages, remember_lineages};
 
 impl KeyStores {
     /// Exchanges the declared clusters: what changed, a line each. Connections stay as they are until they are made anew.
+    /// A store that is CONNECTED and could have none, since its cluster was not declared, gets one.
     pub async fn redeclare(
         &self,
         clusters: BTreeMap<ClusterId, cluster::Settings>,
     ) -> Result<Vec<String>, Unavailable> {
+        let changes = self.exchange(clusters).await?;
+        for store in self.list() {
+            if let Err(error) = self.remember_realm(&store).await {
+                tracing::error!(key_store = %store.id(), %error, "SIGHUP: its region and account could not be written down");
+            }
+            if let Err(error) = self.log_in_again(&store).await {
+                tracing::error!(key_store = %store.id(), %error, "SIGHUP: its HSMs could not be logged in to");
+            }
+        }
+        Ok(changes)
+    }
+
+    async fn exchange(&self, clusters: BTreeMap<ClusterId, cluster::Settings>) -> Result<Vec<String>, Unavailable> {
         // Nobody ties a key store to a cluster by what was declared a moment ago.
         let _tying = self.0.tying.lock().await;
-        let known: Vec<_> = clusters.iter().map(|(id, cluster)| (id.clone(), cluster.lineage(id))).collect();
+        let known: Vec<_> = clusters.iter().map(|(id, cluster)| (id.clone(), cluster.lineages(id))).collect();
         remember_lineages(&self.0.records, known).await?;
         // Those that are declared no more are remembered as they were last.
         let last = lineages(&self.0.clusters);

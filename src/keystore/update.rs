@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::authz::{Permit, action};
 use crate::model::{ClusterId, KeyStoreId, KeyStoreName, Password, Username};
-use crate::records::{KeyStoreRecord, KeyStoreUpdate, Standing, UpdatedKeyStore};
+use crate::records::{KeyStoreRecord, KeyStoreUpdate, PasswordOwner, Standing, UpdatedKeyStore};
 
 use super::lifecycle::{self, Event};
 use super::prerequisites::{self, Facts};
@@ -79,12 +79,17 @@ impl KeyStores {
         Ok(KeyStoreUpdate { name, password, cluster })
     }
 
-    /// Whether it is the password that the store has, and no HSM has refused it or left it open. The same word again
-    /// means more after a refusal: that the HSM was put right.
+    /// Whether it is the password that the store has on every HSM, and none has refused it or left it open. The same word
+    /// again means more after a refusal: that the HSM was put right; and after a rotation: that it was reset.
     async fn is_known_good(&self, record: &KeyStoreRecord, told: &Password) -> Result<bool, Error> {
         let user = Username::kmsuser();
         let stored = self.0.records.password(&record.cluster, &user, record.password_version).await?;
         if !stored.is_some_and(|stored| same_password(&stored, told)) {
+            return Ok(false);
+        }
+        let owner =
+            PasswordOwner { cluster: record.cluster.clone(), username: user.clone(), given: record.password_version };
+        if !self.0.records.node_passwords(&owner).await?.is_empty() {
             return Ok(false);
         }
         let standings = self.0.records.login_standing(&record.cluster, &user).await?;

@@ -100,6 +100,18 @@ text_id!(
 );
 
 text_id!(
+    /// An account: twelve digits.
+    AccountId,
+    |text| {
+        if text.len() == 12 && text.bytes().all(|b| b.is_ascii_digit()) {
+            Ok(())
+        } else {
+            Err(Invalid::new("an account is 12 digits"))
+        }
+    }
+);
+
+text_id!(
     /// A crypto user: 1 to 31 letters, digits, `_`, `-` or `.`. Key stores use `kmsuser`.
     Username,
     |text| {
@@ -280,6 +292,14 @@ fn short_name(text: &str, what: &str) -> Result<(), Invalid> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_account_is_twelve_digits() {
+        assert!("000000000000".parse::<AccountId>().is_ok());
+        for text in ["", "12345678901", "1234567890123", "12345678901a", "١٢٣٤٥٦"] {
+            assert!(text.parse::<AccountId>().is_err(), "{text:?} was accepted");
+        }
+    }
 
     #[test]
     fn a_key_is_named_by_id_arn_alias_or_alias_arn() {

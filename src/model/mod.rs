@@ -18,7 +18,9 @@ pub use cluster::{ClusterState, HsmState};
 pub use context::EncryptionContext;
 pub use credential::PasswordVersion;
 pub use escrow::EscrowKey;
-pub use id::{AliasName, ClusterId, HsmId, Invalid, KeyId, KeyRef, KeyStoreId, KeyStoreName, Region, Username, Zone};
+pub use id::{
+    AccountId, AliasName, ClusterId, HsmId, Invalid, KeyId, KeyRef, KeyStoreId, KeyStoreName, Region, Username, Zone,
+};
 pub use key::{CkaId, KeySpec, KeyState, KeyVersion, Probe};
 pub use secret::{Password, Plaintext, SealingKey};
-pub use store::{ConnectionErrorCode, ConnectionState};
+pub use store::{ConnectionErrorCode, ConnectionState, Realm};

@@ -2,6 +2,28 @@
 
 use std::fmt;
 
+use super::id::{AccountId, Region};
+
+/// In whose name, and where, a key store and its keys are known. ARNs are made of it, so that it never changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Realm {
+    pub region: Region,
+    pub account: AccountId,
+}
+
+impl Realm {
+    /// The name under which SDKs know something here: `key/…` or `alias/…`.
+    pub fn arn(&self, resource: &str) -> String {
+        format!("arn:aws:kms:{}:{}:{resource}", self.region, self.account)
+    }
+}
+
+impl fmt::Display for Realm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "account {} in {}", self.account, self.region)
+    }
+}
+
 /// AWS's five connection states.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ConnectionState {

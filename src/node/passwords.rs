@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use crate::clock;
 use crate::model::{HsmId, Password, PasswordVersion, Username};
 use crate::records::{NodePassword, PasswordOwner, Records, Standing, Unavailable};
@@ -41,6 +43,8 @@ pub struct Passwords {
     owner: PasswordOwner,
     sharing: Sharing,
     gates: Mutex<BTreeMap<PasswordVersion, Arc<Gate>>>,
+    /// Counts the nodes that have accepted a candidate.
+    confirmed: watch::Sender<u64>,
 }
 
 /// What a node is offered.
@@ -72,7 +76,7 @@ impl Passwords {
         nodes: impl Iterator<Item = &HsmId>,
         sharing: Sharing,
     ) -> Result<Self, Unavailable> {
-        let passwords = Self { records, owner, sharing, gates: Mutex::default() };
+        let passwords = Self { records, owner, sharing, gates: Mutex::default(), confirmed: watch::Sender::new(0) };
         for hsm in nodes {
             passwords.gate(passwords.on(hsm).await?.confirmed).await?;
         }
@@ -85,6 +89,11 @@ impl Passwords {
 
     pub fn username(&self) -> &Username {
         &self.owner.username
+    }
+
+    /// Tells each time that a node has accepted its candidate, which may date a rotation.
+    pub fn confirmations(&self) -> watch::Receiver<u64> {
+        self.confirmed.subscribe()
     }
 
     /// Which password a node has, and which it may have been given.
@@ -144,6 +153,7 @@ impl Passwords {
                 #[cfg(debug_assertions)]
                 crate::seams::stop_point("candidate-confirmed");
                 tracing::info!(%hsm, version = candidate.0, "the password was changed");
+                self.confirmed.send_modify(|count| *count += 1);
                 Ok(())
             }
             Settled::Drop => self.drop_candidate(hsm, candidate).await,

@@ -6,7 +6,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite, Transaction};
 
 use crate::model::{
-    ClusterId, ConnectionErrorCode, ConnectionState, HsmId, KeyStoreId, KeyStoreName, Password, PasswordVersion,
+    ClusterId, ConnectionErrorCode, ConnectionState, HsmId, KeyStoreId, KeyStoreName, Password, PasswordVersion, Realm,
     Username,
 };
 
@@ -18,6 +18,9 @@ pub struct KeyStoreRecord {
     pub id: KeyStoreId,
     pub name: KeyStoreName,
     pub cluster: ClusterId,
+    /// Where it was made, whatever cluster it stands on now. Of one from before this was written down, it is not known until
+    /// its cluster is declared.
+    pub realm: Option<Realm>,
     /// PEM, as it was uploaded.
     pub trust_anchor: String,
     pub state: ConnectionState,
@@ -96,8 +99,9 @@ impl Records {
         }
         let version = self.add_password(&mut change, &record.cluster, &Username::kmsuser(), password).await?;
         sqlx::query(
-            "INSERT INTO key_stores (id, name, cluster_id, trust_anchor, state, state_changed, connect_attempt, password_version, created)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO key_stores (id, name, cluster_id, trust_anchor, state, state_changed, connect_attempt, password_version, created,
+               region, account)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(record.id.as_str())
         .bind(record.name.as_str())
@@ -108,6 +112,8 @@ impl Records {
         .bind(record.connect_attempt)
         .bind(version.0)
         .bind(millis(record.created))
+        .bind(record.realm.as_ref().map(|realm| realm.region.as_str()))
+        .bind(record.realm.as_ref().map(|realm| realm.account.as_str()))
         .execute(&mut *change)
         .await?;
         change.commit().await?;
@@ -141,8 +147,20 @@ impl Records {
         Ok(moved.rows_affected() == 1)
     }
 
+    /// Where a store was made, if that is not known yet.
+    pub async fn set_realm(&self, id: &KeyStoreId, realm: &Realm) -> Result<(), Unavailable> {
+        sqlx::query("UPDATE key_stores SET region = ?, account = ? WHERE id = ? AND region IS NULL")
+            .bind(realm.region.as_str())
+            .bind(realm.account.as_str())
+            .bind(id.as_str())
+            .execute(&self.0.write)
+            .await?;
+        Ok(())
+    }
+
     /// Deletes a store without keys, if it is still in the state `from`, and its passwords. What stands in the HSMs stays, and
-    /// so does what is known of it.
+    /// so does what is known of it. Keys that were never acknowledged are no keys: what is left of them, which only HSMs that
+    /// do not come back could settle, goes as well.
     pub async fn delete_key_store(
         &self,
         id: &KeyStoreId,
@@ -156,13 +174,15 @@ impl Records {
         if named(&row, "state", ConnectionState::parse)? != from {
             return Ok(DeletedKeyStore::Changed);
         }
-        let keys: i64 = sqlx::query_scalar("SELECT count(*) FROM keys WHERE store_id = ?")
+        let keys: i64 = sqlx::query_scalar("SELECT count(*) FROM keys WHERE store_id = ? AND state <> 'CREATING'")
             .bind(id.as_str())
             .fetch_one(&mut *change)
             .await?;
         if keys > 0 {
             return Ok(DeletedKeyStore::HasKeys(keys.unsigned_abs()));
         }
+        let unfinished = sqlx::query("DELETE FROM keys WHERE store_id = ? AND state = 'CREATING'").bind(id.as_str());
+        unfinished.execute(&mut *change).await?;
         let cluster: String = row.try_get("cluster_id")?;
         // Also those of clusters it stood on before, unless another store has come there since.
         const PASSWORDS: &str = "DELETE FROM passwords WHERE username = ?1
@@ -260,6 +280,10 @@ fn key_store(row: &SqliteRow) -> Result<KeyStoreRecord, Unavailable> {
         id: parsed(row, "id")?,
         name: parsed(row, "name")?,
         cluster: parsed(row, "cluster_id")?,
+        realm: match row.try_get::<Option<String>, _>("region")? {
+            Some(_) => Some(Realm { region: parsed(row, "region")?, account: parsed(row, "account")? }),
+            None => None,
+        },
         trust_anchor: row.try_get("trust_anchor")?,
         state: named(row, "state", ConnectionState::parse)?,
         state_changed: time(row, "state_changed")?,

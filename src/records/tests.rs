@@ -3,7 +3,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::*;
 use crate::model::{
     AliasName, CkaId, ClusterId, ConnectionErrorCode, ConnectionState, HsmId, KeyId, KeySpec, KeyState, KeyStoreId,
-    KeyVersion, Password, PasswordVersion, Probe, Username,
+    KeyVersion, Password, PasswordVersion, Probe, Realm, Username,
 };
 
 mod clusters;
@@ -45,11 +45,16 @@ fn hsm(number: u8) -> HsmId {
     format!("hsm-{number}").parse().unwrap()
 }
 
+fn realm(region: &str) -> Realm {
+    Realm { region: region.parse().unwrap(), account: "123456789012".parse().unwrap() }
+}
+
 fn store(name: &str, on: char) -> KeyStoreRecord {
     KeyStoreRecord {
         id: KeyStoreId::random(),
         name: name.parse().unwrap(),
         cluster: cluster(on),
+        realm: Some(realm("us-east-1")),
         trust_anchor: "PEM".to_owned(),
         state: ConnectionState::Disconnected,
         state_changed: at(0),
@@ -101,6 +106,12 @@ async fn enabled_key(records: &Records, store: &KeyStoreRecord) -> KeyId {
     new.id
 }
 
+/// Nothing in the product can, yet.
+async fn forget_key(records: &Records, key: KeyId) {
+    let delete = sqlx::query("DELETE FROM keys WHERE id = ?").bind(key.as_bytes().as_slice());
+    delete.execute(&records.0.write).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_store_is_added_once_per_name_and_cluster_and_within_the_quota() {
     let home = Home::new();
@@ -113,6 +124,27 @@ async fn a_store_is_added_once_per_name_and_cluster_and_within_the_quota() {
     records.add_key_store(&store("two", 'b'), &secret, 2).await.unwrap();
     assert_eq!(records.add_key_store(&store("three", 'c'), &secret, 2).await.unwrap(), AddedKeyStore::Full);
     assert_eq!(records.key_stores().await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn where_a_store_was_made_is_written_once() {
+    let home = Home::new();
+    let records = home.open().await;
+    let from_before = KeyStoreRecord { realm: None, ..store("before", 'a') };
+    records.add_key_store(&from_before, &password("hunter22"), 2).await.unwrap();
+    records.add_key_store(&store("since", 'b'), &password("hunter22"), 2).await.unwrap();
+    let realms = || async { records.key_stores().await.unwrap().into_iter().map(|it| (it.name, it.realm)) };
+    for (name, found) in realms().await {
+        assert_eq!(found.is_some(), name.as_str() == "since");
+    }
+    for region in ["eu-west-1", "eu-west-2"] {
+        for store in records.key_stores().await.unwrap() {
+            records.set_realm(&store.id, &realm(region)).await.unwrap();
+        }
+    }
+    for (name, found) in realms().await {
+        assert_eq!(found, Some(realm(if name.as_str() == "since" { "us-east-1" } else { "eu-west-1" })));
+    }
 }
 
 #[tokio::test]
@@ -158,13 +190,10 @@ async fn a_store_is_deleted_when_disconnected_and_empty_and_its_password_version
     let records = home.open().await;
     let record = connected_store(&records).await;
     assert_eq!(records.delete_key_store(&record.id, OFF).await.unwrap(), DeletedKeyStore::Changed);
-    let new = new_key(&record);
-    records.begin_key(&new, &LIMITS).await.unwrap();
+    let key = enabled_key(&records, &record).await;
     moved(&records, &record.id, ConnectionState::Connected, ConnectionState::Disconnected).await;
     assert_eq!(records.delete_key_store(&record.id, OFF).await.unwrap(), DeletedKeyStore::HasKeys(1));
-    for number in 1..=3 {
-        records.clear_creating(new.id, &hsm(number)).await.unwrap();
-    }
+    forget_key(&records, key).await;
     assert_eq!(records.delete_key_store(&record.id, OFF).await.unwrap(), DeletedKeyStore::Deleted);
     assert_eq!(records.delete_key_store(&record.id, OFF).await.unwrap(), DeletedKeyStore::Gone);
     let gone = records.password(&record.cluster, &Username::kmsuser(), PasswordVersion(1)).await.unwrap();
@@ -372,6 +401,30 @@ async fn a_key_that_is_being_made_is_neither_listed_nor_named() {
     assert!(!records.finish_key(new.id, V1, &Probe(vec![2]), (&[], &[]), at(4)).await.unwrap(), "only once");
     let left = records.clear_creating(new.id, &hsm(3)).await.unwrap();
     assert_eq!(left.hsms, 3, "an enabled key is not cleared");
+}
+
+#[tokio::test]
+async fn a_key_that_was_never_finished_keeps_no_store_from_being_deleted_wherever_the_store_went() {
+    let home = Home::new();
+    let records = home.open().await;
+    let mut record = connected_store(&records).await;
+    let alias: AliasName = "alias/x".parse().unwrap();
+    let unfinished = NewKey { alias: Some(alias.clone()), ..new_key(&record) };
+    records.begin_key(&unfinished, &LIMITS).await.unwrap();
+    let key = enabled_key(&records, &record).await;
+    assert!(moved(&records, &record.id, ConnectionState::Connected, OFF).await);
+    (record.state, record.password_version) = (OFF, PasswordVersion(1));
+    assert_eq!(records.delete_key_store(&record.id, OFF).await.unwrap(), DeletedKeyStore::HasKeys(1));
+    assert!(records.key(unfinished.id).await.unwrap().is_some(), "a refusal changes nothing");
+
+    forget_key(&records, key).await;
+    let away = KeyStoreUpdate { cluster: Some(cluster('b')), ..Default::default() };
+    assert!(matches!(records.update_key_store(&record, &away).await.unwrap(), UpdatedKeyStore::Updated(_)));
+    assert_eq!(records.delete_key_store(&record.id, OFF).await.unwrap(), DeletedKeyStore::Deleted);
+    assert!(records.key(unfinished.id).await.unwrap().is_none());
+    let second = connected_store(&records).await;
+    let named_again = NewKey { alias: Some(alias), ..new_key(&second) };
+    assert_eq!(records.begin_key(&named_again, &LIMITS).await.unwrap(), BegunKey::Begun, "its alias is free");
 }
 
 #[tokio::test]

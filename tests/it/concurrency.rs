@@ -6,13 +6,15 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::rig::{Clients, Rig, pb, reason};
+use crate::rig::{Clients, Rig, Served, pb, reason};
 use crate::soak::Dice;
 use crate::update::update;
 use pb::ConnectionState as State;
 
 const ROUNDS: u32 = 20;
 const REQUESTS: u32 = 6;
+/// Restored from a backup of the rig's own.
+const RESTORED: &str = "cluster-2restored234";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Asked {
@@ -20,7 +22,24 @@ enum Asked {
     Disconnect,
     Rename(u32),
     TellPassword,
+    Move(On),
     Delete,
+}
+
+/// The cluster that a store stands on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum On {
+    First,
+    Restored,
+}
+
+impl On {
+    fn id(self, rig: &Rig) -> String {
+        match self {
+            Self::First => rig.cluster_id(),
+            Self::Restored => RESTORED.to_owned(),
+        }
+    }
 }
 
 /// What a request answered.
@@ -39,6 +58,7 @@ enum Answer {
 struct Store {
     state: State,
     name: Option<u32>,
+    on: On,
 }
 
 /// What AWS's table says: what becomes of a store, or that it refuses.
@@ -50,6 +70,7 @@ fn next(store: &Store, asked: Asked) -> Result<Option<Store>, State> {
         (Asked::Connect, Connecting | Connected) | (Asked::TellPassword, Disconnected) => to(store.state),
         (Asked::Disconnect, Connecting | Connected | Failed) => to(Disconnecting),
         (Asked::Rename(name), Disconnected | Connected) => Ok(Some(Store { name: Some(name), ..store.clone() })),
+        (Asked::Move(on), Disconnected) => Ok(Some(Store { on, ..store.clone() })),
         (Asked::Delete, Disconnected) => Ok(None),
         (_, state) => Err(state),
     }
@@ -97,7 +118,20 @@ impl Serialisation<'_> {
     }
 }
 
-async fn ask(mut clients: Clients, id: String, password: String, asked: Asked) -> Result<(), Status> {
+/// What goes into requests, beside the store's id.
+#[derive(Debug, Clone)]
+struct Said {
+    password: String,
+    first: String,
+}
+
+impl Said {
+    fn of(rig: &Rig) -> Self {
+        Self { password: rig.password(), first: rig.cluster_id() }
+    }
+}
+
+async fn ask(mut clients: Clients, id: String, said: Said, asked: Asked) -> Result<(), Status> {
     let stores = &mut clients.stores;
     match asked {
         Asked::Connect => {
@@ -113,8 +147,15 @@ async fn ask(mut clients: Clients, id: String, password: String, asked: Asked) -
             drop(stores.update_key_store(pb::UpdateKeyStoreRequest { new_key_store_name, ..update(&id) }).await?);
         }
         Asked::TellPassword => {
-            let key_store_password = Some(password);
+            let key_store_password = Some(said.password);
             drop(stores.update_key_store(pb::UpdateKeyStoreRequest { key_store_password, ..update(&id) }).await?);
+        }
+        Asked::Move(on) => {
+            let cluster_id = Some(match on {
+                On::First => said.first,
+                On::Restored => RESTORED.to_owned(),
+            });
+            drop(stores.update_key_store(pb::UpdateKeyStoreRequest { cluster_id, ..update(&id) }).await?);
         }
         Asked::Delete => {
             drop(stores.delete_key_store(pb::DeleteKeyStoreRequest { key_store_id: id }).await?);
@@ -150,7 +191,8 @@ async fn at_rest(clients: &mut Clients, id: &str) -> Option<Store> {
     }
     let told = clients.settled(id).await;
     let name = told.key_store_name.strip_prefix("name-").map(|number| number.parse().expect("our own"));
-    Some(Store { state: told.connection_state(), name })
+    let on = if told.cluster_id == RESTORED { On::Restored } else { On::First };
+    Some(Store { state: told.connection_state(), name, on })
 }
 
 /// Another order of things in each run; a failure tells which.
@@ -161,21 +203,45 @@ fn thrown() -> (u64, Dice) {
 }
 
 fn draw(dice: &mut Dice, request: u32) -> Asked {
-    match dice.below(10) {
+    match dice.below(14) {
         0..=2 => Asked::Connect,
         3..=5 => Asked::Disconnect,
         6..=7 => Asked::Rename(request),
-        8 => Asked::TellPassword,
+        8..=9 => Asked::TellPassword,
+        10..=12 => Asked::Move(dice.pick(&[On::First, On::Restored])),
         _ => Asked::Delete,
     }
 }
 
+/// A daemon with two clusters, of which one is restored from a backup of the other, and a DISCONNECTED key store whose
+/// key-encryption key is in both.
+async fn ready() -> (Rig, Served, Clients, String) {
+    let (rig, mut served, mut clients) = served("backup_lineage = \"first\"\npassword_rotation = \"none\"").await;
+    let id = clients.connected_store(&rig, "main").await;
+    clients.all_healthy(&id).await;
+    clients.disconnect(&id).await;
+    let restored = rig.restore_elsewhere(RESTORED, "hsm-x").declaration(&rig, "first");
+    served.restart_with(|text| text + &restored).await;
+    let clients = served.clients_on_the_socket().await;
+    (rig, served, clients, id)
+}
+
+async fn served(of_the_cluster: &'static str) -> (Rig, Served, Clients) {
+    let starting = tokio::task::spawn_blocking(move || {
+        let mut rig = Rig::new().nodes(2).zones(2).start();
+        assert!(rig.stop_daemon().success());
+        let served = Served::start_with(&rig, &["admin"], of_the_cluster);
+        (rig, served)
+    });
+    let (rig, served) = starting.await.expect("it starts");
+    let clients = served.clients_on_the_socket().await;
+    (rig, served, clients)
+}
+
 #[tokio::test]
 async fn requests_at_the_same_time_answer_as_if_they_had_come_one_after_the_other() {
-    let rig = Rig::new().nodes(2).zones(2).start();
-    let mut clients = rig.clients().await;
+    let (rig, _served, mut clients, mut id) = ready().await;
     let (seed, mut dice) = thrown();
-    let mut id = clients.store(&rig, "main").await;
     let mut seen: BTreeMap<String, u32> = BTreeMap::new();
     for round in 0..ROUNDS {
         let begin = match at_rest(&mut clients, &id).await {
@@ -186,7 +252,7 @@ async fn requests_at_the_same_time_answer_as_if_they_had_come_one_after_the_othe
             }
         };
         let asked: Vec<_> = (0..REQUESTS).map(|request| draw(&mut dice, round * REQUESTS + request)).collect();
-        let calls = asked.iter().map(|asked| ask(clients.clone(), id.clone(), rig.password(), *asked));
+        let calls = asked.iter().map(|asked| ask(clients.clone(), id.clone(), Said::of(&rig), *asked));
         let answers: Vec<_> = futures_util::future::join_all(calls).await.into_iter().map(read).collect();
         let requests: Vec<_> = asked.into_iter().zip(answers).collect();
         let end = at_rest(&mut clients, &id).await;
@@ -202,18 +268,17 @@ async fn requests_at_the_same_time_answer_as_if_they_had_come_one_after_the_othe
 
 #[tokio::test]
 async fn a_kill_in_the_middle_leaves_a_store_that_comes_to_rest_and_connects() {
-    let (mut rig, mut clients, mut id) = Rig::new().nodes(2).zones(2).connected().await;
+    let (rig, mut served, mut clients, mut id) = ready().await;
     let (seed, mut dice) = thrown();
-    clients.all_healthy(&id).await;
     for round in 0..6 {
         let asked = (0..REQUESTS).map(|request| draw(&mut dice, round * REQUESTS + request));
         for asked in asked {
-            tokio::spawn(ask(clients.clone(), id.clone(), rig.password(), asked));
+            tokio::spawn(ask(clients.clone(), id.clone(), Said::of(&rig), asked));
         }
         tokio::time::sleep(Duration::from_millis(dice.below(60) as u64)).await;
-        rig.kill_daemon();
-        rig.start_daemon();
-        clients = rig.clients().await;
+        served.kill_daemon();
+        served.start_daemon();
+        clients = served.clients_on_the_socket().await;
         let told = at_rest(&mut clients, &id).await;
         assert!(told.as_ref().is_none_or(|store| in_time(store.state).is_none()), "{told:?}; seed {seed}");
         match told.map(|store| store.state) {
@@ -225,5 +290,76 @@ async fn a_kill_in_the_middle_leaves_a_store_that_comes_to_rest_and_connects() {
         let told = clients.settled(&id).await;
         assert_eq!(told.connection_state(), State::Connected, "{told:?}; seed {seed}");
         clients.all_healthy(&id).await;
+    }
+}
+
+fn new(rig: &Rig, name: &str, cluster: &str) -> pb::CreateKeyStoreRequest {
+    pb::CreateKeyStoreRequest {
+        key_store_name: name.to_owned(),
+        cluster_id: cluster.to_owned(),
+        key_store_password: rig.password(),
+        trust_anchor_certificate: rig.trust_anchor(),
+    }
+}
+
+/// Sends these at the same time: the ids of the stores, and the reasons of the refusals.
+async fn create_all(clients: &Clients, requests: Vec<pb::CreateKeyStoreRequest>) -> (Vec<String>, Vec<String>) {
+    let calls = requests.into_iter().map(|request| {
+        let mut clients = clients.clone();
+        tokio::spawn(async move { clients.stores.create_key_store(request).await })
+    });
+    let (mut made, mut refused) = (Vec::new(), Vec::new());
+    for answer in futures_util::future::join_all(calls).await {
+        match answer.expect("it answers") {
+            Ok(answer) => made.push(answer.into_inner().key_store_id),
+            Err(status) => refused.push(reason(&status).1),
+        }
+    }
+    (made, refused)
+}
+
+#[tokio::test]
+async fn of_many_key_stores_made_at_the_same_time_one_is_and_equal_requests_all_get_that_one() {
+    let (rig, mut served, _) = served("backup_lineage = \"first\"").await;
+    let unrelated = rig.restore_elsewhere(RESTORED, "hsm-x").declaration(&rig, "another");
+    served.restart_with(|text| text + &unrelated).await;
+    let mut clients = served.clients_on_the_socket().await;
+    let (first, other) = (rig.cluster_id(), RESTORED);
+    for _ in 0..10 {
+        let (made, refused) = create_all(&clients, vec![new(&rig, "one", &first); 8]).await;
+        assert!(refused.is_empty() && made.iter().all(|id| *id == made[0]), "{made:?} {refused:?}");
+        delete(&mut clients, &made[0]).await;
+
+        let on_both = (0..8).map(|number| new(&rig, "one", if number % 2 == 0 { &first } else { other })).collect();
+        let (made, refused) = create_all(&clients, on_both).await;
+        assert_eq!((made.len(), refused), (4, vec!["CUSTOM_KEY_STORE_NAME_IN_USE".to_owned(); 4]));
+        assert!(made.iter().all(|id| *id == made[0]), "{made:?}");
+        delete(&mut clients, &made[0]).await;
+
+        let names = (0..8).map(|number| new(&rig, &format!("name-{number}"), &first)).collect();
+        let (made, refused) = create_all(&clients, names).await;
+        assert_eq!((made.len(), refused), (1, vec!["CLOUD_HSM_CLUSTER_IN_USE".to_owned(); 7]));
+        delete(&mut clients, &made[0]).await;
+    }
+}
+
+async fn delete(clients: &mut Clients, id: &str) {
+    let request = pb::DeleteKeyStoreRequest { key_store_id: id.to_owned() };
+    clients.stores.delete_key_store(request).await.expect("nothing is in it");
+}
+
+#[tokio::test]
+async fn no_key_store_is_made_on_a_cluster_that_another_is_just_moving_to_or_from() {
+    let (rig, _served, mut clients, id) = ready().await;
+    for on in [On::Restored, On::First].into_iter().cycle().take(10) {
+        let moving = tokio::spawn(ask(clients.clone(), id.clone(), Said::of(&rig), Asked::Move(on)));
+        let on_both = (0..8).map(|number| {
+            let cluster = if number % 2 == 0 { On::First } else { On::Restored };
+            new(&rig, &format!("name-{number}"), &cluster.id(&rig))
+        });
+        let (made, refused) = create_all(&clients, on_both.collect()).await;
+        assert_eq!((made.len(), refused), (0, vec!["CLOUD_HSM_CLUSTER_IN_USE".to_owned(); 8]));
+        moving.await.expect("it answers").expect("nothing stands in its way");
+        assert_eq!(clients.describe_store(&id).await.cluster_id, on.id(&rig));
     }
 }

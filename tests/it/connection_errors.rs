@@ -120,6 +120,30 @@ async fn network_errors() {
 }
 
 #[tokio::test]
+async fn network_errors_when_connect_timeout_runs_out() {
+    let mut rig = Rig::new().nodes(2).zones(2).faulty().start();
+    assert!(rig.stop_daemon().success());
+    let mut served = Served::start(&rig, &["admin"]);
+    served.restart_with(|text| format!("key_stores = {{ connect_timeout = \"1s\" }}\n{text}")).await;
+    let mut clients = served.clients_on_the_socket().await;
+    let store = clients.store(&rig, "main").await;
+    for hsm in HSMS {
+        rig.faults(hsm).mark("hang");
+        rig.faults(hsm).set([Rule::block(C_Login).during("hang")]);
+    }
+    let began = std::time::Instant::now();
+    let error = clients.fails_to_connect(&store, Code::NetworkErrors).await;
+    assert!(
+        began.elapsed() >= std::time::Duration::from_secs(1) && error.message.contains("connect_timeout"),
+        "{error:?}"
+    );
+    HSMS.iter().for_each(|hsm| rig.faults(hsm).unmark("hang"));
+    served.restart_with(|text| text.replace("connect_timeout = \"1s\"", "")).await;
+    // An attempt that was begun and never answered may be made once more, since an operator connects again.
+    served.clients_on_the_socket().await.connects(&store).await;
+}
+
+#[tokio::test]
 async fn internal_error() {
     let (rig, mut clients, store) = ready().await;
     for hsm in HSMS {

@@ -8,10 +8,10 @@ use tonic::{Code, Status};
 
 use crate::rig::{Clients, Rig, pb, reason, wait_async};
 
-const HSMS: [&str; 2] = ["hsm-1", "hsm-2"];
+pub const HSMS: [&str; 2] = ["hsm-1", "hsm-2"];
 
 /// A connected store with a key, on HSMs that fail when told to.
-async fn ready() -> (Rig, Clients, String, String) {
+pub async fn ready() -> (Rig, Clients, String, String) {
     let (rig, mut clients, store) = Rig::new().nodes(2).zones(2).faulty().connected().await;
     clients.all_healthy(&store).await;
     let key = clients.key(&store).await.key_id;
@@ -20,7 +20,7 @@ async fn ready() -> (Rig, Clients, String, String) {
 }
 
 /// An encryption that has reached an HSM, and stays there as the rule says.
-async fn running(
+pub async fn running(
     rig: &Rig,
     clients: &Clients,
     key: &str,
@@ -40,7 +40,7 @@ async fn running(
     call
 }
 
-async fn disconnect(clients: &mut Clients, store: &str, drain: Duration) -> pb::KeyStore {
+pub async fn disconnect(clients: &mut Clients, store: &str, drain: Duration) -> pb::KeyStore {
     let drain_timeout = Some(drain.try_into().expect("short"));
     let request = pb::DisconnectKeyStoreRequest { key_store_id: store.to_owned(), drain_timeout };
     let answer = clients.stores.disconnect_key_store(request).await.expect("disconnecting begins");

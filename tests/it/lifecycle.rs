@@ -4,7 +4,7 @@ use tonic::Code;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
 
-use crate::rig::{Clients, Rig, pb, reason, wait_async};
+use crate::rig::{Clients, Rig, Validity, certificate_in, pb, reason, refused, wait_async};
 
 #[tokio::test]
 async fn a_connected_store_logs_in_again_after_a_restart_and_its_keys_and_ciphertexts_still_work() {
@@ -77,14 +77,36 @@ async fn the_same_create_request_gives_the_same_disconnected_store() {
     let mut clients = rig.clients().await;
     let first = clients.store(&rig, "one").await;
     assert_eq!(clients.store(&rig, "one").await, first);
-    let request = pb::CreateKeyStoreRequest {
+    let request = || pb::CreateKeyStoreRequest {
         key_store_name: "one".to_owned(),
         cluster_id: rig.cluster_id(),
-        key_store_password: "another1".to_owned(),
+        key_store_password: rig.password(),
         trust_anchor_certificate: rig.trust_anchor(),
     };
-    let refused = clients.stores.create_key_store(request).await.unwrap_err();
-    assert_eq!(reason(&refused), (Code::AlreadyExists, "CUSTOM_KEY_STORE_NAME_IN_USE".to_owned()));
+    let another = certificate_in(Validity::Now, true);
+    let unequal = [
+        ("another password", pb::CreateKeyStoreRequest { key_store_password: "another1".to_owned(), ..request() }),
+        ("another certificate", pb::CreateKeyStoreRequest { trust_anchor_certificate: another, ..request() }),
+    ];
+    for (what, request) in unequal {
+        refused(what, clients.stores.create_key_store(request).await, "CUSTOM_KEY_STORE_NAME_IN_USE", "");
+    }
+    clients.connect(&first).await;
+    clients.settled(&first).await;
+    let answer = clients.stores.create_key_store(request()).await;
+    refused("a twin that is connected", answer, "CUSTOM_KEY_STORE_NAME_IN_USE", "");
+    clients.disconnect(&first).await;
+    assert_eq!(clients.store(&rig, "one").await, first);
+}
+
+/// The password that counts is the one that the operator gave, not the one that keyway has made since.
+#[tokio::test]
+async fn the_same_create_request_gives_the_same_store_after_its_password_was_rotated() {
+    let (rig, mut clients, store) = Rig::new().nodes(2).zones(2).rotating().connected().await;
+    clients.all_healthy(&store).await;
+    clients.disconnect(&store).await;
+    assert!(!rig.opens("hsm-1", &rig.password()), "it was rotated");
+    assert_eq!(clients.store(&rig, "main").await, store);
 }
 
 #[tokio::test]

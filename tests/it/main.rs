@@ -27,5 +27,6 @@ mod reload;
 mod rotation;
 mod serve;
 mod soak;
+mod states;
 mod update;
 mod worker_process;

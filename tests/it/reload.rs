@@ -3,7 +3,7 @@
 use std::io::BufRead as _;
 use std::process::Stdio;
 
-use crate::rig::{Clients, Rig, Served, Validity, certificate_in, pb};
+use crate::rig::{Clients, Rig, Served, Validity, certificate_in, pb, refused};
 
 async fn served() -> (Rig, Served, Clients) {
     let (served, rig) = tokio::task::spawn_blocking(|| {
@@ -141,4 +141,54 @@ async fn a_certificate_that_has_expired_is_warned_of_and_told() {
     assert!(told.certificate.contains("BEGIN CERTIFICATE"), "{told:?}");
     assert_eq!(told.backup_lineage, told.certificate_fingerprint);
     assert_eq!(told.certificate_fingerprint.len(), 64);
+}
+
+#[tokio::test]
+async fn a_store_whose_cluster_was_not_declared_at_the_start_serves_again_once_it_is() {
+    let (rig, mut served, mut clients) = served().await;
+    let good = served.configuration();
+    let store = clients.connected_store(&rig, "main").await;
+    clients.all_healthy(&store).await;
+    let key = clients.key(&store).await.key_id;
+    let ciphertext = clients.encrypt(&key, b"still there").await;
+    served.restart_with(|text| text.replace(&rig.cluster_id(), "cluster-2zzzzzzzzzz")).await;
+    let mut clients = served.clients_on_the_socket().await;
+    assert_eq!(clients.settled(&store).await.connection_state(), pb::ConnectionState::Connected);
+    let status = refused("using a key", clients.decrypt(&ciphertext).await, "KMS_INVALID_STATE", "");
+    assert!(status.message().contains("is not declared") && status.message().contains("SIGHUP"), "{status}");
+    let create = pb::CreateKeyRequest { key_store_id: store.clone(), ..Default::default() };
+    refused("making a key", clients.keys.create_key(create).await, "KMS_INVALID_STATE", "");
+
+    served.reload(&good).await;
+    assert_eq!(clients.all_healthy(&store).await.nodes.len(), 2);
+    assert_eq!(clients.decrypt(&ciphertext).await.expect("as before"), b"still there");
+}
+
+#[tokio::test]
+async fn an_hsm_that_is_not_declared_any_more_is_drained_and_resumed_for_as_long_as_it_serves() {
+    let (rig, served, mut clients) = served().await;
+    let good = served.configuration();
+    let store = clients.connected_store(&rig, "main").await;
+    clients.all_healthy(&store).await;
+    let drain = |hsm: &str| pb::DrainHsmRequest {
+        cluster_id: rig.cluster_id(),
+        hsm_id: hsm.to_owned(),
+        note: "it goes".to_owned(),
+        drain_timeout: None,
+    };
+    let (without, _) = good.split_once(&format!("\n[clusters.{}.nodes.hsm-2]", rig.cluster_id())).expect("it is there");
+    served.reload(without).await;
+    let told = clients.clusters.drain_hsm(drain("hsm-2")).await.expect("it serves").into_inner().hsm;
+    assert_eq!(told.expect("it is told").hsm_id, "hsm-2");
+    let drained = |store: &pb::KeyStore| store.nodes[1].health() == pb::HsmHealth::Drained;
+    clients.watch_until(&store, drained).await;
+
+    served.reload(&good.replace(&rig.cluster_id(), "cluster-2zzzzzzzzzz")).await;
+    clients.resume_hsm(&rig.cluster_id(), "hsm-2", false).await;
+    clients.all_healthy(&store).await;
+    let answer = clients.clusters.drain_hsm(drain("hsm-9")).await;
+    refused("one that never was", answer, "CLOUD_HSM_CLUSTER_NOT_FOUND", "");
+    clients.disconnect(&store).await;
+    let answer = clients.clusters.drain_hsm(drain("hsm-2")).await;
+    refused("one that serves no more", answer, "CLOUD_HSM_CLUSTER_NOT_FOUND", "");
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use faulty_pkcs11::Function::C_SetPIN;
 
 use crate::rig::{Clients, Rig, Served, kill, pb};
+use crate::update::update;
 
 const HSMS: [&str; 3] = ["hsm-1", "hsm-2", "hsm-3"];
 const ADMIN: &str = "platform-engineer";
@@ -150,10 +151,12 @@ async fn a_password_is_changed_once_an_interval_however_often_its_store_is_conne
 }
 
 #[tokio::test]
-async fn the_security_officer_can_set_a_rotated_password_anew_and_the_keys_stay() {
+async fn the_security_officer_resets_a_rotated_password_to_the_first_one_and_the_store_connects_with_its_keys() {
     let (rig, mut clients, store) = Rig::new().rotating().connected().await;
     clients.all_healthy(&store).await;
     let key = clients.key(&store).await.key_id;
+    let ciphertext = clients.encrypt(&key, b"before the reset").await;
+    clients.all_healthy(&store).await;
     clients.disconnect(&store).await;
     for hsm in HSMS {
         assert!(!rig.opens(hsm, &rig.password()));
@@ -161,6 +164,14 @@ async fn the_security_officer_can_set_a_rotated_password_anew_and_the_keys_stay(
         let labels: Vec<_> = rig.objects(hsm).into_iter().map(|object| object.label).collect();
         assert!(labels.contains(&format!("keyway:{key}:1")), "{hsm}: {labels:?}");
     }
+    // The word that the operator gave first, and again: it is news since the rotation.
+    let key_store_password = Some(rig.password());
+    clients.update_store(pb::UpdateKeyStoreRequest { key_store_password, ..update(&store) }).await;
+    clients.connect(&store).await;
+    let connected = clients.settled(&store).await;
+    assert_eq!(connected.connection_state(), pb::ConnectionState::Connected, "{connected:?}");
+    assert_eq!(clients.decrypt(&ciphertext).await.unwrap(), b"before the reset");
+    assert!(HSMS.iter().all(|hsm| !rig.opens(hsm, &rig.password())), "it was rotated again");
 }
 
 #[tokio::test]

@@ -75,7 +75,7 @@ impl ClusterService for Service {
     async fn drain_hsm(&self, request: Request<pb::DrainHsmRequest>) -> Result<Response<pb::DrainHsmResponse>, Status> {
         let permit = self.0.permit::<action::DrainHsm, _>(&request)?;
         let asked = request.into_inner();
-        let (cluster, _) = self.cluster("cluster_id", &asked.cluster_id)?;
+        let cluster: ClusterId = convert::parse("cluster_id", &asked.cluster_id)?;
         let hsm = convert::parse("hsm_id", &asked.hsm_id)?;
         let note = convert::note(asked.note)?;
         let limit = convert::drain_timeout(asked.drain_timeout)?;
@@ -90,7 +90,7 @@ impl ClusterService for Service {
     ) -> Result<Response<pb::ResumeHsmResponse>, Status> {
         let permit = self.0.permit::<action::ResumeHsm, _>(&request)?;
         let asked = request.into_inner();
-        let (cluster, _) = self.cluster("cluster_id", &asked.cluster_id)?;
+        let cluster: ClusterId = convert::parse("cluster_id", &asked.cluster_id)?;
         let hsm = convert::parse("hsm_id", &asked.hsm_id)?;
         let logins = if asked.allow_one_login { Logins::AllowOne } else { Logins::AsBefore };
         let key_stores = &self.0.0.key_stores;

@@ -156,6 +156,9 @@ impl From<keystore::Error> for Refusal {
             E::ClusterNotFound(cluster) => {
                 Self::new(Code::NotFound, "CLOUD_HSM_CLUSTER_NOT_FOUND", message).with("clusterId", cluster)
             }
+            E::ClusterElsewhere { cluster, .. } => {
+                Self::new(Code::NotFound, "CLOUD_HSM_CLUSTER_NOT_FOUND", message).with("clusterId", cluster)
+            }
             E::HsmNotFound { cluster, hsm } => {
                 Self::new(Code::NotFound, "NOT_FOUND", message).with("clusterId", cluster).with("hsmId", hsm)
             }
@@ -212,6 +215,12 @@ impl From<keys::Error> for Refusal {
                     .with("keyId", key)
                     .with("keyStoreId", store)
                     .with("connectionState", state)
+            }
+            E::Undeclared { store, cluster } => {
+                let way_out = "declare it in the daemon's configuration again, and send the daemon SIGHUP";
+                Self::new(Code::FailedPrecondition, "KMS_INVALID_STATE", format!("{message}; {way_out}"))
+                    .with("keyStoreId", store)
+                    .with("clusterId", cluster)
             }
             E::Lost { key, cluster } => {
                 let way_out = "bring back an HSM that holds it, or move the key store to a cluster that does";
@@ -309,7 +318,11 @@ fn way_out(state: crate::model::ConnectionState) -> &'static str {
 mod tests {
     use super::*;
     use crate::keystore::prerequisites::{Phase, Unmet};
-    use crate::model::{ClusterState, KeyStoreId};
+    use crate::model::{ClusterState, KeyStoreId, Realm};
+
+    fn realm(region: &str) -> Realm {
+        Realm { region: region.parse().unwrap(), account: "123456789012".parse().unwrap() }
+    }
 
     /// A check foretells an error by the reason that the error will have.
     #[test]
@@ -322,6 +335,7 @@ mod tests {
             Unmet::Tied(KeyStoreId::random()),
             Unmet::RelativeTied { cluster: cluster.clone(), store: KeyStoreId::random() },
             Unmet::NotRelated(cluster.clone()),
+            Unmet::Elsewhere { here: realm("us-east-1"), store: realm("eu-west-1") },
             Unmet::NotActive { state: ClusterState::Degraded, message: String::new() },
             Unmet::SubnetsInTooFewZones { zones: 1 },
             Unmet::TooFewHsms { hsms: 1, zones: 1, needed: crate::cluster::Quorum::USUAL },

@@ -94,6 +94,18 @@ pub(super) fn hsm(hsm: &HsmId, settings: &NodeSettings, member: &Member) -> pb::
     }
 }
 
+/// An HSM that serves although it is not declared any more.
+pub(super) fn hsm_left_over(member: &Member) -> pb::Hsm {
+    let status = member.node.status().borrow().clone();
+    pb::Hsm {
+        hsm_id: member.node.hsm().to_string(),
+        availability_zone: member.node.zone.to_string(),
+        health: health(status.health).into(),
+        health_reason: status.reason,
+        ..Default::default()
+    }
+}
+
 /// An HSM of which no more is known than its health.
 pub(super) fn hsm_at_rest(hsm: &HsmId, settings: &NodeSettings, is: Health, reason: String) -> pb::Hsm {
     pb::Hsm {
@@ -136,6 +148,7 @@ fn connect_step(progress: Progress) -> pb::ConnectStep {
         Phase::SyncKeys => (pb::ConnectPhase::SyncKeys, ""),
         Phase::Ready => (pb::ConnectPhase::Ready, ""),
         Phase::Drained => (pb::ConnectPhase::Reach, "Resume the HSM when it may be used again."),
+        Phase::OtherToken => (pb::ConnectPhase::Reach, "If its token was replaced on purpose, resume the HSM."),
     };
     let check = match (progress.failed, progress.phase) {
         (true, _) => pb::CheckStatus::Failed,

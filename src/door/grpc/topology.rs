@@ -50,12 +50,15 @@ pub(super) fn cluster(key_stores: &KeyStores, id: &ClusterId, settings: &cluster
     }
 }
 
-/// One HSM as it is now; `None` when it is not declared.
+/// One HSM as it is now; `None` when it is neither declared nor logged in to.
 pub(super) fn hsm(key_stores: &KeyStores, cluster: &ClusterId, hsm: &HsmId) -> Option<pb::Hsm> {
-    let settings = key_stores.declared().get(cluster)?;
     let store = key_stores.on_cluster(cluster);
     let connection = store.and_then(|store| store.nodes().borrow().clone());
-    Some(of_cluster(key_stores, cluster, hsm, settings.nodes.get(hsm)?, connection.as_deref()))
+    let declared = key_stores.declared().get(cluster);
+    match declared.as_ref().and_then(|cluster| cluster.nodes.get(hsm)) {
+        Some(settings) => Some(of_cluster(key_stores, cluster, hsm, settings, connection.as_deref())),
+        None => connection?.member(hsm).map(tell::hsm_left_over),
+    }
 }
 
 fn of_cluster(

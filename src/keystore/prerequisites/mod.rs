@@ -13,8 +13,10 @@ mod tests;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::cluster::{self, Lineage};
-use crate::model::{ClusterId, ConnectionErrorCode, ConnectionState, HsmId, KeyStoreId, KeyStoreName, TrustAnchor};
+use crate::cluster::{self, Lineages};
+use crate::model::{
+    ClusterId, ConnectionErrorCode, ConnectionState, HsmId, KeyStoreId, KeyStoreName, Realm, TrustAnchor,
+};
 
 pub use rules::Rule;
 pub use unmet::Unmet;
@@ -60,6 +62,7 @@ const TABLE: &[(Rule, Phase, Force)] = {
         (Rule::EnoughHsms, Create, Refuses),
         (Rule::TrustAnchor, Create, Refuses),
         (Rule::ClusterFound, Move, Refuses),
+        (Rule::SameRealm, Move, Refuses),
         (Rule::ClusterFree, Move, Refuses),
         (Rule::Related, Move, Refuses),
         (Rule::ClusterActive, Move, Refuses),
@@ -92,7 +95,7 @@ pub struct Facts {
     pub id: ClusterId,
     /// `None` when it is not declared.
     pub cluster: Option<Arc<cluster::Settings>>,
-    pub lineage: Lineage,
+    pub lineages: Lineages,
     /// Every key store there is.
     pub ties: Vec<Tie>,
     pub quota: u32,
@@ -109,14 +112,16 @@ pub struct Facts {
     pub moving: Option<KeyStoreId>,
 }
 
-/// A key store, the cluster it is tied to, and that one's lineage.
+/// A key store, the cluster it is tied to, and that one's lineages.
 #[derive(Debug, Clone)]
 pub struct Tie {
     pub store: KeyStoreId,
     pub name: KeyStoreName,
     pub state: ConnectionState,
     pub cluster: ClusterId,
-    pub lineage: Lineage,
+    /// Where the key store was made, if that is known.
+    pub realm: Option<Realm>,
+    pub lineages: Lineages,
 }
 
 /// How an HSM is, as far as anybody knows.

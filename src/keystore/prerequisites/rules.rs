@@ -20,6 +20,7 @@ pub enum Rule {
     NameFree,
     Quota,
     ClusterFound,
+    SameRealm,
     ClusterFree,
     Unrelated,
     Related,
@@ -47,6 +48,7 @@ impl Rule {
             Self::NameFree => "name-free",
             Self::Quota => "key-store-quota",
             Self::ClusterFound => "cluster-found",
+            Self::SameRealm => "same-account-and-region",
             Self::ClusterFree => "cluster-free",
             Self::Unrelated => "no-relative-in-use",
             Self::Related => "cluster-related",
@@ -85,6 +87,7 @@ pub(super) fn examine(rule: Rule, phase: Phase, facts: &Facts) -> Vec<Check> {
         (Rule::Login, _) => login(facts).into_iter().map(|(subject, verdict)| found(subject, verdict)).collect(),
         // That it is not declared is a rule of its own.
         (_, None) => Vec::new(),
+        (Rule::SameRealm, Some(cluster)) => whole(same_realm(cluster, facts)),
         (Rule::ClusterActive, Some(cluster)) => whole(active(cluster)),
         (Rule::SubnetsInTwoZones, Some(cluster)) => whole(subnets_in_two_zones(cluster)),
         (Rule::Ingress, Some(cluster)) => whole(open(cluster, Direction::Ingress)),
@@ -147,7 +150,7 @@ fn cluster_free(facts: &Facts) -> Verdict {
 }
 
 fn unrelated(facts: &Facts) -> Verdict {
-    let relative = |tie: &&Tie| tie.cluster != facts.id && tie.lineage == facts.lineage;
+    let relative = |tie: &&Tie| tie.cluster != facts.id && tie.lineages.are_related(&facts.lineages);
     match facts.ties.iter().find(relative) {
         Some(tie) => Verdict::Failed(Unmet::RelativeTied { cluster: tie.cluster.clone(), store: tie.store.clone() }),
         None => Verdict::Passed,
@@ -155,11 +158,27 @@ fn unrelated(facts: &Facts) -> Verdict {
 }
 
 fn related(facts: &Facts) -> Verdict {
-    let moving = facts.ties.iter().find(|tie| facts.moving.as_ref() == Some(&tie.store));
-    match moving {
+    match moving(facts) {
         None => skipped("no key store is to be moved here"),
-        Some(tie) => unless(tie.lineage == facts.lineage, || Unmet::NotRelated(tie.cluster.clone())),
+        Some(tie) => unless(tie.lineages.are_related(&facts.lineages), || Unmet::NotRelated(tie.cluster.clone())),
     }
+}
+
+/// A cluster of another account or Region is nobody's to see, as in AWS.
+fn same_realm(cluster: &cluster::Settings, facts: &Facts) -> Verdict {
+    let here = cluster.realm();
+    match moving(facts) {
+        None => skipped("no key store is to be moved here"),
+        Some(Tie { realm: None, .. }) => skipped("the key store's account and Region are not known"),
+        Some(Tie { realm: Some(store), .. }) => {
+            unless(*store == here, || Unmet::Elsewhere { here: here.clone(), store: store.clone() })
+        }
+    }
+}
+
+/// The key store that is to be moved here.
+fn moving(facts: &Facts) -> Option<&Tie> {
+    facts.ties.iter().find(|tie| facts.moving.as_ref() == Some(&tie.store))
 }
 
 fn active(cluster: &cluster::Settings) -> Verdict {

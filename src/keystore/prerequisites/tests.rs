@@ -9,7 +9,7 @@ use crate::cluster::{
     TokenName,
 };
 use crate::link::Patience;
-use crate::model::{ClusterState, HsmState};
+use crate::model::{Certificate, ClusterState, HsmState};
 
 const ID: &str = "cluster-2abcdefghij";
 const OTHER: &str = "cluster-2klmnopqrst";
@@ -19,7 +19,7 @@ fn good() -> Facts {
     let id: ClusterId = ID.parse().unwrap();
     let cluster = cluster();
     Facts {
-        lineage: cluster.lineage(&id),
+        lineages: cluster.lineages(&id),
         id,
         cluster: Some(Arc::new(cluster)),
         ties: Vec::new(),
@@ -104,13 +104,14 @@ fn another_authority() -> String {
 }
 
 /// A key store on a cluster.
-fn tie(name: &str, on: &str, lineage: &str) -> Tie {
+fn tie(name: &str, on: &str, lineages: &[&str]) -> Tie {
     Tie {
         store: KeyStoreId::random(),
         name: name.parse().unwrap(),
         state: ConnectionState::Disconnected,
         cluster: on.parse().unwrap(),
-        lineage: lineage.parse().unwrap(),
+        realm: Some(cluster().realm()),
+        lineages: lineages.iter().map(|lineage| lineage.parse().unwrap()).collect(),
     }
 }
 
@@ -122,8 +123,8 @@ fn declared(change: impl FnOnce(&mut Settings)) -> Facts {
 }
 
 /// [`good`] with a key store on it that is to be moved to another cluster: here, to this one.
-fn moving(mut facts: Facts, lineage: &str) -> Facts {
-    let own = tie("moving", OTHER, lineage);
+fn moving(mut facts: Facts, lineages: &[&str]) -> Facts {
+    let own = tie("moving", OTHER, lineages);
     facts.moving = Some(own.store.clone());
     facts.ties.push(own);
     facts
@@ -132,8 +133,9 @@ fn moving(mut facts: Facts, lineage: &str) -> Facts {
 /// A reason for each phase that refuses, `-` where the row stops nothing: Create, Move, Connect, Connecting, CreateKey.
 #[track_caller]
 fn row(what: &str, facts: &Facts, expected: [&str; 5]) {
-    let lineage = facts.lineage.to_string();
-    let moved = if facts.moving.is_some() { facts.clone() } else { moving(facts.clone(), &lineage) };
+    let lineages: Vec<_> = facts.lineages.iter().map(ToString::to_string).collect();
+    let lineages: Vec<_> = lineages.iter().map(String::as_str).collect();
+    let moved = if facts.moving.is_some() { facts.clone() } else { moving(facts.clone(), &lineages) };
     let reason = |phase, outcome: Result<(), Unmet>| outcome.err().map_or("-", |unmet| unmet.reason(phase));
     let found = [
         reason(Phase::Create, to_create(facts)),
@@ -166,6 +168,21 @@ fn row_1_the_cluster_is_declared() {
     let facts = Facts { cluster: None, ..good() };
     let missing = "CLOUD_HSM_CLUSTER_NOT_FOUND";
     row("undeclared", &facts, [missing, missing, "-", "CLUSTER_NOT_FOUND", "-"]);
+}
+
+#[test]
+fn row_1_a_key_store_stays_in_its_account_and_region() {
+    let changes: [Change<Settings>; 2] = [
+        |cluster| cluster.region = "eu-west-1".parse().unwrap(),
+        |cluster| cluster.account = "999999999999".parse().unwrap(),
+    ];
+    for change in changes {
+        let elsewhere = declared(change);
+        row("elsewhere", &elsewhere, ["-", "CLOUD_HSM_CLUSTER_NOT_FOUND", "-", "-", "-"]);
+        let mut from_before = moving(elsewhere, &[ID]);
+        from_before.ties[0].realm = None;
+        row("nobody knows where it was made", &from_before, [IN_USE, "-", "-", "-", "-"]);
+    }
 }
 
 #[test]
@@ -293,7 +310,7 @@ fn one_hsm_is_enough_where_the_vendor_keeps_the_copies() {
 
 #[test]
 fn row_9_no_other_key_store_is_tied_to_the_cluster() {
-    let facts = Facts { ties: vec![tie("other", ID, ID)], ..good() };
+    let facts = Facts { ties: vec![tie("other", ID, &[ID])], ..good() };
     row("tied", &facts, [IN_USE, IN_USE, "-", "-", "-"]);
     let unmet = to_create(&facts).unwrap_err();
     assert!(matches!(unmet, Unmet::Tied(_)), "{unmet:?}");
@@ -301,12 +318,29 @@ fn row_9_no_other_key_store_is_tied_to_the_cluster() {
 
 #[test]
 fn row_10_no_relative_is_tied_and_a_key_store_moves_only_to_a_relative() {
-    let facts = Facts { ties: vec![tie("other", OTHER, ID)], ..good() };
+    let facts = Facts { ties: vec![tie("other", OTHER, &[ID])], ..good() };
     assert!(matches!(to_create(&facts), Err(Unmet::RelativeTied { .. })));
     row("a relative is tied", &facts, [IN_USE, "-", "-", "-", "-"]);
-    let stranger = moving(good(), OTHER);
+    let stranger = moving(good(), &[OTHER]);
     let not_related = "CLOUD_HSM_CLUSTER_NOT_RELATED";
     row("no relative", &stranger, ["-", not_related, "-", "-", "-"]);
+}
+
+#[test]
+fn row_10_equal_certificates_mean_a_relative_whatever_else_is_said_of_either() {
+    let certificate = Certificate::parse(&another_authority()).unwrap();
+    let fingerprint = certificate.fingerprint();
+    let mut facts = declared(|cluster| {
+        cluster.certificate = Some(certificate);
+        cluster.backup_lineage = Some("restored".parse().unwrap());
+    });
+    facts.lineages = facts.cluster.as_ref().unwrap().lineages(&facts.id);
+    for relative in [&[fingerprint.as_str()][..], &[&fingerprint, "original"], &["restored"]] {
+        let tied = Facts { ties: vec![tie("other", OTHER, relative)], ..facts.clone() };
+        row("a relative is tied", &tied, [IN_USE, "-", "-", "-", "-"]);
+        row("a relative is moved", &moving(facts.clone(), relative), [IN_USE, "-", "-", "-", "-"]);
+    }
+    row("no relative", &moving(facts, &["original"]), ["-", "CLOUD_HSM_CLUSTER_NOT_RELATED", "-", "-", "-"]);
 }
 
 #[test]
@@ -341,9 +375,9 @@ fn rows_12_to_15_a_login_that_fails_is_told_with_its_connection_error_code() {
 
 #[test]
 fn rows_16_and_17_the_name_is_free_and_the_quota_not_reached() {
-    let facts = Facts { ties: vec![tie("main", OTHER, OTHER)], ..good() };
+    let facts = Facts { ties: vec![tie("main", OTHER, &[OTHER])], ..good() };
     row("the name is taken", &facts, ["CUSTOM_KEY_STORE_NAME_IN_USE", "-", "-", "-", "-"]);
-    let facts = Facts { ties: vec![tie("one", OTHER, OTHER)], quota: 1, ..good() };
+    let facts = Facts { ties: vec![tie("one", OTHER, &[OTHER])], quota: 1, ..good() };
     row("the quota is reached", &facts, ["LIMIT_EXCEEDED", "-", "-", "-", "-"]);
 }
 
@@ -361,7 +395,7 @@ fn row_18_the_key_store_is_connected_and_enough_hsms_answer() {
         [Phase::CreateKey, Phase::Use].into_iter().flat_map(|phase| checks(phase, facts)).map(told).collect()
     };
     let with = |state, hsms: [Service; 2]| {
-        let store = Tie { state, ..tie("main", ID, ID) };
+        let store = Tie { state, ..tie("main", ID, &[ID]) };
         let [one, two] = hsms;
         reasons(&Facts { ties: vec![store], hsms: [(hsm(1), one), (hsm(2), two)].into(), ..good() })
     };
@@ -431,7 +465,7 @@ fn what_is_wrong_first_is_told_first() {
         cluster.nodes.remove(&hsm(2));
     });
     facts.trust_anchor = Some(Ok(TrustAnchor::parse(&another_authority()).unwrap()));
-    facts.ties = vec![tie("main", OTHER, ID), tie("other", ID, ID)];
+    facts.ties = vec![tie("main", OTHER, &[ID]), tie("other", ID, &[ID])];
     let undeclared = Facts { cluster: None, ..facts.clone() };
     let reason = |facts: &Facts| to_create(facts).unwrap_err().reason(Phase::Create);
     assert_eq!(reason(&undeclared), "CUSTOM_KEY_STORE_NAME_IN_USE");

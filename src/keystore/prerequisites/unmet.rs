@@ -1,7 +1,9 @@
 //! What is wrong when a prerequisite is not met, in words an operator can act on, and the reason it has in an answer.
 
 use crate::cluster::{Direction, Quorum, SubnetId};
-use crate::model::{ClusterId, ClusterState, ConnectionErrorCode, ConnectionState, HsmId, KeyStoreId, KeyStoreName};
+use crate::model::{
+    ClusterId, ClusterState, ConnectionErrorCode, ConnectionState, HsmId, KeyStoreId, KeyStoreName, Realm,
+};
 
 use super::Phase;
 
@@ -20,6 +22,8 @@ pub enum Unmet {
     RelativeTied { cluster: ClusterId, store: KeyStoreId },
     #[error("it does not descend from the same backups as cluster {0}, which the key store stands on")]
     NotRelated(ClusterId),
+    #[error("it is declared for {here}, and the key store was made for {store}")]
+    Elsewhere { here: Realm, store: Realm },
     #[error("it is {state}, not ACTIVE{}", said(.message))]
     NotActive { state: ClusterState, message: String },
     #[error("its subnets are in {}, and two are needed", in_zones(.zones))]
@@ -69,6 +73,9 @@ impl Unmet {
             Self::NotRelated(_) => {
                 "Name a cluster made from a backup of the present one: the same cluster certificate, or the same backup_lineage.".to_owned()
             }
+            Self::Elsewhere { store, .. } => {
+                format!("Name a cluster of {store}: the ARNs of the key store's keys say so, and do not change.")
+            }
             Self::NotActive { .. } => "Wait until it is ACTIVE, and declare it so.".to_owned(),
             Self::SubnetsInTooFewZones { .. } => "Declare a subnet in another availability zone.".to_owned(),
             Self::Closed { direction, .. } => {
@@ -103,6 +110,7 @@ impl Unmet {
             Self::NameInUse(_) => "CUSTOM_KEY_STORE_NAME_IN_USE",
             Self::QuotaReached(_) => "LIMIT_EXCEEDED",
             Self::NotFound if phase != Phase::Connecting => "CLOUD_HSM_CLUSTER_NOT_FOUND",
+            Self::Elsewhere { .. } => "CLOUD_HSM_CLUSTER_NOT_FOUND",
             Self::Tied(_) | Self::RelativeTied { .. } => "CLOUD_HSM_CLUSTER_IN_USE",
             Self::NotRelated(_) => "CLOUD_HSM_CLUSTER_NOT_RELATED",
             Self::NotActive { .. } => "CLOUD_HSM_CLUSTER_NOT_ACTIVE",
@@ -141,6 +149,7 @@ impl Unmet {
             | Self::Tied(_)
             | Self::RelativeTied { .. }
             | Self::NotRelated(_)
+            | Self::Elsewhere { .. }
             | Self::NotActive { .. }
             | Self::SubnetsInTooFewZones { .. }
             | Self::Closed { .. }

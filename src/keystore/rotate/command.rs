@@ -9,7 +9,7 @@ use crate::node::{Credential, Passwords};
 use crate::records::{Records, Unavailable};
 
 use super::super::KeyStores;
-use super::{NotBegun, error_chain};
+use super::error_chain;
 
 /// The one password that every node has, unless they differ or one is not settled: then no program can be told the old one.
 pub(super) async fn present(connection: &Connection) -> Result<Option<Credential>, Unavailable> {
@@ -39,7 +39,7 @@ pub(super) async fn rotate(
     program: &Program,
     old: Credential,
     new: Arc<Credential>,
-) -> Result<(), NotBegun> {
+) {
     let all = 0..connection.members().len();
     for index in all.clone() {
         connection.take_down(index).await;
@@ -74,7 +74,6 @@ pub(super) async fn rotate(
             super::settled(connection, index).await;
         }
     }
-    Ok(())
 }
 
 /// Why the password may not have been changed.

@@ -81,11 +81,33 @@ pub(super) async fn rotate(
         tracing::error!(key_store = %record.id, why, "the password was not rotated");
         Rotated::Perhaps
     });
+    note_rotated(stores, store).await;
+    rotated
+}
+
+/// Keeps the time of the last rotation as the records have it, for as long as the Connection lasts: a node may accept its
+/// new password long after the connect that gave it.
+pub(super) async fn follow(stores: KeyStores, store: Arc<Store>, connection: Arc<Connection>) {
+    let mut confirmations = connection.passwords().confirmations();
+    loop {
+        tokio::select! {
+            () = connection.closed() => return,
+            confirmed = confirmations.changed() => if confirmed.is_err() { return },
+        }
+        note_rotated(&stores, &store).await;
+    }
+}
+
+/// In the store's turn: whoever changes the record meanwhile would put the former time back.
+async fn note_rotated(stores: &KeyStores, store: &Store) {
+    let _turn = store.turn.lock().await;
+    let record = store.record();
     match stores.0.records.password_rotated(&record.cluster).await {
-        Ok(rotated) => store.record.send_modify(|record| record.password_rotated = rotated),
+        Ok(rotated) => {
+            store.record.send_if_modified(|record| std::mem::replace(&mut record.password_rotated, rotated) != rotated);
+        }
         Err(error) => tracing::error!(key_store = %record.id, %error, "the time of the rotation cannot be read"),
     }
-    rotated
 }
 
 fn rotation(stores: &KeyStores, record: &KeyStoreRecord) -> Option<Rotation> {
@@ -117,10 +139,13 @@ async fn rotate_if_due(
         Strategy::Command(program) => {
             let Some(old) = command::present(connection).await? else { return Ok(Rotated::No) };
             let new = new_password(stores, rotation, connection).await?;
-            command::rotate(stores, connection, program, old, new).await?;
+            command::rotate(stores, connection, program, old, new).await;
         }
     }
-    records.forget_passwords(owner).await?;
+    // They are forgotten next time.
+    if let Err(error) = records.forget_passwords(owner).await {
+        tracing::warn!(key_store = %record.id, %error, "passwords that no HSM has any more stay in the records");
+    }
     Ok(Rotated::Perhaps)
 }
 

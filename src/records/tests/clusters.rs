@@ -28,9 +28,10 @@ async fn an_hsm_is_asked_once_to_check_a_password_until_it_may_be_asked_again() 
 async fn lineages_are_remembered_as_they_were_declared_last() {
     let home = Home::new();
     let records = home.open().await;
-    let told = |lineage: &str| vec![(cluster('a'), lineage.to_owned())];
-    records.remember_lineages(&told("one")).await.unwrap();
-    records.remember_lineages(&told("two")).await.unwrap();
+    let told = |lineages: &[&str]| vec![(cluster('a'), lineages.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>())];
+    records.remember_lineages(&told(&["one"])).await.unwrap();
+    records.remember_lineages(&told(&["three", "two"])).await.unwrap();
     records.remember_lineages(&[]).await.unwrap();
-    assert_eq!(records.lineages::<String>().await.unwrap(), told("two"));
+    let each = ["three", "two"].map(|lineage| (cluster('a'), lineage.to_owned()));
+    assert_eq!(records.lineages::<String>().await.unwrap(), each);
 }

@@ -7,6 +7,8 @@ use tokio_stream::StreamExt as _;
 use super::{node, ready};
 use crate::rig::{Load, kill, pb, wait_async};
 
+const HSMS: [&str; 3] = ["hsm-1", "hsm-2", "hsm-3"];
+
 #[tokio::test]
 async fn a_token_that_vanishes_is_noticed_though_it_says_ok_and_is_back_in_use_when_it_returns() {
     let (rig, mut clients, store, key) = ready().await;
@@ -59,6 +61,40 @@ async fn no_password_is_sent_to_a_token_with_another_serial_number_until_the_ope
     clients.resume_hsm(&rig.cluster_id(), "hsm-2", false).await;
     clients.all_healthy(&store).await;
     assert_eq!(rig.faults("hsm-2").count(C_Login), logins + 1, "none before the operator's word, and one after");
+}
+
+#[tokio::test]
+async fn a_store_whose_hsms_all_have_other_tokens_fails_without_a_login_and_connects_once_each_is_resumed() {
+    let (rig, mut clients, store, key) = ready().await;
+    let ciphertext = clients.encrypt(&key, b"moved to new tokens").await;
+    clients.disconnect(&store).await;
+    let logins = || HSMS.map(|hsm| rig.faults(hsm).count(C_Login));
+    let before = logins();
+    for hsm in HSMS {
+        rig.faults(hsm).set([Rule::serial(&hsm.replace("hsm-", "deadbeef"))]);
+    }
+    clients.connect(&store).await;
+    let failed = clients.settled(&store).await;
+    assert_eq!(failed.connection_error_code(), pb::ConnectionErrorCode::InternalError, "{failed:?}");
+    for part in ["deadbeef1", "deadbeef2", "deadbeef3", "resume the HSM"] {
+        assert!(failed.connection_error_message.contains(part), "{failed:?}");
+    }
+    // Before and after anybody has looked at it since, and after the disconnect.
+    clients.resume_hsm(&rig.cluster_id(), "hsm-1", false).await;
+    clients.until_reach(pb::HsmHealth::NotProbed, "it can be reached").await;
+    clients.resume_hsm(&rig.cluster_id(), "hsm-2", false).await;
+    clients.disconnect(&store).await;
+    clients.connect(&store).await;
+    let connected = clients.settled(&store).await;
+    assert_eq!(connected.connection_state(), pb::ConnectionState::Connected, "{connected:?}");
+    assert_eq!(node(&connected, "hsm-3").health(), pb::HsmHealth::WrongIdentity, "nobody spoke for it");
+    assert_eq!(logins()[2], before[2], "no password was sent there");
+    clients.disconnect(&store).await;
+    clients.resume_hsm(&rig.cluster_id(), "hsm-3", false).await;
+    clients.connect(&store).await;
+    clients.settled(&store).await;
+    clients.all_healthy(&store).await;
+    assert_eq!(clients.decrypt(&ciphertext).await.unwrap(), b"moved to new tokens");
 }
 
 #[tokio::test]

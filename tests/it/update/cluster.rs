@@ -217,11 +217,20 @@ async fn a_store_whose_cluster_is_gone_is_told_so_and_lives_on_in_a_restored_one
     let ciphertext = clients.encrypt(&key, b"outlives its cluster").await;
     clients.all_healthy(&store).await;
     clients.disconnect(&store).await;
+    let arn = clients.describe_key(&key).await.arn;
+    assert!(arn.starts_with("arn:aws:kms:us-east-1:123456789012:key/"), "{arn}");
     let restored = rig.restore_elsewhere(RESTORED, "hsm-");
-    let declaration = restored.declaration(&rig, "first");
+    let here = restored.declaration(&rig, "first");
+    let elsewhere = here.replace("region = \"us-east-1\"", "region = \"eu-west-1\"");
     let first = format!("[clusters.{}]", rig.cluster_id());
-    served.restart_with(|text| text[..text.find(&first).expect("it is declared")].to_owned() + &declaration).await;
+    served.restart_with(|text| text[..text.find(&first).expect("it is declared")].to_owned() + &elsewhere).await;
     let mut clients = served.clients_on_the_socket().await;
+    assert_eq!(clients.describe_key(&key).await.arn, arn, "a key keeps its name");
+    let answer = clients.stores.update_key_store(to(&store, RESTORED)).await;
+    let status = refused("a cluster in another region", answer, "CLOUD_HSM_CLUSTER_NOT_FOUND", "");
+    assert!(status.message().contains("eu-west-1") && status.message().contains("us-east-1"), "{status}");
+    let with_it_here = served.configuration().replace(&elsewhere, &here);
+    served.reload(&with_it_here).await;
 
     clients.connect(&store).await;
     let failed = clients.settled(&store).await;
