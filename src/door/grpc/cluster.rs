@@ -41,6 +41,20 @@ impl Service {
             None => Err(status::cluster_not_found(id)),
         }
     }
+
+    /// One that is declared, or whose HSMs serve a key store although it is not declared any more.
+    fn cluster_in_service(&self, field: &str, id: &str) -> Result<ClusterId, Status> {
+        let parsed: ClusterId = convert::parse(field, id)?;
+        let serves = || {
+            let store = self.0.0.key_stores.on_cluster(&parsed);
+            store.is_some_and(|store| store.nodes().borrow().is_some())
+        };
+        if self.0.0.clusters.get(&parsed).is_some() || serves() {
+            Ok(parsed)
+        } else {
+            Err(status::cluster_not_found(id))
+        }
+    }
 }
 
 #[tonic::async_trait]
@@ -75,7 +89,7 @@ impl ClusterService for Service {
     async fn drain_hsm(&self, request: Request<pb::DrainHsmRequest>) -> Result<Response<pb::DrainHsmResponse>, Status> {
         let permit = self.0.permit::<action::DrainHsm, _>(&request)?;
         let asked = request.into_inner();
-        let cluster: ClusterId = convert::parse("cluster_id", &asked.cluster_id)?;
+        let cluster = self.cluster_in_service("cluster_id", &asked.cluster_id)?;
         let hsm = convert::parse("hsm_id", &asked.hsm_id)?;
         let note = convert::note(asked.note)?;
         let limit = convert::drain_timeout(asked.drain_timeout)?;
@@ -90,7 +104,7 @@ impl ClusterService for Service {
     ) -> Result<Response<pb::ResumeHsmResponse>, Status> {
         let permit = self.0.permit::<action::ResumeHsm, _>(&request)?;
         let asked = request.into_inner();
-        let cluster: ClusterId = convert::parse("cluster_id", &asked.cluster_id)?;
+        let cluster = self.cluster_in_service("cluster_id", &asked.cluster_id)?;
         let hsm = convert::parse("hsm_id", &asked.hsm_id)?;
         let logins = if asked.allow_one_login { Logins::AllowOne } else { Logins::AsBefore };
         let key_stores = &self.0.0.key_stores;
