@@ -116,7 +116,8 @@ async fn attempt(stores: &KeyStores, store: &Store) -> Result<(), ConnectionFaul
         let message = format!("cluster {} cannot be connected to: {unmet}", facts.id);
         fault(unmet.code(), message, None)
     })?;
-    rotate::wait_for_former(stores, store).await;
+    let former_gone = rotate::wait_for_former(stores, store).await;
+    former_gone.map_err(|message| fault(ConnectionErrorCode::InternalError, message, None))?;
     let connection = match stores.open(store).await {
         Ok(Some(connection)) => connection,
         Ok(None) => {
@@ -135,13 +136,13 @@ async fn attempt(stores: &KeyStores, store: &Store) -> Result<(), ConnectionFaul
     }
     let proved: Vec<_> = members.into_iter().filter(|member| member.is_proved()).collect();
     // It must not cost the store what the first node has proved.
-    if rotate::rotate(stores, store, &connection, left() / 2).await == Rotated::Perhaps
+    match rotate::rotate(stores, store, &connection, left() / 2).await {
+        Rotated::No => Ok(()),
+        Rotated::UnderWay(message) => Err(fault(ConnectionErrorCode::InternalError, message, None)),
         // Those that have a new password log in with it. Each could be reached before, and is waited for.
-        && !come_up(&connection, &proved, left(), is_lost).await
-    {
-        return Err(why_nobody(&connection));
+        Rotated::Perhaps if come_up(&connection, &proved, left(), is_lost).await => Ok(()),
+        Rotated::Perhaps => Err(why_nobody(&connection)),
     }
-    Ok(())
 }
 
 /// Waits until one node is proved, and a while for the others among `members`; or until nothing is to be hoped of any of

@@ -9,7 +9,7 @@ use crate::node::{Credential, Passwords};
 use crate::records::{Records, Unavailable};
 
 use super::super::KeyStores;
-use super::{NotBegun, error_chain};
+use super::error_chain;
 
 /// The one password that every node has, unless they differ or one is not settled: then no program can be told the old one.
 pub(super) async fn present(connection: &Connection) -> Result<Option<Credential>, Unavailable> {
@@ -32,14 +32,15 @@ pub(super) async fn present(connection: &Connection) -> Result<Option<Credential
     Ok(present)
 }
 
-/// Runs the program, and has one node after it, and then the others, find out what came of it.
+/// Runs the program, and has one node after it, and then the others, find out what came of it. An error is that of a program
+/// that does not end: nobody is logged in then, and what it has done the nodes tell when it has.
 pub(super) async fn rotate(
     stores: &KeyStores,
     connection: &Arc<Connection>,
     program: &Program,
     old: Credential,
     new: Arc<Credential>,
-) -> Result<(), NotBegun> {
+) -> Result<(), UnderWay> {
     let all = 0..connection.members().len();
     for index in all.clone() {
         connection.take_down(index).await;
@@ -58,7 +59,7 @@ pub(super) async fn rotate(
         Ok(outcome) => outcome,
         Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
     };
-    let why = outcome.err().map(|error| error_chain(&error));
+    let why = outcome.as_ref().err().map(|error| error_chain(error));
     for member in connection.members() {
         member.node.has_password(None);
         if let Some(why) = &why {
@@ -68,6 +69,11 @@ pub(super) async fn rotate(
     if let Some(why) = why {
         tracing::warn!(cluster = %connection.cluster, why, "the rotation failed; each HSM's next login tells which password it has");
     }
+    if let Err(Undone::Program(error)) = outcome
+        && error.is_under_way()
+    {
+        return Err(UnderWay(error));
+    }
     for index in all {
         connection.bring_up(index);
         if index == 0 {
@@ -76,6 +82,11 @@ pub(super) async fn rotate(
     }
     Ok(())
 }
+
+/// A program that may be changing the password yet.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody may log in while rotation_command is at work")]
+pub(super) struct UnderWay(#[source] ProgramError);
 
 /// Why the password may not have been changed.
 #[derive(Debug, thiserror::Error)]

@@ -29,10 +29,12 @@ const SETTLING: Duration = Duration::from_secs(20);
 const FORMER: Duration = Duration::from_secs(60);
 
 /// Whether the nodes may have another password than before, and log in anew.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Rotated {
     No,
     Perhaps,
+    /// A program may be changing it yet, as the text says: nobody is to log in before it has ended.
+    UnderWay(String),
 }
 
 /// Why no rotation was begun.
@@ -50,17 +52,17 @@ enum NotBegun {
     },
 }
 
-/// Waits for a program of a former connect, which may be changing the password yet.
-pub(super) async fn wait_for_former(stores: &KeyStores, store: &Store) {
+/// Waits for a program of a former connect, which may be changing the password yet. One that does not end is an error: what
+/// it does to the password after a login nobody would know.
+pub(super) async fn wait_for_former(stores: &KeyStores, store: &Store) -> Result<(), String> {
     let record = store.record();
     let patience = match rotation(stores, &record).map(|rotation| rotation.strategy) {
         Some(Strategy::Command(program)) => program.timeout,
         // There was a program, before the configuration was changed.
         Some(Strategy::None | Strategy::SetPin) | None => FORMER,
     };
-    if let Err(error) = stores.0.host.program_gone(&record.cluster, &Username::kmsuser(), patience).await {
-        tracing::error!(cluster = %record.cluster, %error, "a program that changes passwords does not end");
-    }
+    let gone = stores.0.host.program_gone(&record.cluster, &Username::kmsuser(), patience).await;
+    gone.map_err(|error| format!("nobody may log in while rotation_command is at work: {}", error_chain(&error)))
 }
 
 /// Rotates the password, if that is due. What comes of it stands in the records and in the nodes' status.
@@ -117,7 +119,9 @@ async fn rotate_if_due(
         Strategy::Command(program) => {
             let Some(old) = command::present(connection).await? else { return Ok(Rotated::No) };
             let new = new_password(stores, rotation, connection).await?;
-            command::rotate(stores, connection, program, old, new).await?;
+            if let Err(under_way) = command::rotate(stores, connection, program, old, new).await {
+                return Ok(Rotated::UnderWay(error_chain(&under_way)));
+            }
         }
     }
     records.forget_passwords(owner).await?;

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt;
 
 use super::{HSMS, served, versions};
-use crate::rig::{Clients, Rig, Served, pb, wait_async};
+use crate::rig::{Clients, Rig, Served, kill, pb, wait_async};
 
 /// A daemon whose cluster has a program that fails as `mode` says; and a key store, not connected yet.
 async fn ready(mode: &'static str, timeout: &'static str) -> (Served, Rig, Clients, String) {
@@ -123,6 +123,27 @@ async fn a_wrong_password_never_reaches_the_program() {
     assert_eq!(failed.connection_error_code(), pb::ConnectionErrorCode::InvalidCredentials);
     assert_eq!(runs(&rig), 0);
     assert_eq!(HSMS.map(|hsm| rig.refusals(hsm)).iter().sum::<usize>(), 1);
+    drop(served);
+}
+
+#[tokio::test]
+async fn nobody_logs_in_before_a_program_that_cannot_be_killed_has_ended() {
+    let (served, rig, mut clients, store) = ready("leave", "10s").await;
+    clients.connect(&store).await;
+    for attempt in ["the one that began it", "a later one"] {
+        let failed = clients.settled(&store).await;
+        assert_eq!(failed.connection_error_code(), pb::ConnectionErrorCode::InternalError, "{attempt}: {failed:?}");
+        let told = &failed.connection_error_message;
+        assert!(told.contains("rotation_command") && told.contains(".kmsuser.program"), "{attempt}: {told}");
+        assert!(HSMS.iter().all(|hsm| rig.workers_of(hsm).is_empty()), "{attempt}");
+        clients.disconnect(&store).await;
+        clients.connect(&store).await;
+    }
+    let left = std::fs::read_to_string(rig.home.path().join("left")).unwrap();
+    kill(left.trim().parse().unwrap());
+    std::fs::write(rig.home.path().join("mode"), "good").unwrap();
+    let told = connects(&rig, &mut clients, &store, 0).await;
+    assert_eq!((versions(&told), runs(&rig)), ([3; 3], 2), "what it changed is known, and changed anew");
     drop(served);
 }
 

@@ -26,4 +26,6 @@ done
 case $mode in
     fail-after) exit 4 ;;
     hang-after) sleep 600 ;;
+    # Whoever is still at work, and cannot be killed: the lock is not its standard input.
+    leave) exec 3<&0; sleep 600 </dev/null & echo $! >"$here/left" ;;
 esac
