@@ -94,6 +94,7 @@ pub(super) async fn run(stores: KeyStores, store: Arc<Store>) {
             tracing::warn!(key_store = %store.id(), code = %fault.code, message = %fault.message, "connecting failed");
             if let Some(connection) = store.connection.send_replace(None) {
                 connection.close(Closing::Now).await;
+                rotate::ended(&stores, &connection).await;
             }
             stores.advance_in_the_end(&store, Event::Failed, |record| record.last_error = Some(fault.clone())).await
         }

@@ -45,7 +45,7 @@ pub use latency::Latency;
 pub use link::{Link, Load};
 pub use login::{LoginRefusal, refusal};
 pub use lookout::{Reach, look_out};
-pub use passwords::{Credential, Passwords, Sharing};
+pub use passwords::{Credential, Passwords, Sharing, UnderWay};
 pub use rotate::{Change, change_password};
 pub use supervise::{Common, supervise};
 pub use trial::{Tried, try_password};

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::{OwnedRwLockReadGuard, RwLock};
+
 use crate::clock;
 use crate::model::{HsmId, Password, PasswordVersion, Username};
 use crate::records::{NodePassword, PasswordOwner, Records, Standing, Unavailable};
@@ -41,6 +43,14 @@ pub struct Passwords {
     owner: PasswordOwner,
     sharing: Sharing,
     gates: Mutex<BTreeMap<PasswordVersion, Arc<Gate>>>,
+    /// Read-locked by each change that is under way.
+    changes: Arc<RwLock<()>>,
+}
+
+/// A password may be being changed, until this is dropped.
+#[derive(Debug)]
+pub struct UnderWay {
+    _held: OwnedRwLockReadGuard<()>,
 }
 
 /// What a node is offered.
@@ -72,7 +82,7 @@ impl Passwords {
         nodes: impl Iterator<Item = &HsmId>,
         sharing: Sharing,
     ) -> Result<Self, Unavailable> {
-        let passwords = Self { records, owner, sharing, gates: Mutex::default() };
+        let passwords = Self { records, owner, sharing, gates: Mutex::default(), changes: Arc::default() };
         for hsm in nodes {
             passwords.gate(passwords.on(hsm).await?.confirmed).await?;
         }
@@ -85,6 +95,16 @@ impl Passwords {
 
     pub fn username(&self) -> &Username {
         &self.owner.username
+    }
+
+    /// To be held by whatever goes on changing a password when its connect is given up.
+    pub async fn change_begins(&self) -> UnderWay {
+        UnderWay { _held: self.changes.clone().read_owned().await }
+    }
+
+    /// Resolves when no change is under way any more.
+    pub async fn changes_ended(&self) {
+        let _ = self.changes.write().await;
     }
 
     /// Which password a node has, and which it may have been given.

@@ -35,7 +35,12 @@ pub enum Change {
 /// Gives the node a new password. What was begun is heard out, though nobody waits for it any more.
 pub async fn change_password(node: &Arc<Node>, common: &Common, new: Arc<Credential>) -> Change {
     let changing = Changing { node: node.clone(), common: common.clone(), new };
-    match tokio::spawn(changing.run()).await {
+    let under_way = common.passwords.change_begins().await;
+    let change = async move {
+        let _under_way = under_way;
+        changing.run().await
+    };
+    match tokio::spawn(change).await {
         Ok(change) => change,
         Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
     }

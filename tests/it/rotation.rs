@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use faulty_pkcs11::Function::C_SetPIN;
 
-use crate::rig::{Clients, Rig, Served, kill, pb};
+use crate::rig::{Clients, Rig, Served, kill, pb, wait_async};
 
 const HSMS: [&str; 3] = ["hsm-1", "hsm-2", "hsm-3"];
 const ADMIN: &str = "platform-engineer";
@@ -161,6 +161,24 @@ async fn the_security_officer_can_set_a_rotated_password_anew_and_the_keys_stay(
         let labels: Vec<_> = rig.objects(hsm).into_iter().map(|object| object.label).collect();
         assert!(labels.contains(&format!("keyway:{key}:1")), "{hsm}: {labels:?}");
     }
+}
+
+#[tokio::test]
+async fn a_store_cut_off_in_the_middle_of_a_change_is_disconnected_when_no_worker_can_make_it_any_more() {
+    let rig = Rig::new().rotating().faulty().start();
+    let mut clients = rig.clients().await;
+    let store = clients.store(&rig, "main").await;
+    for hsm in HSMS {
+        rig.faults(hsm).set([faulty_pkcs11::Rule::delay(C_SetPIN, Duration::from_secs(3))]);
+    }
+    clients.connect(&store).await;
+    let is_in_the_call = |hsm: &&str| rig.faults(hsm).count(C_SetPIN) > 0;
+    let changing = wait_async(|| async { HSMS.into_iter().find(is_in_the_call) }).await;
+    let now = Some(prost_types::Duration::default());
+    let request = pb::DisconnectKeyStoreRequest { key_store_id: store.clone(), drain_timeout: now };
+    clients.stores.disconnect_key_store(request).await.unwrap();
+    assert_eq!(clients.settled(&store).await.connection_state(), pb::ConnectionState::Disconnected);
+    assert!(rig.workers_of(changing).is_empty(), "it may be changing the password yet");
 }
 
 #[tokio::test]

@@ -46,6 +46,7 @@ pub(super) async fn rotate(
         connection.take_down(index).await;
     }
     let run = Run {
+        connection: connection.clone(),
         host: stores.0.host.clone(),
         records: stores.0.records.clone(),
         passwords: connection.passwords().clone(),
@@ -55,7 +56,12 @@ pub(super) async fn rotate(
         new,
     };
     // What was begun is heard out, though the connect may be given up meanwhile.
-    let outcome = match tokio::spawn(run.change()).await {
+    let under_way = connection.passwords().change_begins().await;
+    let change = async move {
+        let _under_way = under_way;
+        run.change().await
+    };
+    let outcome = match tokio::spawn(change).await {
         Ok(outcome) => outcome,
         Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
     };
@@ -95,6 +101,8 @@ enum Undone {
     Records(#[from] Unavailable),
     #[error("an earlier change is not settled")]
     Unsettled,
+    #[error("the key store is not connecting any more")]
+    GivenUp,
     #[error("a worker of the user does not leave")]
     Occupied(#[source] OpeningError),
     #[error("rotation_command")]
@@ -102,6 +110,7 @@ enum Undone {
 }
 
 struct Run {
+    connection: Arc<Connection>,
     host: Host,
     records: Records,
     passwords: Arc<Passwords>,
@@ -116,6 +125,10 @@ impl Run {
         let (owner, new) = (self.passwords.owner(), self.new.version);
         let hsms: Vec<HsmId> = self.slots.iter().map(|slot| slot.hsm.clone()).collect();
         let vacant = self.host.vacate(&self.slots).await.map_err(Undone::Occupied)?;
+        // That may have taken a while.
+        if self.connection.is_closed() {
+            return Err(Undone::GivenUp);
+        }
         let nodes: Vec<_> = hsms.iter().map(|hsm| (hsm.clone(), self.old.version)).collect();
         if !self.records.set_candidate(owner, &nodes, new).await? {
             return Err(Undone::Unsettled);

@@ -90,6 +90,18 @@ pub(super) async fn rotate(
     rotated
 }
 
+/// Waits until nothing can change a password on behalf of a Connection that is closed: whoever resets it by hand once the
+/// store is DISCONNECTED or FAILED has the last word.
+pub(super) async fn ended(stores: &KeyStores, connection: &Connection) {
+    connection.passwords().changes_ended().await;
+    // A worker that was cut off in the middle may be at it yet.
+    let unsettled = connection.members().iter().filter(|member| member.node.status().borrow().password.is_none());
+    let slots: Vec<_> = unsettled.map(|member| member.node.spec.clone()).collect();
+    if let Err(error) = stores.0.host.vacate(&slots).await {
+        tracing::error!(cluster = %connection.cluster, %error, "a worker that may be changing a password does not leave");
+    }
+}
+
 fn rotation(stores: &KeyStores, record: &KeyStoreRecord) -> Option<Rotation> {
     stores.0.clusters.get(&record.cluster).map(|cluster| cluster.rotation.clone())
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 use super::{HSMS, served, versions};
 use crate::rig::{Clients, Rig, Served, kill, pb, wait_async};
@@ -144,6 +145,28 @@ async fn nobody_logs_in_before_a_program_that_cannot_be_killed_has_ended() {
     std::fs::write(rig.home.path().join("mode"), "good").unwrap();
     let told = connects(&rig, &mut clients, &store, 0).await;
     assert_eq!((versions(&told), runs(&rig)), ([3; 3], 2), "what it changed is known, and changed anew");
+    drop(served);
+}
+
+#[tokio::test]
+async fn a_store_is_disconnected_only_when_the_program_has_ended_and_connects_again() {
+    let (served, rig, mut clients, store) = ready("held", "60s").await;
+    let (hold, ended) = (rig.home.path().join("hold"), rig.home.path().join("ended"));
+    std::fs::write(&hold, "").unwrap();
+    clients.connect(&store).await;
+    wait_async(|| async { (runs(&rig) == 1).then_some(()) }).await;
+    let request = pb::DisconnectKeyStoreRequest { key_store_id: store.clone(), drain_timeout: None };
+    clients.stores.disconnect_key_store(request).await.unwrap();
+    let early = tokio::time::timeout(Duration::from_secs(2), clients.settled(&store)).await;
+    assert!(early.is_err(), "the program is at work: {early:?}");
+    std::fs::remove_file(&hold).unwrap();
+    let disconnected = clients.settled(&store).await;
+    assert_eq!(disconnected.connection_state(), pb::ConnectionState::Disconnected);
+    assert!(ended.exists());
+
+    clients.connect(&store).await;
+    let told = connects(&rig, &mut clients, &store, 0).await;
+    assert_eq!((versions(&told), runs(&rig)), ([3; 3], 2));
     drop(served);
 }
 

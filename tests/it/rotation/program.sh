@@ -18,11 +18,13 @@ case $mode in
     fail-before) exit 3 ;;
     hang-before) sleep 600 ;;
     slow) sleep 2 ;;
+    held) while test -e "$here/hold"; do sleep 0.05; done ;;
 esac
 for configuration in "$@"; do
     SOFTHSM2_CONF=$configuration pkcs11-tool --module /usr/lib/softhsm/libsofthsm2.so --login \
         --pin "$user:$KEYWAY_OLD_PASSWORD" --change-pin --new-pin "$user:$KEYWAY_NEW_PASSWORD"
 done
+echo ended >>"$here/ended"
 case $mode in
     fail-after) exit 4 ;;
     hang-after) sleep 600 ;;
