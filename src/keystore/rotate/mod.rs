@@ -151,7 +151,8 @@ async fn new_password(
     let version = stores.0.records.new_password(owner, &password).await?;
     if let Some(key) = &rotation.escrow {
         let sealed = key.seal(&password).ok_or(NotBegun::NoRandomness)?;
-        escrow::keep(&stores.0.settings.escrow, &owner.cluster, version, sealed).await?;
+        let kept = escrow::Kept { cluster: &owner.cluster, version, time: clock::now(), key };
+        escrow::keep(&stores.0.settings.escrow, &kept, sealed).await?;
     }
     Ok(Arc::new(Credential { username: owner.username.clone(), password, version }))
 }

@@ -26,14 +26,21 @@ async fn a_new_password_can_be_had_with_the_operators_private_key() {
     clients.all_healthy(&store).await;
     clients.connect_again(&store).await;
     let kept = served.data_dir().join("escrow").join(rig.cluster_id());
-    let mut files: Vec<_> = std::fs::read_dir(&kept).unwrap().map(|file| file.unwrap().file_name()).collect();
+    let mut files: Vec<_> = std::fs::read_dir(&kept).unwrap().map(|file| file.unwrap().path()).collect();
     files.sort();
-    assert_eq!(files, ["2.bin", "3.bin"]);
-    let mode = std::fs::metadata(kept.join("3.bin")).unwrap().permissions().mode();
-    assert_eq!(mode & 0o777, 0o600);
+    // As docs/passwords.md tells it, from here on.
+    let der = openssl(&["pkey", "-pubin", "-in", "escrow.pem", "-outform", "DER", "-out", "escrow.der"], rig.home.path());
+    assert!(der.is_empty());
+    let digest = openssl(&["dgst", "-sha256", "-r", "escrow.der"], rig.home.path());
+    let of_the_key = format!("-{}.bin", &String::from_utf8(digest).unwrap()[..16]);
+    let names: Vec<_> = files.iter().map(|file| file.file_name().unwrap().to_str().unwrap()).collect();
+    assert_eq!(names.len(), 2, "{names:?}");
+    for (name, version) in names.iter().zip(["2-", "3-"]) {
+        assert!(name.starts_with(version) && name.ends_with(&of_the_key), "{name}, {of_the_key}");
+    }
+    let file = &files[1];
+    assert_eq!(std::fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600);
 
-    // As docs/configuration.md tells it.
-    let file = kept.join("3.bin");
     let args = "pkeyutl -decrypt -inkey escrow.key -pkeyopt rsa_padding_mode:oaep -pkeyopt rsa_oaep_md:sha256 -in";
     let args: Vec<_> = args.split(' ').chain([file.to_str().unwrap()]).collect();
     let password = String::from_utf8(openssl(&args, rig.home.path())).unwrap();
