@@ -10,7 +10,7 @@ use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 
 use crate::clock;
 use crate::model::{HsmId, Password, PasswordVersion, Username};
-use crate::records::{NodePassword, PasswordOwner, Records, Standing, Unavailable};
+use crate::records::{CandidateFate, LoginAnswer, NodePassword, PasswordOwner, Records, Standing, Unavailable};
 
 use super::LoginRefusal;
 use super::gate::{Gate, Verdict};
@@ -154,24 +154,36 @@ impl Passwords {
         Ok(self.on(hsm).await? == offer.on)
     }
 
-    /// Writes down what an answer says beyond itself.
-    pub(super) async fn settle(&self, hsm: &HsmId, offer: &Offer, verdict: settle::Verdict) -> Result<(), Unavailable> {
-        let Some(candidate) = offer.on.candidate else { return Ok(()) };
-        match settle::after(offer.which, verdict, offer.candidate) {
-            Settled::Nothing => Ok(()),
-            Settled::Confirm => {
-                self.records.confirm_candidate(&self.owner, hsm, candidate, clock::now()).await?;
+    /// Writes down an answer to the offer, and with it what it says of the candidate: `verdict`, if it is one.
+    pub(super) async fn answered(
+        &self,
+        hsm: &HsmId,
+        offer: &Offer,
+        answer: LoginAnswer,
+        verdict: Option<settle::Verdict>,
+    ) -> Result<(), Unavailable> {
+        let PasswordOwner { cluster, username, .. } = &self.owner;
+        let version = offer.credential.version;
+        let settled = verdict.map_or(Settled::Nothing, |verdict| settle::after(offer.which, verdict, offer.candidate));
+        let (Some(candidate), Some(fate)) = (offer.on.candidate, settled.fate()) else {
+            return self.records.login_answered(cluster, hsm, username, version, answer).await;
+        };
+        let (answer, settled) = ((version, answer), (candidate, fate));
+        self.records.login_settled(&self.owner, hsm, answer, settled, clock::now()).await?;
+        match fate {
+            CandidateFate::Confirmed => {
                 #[cfg(debug_assertions)]
                 crate::seams::stop_point("candidate-confirmed");
                 tracing::info!(%hsm, version = candidate.0, "the password was changed");
-                Ok(())
             }
-            Settled::Drop => self.drop_candidate(hsm, candidate).await,
-            Settled::OnceMore => {
+            CandidateFate::Dropped => {
+                tracing::warn!(%hsm, version = candidate.0, "the password was not changed there; its new one is dropped");
+            }
+            CandidateFate::OnceMore => {
                 tracing::warn!(%hsm, "the old password is refused: it was changed, and the new one is tried once more");
-                self.records.login_not_made(&self.owner.cluster, hsm, &self.owner.username, candidate).await
             }
         }
+        Ok(())
     }
 
     /// Resolves when another node has accepted the password that this one has, as it may have already.
@@ -258,7 +270,8 @@ mod tests {
         let made = records.new_password(&owner, &text("made")).await.unwrap();
         let (old, new): (HsmId, HsmId) = ("hsm-1".parse().unwrap(), "hsm-2".parse().unwrap());
         assert!(records.set_candidate(&owner, &[(old.clone(), owner.given)], made).await.unwrap());
-        records.confirm_candidate(&owner, &old, made, clock::now()).await.unwrap();
+        let (accepted, confirmed) = ((made, LoginAnswer::Accepted), (made, CandidateFate::Confirmed));
+        records.login_settled(&owner, &old, accepted, confirmed, clock::now()).await.unwrap();
         for (sharing, version) in [(Sharing::EachItsOwn, owner.given), (Sharing::OneForAll, made)] {
             let both = [&old, &new].into_iter();
             let passwords = Passwords::of(records.clone(), owner.clone(), both, sharing).await.unwrap();

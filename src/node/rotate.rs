@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::clock;
 use crate::host::{Turn, pin_text};
 use crate::link::v1::fault::{Bucket, Kind};
 use crate::link::v1::{Fault, Request, SetPin, request::Verb, response::Outcome};
-use crate::records::{LoginLeave, Unavailable};
+use crate::records::{CandidateFate, LoginAnswer, LoginLeave, Unavailable};
 
 use super::supervise::chain;
 use super::{CallError, Common, Credential, Node};
@@ -174,15 +175,10 @@ impl Changing {
     async fn take_back(&self, old: &Credential, is_refused: bool) {
         let spec = &self.node.spec;
         let (records, owner) = (&self.common.records, self.common.passwords.owner());
+        let answer = if is_refused { LoginAnswer::Refused } else { LoginAnswer::NotMade };
         loop {
-            let written = async {
-                if is_refused {
-                    records.login_refused(&spec.cluster, &spec.hsm, &old.username, old.version).await?;
-                } else {
-                    records.login_not_made(&spec.cluster, &spec.hsm, &old.username, old.version).await?;
-                }
-                records.drop_candidate(owner, &spec.hsm, self.new.version).await
-            };
+            let dropped = (self.new.version, CandidateFate::Dropped);
+            let written = records.login_settled(owner, &spec.hsm, (old.version, answer), dropped, clock::now());
             let Err(error) = written.await else { break };
             tracing::error!(hsm = %spec.hsm, %error, "what came of a change of password cannot be written down; trying again");
             tokio::time::sleep(WRITE_AGAIN).await;

@@ -7,10 +7,11 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use sqlx::Row;
+use sqlx::{Row, Sqlite, Transaction};
 
 use crate::model::{ClusterId, HsmId, Password, PasswordVersion, Username};
 
+use super::logins::{LoginAnswer, close_login};
 use super::row::{millis, number, parsed, time_if_any};
 use super::{Records, Unavailable};
 
@@ -28,6 +29,17 @@ pub struct PasswordOwner {
     pub cluster: ClusterId,
     pub username: Username,
     pub given: PasswordVersion,
+}
+
+/// What becomes of a node's candidate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CandidateFate {
+    /// It is the node's password.
+    Confirmed,
+    /// The change did not happen: it is dropped for ever.
+    Dropped,
+    /// Its open attempt was not refused: it may be offered once more.
+    OnceMore,
 }
 
 impl NodePassword {
@@ -145,36 +157,28 @@ impl Records {
         Ok(())
     }
 
-    /// The node has accepted its candidate: that is its password. The first node to do so dates the rotation.
-    pub async fn confirm_candidate(
+    /// An answer of the node's that settles its candidate as well. A daemon that is killed finds both in the records, or
+    /// neither: one alone could cost the node another attempt, or an operator's act.
+    pub async fn login_settled(
         &self,
         owner: &PasswordOwner,
         hsm: &HsmId,
-        candidate: PasswordVersion,
+        answer: (PasswordVersion, LoginAnswer),
+        candidate: (PasswordVersion, CandidateFate),
         at: SystemTime,
     ) -> Result<(), Unavailable> {
+        let PasswordOwner { cluster, username, .. } = owner;
+        let (asked, answer) = answer;
+        let (candidate, fate) = candidate;
         let mut change = self.begin().await?;
-        sqlx::query(
-            "UPDATE key_stores SET password_rotated = ? WHERE cluster_id = ? AND NOT EXISTS
-             (SELECT 1 FROM node_passwords WHERE cluster_id = ? AND username = ? AND confirmed >= ?)",
-        )
-        .bind(millis(at))
-        .bind(owner.cluster.as_str())
-        .bind(owner.cluster.as_str())
-        .bind(owner.username.as_str())
-        .bind(candidate.0)
-        .execute(&mut *change)
-        .await?;
-        sqlx::query(
-            "UPDATE node_passwords SET confirmed = candidate, candidate = NULL
-             WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND candidate = ?",
-        )
-        .bind(owner.cluster.as_str())
-        .bind(owner.username.as_str())
-        .bind(hsm.as_str())
-        .bind(candidate.0)
-        .execute(&mut *change)
-        .await?;
+        close_login(&mut change, cluster, hsm, username, asked, answer).await?;
+        match fate {
+            CandidateFate::Confirmed => candidate_confirmed(&mut change, owner, hsm, candidate, at).await?,
+            CandidateFate::Dropped => candidate_dropped(&mut change, owner, hsm, candidate).await?,
+            CandidateFate::OnceMore => {
+                close_login(&mut change, cluster, hsm, username, candidate, LoginAnswer::NotMade).await?;
+            }
+        }
         change.commit().await?;
         Ok(())
     }
@@ -186,16 +190,9 @@ impl Records {
         hsm: &HsmId,
         candidate: PasswordVersion,
     ) -> Result<(), Unavailable> {
-        sqlx::query(
-            "UPDATE node_passwords SET candidate = NULL
-             WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND candidate = ?",
-        )
-        .bind(owner.cluster.as_str())
-        .bind(owner.username.as_str())
-        .bind(hsm.as_str())
-        .bind(candidate.0)
-        .execute(&self.0.write)
-        .await?;
+        let mut change = self.begin().await?;
+        candidate_dropped(&mut change, owner, hsm, candidate).await?;
+        change.commit().await?;
         Ok(())
     }
 
@@ -229,4 +226,55 @@ impl Records {
         change.commit().await?;
         Ok(())
     }
+}
+
+/// The first node to confirm a candidate dates the rotation.
+async fn candidate_confirmed(
+    change: &mut Transaction<'_, Sqlite>,
+    owner: &PasswordOwner,
+    hsm: &HsmId,
+    candidate: PasswordVersion,
+    at: SystemTime,
+) -> Result<(), Unavailable> {
+    sqlx::query(
+        "UPDATE key_stores SET password_rotated = ? WHERE cluster_id = ? AND NOT EXISTS
+         (SELECT 1 FROM node_passwords WHERE cluster_id = ? AND username = ? AND confirmed >= ?)",
+    )
+    .bind(millis(at))
+    .bind(owner.cluster.as_str())
+    .bind(owner.cluster.as_str())
+    .bind(owner.username.as_str())
+    .bind(candidate.0)
+    .execute(&mut **change)
+    .await?;
+    sqlx::query(
+        "UPDATE node_passwords SET confirmed = candidate, candidate = NULL
+         WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND candidate = ?",
+    )
+    .bind(owner.cluster.as_str())
+    .bind(owner.username.as_str())
+    .bind(hsm.as_str())
+    .bind(candidate.0)
+    .execute(&mut **change)
+    .await?;
+    Ok(())
+}
+
+async fn candidate_dropped(
+    change: &mut Transaction<'_, Sqlite>,
+    owner: &PasswordOwner,
+    hsm: &HsmId,
+    candidate: PasswordVersion,
+) -> Result<(), Unavailable> {
+    sqlx::query(
+        "UPDATE node_passwords SET candidate = NULL
+         WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND candidate = ?",
+    )
+    .bind(owner.cluster.as_str())
+    .bind(owner.username.as_str())
+    .bind(hsm.as_str())
+    .bind(candidate.0)
+    .execute(&mut **change)
+    .await?;
+    Ok(())
 }

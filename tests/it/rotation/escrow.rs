@@ -29,7 +29,8 @@ async fn a_new_password_can_be_had_with_the_operators_private_key() {
     let mut files: Vec<_> = std::fs::read_dir(&kept).unwrap().map(|file| file.unwrap().path()).collect();
     files.sort();
     // As docs/passwords.md tells it, from here on.
-    let der = openssl(&["pkey", "-pubin", "-in", "escrow.pem", "-outform", "DER", "-out", "escrow.der"], rig.home.path());
+    let der =
+        openssl(&["pkey", "-pubin", "-in", "escrow.pem", "-outform", "DER", "-out", "escrow.der"], rig.home.path());
     assert!(der.is_empty());
     let digest = openssl(&["dgst", "-sha256", "-r", "escrow.der"], rig.home.path());
     let of_the_key = format!("-{}.bin", &String::from_utf8(digest).unwrap()[..16]);
