@@ -82,7 +82,7 @@ async fn a_program_that_would_outlast_the_connect_is_killed_in_time_and_the_stor
     let (mut served, rig, clients, store) = ready("hang-before", "10m").await;
     drop(clients);
     served.kill_daemon();
-    served.put("keyway.toml", &format!("{}\n[key_stores]\nconnect_timeout = \"20s\"\n", served.configuration()));
+    served.put("keyway.toml", &format!("{}\n[key_stores]\nconnect_timeout = \"40s\"\n", served.configuration()));
     let (served, rig, mut clients) = restarted(served, rig).await;
     clients.connect(&store).await;
     let told = connects(&rig, &mut clients, &store, [1, 0, 0]).await;
