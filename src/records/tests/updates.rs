@@ -115,7 +115,7 @@ async fn a_former_password_that_was_refused_there_and_accepted_by_no_hsm_does_no
     let user = Username::kmsuser();
     let wrong = KeyStoreUpdate { password: Some(password("mistyped1")), ..to('b') };
     let there = updated(&records, &first, wrong).await;
-    let refuse = async |on: u32| {
+    let refuse = async |on: u8| {
         records.begin_login(&there.cluster, &hsm(on), &user, there.password_version).await.unwrap();
         records.login_refused(&there.cluster, &hsm(on), &user, there.password_version).await.unwrap();
     };
