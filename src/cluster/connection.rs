@@ -142,6 +142,10 @@ impl Connection {
         let _ = self.closed.subscribe().wait_for(|closed| *closed).await;
     }
 
+    pub fn is_closed(&self) -> bool {
+        *self.closed.borrow()
+    }
+
     /// Whether a node has refused the password and none was found to accept it.
     pub fn is_refused(&self) -> bool {
         self.common.passwords.are_refused()
@@ -166,7 +170,7 @@ impl Connection {
     pub fn bring_up(self: &Arc<Self>, index: usize) {
         let member = &self.members[index];
         let mut supervision = member.lock_supervision();
-        if supervision.is_some() || *self.closed.borrow() {
+        if supervision.is_some() || self.is_closed() {
             return;
         }
         let (stop, stopped) = watch::channel(false);

@@ -53,9 +53,12 @@ pub enum ProgramError {
         #[source]
         source: std::io::Error,
     },
-    /// Nothing was changed.
-    #[error("a former run of it does not end")]
-    Running,
+    /// Nothing was changed by this run, which was not begun.
+    #[error("a former run of it does not end: something has {0} open")]
+    FormerRuns(PathBuf),
+    /// It was begun, and what it started may go on changing things.
+    #[error("it does not end: something has {0} open")]
+    StillRuns(PathBuf),
     /// Whether it changed something nobody knows.
     #[error("it failed: {0}")]
     Failed(ExitStatus),
@@ -71,8 +74,16 @@ impl ProgramError {
     /// Whether it is certain that nothing was changed.
     pub const fn is_before_it_began(&self) -> bool {
         match self {
-            Self::NotStarted { .. } | Self::Running => true,
-            Self::Failed(_) | Self::TimedOut(_) | Self::Unknown(_) => false,
+            Self::NotStarted { .. } | Self::FormerRuns(_) => true,
+            Self::StillRuns(_) | Self::Failed(_) | Self::TimedOut(_) | Self::Unknown(_) => false,
+        }
+    }
+
+    /// Whether a program may be changing passwords yet: nobody is to log in before it has ended.
+    pub const fn is_under_way(&self) -> bool {
+        match self {
+            Self::FormerRuns(_) | Self::StillRuns(_) => true,
+            Self::NotStarted { .. } | Self::Failed(_) | Self::TimedOut(_) | Self::Unknown(_) => false,
         }
     }
 }
@@ -129,8 +140,10 @@ impl Host {
             }
             let _ = tokio::time::timeout(GRACE, child.wait()).await;
         }
-        // Also what it left running, which could change the password yet.
-        self.program_gone(change.cluster, change.username, Duration::ZERO).await?;
+        // Also what it left running, which could change the password yet. It was begun: whatever is wrong with the lock now,
+        // its passwords may be in force.
+        let gone = self.program_gone(change.cluster, change.username, Duration::ZERO).await;
+        gone.map_err(|_| ProgramError::StillRuns(self.program_lock_file(change.cluster, change.username)))?;
         match ended {
             Ok(Ok(status)) if status.success() => Ok(()),
             Ok(Ok(status)) => Err(ProgramError::Failed(status)),
@@ -179,7 +192,7 @@ impl Host {
                 killed = true;
             }
             if now >= give_up + GRACE {
-                return Err(ProgramError::Running);
+                return Err(ProgramError::FormerRuns(path));
             }
             tokio::time::sleep(TRY_EVERY).await;
         }
@@ -261,6 +274,26 @@ mod tests {
         let password = Password::trusted("x".to_owned());
         let change = PasswordChange { cluster: &cluster, username: &username, old: &password, new: &password };
         assert!(host.run_program(&vacant, &program, &change).await.unwrap_err().is_before_it_began());
+    }
+
+    #[tokio::test]
+    async fn a_program_that_leaves_something_running_had_begun_and_keeps_the_next_one_from_it() {
+        let (home, host) = host();
+        let pid = home.path().join("pid");
+        // Its standard input is not the lock, so that it is not recognised and killed.
+        let script = format!("exec 3<&0; sleep 600 </dev/null & echo $! >{}", pid.display());
+        let left = run(&host, &script, LONG).await.unwrap_err();
+        assert!(matches!(left, ProgramError::StillRuns(_)), "{left}");
+        assert!(!left.is_before_it_began() && left.is_under_way());
+        assert!(left.to_string().contains("cluster-2abcdefghij.kmsuser.program"), "{left}");
+
+        let next = run(&host, "exit 0", Duration::ZERO).await.unwrap_err();
+        assert!(matches!(next, ProgramError::FormerRuns(_)), "{next}");
+        assert!(next.is_before_it_began() && next.is_under_way());
+
+        let pid = Pid::from_raw(std::fs::read_to_string(pid).unwrap().trim().parse().unwrap()).unwrap();
+        rustix::process::kill_process(pid, Signal::KILL).unwrap();
+        run(&host, "exit 0", LONG).await.unwrap();
     }
 
     #[tokio::test]

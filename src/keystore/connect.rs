@@ -97,6 +97,7 @@ pub(super) async fn run(stores: KeyStores, store: Arc<Store>) {
             tracing::warn!(key_store = %store.id(), code = %fault.code, message = %fault.message, "connecting failed");
             if let Some(connection) = store.connection.send_replace(None) {
                 connection.close(Closing::Now).await;
+                rotate::ended(&stores, &connection).await;
             }
             stores.advance_in_the_end(&store, Event::Failed, |record| record.last_error = Some(fault.clone())).await
         }
@@ -119,7 +120,8 @@ async fn attempt(stores: &KeyStores, store: &Arc<Store>) -> Result<(), Connectio
         let message = format!("cluster {} cannot be connected to: {unmet}", facts.id);
         fault(unmet.code(), message, None)
     })?;
-    rotate::wait_for_former(stores, store).await;
+    let former_gone = rotate::wait_for_former(stores, store).await;
+    former_gone.map_err(|message| fault(ConnectionErrorCode::InternalError, message, None))?;
     let connection = stores.open(store).await.map_err(|error| {
         let code = match &error {
             NotOpened::Undeclared(_) => ConnectionErrorCode::ClusterNotFound,
@@ -137,12 +139,14 @@ async fn attempt(stores: &KeyStores, store: &Arc<Store>) -> Result<(), Connectio
     }
     let proved: Vec<_> = members.into_iter().filter(|member| member.is_proved()).collect();
     // It must not cost the store what the first node has proved.
-    if rotate::rotate(stores, store, &connection, left() / 2).await == Rotated::Perhaps
+    match rotate::rotate(stores, store, &connection, left() / 2).await {
+        Rotated::No => {}
+        Rotated::UnderWay(message) => return Err(fault(ConnectionErrorCode::InternalError, message, None)),
         // Those that have a new password log in with it. Each could be reached before, and is waited for.
-        && !come_up(&connection, &proved, left(), is_lost).await
-    {
-        return Err(why_nobody(&connection));
+        Rotated::Perhaps if come_up(&connection, &proved, left(), is_lost).await => {}
+        Rotated::Perhaps => return Err(why_nobody(&connection)),
     }
+    rotate::forget_unneeded(stores, &connection).await;
     Ok(())
 }
 

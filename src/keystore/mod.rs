@@ -439,6 +439,7 @@ impl KeyStores {
         store.attempt_ended().await;
         if let Some(connection) = store.connection.send_replace(None) {
             connection.close(closing).await;
+            rotate::ended(self, &connection).await;
         }
         if let Err(error) = self.advance_in_the_end(&store, Event::Drained, |_| ()).await {
             tracing::error!(key_store = %store.id(), %error, "the end of a disconnect could not be written down");

@@ -33,6 +33,12 @@ impl EscrowKey {
         }
     }
 
+    /// The beginning of the SHA-256 of its DER, in hexadecimal digits: tells which private key opens what it seals.
+    pub fn fingerprint(&self) -> String {
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &self.der);
+        digest.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// RSA-OAEP with SHA-256 and without a label, as `openssl pkeyutl` opens it. `None` when there is no randomness.
     pub fn seal(&self, password: &Password) -> Option<Vec<u8>> {
         let key = OaepPublicEncryptingKey::new(PublicEncryptingKey::from_der(&self.der).ok()?).ok()?;

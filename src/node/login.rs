@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::host::{Host, OpeningError, WorkerLink, WorkerSpec, pin_text};
 use crate::link::v1::fault::{Bucket, Kind};
 use crate::model::PasswordVersion;
-use crate::records::{self, LoginLeave, Records, Standing, Unavailable};
+use crate::records::{self, LoginAnswer, LoginLeave, Records, Standing, Unavailable};
 
 use super::Common;
 use super::gate::{self, Passage};
@@ -187,23 +187,14 @@ impl Attempt {
     }
 
     async fn try_write_down(&self, answer: Answer) -> Result<(), Unavailable> {
-        let (cluster, hsm) = (&self.spec.cluster, &self.spec.hsm);
-        let (user, version) = (&self.offer.credential.username, self.offer.credential.version);
-        let verdict = match answer {
-            Answer::Accepted => {
-                self.records.login_succeeded(cluster, hsm, user, version).await?;
-                settle::Verdict::Accepted
-            }
-            Answer::Refused(refusal) => {
-                self.records.login_refused(cluster, hsm, user, version).await?;
-                if refusal != LoginRefusal::Incorrect {
-                    return Ok(());
-                }
-                settle::Verdict::Refused
-            }
-            Answer::NotMade => return self.records.login_not_made(cluster, hsm, user, version).await,
+        let (answer, verdict) = match answer {
+            Answer::Accepted => (LoginAnswer::Accepted, Some(settle::Verdict::Accepted)),
+            Answer::Refused(LoginRefusal::Incorrect) => (LoginAnswer::Refused, Some(settle::Verdict::Refused)),
+            // One that is locked has said nothing of either password.
+            Answer::Refused(_) => (LoginAnswer::Refused, None),
+            Answer::NotMade => (LoginAnswer::NotMade, None),
         };
-        self.passwords.settle(hsm, &self.offer, verdict).await
+        self.passwords.answered(&self.spec.hsm, &self.offer, answer, verdict).await
     }
 }
 

@@ -6,11 +6,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{OwnedRwLockReadGuard, RwLock, watch};
 
-use crate::clock;
 use crate::model::{HsmId, Password, PasswordVersion, Username};
-use crate::records::{NodePassword, PasswordOwner, Records, Standing, Unavailable};
+use crate::records::{CandidateFate, LoginAnswer, NodePassword, PasswordOwner, Records, Standing, Unavailable};
 
 use super::LoginRefusal;
 use super::gate::{Gate, Verdict};
@@ -45,6 +44,14 @@ pub struct Passwords {
     gates: Mutex<BTreeMap<PasswordVersion, Arc<Gate>>>,
     /// Counts the nodes that have accepted a candidate.
     confirmed: watch::Sender<u64>,
+    /// Read-locked by each change that is under way.
+    changes: Arc<RwLock<()>>,
+}
+
+/// A password may be being changed, until this is dropped.
+#[derive(Debug)]
+pub struct UnderWay {
+    _held: OwnedRwLockReadGuard<()>,
 }
 
 /// What a node is offered.
@@ -76,7 +83,14 @@ impl Passwords {
         nodes: impl Iterator<Item = &HsmId>,
         sharing: Sharing,
     ) -> Result<Self, Unavailable> {
-        let passwords = Self { records, owner, sharing, gates: Mutex::default(), confirmed: watch::Sender::new(0) };
+        let passwords = Self {
+            records,
+            owner,
+            sharing,
+            gates: Mutex::default(),
+            confirmed: watch::Sender::new(0),
+            changes: Arc::default(),
+        };
         for hsm in nodes {
             passwords.gate(passwords.on(hsm).await?.confirmed).await?;
         }
@@ -94,6 +108,16 @@ impl Passwords {
     /// Tells each time that a node has accepted its candidate, which may date a rotation.
     pub fn confirmations(&self) -> watch::Receiver<u64> {
         self.confirmed.subscribe()
+    }
+
+    /// To be held by whatever goes on changing a password when its connect is given up.
+    pub async fn change_begins(&self) -> UnderWay {
+        UnderWay { _held: self.changes.clone().read_owned().await }
+    }
+
+    /// Resolves when no change is under way any more.
+    pub async fn changes_ended(&self) {
+        let _ = self.changes.write().await;
     }
 
     /// Which password a node has, and which it may have been given.
@@ -143,25 +167,37 @@ impl Passwords {
         Ok(self.on(hsm).await? == offer.on)
     }
 
-    /// Writes down what an answer says beyond itself.
-    pub(super) async fn settle(&self, hsm: &HsmId, offer: &Offer, verdict: settle::Verdict) -> Result<(), Unavailable> {
-        let Some(candidate) = offer.on.candidate else { return Ok(()) };
-        match settle::after(offer.which, verdict, offer.candidate) {
-            Settled::Nothing => Ok(()),
-            Settled::Confirm => {
-                self.records.confirm_candidate(&self.owner, hsm, candidate, clock::now()).await?;
+    /// Writes down an answer to the offer, and with it what it says of the candidate: `verdict`, if it is one.
+    pub(super) async fn answered(
+        &self,
+        hsm: &HsmId,
+        offer: &Offer,
+        answer: LoginAnswer,
+        verdict: Option<settle::Verdict>,
+    ) -> Result<(), Unavailable> {
+        let PasswordOwner { cluster, username, .. } = &self.owner;
+        let version = offer.credential.version;
+        let settled = verdict.map_or(Settled::Nothing, |verdict| settle::after(offer.which, verdict, offer.candidate));
+        let (Some(candidate), Some(fate)) = (offer.on.candidate, settled.fate()) else {
+            return self.records.login_answered(cluster, hsm, username, version, answer).await;
+        };
+        let (answer, settled) = ((version, answer), (candidate, fate));
+        self.records.login_settled(&self.owner, hsm, answer, settled).await?;
+        match fate {
+            CandidateFate::Confirmed => {
                 #[cfg(debug_assertions)]
                 crate::seams::stop_point("candidate-confirmed");
                 tracing::info!(%hsm, version = candidate.0, "the password was changed");
                 self.confirmed.send_modify(|count| *count += 1);
-                Ok(())
             }
-            Settled::Drop => self.drop_candidate(hsm, candidate).await,
-            Settled::OnceMore => {
+            CandidateFate::Dropped => {
+                tracing::warn!(%hsm, version = candidate.0, "the password was not changed there; its new one is dropped");
+            }
+            CandidateFate::OnceMore => {
                 tracing::warn!(%hsm, "the old password is refused: it was changed, and the new one is tried once more");
-                self.records.login_not_made(&self.owner.cluster, hsm, &self.owner.username, candidate).await
             }
         }
+        Ok(())
     }
 
     /// Resolves when another node has accepted the password that this one has, as it may have already.
@@ -209,17 +245,25 @@ impl Passwords {
         self.records.allow_one_login(cluster, hsm, username, candidate.unwrap_or(confirmed)).await
     }
 
+    /// Nodes that have this candidate are asked for the password they had before it, and for the candidate only when that
+    /// is refused.
+    pub async fn doubt(&self, hsms: &[HsmId], candidate: PasswordVersion) -> Result<(), Unavailable> {
+        self.records.doubt_candidate(&self.owner, hsms, candidate).await
+    }
+
     async fn drop_candidate(&self, hsm: &HsmId, candidate: PasswordVersion) -> Result<(), Unavailable> {
         tracing::warn!(%hsm, version = candidate.0, "the password was not changed there; its new one is dropped");
         self.records.drop_candidate(&self.owner, hsm, candidate).await
     }
 
-    async fn credential(&self, version: PasswordVersion) -> Result<Credential, Unavailable> {
+    /// One of the passwords that a node has, or may have.
+    pub async fn credential(&self, version: PasswordVersion) -> Result<Credential, Unavailable> {
         let password = self.records.password_of(&self.owner, version).await?;
         Ok(Credential { username: self.owner.username.clone(), password, version })
     }
 
-    async fn standing(&self, hsm: &HsmId, version: PasswordVersion) -> Result<Standing, Unavailable> {
+    /// What a node has said of a password.
+    pub async fn standing(&self, hsm: &HsmId, version: PasswordVersion) -> Result<Standing, Unavailable> {
         self.records.login_standing_on(&self.owner.cluster, hsm, &self.owner.username, version).await
     }
 
@@ -231,6 +275,7 @@ impl Passwords {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock;
     use crate::records::Settings;
 
     #[tokio::test]
@@ -244,11 +289,12 @@ mod tests {
             given: PasswordVersion(0),
         };
         let text = |text: &str| Password::trusted(text.to_owned());
-        owner.given = records.new_password(&owner, &text("given")).await.unwrap();
-        let made = records.new_password(&owner, &text("made")).await.unwrap();
+        owner.given = records.new_password(&owner, &text("given"), clock::now(), 1).await.unwrap();
+        let made = records.new_password(&owner, &text("made"), clock::now(), 1).await.unwrap();
         let (old, new): (HsmId, HsmId) = ("hsm-1".parse().unwrap(), "hsm-2".parse().unwrap());
         assert!(records.set_candidate(&owner, &[(old.clone(), owner.given)], made).await.unwrap());
-        records.confirm_candidate(&owner, &old, made, clock::now()).await.unwrap();
+        let (accepted, confirmed) = ((made, LoginAnswer::Accepted), (made, CandidateFate::Confirmed));
+        records.login_settled(&owner, &old, accepted, confirmed).await.unwrap();
         for (sharing, version) in [(Sharing::EachItsOwn, owner.given), (Sharing::OneForAll, made)] {
             let both = [&old, &new].into_iter();
             let passwords = Passwords::of(records.clone(), owner.clone(), both, sharing).await.unwrap();

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use zeroize::Zeroize;
 
 use crate::host::{Turn, pin_text};
 use crate::link::v1::fault::{Bucket, Kind};
 use crate::link::v1::{Fault, Request, SetPin, request::Verb, response::Outcome};
-use crate::records::{LoginLeave, Unavailable};
+use crate::records::{CandidateFate, LoginAnswer, LoginLeave, Unavailable};
 
 use super::supervise::chain;
 use super::{CallError, Common, Credential, Node};
@@ -28,6 +29,8 @@ pub enum Change {
     Made,
     /// The node has the password that it had.
     Kept(String),
+    /// The same, and it refused that password: somebody else has changed it.
+    Refused(String),
     /// Only the node's next logins can tell.
     Unknown(String),
 }
@@ -35,7 +38,12 @@ pub enum Change {
 /// Gives the node a new password. What was begun is heard out, though nobody waits for it any more.
 pub async fn change_password(node: &Arc<Node>, common: &Common, new: Arc<Credential>) -> Change {
     let changing = Changing { node: node.clone(), common: common.clone(), new };
-    match tokio::spawn(changing.run()).await {
+    let under_way = common.passwords.change_begins().await;
+    let change = async move {
+        let _under_way = under_way;
+        changing.run().await
+    };
+    match tokio::spawn(change).await {
         Ok(change) => change,
         Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
     }
@@ -66,7 +74,7 @@ impl Changing {
             Ok(Err(why)) => Change::Kept(why.to_owned()),
             Err(error) => Change::Kept(chain(&error)),
         };
-        if let Change::Kept(why) | Change::Unknown(why) = &change {
+        if let Change::Kept(why) | Change::Refused(why) | Change::Unknown(why) = &change {
             tracing::warn!(hsm = %self.node.hsm(), why, "the password was not changed");
             self.node.note_trouble(&format!("its password was not changed: {why}"));
         }
@@ -112,7 +120,7 @@ impl Changing {
             }
             Said::OldRefused(why) => {
                 self.take_back(old, true).await;
-                Change::Kept(why)
+                Change::Refused(why)
             }
             Said::Nothing(why) => {
                 self.node.give_up(login, "its password may have been changed; another one finds out");
@@ -140,7 +148,12 @@ impl Changing {
         let verb = Verb::SetPin(SetPin { old_pin: pin(old), new_pin: pin(&self.new) });
         let request = &mut Request { verb: Some(verb), ..Request::default() };
         let deadline = Instant::now() + spec.patience.longest() + GRACE;
-        Ok(match self.node.call(request, deadline).await {
+        let answer = self.node.call(request, deadline).await;
+        if let Some(Verb::SetPin(SetPin { old_pin, new_pin })) = &mut request.verb {
+            old_pin.zeroize();
+            new_pin.zeroize();
+        }
+        Ok(match answer {
             Ok(Outcome::Done(_)) => Said::Done,
             Ok(_) => Said::Nothing("the worker answered out of turn".to_owned()),
             Err(error) => said_by(&error),
@@ -169,15 +182,10 @@ impl Changing {
     async fn take_back(&self, old: &Credential, is_refused: bool) {
         let spec = &self.node.spec;
         let (records, owner) = (&self.common.records, self.common.passwords.owner());
+        let answer = if is_refused { LoginAnswer::Refused } else { LoginAnswer::NotMade };
         loop {
-            let written = async {
-                if is_refused {
-                    records.login_refused(&spec.cluster, &spec.hsm, &old.username, old.version).await?;
-                } else {
-                    records.login_not_made(&spec.cluster, &spec.hsm, &old.username, old.version).await?;
-                }
-                records.drop_candidate(owner, &spec.hsm, self.new.version).await
-            };
+            let dropped = (self.new.version, CandidateFate::Dropped);
+            let written = records.login_settled(owner, &spec.hsm, (old.version, answer), dropped);
             let Err(error) = written.await else { break };
             tracing::error!(hsm = %spec.hsm, %error, "what came of a change of password cannot be written down; trying again");
             tokio::time::sleep(WRITE_AGAIN).await;

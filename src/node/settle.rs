@@ -14,7 +14,7 @@
 //! did not happen. Refused, it did, and so the candidate cannot have been refused: it is offered once more, the last time.
 //! Any crash thus costs a node one refused attempt at most.
 
-use crate::records::Standing;
+use crate::records::{CandidateFate, Standing};
 
 use super::LoginRefusal;
 
@@ -52,6 +52,18 @@ pub(super) enum Settled {
     Drop,
     /// The change did happen: the candidate's open attempt was not refused, and it may be offered once more.
     OnceMore,
+}
+
+impl Settled {
+    /// What the records are to say of the candidate.
+    pub(super) const fn fate(self) -> Option<CandidateFate> {
+        match self {
+            Self::Nothing => None,
+            Self::Confirm => Some(CandidateFate::Confirmed),
+            Self::Drop => Some(CandidateFate::Dropped),
+            Self::OnceMore => Some(CandidateFate::OnceMore),
+        }
+    }
 }
 
 /// What is to be done, by what the node has said of either password.

@@ -4,13 +4,13 @@
 //! closed by its answer. One that was never answered counts as failed, unless the password was good there before.
 //! The security officer's PIN on each node is counted in the same way, under a name that no crypto user has.
 
-use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, Sqlite, Transaction};
 
 use crate::model::{ClusterId, HsmId, PasswordVersion, Username};
 
 use super::row::{number, parsed};
-use super::{Records, Unavailable};
+use super::{Records, Unavailable, password_checks};
 
 /// Whether a login may be tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +23,15 @@ pub enum LoginLeave {
     Refused,
     /// An earlier attempt was never answered.
     Unsettled,
+}
+
+/// How an attempt was answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoginAnswer {
+    Accepted,
+    Refused,
+    /// The token was certainly not asked.
+    NotMade,
 }
 
 /// What is known of a password on a node where it was once to be tried.
@@ -88,11 +97,7 @@ impl Records {
         user: &Username,
         version: PasswordVersion,
     ) -> Result<(), Unavailable> {
-        const ACCEPTED: &str = "UPDATE logins SET proven = TRUE, attempt_open = FALSE, granted = FALSE
-             WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND version = ?";
-        self.write_login(ACCEPTED, cluster, hsm, user, version).await?;
-        // An HSM that has accepted its user's password has forgotten those that were wrong.
-        if *user == Username::kmsuser() { self.allow_password_check(cluster, hsm).await } else { Ok(()) }
+        self.login_answered(cluster, hsm, user, version, LoginAnswer::Accepted).await
     }
 
     /// The node refused the password: it is not tried there again.
@@ -103,10 +108,7 @@ impl Records {
         user: &Username,
         version: PasswordVersion,
     ) -> Result<(), Unavailable> {
-        // What it accepted before counts no more: the next try, if an operator grants one, is a first one.
-        const REFUSED: &str = "UPDATE logins SET refused = TRUE, attempt_open = FALSE, proven = FALSE, granted = FALSE
-             WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND version = ?";
-        self.write_login(REFUSED, cluster, hsm, user, version).await
+        self.login_answered(cluster, hsm, user, version, LoginAnswer::Refused).await
     }
 
     /// The attempt never reached the token, so that it cannot have counted there. Only for who knows this for certain.
@@ -117,9 +119,21 @@ impl Records {
         user: &Username,
         version: PasswordVersion,
     ) -> Result<(), Unavailable> {
-        const NOT_MADE: &str = "UPDATE logins SET attempt_open = FALSE
-             WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND version = ?";
-        self.write_login(NOT_MADE, cluster, hsm, user, version).await
+        self.login_answered(cluster, hsm, user, version, LoginAnswer::NotMade).await
+    }
+
+    pub async fn login_answered(
+        &self,
+        cluster: &ClusterId,
+        hsm: &HsmId,
+        user: &Username,
+        version: PasswordVersion,
+        answer: LoginAnswer,
+    ) -> Result<(), Unavailable> {
+        let mut change = self.begin().await?;
+        close_login(&mut change, cluster, hsm, user, version, answer).await?;
+        change.commit().await?;
+        Ok(())
     }
 
     /// An operator's act: attempts that were never answered may be made once more, with each of the user's passwords, and
@@ -200,6 +214,43 @@ impl Records {
             .await?;
         Ok(())
     }
+}
+
+pub(super) async fn close_login(
+    change: &mut Transaction<'_, Sqlite>,
+    cluster: &ClusterId,
+    hsm: &HsmId,
+    user: &Username,
+    version: PasswordVersion,
+    answer: LoginAnswer,
+) -> Result<(), Unavailable> {
+    let how = match answer {
+        LoginAnswer::Accepted => {
+            "UPDATE logins SET proven = TRUE, attempt_open = FALSE, granted = FALSE
+             WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND version = ?"
+        }
+        // What it accepted before counts no more: the next try, if an operator grants one, is a first one.
+        LoginAnswer::Refused => {
+            "UPDATE logins SET refused = TRUE, attempt_open = FALSE, proven = FALSE, granted = FALSE
+             WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND version = ?"
+        }
+        LoginAnswer::NotMade => {
+            "UPDATE logins SET attempt_open = FALSE
+             WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND version = ?"
+        }
+    };
+    sqlx::query(how)
+        .bind(cluster.as_str())
+        .bind(user.as_str())
+        .bind(hsm.as_str())
+        .bind(version.0)
+        .execute(&mut **change)
+        .await?;
+    // An HSM that has accepted its user's password has forgotten those that were wrong.
+    if answer == LoginAnswer::Accepted && *user == Username::kmsuser() {
+        password_checks::allow(change, cluster, hsm).await?;
+    }
+    Ok(())
 }
 
 fn standing(row: &SqliteRow) -> Result<Standing, Unavailable> {

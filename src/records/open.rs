@@ -96,6 +96,7 @@ pub(super) fn migrations() -> Migrator {
         step(7, "rotation", include_str!("migrations/0007_rotation.sql").into_sql_str()),
         step(8, "lineages", include_str!("migrations/0008_lineages.sql").into_sql_str()),
         step(9, "realms", include_str!("migrations/0009_realms.sql").into_sql_str()),
+        step(10, "rotations", include_str!("migrations/0010_rotations.sql").into_sql_str()),
     ];
     Migrator { migrations: Cow::Owned(steps), ..Migrator::DEFAULT }
 }

@@ -5,6 +5,8 @@
 
 use std::collections::BTreeSet;
 
+use sqlx::{Sqlite, Transaction};
+
 use crate::model::{ClusterId, HsmId};
 
 use super::row::parsed;
@@ -24,11 +26,9 @@ impl Records {
 
     /// The HSM may be asked again: it accepted the password, or was certainly not asked, or an operator says so.
     pub async fn allow_password_check(&self, cluster: &ClusterId, hsm: &HsmId) -> Result<(), Unavailable> {
-        sqlx::query("DELETE FROM password_checks WHERE cluster_id = ? AND hsm_id = ?")
-            .bind(cluster.as_str())
-            .bind(hsm.as_str())
-            .execute(&self.0.write)
-            .await?;
+        let mut change = self.begin().await?;
+        allow(&mut change, cluster, hsm).await?;
+        change.commit().await?;
         Ok(())
     }
 
@@ -40,4 +40,17 @@ impl Records {
             .await?;
         rows.iter().map(|row| parsed(row, "hsm_id")).collect()
     }
+}
+
+pub(super) async fn allow(
+    change: &mut Transaction<'_, Sqlite>,
+    cluster: &ClusterId,
+    hsm: &HsmId,
+) -> Result<(), Unavailable> {
+    sqlx::query("DELETE FROM password_checks WHERE cluster_id = ? AND hsm_id = ?")
+        .bind(cluster.as_str())
+        .bind(hsm.as_str())
+        .execute(&mut **change)
+        .await?;
+    Ok(())
 }

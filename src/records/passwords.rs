@@ -7,10 +7,11 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use sqlx::Row;
+use sqlx::{Row, Sqlite, Transaction};
 
 use crate::model::{ClusterId, HsmId, Password, PasswordVersion, Username};
 
+use super::logins::{LoginAnswer, close_login};
 use super::row::{millis, number, parsed, time_if_any};
 use super::{Records, Unavailable};
 
@@ -28,6 +29,26 @@ pub struct PasswordOwner {
     pub cluster: ClusterId,
     pub username: Username,
     pub given: PasswordVersion,
+}
+
+/// What becomes of a node's candidate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CandidateFate {
+    /// It is the node's password.
+    Confirmed,
+    /// The change did not happen: it is dropped for ever.
+    Dropped,
+    /// Its open attempt was not refused: it may be offered once more.
+    OnceMore,
+}
+
+/// The last rotation of which a node has confirmed that it happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rotation {
+    /// When its password was made.
+    pub time: SystemTime,
+    /// In which attempt to connect; `None` for one of long ago.
+    pub attempt: Option<u32>,
 }
 
 impl NodePassword {
@@ -69,14 +90,24 @@ impl Records {
         password.ok_or(Unavailable::row("version"))
     }
 
-    /// Seals a new password. No node has it yet.
+    /// Seals a password that was made at this time, in this attempt to connect. No node has it yet.
     pub async fn new_password(
         &self,
         owner: &PasswordOwner,
         password: &Password,
+        time: SystemTime,
+        attempt: u32,
     ) -> Result<PasswordVersion, Unavailable> {
         let mut change = self.begin().await?;
         let version = self.add_password(&mut change, &owner.cluster, &owner.username, password).await?;
+        sqlx::query("UPDATE passwords SET made = ?, made_in = ? WHERE cluster_id = ? AND username = ? AND version = ?")
+            .bind(millis(time))
+            .bind(attempt)
+            .bind(owner.cluster.as_str())
+            .bind(owner.username.as_str())
+            .bind(version.0)
+            .execute(&mut *change)
+            .await?;
         change.commit().await?;
         Ok(version)
     }
@@ -145,36 +176,54 @@ impl Records {
         Ok(())
     }
 
-    /// The node has accepted its candidate: that is its password. The first node to do so dates the rotation.
-    pub async fn confirm_candidate(
+    /// It is unlikely that the change was made on these nodes: the candidate counts as one whose attempt was not answered,
+    /// so that they are asked for the other one.
+    pub async fn doubt_candidate(
+        &self,
+        owner: &PasswordOwner,
+        nodes: &[HsmId],
+        candidate: PasswordVersion,
+    ) -> Result<(), Unavailable> {
+        let mut change = self.begin().await?;
+        for hsm in nodes {
+            sqlx::query(
+                "INSERT INTO logins (cluster_id, username, hsm_id, version, proven, attempt_open, refused)
+                 SELECT cluster_id, username, hsm_id, candidate, FALSE, TRUE, FALSE FROM node_passwords
+                 WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND candidate = ?
+                 ON CONFLICT (cluster_id, username, hsm_id, version) DO UPDATE SET proven = FALSE, attempt_open = TRUE",
+            )
+            .bind(owner.cluster.as_str())
+            .bind(owner.username.as_str())
+            .bind(hsm.as_str())
+            .bind(candidate.0)
+            .execute(&mut *change)
+            .await?;
+        }
+        change.commit().await?;
+        Ok(())
+    }
+
+    /// An answer of the node's that settles its candidate as well. A daemon that is killed finds both in the records, or
+    /// neither: one alone could cost the node another attempt, or an operator's act.
+    pub async fn login_settled(
         &self,
         owner: &PasswordOwner,
         hsm: &HsmId,
-        candidate: PasswordVersion,
-        at: SystemTime,
+        answer: (PasswordVersion, LoginAnswer),
+        candidate: (PasswordVersion, CandidateFate),
     ) -> Result<(), Unavailable> {
+        let PasswordOwner { cluster, username, .. } = owner;
+        let (asked, answer) = answer;
+        let (candidate, fate) = candidate;
         let mut change = self.begin().await?;
-        sqlx::query(
-            "UPDATE key_stores SET password_rotated = ? WHERE cluster_id = ? AND NOT EXISTS
-             (SELECT 1 FROM node_passwords WHERE cluster_id = ? AND username = ? AND confirmed >= ?)",
-        )
-        .bind(millis(at))
-        .bind(owner.cluster.as_str())
-        .bind(owner.cluster.as_str())
-        .bind(owner.username.as_str())
-        .bind(candidate.0)
-        .execute(&mut *change)
-        .await?;
-        sqlx::query(
-            "UPDATE node_passwords SET confirmed = candidate, candidate = NULL
-             WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND candidate = ?",
-        )
-        .bind(owner.cluster.as_str())
-        .bind(owner.username.as_str())
-        .bind(hsm.as_str())
-        .bind(candidate.0)
-        .execute(&mut *change)
-        .await?;
+        close_login(&mut change, cluster, hsm, username, asked, answer).await?;
+        match fate {
+            CandidateFate::Confirmed => candidate_confirmed(&mut change, owner, hsm, candidate).await?,
+            CandidateFate::Dropped => candidate_dropped(&mut change, owner, hsm, candidate).await?,
+            CandidateFate::OnceMore => {
+                close_login(&mut change, cluster, hsm, username, candidate, LoginAnswer::NotMade).await?;
+            }
+        }
         change.commit().await?;
         Ok(())
     }
@@ -186,26 +235,21 @@ impl Records {
         hsm: &HsmId,
         candidate: PasswordVersion,
     ) -> Result<(), Unavailable> {
-        sqlx::query(
-            "UPDATE node_passwords SET candidate = NULL
-             WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND candidate = ?",
-        )
-        .bind(owner.cluster.as_str())
-        .bind(owner.username.as_str())
-        .bind(hsm.as_str())
-        .bind(candidate.0)
-        .execute(&self.0.write)
-        .await?;
+        let mut change = self.begin().await?;
+        candidate_dropped(&mut change, owner, hsm, candidate).await?;
+        change.commit().await?;
         Ok(())
     }
 
     /// When the password of the cluster's key store was last rotated.
-    pub async fn password_rotated(&self, cluster: &ClusterId) -> Result<Option<SystemTime>, Unavailable> {
-        let row = sqlx::query("SELECT password_rotated FROM key_stores WHERE cluster_id = ?")
+    pub async fn password_rotated(&self, cluster: &ClusterId) -> Result<Option<Rotation>, Unavailable> {
+        let row = sqlx::query("SELECT password_rotated, rotated_in FROM key_stores WHERE cluster_id = ?")
             .bind(cluster.as_str())
             .fetch_optional(&self.0.read)
             .await?;
-        row.map_or(Ok(None), |row| time_if_any(&row, "password_rotated"))
+        let Some(row) = row else { return Ok(None) };
+        let attempt = row.try_get("rotated_in")?;
+        Ok(time_if_any(&row, "password_rotated")?.map(|time| Rotation { time, attempt }))
     }
 
     /// Passwords that no node has any more go, and what was known of their logins: no version comes again. What the
@@ -229,4 +273,54 @@ impl Records {
         change.commit().await?;
         Ok(())
     }
+}
+
+/// The first node to confirm a candidate says that the rotation happened: when its password was made.
+async fn candidate_confirmed(
+    change: &mut Transaction<'_, Sqlite>,
+    owner: &PasswordOwner,
+    hsm: &HsmId,
+    candidate: PasswordVersion,
+) -> Result<(), Unavailable> {
+    sqlx::query(
+        "UPDATE key_stores SET (password_rotated, rotated_in) =
+             (SELECT made, made_in FROM passwords WHERE cluster_id = ?1 AND username = ?2 AND version = ?3)
+         WHERE cluster_id = ?1 AND NOT EXISTS
+             (SELECT 1 FROM node_passwords WHERE cluster_id = ?1 AND username = ?2 AND confirmed >= ?3)",
+    )
+    .bind(owner.cluster.as_str())
+    .bind(owner.username.as_str())
+    .bind(candidate.0)
+    .execute(&mut **change)
+    .await?;
+    sqlx::query(
+        "UPDATE node_passwords SET confirmed = candidate, candidate = NULL
+         WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND candidate = ?",
+    )
+    .bind(owner.cluster.as_str())
+    .bind(owner.username.as_str())
+    .bind(hsm.as_str())
+    .bind(candidate.0)
+    .execute(&mut **change)
+    .await?;
+    Ok(())
+}
+
+async fn candidate_dropped(
+    change: &mut Transaction<'_, Sqlite>,
+    owner: &PasswordOwner,
+    hsm: &HsmId,
+    candidate: PasswordVersion,
+) -> Result<(), Unavailable> {
+    sqlx::query(
+        "UPDATE node_passwords SET candidate = NULL
+         WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND candidate = ?",
+    )
+    .bind(owner.cluster.as_str())
+    .bind(owner.username.as_str())
+    .bind(hsm.as_str())
+    .bind(candidate.0)
+    .execute(&mut **change)
+    .await?;
+    Ok(())
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use faulty_pkcs11::Function::C_SetPIN;
 
-use crate::rig::{Clients, Rig, Served, kill, pb};
+use crate::rig::{Clients, Rig, Served, kill, pb, wait_async};
 use crate::update::update;
 
 const HSMS: [&str; 3] = ["hsm-1", "hsm-2", "hsm-3"];
@@ -151,6 +151,43 @@ async fn a_password_is_changed_once_an_interval_however_often_its_store_is_conne
 }
 
 #[tokio::test]
+async fn an_hsm_that_missed_a_rotation_gets_what_the_others_have_though_the_interval_is_not_over() {
+    let (served, rig) = served(Rig::new().faulty(), |_| "rotation_interval = \"24h\"".to_owned()).await;
+    let mut clients = served.clients_on_the_socket().await;
+    let store = clients.store(&rig, "main").await;
+    let (here, away) = (rig.path("hsms/hsm-3/kmsuser/tokens"), rig.path("hsms/hsm-3/kmsuser/away"));
+    std::fs::rename(&here, &away).unwrap();
+    clients.connect(&store).await;
+    let first = clients.settled(&store).await;
+    assert_eq!(versions(&first), [2, 2, 1]);
+    std::fs::rename(&away, &here).unwrap();
+    let second = clients.connect_again(&store).await;
+    assert_eq!((versions(&second), rotated(&second)), ([2; 3], rotated(&first)));
+    assert!(!rig.opens("hsm-3", &rig.password()));
+    let third = clients.connect_again(&store).await;
+    assert_eq!((versions(&third), rotated(&third)), ([2; 3], rotated(&first)));
+    assert_eq!(HSMS.map(|hsm| rig.refusals(hsm)), [0; 3]);
+    assert_eq!(HSMS.map(|hsm| rig.faults(hsm).count(C_SetPIN)), [1; 3]);
+    drop(served);
+}
+
+#[tokio::test]
+async fn a_clock_that_was_ahead_stops_no_rotation() {
+    let (served, rig) = served(Rig::new(), |_| "rotation_interval = \"24h\"".to_owned()).await;
+    let offset = served.data_dir().join("seams/clock-offset");
+    std::fs::write(&offset, "8640000").unwrap();
+    let mut clients = served.clients_on_the_socket().await;
+    let store = clients.connected_store(&rig, "main").await;
+    let ahead = clients.all_healthy(&store).await;
+    std::fs::remove_file(&offset).unwrap();
+    let set_right = clients.connect_again(&store).await;
+    assert_eq!(versions(&set_right), [3; 3]);
+    assert!(rotated(&set_right) < rotated(&ahead));
+    assert_eq!(versions(&clients.connect_again(&store).await), [3; 3], "not before the interval is over");
+    drop(served);
+}
+
+#[tokio::test]
 async fn the_security_officer_resets_a_rotated_password_to_the_first_one_and_the_store_connects_with_its_keys() {
     let (rig, mut clients, store) = Rig::new().rotating().connected().await;
     clients.all_healthy(&store).await;
@@ -172,6 +209,50 @@ async fn the_security_officer_resets_a_rotated_password_to_the_first_one_and_the
     assert_eq!(connected.connection_state(), pb::ConnectionState::Connected, "{connected:?}");
     assert_eq!(clients.decrypt(&ciphertext).await.unwrap(), b"before the reset");
     assert!(HSMS.iter().all(|hsm| !rig.opens(hsm, &rig.password())), "it was rotated again");
+}
+
+#[tokio::test]
+async fn a_password_known_to_nobody_costs_each_hsm_one_refused_login_however_often_it_is_connected() {
+    let (mut rig, mut clients, store) = Rig::new().rotating().faulty().connected().await;
+    clients.all_healthy(&store).await;
+    clients.disconnect(&store).await;
+    for hsm in HSMS {
+        rig.set_password_as_so(hsm, "outsider1");
+    }
+    for _ in 0..3 {
+        clients.connect(&store).await;
+        let failed = clients.settled(&store).await;
+        assert_eq!(failed.connection_error_code(), pb::ConnectionErrorCode::InvalidCredentials, "{failed:?}");
+        clients.disconnect(&store).await;
+        rig.kill_daemon();
+        rig.start_daemon();
+        clients = rig.clients().await;
+    }
+    let refusals = HSMS.map(|hsm| rig.refusals(hsm));
+    assert!(refusals.iter().all(|refusals| *refusals <= 1) && refusals != [0; 3], "{refusals:?}");
+    let told = pb::UpdateKeyStoreRequest { key_store_password: Some("outsider1".to_owned()), ..update(&store) };
+    clients.update_store(told).await;
+    let again = clients.connect_again(&store).await;
+    assert!(versions(&again).iter().all(|version| *version > 3), "{again:?}");
+    assert_eq!(HSMS.map(|hsm| rig.refusals(hsm)), refusals);
+}
+
+#[tokio::test]
+async fn a_store_cut_off_in_the_middle_of_a_change_is_disconnected_when_no_worker_can_make_it_any_more() {
+    let rig = Rig::new().rotating().faulty().start();
+    let mut clients = rig.clients().await;
+    let store = clients.store(&rig, "main").await;
+    for hsm in HSMS {
+        rig.faults(hsm).set([faulty_pkcs11::Rule::delay(C_SetPIN, Duration::from_secs(3))]);
+    }
+    clients.connect(&store).await;
+    let is_in_the_call = |hsm: &&str| rig.faults(hsm).count(C_SetPIN) > 0;
+    let changing = wait_async(|| async { HSMS.into_iter().find(is_in_the_call) }).await;
+    let now = Some(prost_types::Duration::default());
+    let request = pb::DisconnectKeyStoreRequest { key_store_id: store.clone(), drain_timeout: now };
+    clients.stores.disconnect_key_store(request).await.unwrap();
+    assert_eq!(clients.settled(&store).await.connection_state(), pb::ConnectionState::Disconnected);
+    assert!(rig.workers_of(changing).is_empty(), "it may be changing the password yet");
 }
 
 #[tokio::test]

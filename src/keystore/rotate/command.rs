@@ -1,6 +1,9 @@
 //! Rotation by a program of the operator's: once for the whole cluster, while nobody is logged in.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::cluster::{Connection, Program};
 use crate::host::{Host, OpeningError, PasswordChange, ProgramError, WorkerSpec};
@@ -32,33 +35,43 @@ pub(super) async fn present(connection: &Connection) -> Result<Option<Credential
     Ok(present)
 }
 
-/// Runs the program, and has one node after it, and then the others, find out what came of it.
+/// Runs the program, for as long as the connect can wait for it, and has one node after it, and then the others, find out what came of it. An error is that of a program
+/// that does not end: nobody is logged in then, and what it has done the nodes tell when it has.
 pub(super) async fn rotate(
     stores: &KeyStores,
     connection: &Arc<Connection>,
     program: &Program,
-    old: Credential,
-    new: Arc<Credential>,
-) {
+    (old, new): (Credential, Arc<Credential>),
+    limit: Duration,
+) -> Result<(), UnderWay> {
+    let give_up = Instant::now() + limit;
     let all = 0..connection.members().len();
+    let first = all.clone().find(|index| connection.members()[*index].is_proved());
     for index in all.clone() {
         connection.take_down(index).await;
     }
     let run = Run {
+        connection: connection.clone(),
         host: stores.0.host.clone(),
         records: stores.0.records.clone(),
         passwords: connection.passwords().clone(),
         slots: connection.members().iter().map(|member| member.node.spec.clone()).collect(),
         program: program.clone(),
         old,
-        new,
+        new: new.clone(),
+        give_up,
     };
     // What was begun is heard out, though the connect may be given up meanwhile.
-    let outcome = match tokio::spawn(run.change()).await {
+    let under_way = connection.passwords().change_begins().await;
+    let change = async move {
+        let _under_way = under_way;
+        run.change().await
+    };
+    let outcome = match tokio::spawn(change).await {
         Ok(outcome) => outcome,
         Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
     };
-    let why = outcome.err().map(|error| error_chain(&error));
+    let why = outcome.as_ref().err().map(|error| error_chain(error));
     for member in connection.members() {
         member.node.has_password(None);
         if let Some(why) = &why {
@@ -68,13 +81,38 @@ pub(super) async fn rotate(
     if let Some(why) = why {
         tracing::warn!(cluster = %connection.cluster, why, "the rotation failed; each HSM's next login tells which password it has");
     }
-    for index in all {
-        connection.bring_up(index);
-        if index == 0 {
-            super::settled(connection, index).await;
+    if let Err(Undone::Program(error)) = outcome
+        && error.is_under_way()
+    {
+        return Err(UnderWay(error));
+    }
+    if let Some(first) = first {
+        connection.bring_up(first);
+        let has = super::settled(connection, first).await;
+        if has.is_some_and(|version| version != new.version) {
+            others_keep_theirs(connection, first, &new).await;
         }
     }
+    for index in all {
+        connection.bring_up(index);
+    }
+    Ok(())
 }
+
+/// The first node was not changed, and so the others were not, most likely: each is asked for its old password first, and
+/// refuses one login only if it was changed after all.
+async fn others_keep_theirs(connection: &Connection, first: usize, new: &Credential) {
+    let others = connection.members().iter().enumerate().filter(|(index, _)| *index != first);
+    let others: Vec<_> = others.map(|(_, member)| member.node.hsm().clone()).collect();
+    if let Err(error) = connection.passwords().doubt(&others, new.version).await {
+        tracing::error!(cluster = %connection.cluster, %error, "each HSM is asked for the new password first");
+    }
+}
+
+/// A program that may be changing the password yet.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody may log in while rotation_command is at work")]
+pub(super) struct UnderWay(#[source] ProgramError);
 
 /// Why the password may not have been changed.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +121,10 @@ enum Undone {
     Records(#[from] Unavailable),
     #[error("an earlier change is not settled")]
     Unsettled,
+    #[error("the key store is not connecting any more")]
+    GivenUp,
+    #[error("too little is left of connect_timeout")]
+    Late,
     #[error("a worker of the user does not leave")]
     Occupied(#[source] OpeningError),
     #[error("rotation_command")]
@@ -90,6 +132,7 @@ enum Undone {
 }
 
 struct Run {
+    connection: Arc<Connection>,
     host: Host,
     records: Records,
     passwords: Arc<Passwords>,
@@ -97,6 +140,7 @@ struct Run {
     program: Program,
     old: Credential,
     new: Arc<Credential>,
+    give_up: Instant,
 }
 
 impl Run {
@@ -104,6 +148,15 @@ impl Run {
         let (owner, new) = (self.passwords.owner(), self.new.version);
         let hsms: Vec<HsmId> = self.slots.iter().map(|slot| slot.hsm.clone()).collect();
         let vacant = self.host.vacate(&self.slots).await.map_err(Undone::Occupied)?;
+        // That may have taken a while.
+        if self.connection.is_closed() {
+            return Err(Undone::GivenUp);
+        }
+        let left = self.give_up.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Undone::Late);
+        }
+        let program = Program { timeout: self.program.timeout.min(left), ..self.program };
         let nodes: Vec<_> = hsms.iter().map(|hsm| (hsm.clone(), self.old.version)).collect();
         if !self.records.set_candidate(owner, &nodes, new).await? {
             return Err(Undone::Unsettled);
@@ -116,7 +169,7 @@ impl Run {
             old: &self.old.password,
             new: &self.new.password,
         };
-        let ran = self.host.run_program(&vacant, &self.program, &change).await;
+        let ran = self.host.run_program(&vacant, &program, &change).await;
         #[cfg(debug_assertions)]
         crate::seams::stop_point("rotation-command-ended");
         match &ran {

@@ -2,7 +2,8 @@
 //!
 //! One node has proved the present password by then. A new one is made, sealed in the records and, where the operator
 //! wants that, encrypted for him as well; then every node that can be reached is given it, one first and, once that one
-//! has let a fresh worker in with it, the others. A node that was missed keeps the old password until the next time.
+//! has let a fresh worker in with it, the others. A node that was missed keeps the old password until the next connect: with
+//! `set-pin` it then gets the others', when no new one is due.
 //!
 //! That a rotation fails makes no connect fail: a node has its old password or its new one, and finds out which.
 
@@ -22,6 +23,7 @@ use crate::node::{Credential, Health};
 use crate::records::{KeyStoreRecord, Unavailable};
 
 use super::{KeyStores, Store};
+use due::Due;
 
 /// A node that was given a new password gets this long to be logged in to again.
 const SETTLING: Duration = Duration::from_secs(20);
@@ -29,10 +31,12 @@ const SETTLING: Duration = Duration::from_secs(20);
 const FORMER: Duration = Duration::from_secs(60);
 
 /// Whether the nodes may have another password than before, and log in anew.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Rotated {
     No,
     Perhaps,
+    /// A program may be changing it yet, as the text says: nobody is to log in before it has ended.
+    UnderWay(String),
 }
 
 /// Why no rotation was begun.
@@ -50,17 +54,17 @@ enum NotBegun {
     },
 }
 
-/// Waits for a program of a former connect, which may be changing the password yet.
-pub(super) async fn wait_for_former(stores: &KeyStores, store: &Store) {
+/// Waits for a program of a former connect, which may be changing the password yet. One that does not end is an error: what
+/// it does to the password after a login nobody would know.
+pub(super) async fn wait_for_former(stores: &KeyStores, store: &Store) -> Result<(), String> {
     let record = store.record();
     let patience = match rotation(stores, &record).map(|rotation| rotation.strategy) {
         Some(Strategy::Command(program)) => program.timeout,
         // There was a program, before the configuration was changed.
         Some(Strategy::None | Strategy::SetPin) | None => FORMER,
     };
-    if let Err(error) = stores.0.host.program_gone(&record.cluster, &Username::kmsuser(), patience).await {
-        tracing::error!(cluster = %record.cluster, %error, "a program that changes passwords does not end");
-    }
+    let gone = stores.0.host.program_gone(&record.cluster, &Username::kmsuser(), patience).await;
+    gone.map_err(|error| format!("nobody may log in while rotation_command is at work: {}", error_chain(&error)))
 }
 
 /// Rotates the password, if that is due. What comes of it stands in the records and in the nodes' status.
@@ -79,6 +83,9 @@ pub(super) async fn rotate(
     let rotated = rotate_if_due(stores, &record, &rotation, connection, limit).await.unwrap_or_else(|error| {
         let why = error_chain(&error);
         tracing::error!(key_store = %record.id, why, "the password was not rotated");
+        for member in connection.members() {
+            member.node.note_trouble(&format!("the password was not rotated: {why}"));
+        }
         Rotated::Perhaps
     });
     note_rotated(stores, store).await;
@@ -103,10 +110,30 @@ async fn note_rotated(stores: &KeyStores, store: &Store) {
     let _turn = store.turn.lock().await;
     let record = store.record();
     match stores.0.records.password_rotated(&record.cluster).await {
-        Ok(rotated) => {
+        Ok(last) => {
+            let rotated = last.map(|last| last.time);
             store.record.send_if_modified(|record| std::mem::replace(&mut record.password_rotated, rotated) != rotated);
         }
         Err(error) => tracing::error!(key_store = %record.id, %error, "the time of the rotation cannot be read"),
+    }
+}
+
+/// Passwords that no node needs any more go, once a node has accepted the one it has now.
+pub(super) async fn forget_unneeded(stores: &KeyStores, connection: &Connection) {
+    if let Err(error) = stores.0.records.forget_passwords(connection.passwords().owner()).await {
+        tracing::error!(cluster = %connection.cluster, %error, "passwords that nobody needs stay in the records");
+    }
+}
+
+/// Waits until nothing can change a password on behalf of a Connection that is closed: whoever resets it by hand once the
+/// store is DISCONNECTED or FAILED has the last word.
+pub(super) async fn ended(stores: &KeyStores, connection: &Connection) {
+    connection.passwords().changes_ended().await;
+    // A worker that was cut off in the middle may be at it yet.
+    let unsettled = connection.members().iter().filter(|member| member.node.status().borrow().password.is_none());
+    let slots: Vec<_> = unsettled.map(|member| member.node.spec.clone()).collect();
+    if let Err(error) = stores.0.host.vacate(&slots).await {
+        tracing::error!(cluster = %connection.cluster, %error, "a worker that may be changing a password does not leave");
     }
 }
 
@@ -126,25 +153,25 @@ async fn rotate_if_due(
     let known = records.node_passwords(owner).await?;
     // One that the operator gave since is his until it is rotated, whenever the last rotation was.
     let is_ours = known.values().any(|node| node.confirmed > owner.given);
-    let rotated = records.password_rotated(&owner.cluster).await?.filter(|_| is_ours);
-    if !due::is_due(rotated, record.state_changed, rotation.interval, clock::now()) {
-        return Ok(Rotated::No);
-    }
-    match &rotation.strategy {
-        Strategy::None => {}
-        Strategy::SetPin => {
-            let new = new_password(stores, rotation, connection).await?;
-            let _ = tokio::time::timeout(limit, set_pin::rotate(connection, new)).await;
+    let last = records.password_rotated(&owner.cluster).await?.filter(|_| is_ours);
+    let due = due::what_is_due(last, record.connect_attempt, rotation.interval, clock::now());
+    match (due, &rotation.strategy) {
+        (Due::Nothing, _) | (_, Strategy::None) | (Due::Stragglers, Strategy::Command(_)) => return Ok(Rotated::No),
+        (Due::Stragglers, Strategy::SetPin) => {
+            let Some((newest, behind)) = set_pin::stragglers(connection).await? else { return Ok(Rotated::No) };
+            let _ = tokio::time::timeout(limit, set_pin::rotate(connection, behind, newest)).await;
         }
-        Strategy::Command(program) => {
+        (Due::Rotation, Strategy::SetPin) => {
+            let new = new_password(stores, record, rotation, connection).await?;
+            let _ = tokio::time::timeout(limit, set_pin::rotate(connection, set_pin::proved(connection), new)).await;
+        }
+        (Due::Rotation, Strategy::Command(program)) => {
             let Some(old) = command::present(connection).await? else { return Ok(Rotated::No) };
-            let new = new_password(stores, rotation, connection).await?;
-            command::rotate(stores, connection, program, old, new).await;
+            let new = new_password(stores, record, rotation, connection).await?;
+            if let Err(under_way) = command::rotate(stores, connection, program, (old, new), limit).await {
+                return Ok(Rotated::UnderWay(error_chain(&under_way)));
+            }
         }
-    }
-    // They are forgotten next time.
-    if let Err(error) = records.forget_passwords(owner).await {
-        tracing::warn!(key_store = %record.id, %error, "passwords that no HSM has any more stay in the records");
     }
     Ok(Rotated::Perhaps)
 }
@@ -152,15 +179,20 @@ async fn rotate_if_due(
 /// Sealed in the records, and kept for the operator, before anybody has it.
 async fn new_password(
     stores: &KeyStores,
+    record: &KeyStoreRecord,
     rotation: &Rotation,
     connection: &Connection,
 ) -> Result<Arc<Credential>, NotBegun> {
     let owner = connection.passwords().owner();
     let password = password::random().ok_or(NotBegun::NoRandomness)?;
-    let version = stores.0.records.new_password(owner, &password).await?;
+    let time = clock::now();
+    let version = stores.0.records.new_password(owner, &password, time, record.connect_attempt).await?;
+    #[cfg(debug_assertions)]
+    crate::seams::stop_point("new-password-sealed");
     if let Some(key) = &rotation.escrow {
         let sealed = key.seal(&password).ok_or(NotBegun::NoRandomness)?;
-        escrow::keep(&stores.0.settings.escrow, &owner.cluster, version, sealed).await?;
+        let kept = escrow::Kept { cluster: &owner.cluster, version, time, key };
+        escrow::keep(&stores.0.settings.escrow, &kept, sealed).await?;
     }
     Ok(Arc::new(Credential { username: owner.username.clone(), password, version }))
 }
