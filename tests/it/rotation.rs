@@ -232,7 +232,9 @@ async fn a_password_known_to_nobody_costs_each_hsm_one_refused_login_however_oft
     assert!(refusals.iter().all(|refusals| *refusals <= 1) && refusals != [0; 3], "{refusals:?}");
     let told = pb::UpdateKeyStoreRequest { key_store_password: Some("outsider1".to_owned()), ..update(&store) };
     clients.update_store(told).await;
-    let again = clients.connect_again(&store).await;
+    clients.connect(&store).await;
+    clients.settled(&store).await;
+    let again = clients.all_healthy(&store).await;
     assert!(versions(&again).iter().all(|version| *version > 3), "{again:?}");
     assert_eq!(HSMS.map(|hsm| rig.refusals(hsm)), refusals);
 }

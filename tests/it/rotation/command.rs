@@ -199,7 +199,7 @@ async fn a_wrong_password_never_reaches_the_program() {
 
 #[tokio::test]
 async fn nobody_logs_in_before_a_program_that_cannot_be_killed_has_ended() {
-    let (served, rig, mut clients, store) = ready("leave", "10s").await;
+    let (served, rig, mut clients, store) = ready("leave", "20s").await;
     clients.connect(&store).await;
     for attempt in ["the one that began it", "a later one"] {
         let failed = clients.settled(&store).await;
