@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 
-use crate::clock;
 use crate::model::{HsmId, Password, PasswordVersion, Username};
 use crate::records::{CandidateFate, LoginAnswer, NodePassword, PasswordOwner, Records, Standing, Unavailable};
 
@@ -169,7 +168,7 @@ impl Passwords {
             return self.records.login_answered(cluster, hsm, username, version, answer).await;
         };
         let (answer, settled) = ((version, answer), (candidate, fate));
-        self.records.login_settled(&self.owner, hsm, answer, settled, clock::now()).await?;
+        self.records.login_settled(&self.owner, hsm, answer, settled).await?;
         match fate {
             CandidateFate::Confirmed => {
                 #[cfg(debug_assertions)]
@@ -253,6 +252,7 @@ impl Passwords {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock;
     use crate::records::Settings;
 
     #[tokio::test]
@@ -266,12 +266,12 @@ mod tests {
             given: PasswordVersion(0),
         };
         let text = |text: &str| Password::trusted(text.to_owned());
-        owner.given = records.new_password(&owner, &text("given")).await.unwrap();
-        let made = records.new_password(&owner, &text("made")).await.unwrap();
+        owner.given = records.new_password(&owner, &text("given"), clock::now(), 1).await.unwrap();
+        let made = records.new_password(&owner, &text("made"), clock::now(), 1).await.unwrap();
         let (old, new): (HsmId, HsmId) = ("hsm-1".parse().unwrap(), "hsm-2".parse().unwrap());
         assert!(records.set_candidate(&owner, &[(old.clone(), owner.given)], made).await.unwrap());
         let (accepted, confirmed) = ((made, LoginAnswer::Accepted), (made, CandidateFate::Confirmed));
-        records.login_settled(&owner, &old, accepted, confirmed, clock::now()).await.unwrap();
+        records.login_settled(&owner, &old, accepted, confirmed).await.unwrap();
         for (sharing, version) in [(Sharing::EachItsOwn, owner.given), (Sharing::OneForAll, made)] {
             let both = [&old, &new].into_iter();
             let passwords = Passwords::of(records.clone(), owner.clone(), both, sharing).await.unwrap();

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::clock;
 use crate::host::{Turn, pin_text};
 use crate::link::v1::fault::{Bucket, Kind};
 use crate::link::v1::{Fault, Request, SetPin, request::Verb, response::Outcome};
@@ -178,7 +177,7 @@ impl Changing {
         let answer = if is_refused { LoginAnswer::Refused } else { LoginAnswer::NotMade };
         loop {
             let dropped = (self.new.version, CandidateFate::Dropped);
-            let written = records.login_settled(owner, &spec.hsm, (old.version, answer), dropped, clock::now());
+            let written = records.login_settled(owner, &spec.hsm, (old.version, answer), dropped);
             let Err(error) = written.await else { break };
             tracing::error!(hsm = %spec.hsm, %error, "what came of a change of password cannot be written down; trying again");
             tokio::time::sleep(WRITE_AGAIN).await;

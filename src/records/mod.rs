@@ -41,7 +41,7 @@ pub use key_stores::{AddedKeyStore, ConnectionFault, DeletedKeyStore, KeyStoreCh
 pub use keys::{KeyRecord, VersionRecord};
 pub use logins::{LoginAnswer, LoginLeave, Standing};
 pub use open::Settings;
-pub use passwords::{CandidateFate, NodePassword, PasswordOwner};
+pub use passwords::{CandidateFate, NodePassword, PasswordOwner, Rotation};
 pub use presences::{NewProof, PresenceRecord, Proof};
 pub use replicas::ProvableKey;
 pub use updates::{KeyStoreUpdate, UpdatedKeyStore};

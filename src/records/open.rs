@@ -94,6 +94,7 @@ pub(super) fn migrations() -> Migrator {
         step(5, "clusters", include_str!("migrations/0005_clusters.sql").into_sql_str()),
         step(6, "updates", include_str!("migrations/0006_updates.sql").into_sql_str()),
         step(7, "rotation", include_str!("migrations/0007_rotation.sql").into_sql_str()),
+        step(8, "rotations", include_str!("migrations/0008_rotations.sql").into_sql_str()),
     ];
     Migrator { migrations: Cow::Owned(steps), ..Migrator::DEFAULT }
 }

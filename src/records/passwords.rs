@@ -42,6 +42,15 @@ pub enum CandidateFate {
     OnceMore,
 }
 
+/// The last rotation of which a node has confirmed that it happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rotation {
+    /// When its password was made.
+    pub time: SystemTime,
+    /// In which attempt to connect; `None` for one of long ago.
+    pub attempt: Option<u32>,
+}
+
 impl NodePassword {
     /// On a node where nothing was changed since the operator gave it.
     pub const fn unchanged(given: PasswordVersion) -> Self {
@@ -81,14 +90,24 @@ impl Records {
         password.ok_or(Unavailable::row("version"))
     }
 
-    /// Seals a new password. No node has it yet.
+    /// Seals a password that was made at this time, in this attempt to connect. No node has it yet.
     pub async fn new_password(
         &self,
         owner: &PasswordOwner,
         password: &Password,
+        time: SystemTime,
+        attempt: u32,
     ) -> Result<PasswordVersion, Unavailable> {
         let mut change = self.begin().await?;
         let version = self.add_password(&mut change, &owner.cluster, &owner.username, password).await?;
+        sqlx::query("UPDATE passwords SET made = ?, made_in = ? WHERE cluster_id = ? AND username = ? AND version = ?")
+            .bind(millis(time))
+            .bind(attempt)
+            .bind(owner.cluster.as_str())
+            .bind(owner.username.as_str())
+            .bind(version.0)
+            .execute(&mut *change)
+            .await?;
         change.commit().await?;
         Ok(version)
     }
@@ -165,7 +184,6 @@ impl Records {
         hsm: &HsmId,
         answer: (PasswordVersion, LoginAnswer),
         candidate: (PasswordVersion, CandidateFate),
-        at: SystemTime,
     ) -> Result<(), Unavailable> {
         let PasswordOwner { cluster, username, .. } = owner;
         let (asked, answer) = answer;
@@ -173,7 +191,7 @@ impl Records {
         let mut change = self.begin().await?;
         close_login(&mut change, cluster, hsm, username, asked, answer).await?;
         match fate {
-            CandidateFate::Confirmed => candidate_confirmed(&mut change, owner, hsm, candidate, at).await?,
+            CandidateFate::Confirmed => candidate_confirmed(&mut change, owner, hsm, candidate).await?,
             CandidateFate::Dropped => candidate_dropped(&mut change, owner, hsm, candidate).await?,
             CandidateFate::OnceMore => {
                 close_login(&mut change, cluster, hsm, username, candidate, LoginAnswer::NotMade).await?;
@@ -197,12 +215,14 @@ impl Records {
     }
 
     /// When the password of the cluster's key store was last rotated.
-    pub async fn password_rotated(&self, cluster: &ClusterId) -> Result<Option<SystemTime>, Unavailable> {
-        let row = sqlx::query("SELECT password_rotated FROM key_stores WHERE cluster_id = ?")
+    pub async fn password_rotated(&self, cluster: &ClusterId) -> Result<Option<Rotation>, Unavailable> {
+        let row = sqlx::query("SELECT password_rotated, rotated_in FROM key_stores WHERE cluster_id = ?")
             .bind(cluster.as_str())
             .fetch_optional(&self.0.read)
             .await?;
-        row.map_or(Ok(None), |row| time_if_any(&row, "password_rotated"))
+        let Some(row) = row else { return Ok(None) };
+        let attempt = row.try_get("rotated_in")?;
+        Ok(time_if_any(&row, "password_rotated")?.map(|time| Rotation { time, attempt }))
     }
 
     /// Passwords that no node has any more go, and what was known of their logins: no version comes again. What the
@@ -228,20 +248,19 @@ impl Records {
     }
 }
 
-/// The first node to confirm a candidate dates the rotation.
+/// The first node to confirm a candidate says that the rotation happened: when its password was made.
 async fn candidate_confirmed(
     change: &mut Transaction<'_, Sqlite>,
     owner: &PasswordOwner,
     hsm: &HsmId,
     candidate: PasswordVersion,
-    at: SystemTime,
 ) -> Result<(), Unavailable> {
     sqlx::query(
-        "UPDATE key_stores SET password_rotated = ? WHERE cluster_id = ? AND NOT EXISTS
-         (SELECT 1 FROM node_passwords WHERE cluster_id = ? AND username = ? AND confirmed >= ?)",
+        "UPDATE key_stores SET (password_rotated, rotated_in) =
+             (SELECT made, made_in FROM passwords WHERE cluster_id = ?1 AND username = ?2 AND version = ?3)
+         WHERE cluster_id = ?1 AND NOT EXISTS
+             (SELECT 1 FROM node_passwords WHERE cluster_id = ?1 AND username = ?2 AND confirmed >= ?3)",
     )
-    .bind(millis(at))
-    .bind(owner.cluster.as_str())
     .bind(owner.cluster.as_str())
     .bind(owner.username.as_str())
     .bind(candidate.0)

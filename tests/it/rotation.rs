@@ -150,6 +150,22 @@ async fn a_password_is_changed_once_an_interval_however_often_its_store_is_conne
 }
 
 #[tokio::test]
+async fn a_clock_that_was_ahead_stops_no_rotation() {
+    let (served, rig) = served(Rig::new(), |_| "rotation_interval = \"24h\"".to_owned()).await;
+    let offset = served.data_dir().join("seams/clock-offset");
+    std::fs::write(&offset, "8640000").unwrap();
+    let mut clients = served.clients_on_the_socket().await;
+    let store = clients.connected_store(&rig, "main").await;
+    let ahead = clients.all_healthy(&store).await;
+    std::fs::remove_file(&offset).unwrap();
+    let set_right = clients.connect_again(&store).await;
+    assert_eq!(versions(&set_right), [3; 3]);
+    assert!(rotated(&set_right) < rotated(&ahead));
+    assert_eq!(versions(&clients.connect_again(&store).await), [3; 3], "not before the interval is over");
+    drop(served);
+}
+
+#[tokio::test]
 async fn the_security_officer_can_set_a_rotated_password_anew_and_the_keys_stay() {
     let (rig, mut clients, store) = Rig::new().rotating().connected().await;
     clients.all_healthy(&store).await;

@@ -2,16 +2,16 @@
 
 use std::time::{Duration, SystemTime};
 
-/// At most once in each transition to CONNECTED, however often a daemon is killed in it, and at most once an interval.
-pub(super) fn is_due(
-    rotated: Option<SystemTime>,
-    connecting_since: SystemTime,
-    interval: Duration,
-    now: SystemTime,
-) -> bool {
-    match rotated {
+use crate::records::Rotation;
+
+/// At most once in each attempt to connect, however often a daemon is killed in it, and at most once an interval. The
+/// attempts are counted, so that no clock that is set decides; one that was ahead when it last rotated is not waited for.
+pub(super) fn is_due(last: Option<Rotation>, attempt: u32, interval: Duration, now: SystemTime) -> bool {
+    match last {
         None => true,
-        Some(rotated) => rotated < connecting_since && now.duration_since(rotated).unwrap_or_default() >= interval,
+        Some(last) => {
+            last.attempt != Some(attempt) && now.duration_since(last.time).map_or(true, |since| since >= interval)
+        }
     }
 }
 
@@ -27,17 +27,23 @@ mod tests {
             (None, 3600, true),
             (None, 0, true),
             // In an earlier connect.
-            (Some(at(90)), 0, true),
-            (Some(at(90)), 15, true),
-            (Some(at(90)), 16, false),
+            (Some((90, Some(6))), 0, true),
+            (Some((90, Some(6))), 15, true),
+            (Some((90, Some(6))), 16, false),
+            (Some((90, None)), 15, true),
             // In this one, before a crash.
-            (Some(at(101)), 0, false),
-            // The clock was set back since.
-            (Some(at(1000)), 0, false),
+            (Some((101, Some(7))), 0, false),
+            // The same, and the clock was set since, ahead or back.
+            (Some((50, Some(7))), 15, false),
+            (Some((1000, Some(7))), 0, false),
+            // In an earlier one, by a clock that was ahead.
+            (Some((1000, Some(6))), 0, true),
+            (Some((1000, Some(6))), 3600, true),
         ];
-        for (rotated, interval, expected) in rows {
-            let due = is_due(rotated, at(100), Duration::from_secs(interval), at(105));
-            assert_eq!(due, expected, "{rotated:?}, each {interval} s");
+        for (last, interval, expected) in rows {
+            let rotation = last.map(|(time, attempt)| Rotation { time: at(time), attempt });
+            let due = is_due(rotation, 7, Duration::from_secs(interval), at(105));
+            assert_eq!(due, expected, "{last:?}, each {interval} s");
         }
     }
 }

@@ -84,7 +84,7 @@ pub(super) async fn rotate(
         Rotated::Perhaps
     });
     match stores.0.records.password_rotated(&record.cluster).await {
-        Ok(rotated) => store.record.send_modify(|record| record.password_rotated = rotated),
+        Ok(last) => store.record.send_modify(|record| record.password_rotated = last.map(|last| last.time)),
         Err(error) => tracing::error!(key_store = %record.id, %error, "the time of the rotation cannot be read"),
     }
     rotated
@@ -118,19 +118,19 @@ async fn rotate_if_due(
     let known = records.node_passwords(owner).await?;
     // One that the operator gave since is his until it is rotated, whenever the last rotation was.
     let is_ours = known.values().any(|node| node.confirmed > owner.given);
-    let rotated = records.password_rotated(&owner.cluster).await?.filter(|_| is_ours);
-    if !due::is_due(rotated, record.state_changed, rotation.interval, clock::now()) {
+    let last = records.password_rotated(&owner.cluster).await?.filter(|_| is_ours);
+    if !due::is_due(last, record.connect_attempt, rotation.interval, clock::now()) {
         return Ok(Rotated::No);
     }
     match &rotation.strategy {
         Strategy::None => {}
         Strategy::SetPin => {
-            let new = new_password(stores, rotation, connection).await?;
+            let new = new_password(stores, record, rotation, connection).await?;
             let _ = tokio::time::timeout(limit, set_pin::rotate(connection, new)).await;
         }
         Strategy::Command(program) => {
             let Some(old) = command::present(connection).await? else { return Ok(Rotated::No) };
-            let new = new_password(stores, rotation, connection).await?;
+            let new = new_password(stores, record, rotation, connection).await?;
             if let Err(under_way) = command::rotate(stores, connection, program, old, new).await {
                 return Ok(Rotated::UnderWay(error_chain(&under_way)));
             }
@@ -143,15 +143,17 @@ async fn rotate_if_due(
 /// Sealed in the records, and kept for the operator, before anybody has it.
 async fn new_password(
     stores: &KeyStores,
+    record: &KeyStoreRecord,
     rotation: &Rotation,
     connection: &Connection,
 ) -> Result<Arc<Credential>, NotBegun> {
     let owner = connection.passwords().owner();
     let password = password::random().ok_or(NotBegun::NoRandomness)?;
-    let version = stores.0.records.new_password(owner, &password).await?;
+    let time = clock::now();
+    let version = stores.0.records.new_password(owner, &password, time, record.connect_attempt).await?;
     if let Some(key) = &rotation.escrow {
         let sealed = key.seal(&password).ok_or(NotBegun::NoRandomness)?;
-        let kept = escrow::Kept { cluster: &owner.cluster, version, time: clock::now(), key };
+        let kept = escrow::Kept { cluster: &owner.cluster, version, time, key };
         escrow::keep(&stores.0.settings.escrow, &kept, sealed).await?;
     }
     Ok(Arc::new(Credential { username: owner.username.clone(), password, version }))
