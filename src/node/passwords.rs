@@ -235,12 +235,14 @@ impl Passwords {
         self.records.drop_candidate(&self.owner, hsm, candidate).await
     }
 
-    async fn credential(&self, version: PasswordVersion) -> Result<Credential, Unavailable> {
+    /// One of the passwords that a node has, or may have.
+    pub async fn credential(&self, version: PasswordVersion) -> Result<Credential, Unavailable> {
         let password = self.records.password_of(&self.owner, version).await?;
         Ok(Credential { username: self.owner.username.clone(), password, version })
     }
 
-    async fn standing(&self, hsm: &HsmId, version: PasswordVersion) -> Result<Standing, Unavailable> {
+    /// What a node has said of a password.
+    pub async fn standing(&self, hsm: &HsmId, version: PasswordVersion) -> Result<Standing, Unavailable> {
         self.records.login_standing_on(&self.owner.cluster, hsm, &self.owner.username, version).await
     }
 

@@ -150,6 +150,27 @@ async fn a_password_is_changed_once_an_interval_however_often_its_store_is_conne
 }
 
 #[tokio::test]
+async fn an_hsm_that_missed_a_rotation_gets_what_the_others_have_though_the_interval_is_not_over() {
+    let (served, rig) = served(Rig::new().faulty(), |_| "rotation_interval = \"24h\"".to_owned()).await;
+    let mut clients = served.clients_on_the_socket().await;
+    let store = clients.store(&rig, "main").await;
+    let (here, away) = (rig.path("hsms/hsm-3/kmsuser/tokens"), rig.path("hsms/hsm-3/kmsuser/away"));
+    std::fs::rename(&here, &away).unwrap();
+    clients.connect(&store).await;
+    let first = clients.settled(&store).await;
+    assert_eq!(versions(&first), [2, 2, 1]);
+    std::fs::rename(&away, &here).unwrap();
+    let second = clients.connect_again(&store).await;
+    assert_eq!((versions(&second), rotated(&second)), ([2; 3], rotated(&first)));
+    assert!(!rig.opens("hsm-3", &rig.password()));
+    let third = clients.connect_again(&store).await;
+    assert_eq!((versions(&third), rotated(&third)), ([2; 3], rotated(&first)));
+    assert_eq!(HSMS.map(|hsm| rig.refusals(hsm)), [0; 3]);
+    assert_eq!(HSMS.map(|hsm| rig.faults(hsm).count(C_SetPIN)), [1; 3]);
+    drop(served);
+}
+
+#[tokio::test]
 async fn a_clock_that_was_ahead_stops_no_rotation() {
     let (served, rig) = served(Rig::new(), |_| "rotation_interval = \"24h\"".to_owned()).await;
     let offset = served.data_dir().join("seams/clock-offset");

@@ -2,7 +2,8 @@
 //!
 //! One node has proved the present password by then. A new one is made, sealed in the records and, where the operator
 //! wants that, encrypted for him as well; then every node that can be reached is given it, one first and, once that one
-//! has let a fresh worker in with it, the others. A node that was missed keeps the old password until the next time.
+//! has let a fresh worker in with it, the others. A node that was missed keeps the old password until the next connect: with
+//! `set-pin` it then gets the others', when no new one is due.
 //!
 //! That a rotation fails makes no connect fail: a node has its old password or its new one, and finds out which.
 
@@ -22,6 +23,7 @@ use crate::node::{Credential, Health};
 use crate::records::{KeyStoreRecord, Unavailable};
 
 use super::{KeyStores, Store};
+use due::Due;
 
 /// A node that was given a new password gets this long to be logged in to again.
 const SETTLING: Duration = Duration::from_secs(20);
@@ -119,16 +121,18 @@ async fn rotate_if_due(
     // One that the operator gave since is his until it is rotated, whenever the last rotation was.
     let is_ours = known.values().any(|node| node.confirmed > owner.given);
     let last = records.password_rotated(&owner.cluster).await?.filter(|_| is_ours);
-    if !due::is_due(last, record.connect_attempt, rotation.interval, clock::now()) {
-        return Ok(Rotated::No);
-    }
-    match &rotation.strategy {
-        Strategy::None => {}
-        Strategy::SetPin => {
-            let new = new_password(stores, record, rotation, connection).await?;
-            let _ = tokio::time::timeout(limit, set_pin::rotate(connection, new)).await;
+    let due = due::what_is_due(last, record.connect_attempt, rotation.interval, clock::now());
+    match (due, &rotation.strategy) {
+        (Due::Nothing, _) | (_, Strategy::None) | (Due::Stragglers, Strategy::Command(_)) => return Ok(Rotated::No),
+        (Due::Stragglers, Strategy::SetPin) => {
+            let Some((newest, behind)) = set_pin::stragglers(connection).await? else { return Ok(Rotated::No) };
+            let _ = tokio::time::timeout(limit, set_pin::rotate(connection, behind, newest)).await;
         }
-        Strategy::Command(program) => {
+        (Due::Rotation, Strategy::SetPin) => {
+            let new = new_password(stores, record, rotation, connection).await?;
+            let _ = tokio::time::timeout(limit, set_pin::rotate(connection, set_pin::proved(connection), new)).await;
+        }
+        (Due::Rotation, Strategy::Command(program)) => {
             let Some(old) = command::present(connection).await? else { return Ok(Rotated::No) };
             let new = new_password(stores, record, rotation, connection).await?;
             if let Err(under_way) = command::rotate(stores, connection, program, old, new).await {

@@ -6,6 +6,7 @@ use futures_util::future::join_all;
 
 use crate::cluster::Connection;
 use crate::node::{Change, Credential};
+use crate::records::{Standing, Unavailable};
 
 /// What became of one node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,11 +19,39 @@ enum Outcome {
     Amiss,
 }
 
-/// Gives every proved node the new password: one first, and only when that one takes it, the others.
-pub(super) async fn rotate(connection: &Arc<Connection>, new: Arc<Credential>) {
+/// The nodes that can be given a password.
+pub(super) fn proved(connection: &Connection) -> Vec<usize> {
     let members = connection.members().iter().enumerate();
-    let mut proved = members.filter(|(_, member)| member.is_proved()).map(|(index, _)| index);
-    for index in proved.by_ref() {
+    members.filter(|(_, member)| member.is_proved()).map(|(index, _)| index).collect()
+}
+
+/// Proved nodes that missed a rotation, and the password that it gave to the others. One that has said anything of that
+/// password before is not given it again: what it said would be taken for what came of this change.
+pub(super) async fn stragglers(connection: &Connection) -> Result<Option<(Arc<Credential>, Vec<usize>)>, Unavailable> {
+    let passwords = connection.passwords();
+    let mut known = Vec::new();
+    for index in proved(connection) {
+        known.push((index, passwords.on(connection.members()[index].node.hsm()).await?));
+    }
+    let Some(newest) = known.iter().map(|(_, on)| on.confirmed).max() else { return Ok(None) };
+    let mut behind = Vec::new();
+    for (index, on) in known {
+        let is_new_there =
+            passwords.standing(connection.members()[index].node.hsm(), newest).await? == Standing::Untried;
+        if on.confirmed < newest && on.candidate.is_none() && is_new_there {
+            behind.push(index);
+        }
+    }
+    if behind.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some((Arc::new(passwords.credential(newest).await?), behind)))
+}
+
+/// Gives these nodes the new password: one first, and only when that one takes it, the others.
+pub(super) async fn rotate(connection: &Arc<Connection>, nodes: Vec<usize>, new: Arc<Credential>) {
+    let mut nodes = nodes.into_iter();
+    for index in nodes.by_ref() {
         match change(connection, index, &new).await {
             Outcome::Changed => break,
             Outcome::Kept => {}
@@ -33,7 +62,7 @@ pub(super) async fn rotate(connection: &Arc<Connection>, new: Arc<Credential>) {
             }
         }
     }
-    join_all(proved.map(|index| change(connection, index, &new))).await;
+    join_all(nodes.map(|index| change(connection, index, &new))).await;
 }
 
 async fn change(connection: &Connection, index: usize, new: &Arc<Credential>) -> Outcome {
