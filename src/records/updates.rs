@@ -84,8 +84,8 @@ impl Records {
         Ok(UpdatedKeyStore::Updated(Box::new(after)))
     }
 
-    /// The password that the store had when it last stood on this cluster; else the one it has now, since a backup holds
-    /// the users of its original.
+    /// The password that the store had when it last stood on this cluster; else, and when what its nodes have was refused
+    /// there and accepted by none, the one it has now, since a backup holds the users of its original.
     async fn password_there(
         &self,
         change: &mut Transaction<'_, Sqlite>,
@@ -94,9 +94,17 @@ impl Records {
     ) -> Result<PasswordVersion, Unavailable> {
         let user = Username::kmsuser();
         let known = sqlx::query(
-            "SELECT p.version FROM former_clusters f JOIN passwords p
-               ON p.cluster_id = f.cluster_id AND p.username = ? AND p.version = f.password_version
-             WHERE f.store_id = ? AND f.cluster_id = ?",
+            "WITH former AS (
+               SELECT p.cluster_id, p.username, p.version FROM former_clusters f JOIN passwords p
+                 ON p.cluster_id = f.cluster_id AND p.username = ? AND p.version = f.password_version
+               WHERE f.store_id = ? AND f.cluster_id = ?),
+             -- What each node said of the password that it would be offered.
+             said AS (
+               SELECT l.proven, l.refused FROM former JOIN logins l USING (cluster_id, username)
+               LEFT JOIN node_passwords n USING (cluster_id, username, hsm_id)
+               WHERE l.version = max(former.version, coalesce(n.confirmed, 0)))
+             SELECT version FROM former WHERE NOT EXISTS (SELECT 1 FROM said WHERE refused)
+               OR EXISTS (SELECT 1 FROM said WHERE proven AND NOT refused)",
         )
         .bind(user.as_str())
         .bind(before.id.as_str())

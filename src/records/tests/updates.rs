@@ -108,6 +108,34 @@ async fn to_a_related_cluster_go_the_keys_and_the_kek_and_nothing_that_is_known_
 }
 
 #[tokio::test]
+async fn a_former_password_that_was_refused_there_and_accepted_by_no_hsm_does_not_come_back() {
+    let home = Home::new();
+    let records = home.open().await;
+    let (first, ..) = store_with_keys(&records).await;
+    let user = Username::kmsuser();
+    let wrong = KeyStoreUpdate { password: Some(password("mistyped1")), ..to('b') };
+    let there = updated(&records, &first, wrong).await;
+    let refuse = async |on: u8| {
+        records.begin_login(&there.cluster, &hsm(on), &user, there.password_version).await.unwrap();
+        records.login_refused(&there.cluster, &hsm(on), &user, there.password_version).await.unwrap();
+    };
+    refuse(1).await;
+    let back = updated(&records, &there, to('a')).await;
+    let again = updated(&records, &back, to('b')).await;
+    assert_eq!(expose(&records, &again).await.as_deref(), Some("hunter22"), "what the store has now");
+    assert!(again.password_version > there.password_version, "and nobody there has judged it");
+
+    // One HSM that accepts it outweighs another that does not.
+    records.begin_login(&again.cluster, &hsm(1), &user, again.password_version).await.unwrap();
+    records.login_succeeded(&again.cluster, &hsm(1), &user, again.password_version).await.unwrap();
+    records.begin_login(&again.cluster, &hsm(2), &user, again.password_version).await.unwrap();
+    records.login_refused(&again.cluster, &hsm(2), &user, again.password_version).await.unwrap();
+    let back = updated(&records, &again, to('a')).await;
+    let third = updated(&records, &back, to('b')).await;
+    assert_eq!(third.password_version, again.password_version);
+}
+
+#[tokio::test]
 async fn a_cluster_that_another_store_stands_on_is_taken_and_with_a_store_go_all_its_passwords() {
     let home = Home::new();
     let records = home.open().await;
