@@ -138,12 +138,14 @@ async fn attempt(stores: &KeyStores, store: &Store) -> Result<(), ConnectionFaul
     let proved: Vec<_> = members.into_iter().filter(|member| member.is_proved()).collect();
     // It must not cost the store what the first node has proved.
     match rotate::rotate(stores, store, &connection, left() / 2).await {
-        Rotated::No => Ok(()),
-        Rotated::UnderWay(message) => Err(fault(ConnectionErrorCode::InternalError, message, None)),
+        Rotated::No => {}
+        Rotated::UnderWay(message) => return Err(fault(ConnectionErrorCode::InternalError, message, None)),
         // Those that have a new password log in with it. Each could be reached before, and is waited for.
-        Rotated::Perhaps if come_up(&connection, &proved, left(), is_lost).await => Ok(()),
-        Rotated::Perhaps => Err(why_nobody(&connection)),
+        Rotated::Perhaps if come_up(&connection, &proved, left(), is_lost).await => {}
+        Rotated::Perhaps => return Err(why_nobody(&connection)),
     }
+    rotate::forget_unneeded(stores, &connection).await;
+    Ok(())
 }
 
 /// Waits until one node is proved, and a while for the others among `members`; or until nothing is to be hoped of any of

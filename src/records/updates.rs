@@ -68,8 +68,8 @@ impl Records {
         }
         let user = Username::kmsuser();
         if let Some(password) = &update.password {
+            // The others stay until an HSM has accepted this one: it may be mistyped, and one of them all there is.
             after.password_version = self.add_password(&mut change, &after.cluster, &user, password).await?;
-            forget_other_passwords(&mut change, &after).await?;
         } else if after.cluster != before.cluster {
             after.password_version = self.password_there(&mut change, before, &after.cluster).await?;
         }
@@ -176,19 +176,5 @@ async fn take_along(
     .bind(Username::kmsuser().as_str())
     .execute(&mut **change)
     .await?;
-    Ok(())
-}
-
-/// Nobody logs in with them any more.
-async fn forget_other_passwords(
-    change: &mut Transaction<'_, Sqlite>,
-    after: &KeyStoreRecord,
-) -> Result<(), Unavailable> {
-    sqlx::query("DELETE FROM passwords WHERE cluster_id = ? AND username = ? AND version <> ?")
-        .bind(after.cluster.as_str())
-        .bind(Username::kmsuser().as_str())
-        .bind(after.password_version.0)
-        .execute(&mut **change)
-        .await?;
     Ok(())
 }

@@ -92,6 +92,13 @@ pub(super) async fn rotate(
     rotated
 }
 
+/// Passwords that no node needs any more go, once a node has accepted the one it has now.
+pub(super) async fn forget_unneeded(stores: &KeyStores, connection: &Connection) {
+    if let Err(error) = stores.0.records.forget_passwords(connection.passwords().owner()).await {
+        tracing::error!(cluster = %connection.cluster, %error, "passwords that nobody needs stay in the records");
+    }
+}
+
 /// Waits until nothing can change a password on behalf of a Connection that is closed: whoever resets it by hand once the
 /// store is DISCONNECTED or FAILED has the last word.
 pub(super) async fn ended(stores: &KeyStores, connection: &Connection) {
@@ -140,7 +147,6 @@ async fn rotate_if_due(
             }
         }
     }
-    records.forget_passwords(owner).await?;
     Ok(Rotated::Perhaps)
 }
 
