@@ -8,7 +8,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tonic_health::server::HealthReporter;
@@ -158,9 +158,11 @@ impl App {
     }
 }
 
-/// No core dumps: they would hold passwords and plaintexts.
+/// No core dumps, since they would hold passwords and plaintexts, and no reading by others of the same user. The limit alone
+/// does not stop the kernel from handing a dump to a program.
 fn private_process() -> std::io::Result<()> {
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     Ok(())
 }
 
