@@ -83,6 +83,9 @@ pub(super) async fn rotate(
     let rotated = rotate_if_due(stores, &record, &rotation, connection, limit).await.unwrap_or_else(|error| {
         let why = error_chain(&error);
         tracing::error!(key_store = %record.id, why, "the password was not rotated");
+        for member in connection.members() {
+            member.node.note_trouble(&format!("the password was not rotated: {why}"));
+        }
         Rotated::Perhaps
     });
     match stores.0.records.password_rotated(&record.cluster).await {

@@ -4,13 +4,40 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use super::{HSMS, served};
+use faulty_pkcs11::Function::C_SetPIN;
+
+use super::{HSMS, node, served, versions};
 use crate::rig::Rig;
 
 fn openssl(args: &[&str], directory: &Path) -> Vec<u8> {
     let output = Command::new("openssl").args(args).current_dir(directory).output().expect("openssl is installed");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     output.stdout
+}
+
+#[tokio::test]
+async fn no_hsm_gets_a_password_that_cannot_be_kept_for_the_operator() {
+    let (served, rig) = served(Rig::new().faulty(), |rig| {
+        openssl(&["genrsa", "-out", "escrow.key", "2048"], rig.home.path());
+        openssl(&["pkey", "-in", "escrow.key", "-pubout", "-out", "escrow.pem"], rig.home.path());
+        "password_escrow = \"escrow.pem\"".to_owned()
+    })
+    .await;
+    // A file where the directory is to be: not even root can make it.
+    let in_the_way = served.data_dir().join("escrow");
+    std::fs::write(&in_the_way, "").unwrap();
+    let mut clients = served.clients_on_the_socket().await;
+    let store = clients.connected_store(&rig, "main").await;
+    let told = clients.all_healthy(&store).await;
+    assert_eq!(versions(&told), [1; 3], "the store connects with what it has");
+    assert_eq!(HSMS.map(|hsm| rig.faults(hsm).count(C_SetPIN)), [0; 3]);
+    for hsm in HSMS {
+        let why = &node(&told, hsm).last_error;
+        assert!(why.contains("the new password cannot be kept for the operator in"), "{hsm}: {why}");
+    }
+    std::fs::remove_file(&in_the_way).unwrap();
+    assert!(versions(&clients.connect_again(&store).await).iter().all(|version| *version > 1));
+    drop(served);
 }
 
 #[tokio::test]
