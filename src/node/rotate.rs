@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use zeroize::Zeroize;
 
 use crate::host::{Turn, pin_text};
 use crate::link::v1::fault::{Bucket, Kind};
@@ -145,7 +146,12 @@ impl Changing {
         let verb = Verb::SetPin(SetPin { old_pin: pin(old), new_pin: pin(&self.new) });
         let request = &mut Request { verb: Some(verb), ..Request::default() };
         let deadline = Instant::now() + spec.patience.longest() + GRACE;
-        Ok(match self.node.call(request, deadline).await {
+        let answer = self.node.call(request, deadline).await;
+        if let Some(Verb::SetPin(SetPin { old_pin, new_pin })) = &mut request.verb {
+            old_pin.zeroize();
+            new_pin.zeroize();
+        }
+        Ok(match answer {
             Ok(Outcome::Done(_)) => Said::Done,
             Ok(_) => Said::Nothing("the worker answered out of turn".to_owned()),
             Err(error) => said_by(&error),
