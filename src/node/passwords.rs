@@ -230,6 +230,12 @@ impl Passwords {
         self.records.allow_one_login(cluster, hsm, username, candidate.unwrap_or(confirmed)).await
     }
 
+    /// Nodes that have this candidate are asked for the password they had before it, and for the candidate only when that
+    /// is refused.
+    pub async fn doubt(&self, hsms: &[HsmId], candidate: PasswordVersion) -> Result<(), Unavailable> {
+        self.records.doubt_candidate(&self.owner, hsms, candidate).await
+    }
+
     async fn drop_candidate(&self, hsm: &HsmId, candidate: PasswordVersion) -> Result<(), Unavailable> {
         tracing::warn!(%hsm, version = candidate.0, "the password was not changed there; its new one is dropped");
         self.records.drop_candidate(&self.owner, hsm, candidate).await

@@ -29,6 +29,8 @@ pub enum Change {
     Made,
     /// The node has the password that it had.
     Kept(String),
+    /// The same, and it refused that password: somebody else has changed it.
+    Refused(String),
     /// Only the node's next logins can tell.
     Unknown(String),
 }
@@ -72,7 +74,7 @@ impl Changing {
             Ok(Err(why)) => Change::Kept(why.to_owned()),
             Err(error) => Change::Kept(chain(&error)),
         };
-        if let Change::Kept(why) | Change::Unknown(why) = &change {
+        if let Change::Kept(why) | Change::Refused(why) | Change::Unknown(why) = &change {
             tracing::warn!(hsm = %self.node.hsm(), why, "the password was not changed");
             self.node.note_trouble(&format!("its password was not changed: {why}"));
         }
@@ -118,7 +120,7 @@ impl Changing {
             }
             Said::OldRefused(why) => {
                 self.take_back(old, true).await;
-                Change::Kept(why)
+                Change::Refused(why)
             }
             Said::Nothing(why) => {
                 self.node.give_up(login, "its password may have been changed; another one finds out");

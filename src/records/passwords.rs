@@ -176,6 +176,33 @@ impl Records {
         Ok(())
     }
 
+    /// It is unlikely that the change was made on these nodes: the candidate counts as one whose attempt was not answered,
+    /// so that they are asked for the other one.
+    pub async fn doubt_candidate(
+        &self,
+        owner: &PasswordOwner,
+        nodes: &[HsmId],
+        candidate: PasswordVersion,
+    ) -> Result<(), Unavailable> {
+        let mut change = self.begin().await?;
+        for hsm in nodes {
+            sqlx::query(
+                "INSERT INTO logins (cluster_id, username, hsm_id, version, proven, attempt_open, refused)
+                 SELECT cluster_id, username, hsm_id, candidate, FALSE, TRUE, FALSE FROM node_passwords
+                 WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND candidate = ?
+                 ON CONFLICT (cluster_id, username, hsm_id, version) DO UPDATE SET proven = FALSE, attempt_open = TRUE",
+            )
+            .bind(owner.cluster.as_str())
+            .bind(owner.username.as_str())
+            .bind(hsm.as_str())
+            .bind(candidate.0)
+            .execute(&mut *change)
+            .await?;
+        }
+        change.commit().await?;
+        Ok(())
+    }
+
     /// An answer of the node's that settles its candidate as well. A daemon that is killed finds both in the records, or
     /// neither: one alone could cost the node another attempt, or an operator's act.
     pub async fn login_settled(

@@ -42,6 +42,7 @@ pub(super) async fn rotate(
     new: Arc<Credential>,
 ) -> Result<(), UnderWay> {
     let all = 0..connection.members().len();
+    let first = all.clone().find(|index| connection.members()[*index].is_proved());
     for index in all.clone() {
         connection.take_down(index).await;
     }
@@ -53,7 +54,7 @@ pub(super) async fn rotate(
         slots: connection.members().iter().map(|member| member.node.spec.clone()).collect(),
         program: program.clone(),
         old,
-        new,
+        new: new.clone(),
     };
     // What was begun is heard out, though the connect may be given up meanwhile.
     let under_way = connection.passwords().change_begins().await;
@@ -80,13 +81,27 @@ pub(super) async fn rotate(
     {
         return Err(UnderWay(error));
     }
-    for index in all {
-        connection.bring_up(index);
-        if index == 0 {
-            super::settled(connection, index).await;
+    if let Some(first) = first {
+        connection.bring_up(first);
+        let has = super::settled(connection, first).await;
+        if has.is_some_and(|version| version != new.version) {
+            others_keep_theirs(connection, first, &new).await;
         }
     }
+    for index in all {
+        connection.bring_up(index);
+    }
     Ok(())
+}
+
+/// The first node was not changed, and so the others were not, most likely: each is asked for its old password first, and
+/// refuses one login only if it was changed after all.
+async fn others_keep_theirs(connection: &Connection, first: usize, new: &Credential) {
+    let others = connection.members().iter().enumerate().filter(|(index, _)| *index != first);
+    let others: Vec<_> = others.map(|(_, member)| member.node.hsm().clone()).collect();
+    if let Err(error) = connection.passwords().doubt(&others, new.version).await {
+        tracing::error!(cluster = %connection.cluster, %error, "each HSM is asked for the new password first");
+    }
 }
 
 /// A program that may be changing the password yet.

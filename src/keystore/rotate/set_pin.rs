@@ -15,6 +15,8 @@ enum Outcome {
     Changed,
     /// One has logged in with the old one, or need not: nothing was changed.
     Kept,
+    /// It refused the old one, which was good before: somebody else has changed it, and on the others perhaps as well.
+    Refused,
     /// It said that it took the new password, and does not take it; or it is not known what it takes.
     Amiss,
 }
@@ -55,9 +57,9 @@ pub(super) async fn rotate(connection: &Arc<Connection>, nodes: Vec<usize>, new:
         match change(connection, index, &new).await {
             Outcome::Changed => break,
             Outcome::Kept => {}
-            Outcome::Amiss => {
+            stop @ (Outcome::Refused | Outcome::Amiss) => {
                 let hsm = connection.members()[index].node.hsm();
-                tracing::error!(%hsm, "no other HSM gets the new password before this one is seen to take it");
+                tracing::error!(%hsm, why = ?stop, "no other HSM is asked to take the new password");
                 return;
             }
         }
@@ -69,6 +71,7 @@ async fn change(connection: &Connection, index: usize, new: &Arc<Credential>) ->
     let said = connection.change_password(index, new.clone()).await;
     match said {
         Change::Kept(_) => Outcome::Kept,
+        Change::Refused(_) => Outcome::Refused,
         Change::Made | Change::Unknown(_) => match super::settled(connection, index).await {
             Some(version) if version == new.version => Outcome::Changed,
             Some(_) if said != Change::Made => Outcome::Kept,

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use super::{HSMS, served, versions};
+use super::{HSMS, node, served, versions};
 use crate::rig::{Clients, Rig, Served, kill, pb, wait_async};
 
 /// A daemon whose cluster has a program that fails as `mode` says; and a key store, not connected yet.
@@ -26,13 +26,13 @@ async fn ready(mode: &'static str, timeout: &'static str) -> (Served, Rig, Clien
     (served, rig, clients, store)
 }
 
-/// Connects; every HSM becomes healthy, and each has refused so many logins.
-async fn connects(rig: &Rig, clients: &mut Clients, store: &str, refusals: usize) -> pb::KeyStore {
+/// Connected, every HSM becomes healthy, and has refused so many logins.
+async fn connects(rig: &Rig, clients: &mut Clients, store: &str, refusals: [usize; 3]) -> pb::KeyStore {
     let settled = clients.settled(store).await;
     assert_eq!(settled.connection_state(), pb::ConnectionState::Connected, "{settled:?}");
     let healthy = clients.all_healthy(store).await;
     clients.a_key_works(store).await;
-    assert_eq!(HSMS.map(|hsm| rig.refusals(hsm)), [refusals; 3]);
+    assert_eq!(HSMS.map(|hsm| rig.refusals(hsm)), refusals);
     healthy
 }
 
@@ -44,7 +44,7 @@ fn runs(rig: &Rig) -> usize {
 async fn a_program_changes_the_password_once_for_all_hsms_while_nobody_is_logged_in() {
     let (served, rig, mut clients, store) = ready("good", "60s").await;
     clients.connect(&store).await;
-    let first = connects(&rig, &mut clients, &store, 0).await;
+    let first = connects(&rig, &mut clients, &store, [0; 3]).await;
     assert_eq!(versions(&first), [2; 3]);
     assert!(HSMS.iter().all(|hsm| !rig.opens(hsm, &rig.password())));
     assert_eq!(versions(&clients.connect_again(&store).await), [3; 3]);
@@ -57,21 +57,39 @@ async fn a_program_changes_the_password_once_for_all_hsms_while_nobody_is_logged
 #[tokio::test]
 async fn what_a_program_that_failed_or_hung_has_changed_is_found_out_by_logins() {
     let cases = [
-        ("fail-before", "60s", 1, "exit status: 3"),
-        ("fail-after", "60s", 2, "exit status: 4"),
-        ("hang-before", "2s", 1, "did not end within 2s"),
+        // That nothing was changed is seen on the first HSM, and is then what the others are asked about first.
+        ("fail-before", "60s", [1; 3], [1, 0, 0], "exit status: 3"),
+        ("fail-after", "60s", [2; 3], [0; 3], "exit status: 4"),
+        ("hang-before", "2s", [1; 3], [1, 0, 0], "did not end within 2s"),
         // It needs a while for three HSMs before it hangs.
-        ("hang-after", "10s", 2, "did not end within 10s"),
+        ("hang-after", "10s", [2; 3], [0; 3], "did not end within 10s"),
     ];
-    for (mode, timeout, version, why) in cases {
+    for (mode, timeout, expected, refusals, why) in cases {
         let (served, rig, mut clients, store) = ready(mode, timeout).await;
         clients.connect(&store).await;
-        let told = connects(&rig, &mut clients, &store, 2 - usize::try_from(version).unwrap()).await;
-        assert_eq!(versions(&told), [version; 3], "{mode}");
+        let told = connects(&rig, &mut clients, &store, refusals).await;
+        assert_eq!(versions(&told), expected, "{mode}");
         assert!(told.nodes.iter().all(|node| node.last_error.contains(why)), "{mode}: {told:?}");
         assert_eq!(runs(&rig), 1, "{mode}: what may have been done is not done again");
         std::fs::write(rig.home.path().join("mode"), "good").unwrap();
         assert_eq!(versions(&clients.connect_again(&store).await), [3; 3], "{mode}");
+        drop(served);
+    }
+}
+
+#[tokio::test]
+async fn hsms_of_which_a_program_has_changed_some_cost_at_most_one_refused_login_each_and_are_left_alone_then() {
+    for (mode, expected, refusals) in [("first-alone", [2, 1, 1], [0, 1, 1]), ("all-but-first", [1, 2, 2], [1; 3])] {
+        let (served, rig, mut clients, store) = ready(mode, "60s").await;
+        clients.connect(&store).await;
+        let told = connects(&rig, &mut clients, &store, refusals).await;
+        assert_eq!(versions(&told), expected, "{mode}");
+        std::fs::write(rig.home.path().join("mode"), "good").unwrap();
+        let again = clients.connect_again(&store).await;
+        assert_eq!((versions(&again), runs(&rig)), (expected, 1), "no program can be told the old one");
+        let why = |hsm: &&str| node(&again, hsm).last_error.contains("another password than the others");
+        assert!(HSMS.iter().any(why), "{mode}: {again:?}");
+        assert_eq!(HSMS.map(|hsm| rig.refusals(hsm)), refusals, "{mode}");
         drop(served);
     }
 }
@@ -88,7 +106,7 @@ async fn a_daemon_killed_before_or_after_the_program_costs_each_hsm_at_most_one_
         served.kill_daemon();
         std::fs::remove_file(seams.join(format!("stop-{point}"))).unwrap();
         let (served, rig, mut clients) = restarted(served, rig).await;
-        let told = connects(&rig, &mut clients, &store, refusals).await;
+        let told = connects(&rig, &mut clients, &store, [refusals; 3]).await;
         assert_eq!(versions(&told), [version; 3], "{point}");
         drop(served);
     }
@@ -101,7 +119,7 @@ async fn a_new_daemon_waits_for_the_program_that_a_killed_one_left_running() {
     wait_async(|| async { (runs(&rig) == 1).then_some(()) }).await;
     served.kill_daemon();
     let (served, rig, mut clients) = restarted(served, rig).await;
-    let told = connects(&rig, &mut clients, &store, 0).await;
+    let told = connects(&rig, &mut clients, &store, [0; 3]).await;
     assert_eq!((versions(&told), runs(&rig)), ([2; 3], 1));
     drop(served);
 }
@@ -143,7 +161,7 @@ async fn nobody_logs_in_before_a_program_that_cannot_be_killed_has_ended() {
     let left = std::fs::read_to_string(rig.home.path().join("left")).unwrap();
     kill(left.trim().parse().unwrap());
     std::fs::write(rig.home.path().join("mode"), "good").unwrap();
-    let told = connects(&rig, &mut clients, &store, 0).await;
+    let told = connects(&rig, &mut clients, &store, [0; 3]).await;
     assert_eq!((versions(&told), runs(&rig)), ([3; 3], 2), "what it changed is known, and changed anew");
     drop(served);
 }
@@ -165,7 +183,7 @@ async fn a_store_is_disconnected_only_when_the_program_has_ended_and_connects_ag
     assert!(ended.exists());
 
     clients.connect(&store).await;
-    let told = connects(&rig, &mut clients, &store, 0).await;
+    let told = connects(&rig, &mut clients, &store, [0; 3]).await;
     assert_eq!((versions(&told), runs(&rig)), ([3; 3], 2));
     drop(served);
 }

@@ -21,12 +21,16 @@ case $mode in
     held) while test -e "$here/hold"; do sleep 0.05; done ;;
 esac
 for configuration in "$@"; do
+    case "$mode $configuration" in
+        first-alone*hsm-[23]*) continue ;;
+        all-but-first*hsm-1*) continue ;;
+    esac
     SOFTHSM2_CONF=$configuration pkcs11-tool --module /usr/lib/softhsm/libsofthsm2.so --login \
         --pin "$user:$KEYWAY_OLD_PASSWORD" --change-pin --new-pin "$user:$KEYWAY_NEW_PASSWORD"
 done
 echo ended >>"$here/ended"
 case $mode in
-    fail-after) exit 4 ;;
+    fail-after | first-alone | all-but-first) exit 4 ;;
     hang-after) sleep 600 ;;
     # Whoever is still at work, and cannot be killed: the lock is not its standard input.
     leave) exec 3<&0; sleep 600 </dev/null & echo $! >"$here/left" ;;

@@ -85,6 +85,13 @@ async fn a_change_that_is_refused_for_the_old_password_counts_as_a_refused_login
 }
 
 #[tokio::test]
+async fn a_password_that_somebody_else_has_changed_costs_one_hsm_an_attempt_and_no_other() {
+    let (rig, _, _, told) = connected_with(&HSMS, || Rule::fail(C_SetPIN, CKR_PIN_INCORRECT)).await;
+    assert_eq!(versions(&told), [1; 3]);
+    assert_eq!(HSMS.iter().map(|hsm| rig.faults(hsm).count(C_SetPIN)).sum::<usize>(), 1);
+}
+
+#[tokio::test]
 async fn a_change_that_hangs_has_its_worker_killed_and_is_found_out_by_a_login() {
     let (rig, _, _, told) = connected_with(&["hsm-3"], || Rule::block(C_SetPIN).once()).await;
     assert_eq!(versions(&told), [2, 2, 1]);
