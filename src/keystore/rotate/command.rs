@@ -1,6 +1,9 @@
 //! Rotation by a program of the operator's: once for the whole cluster, while nobody is logged in.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::cluster::{Connection, Program};
 use crate::host::{Host, OpeningError, PasswordChange, ProgramError, WorkerSpec};
@@ -32,15 +35,16 @@ pub(super) async fn present(connection: &Connection) -> Result<Option<Credential
     Ok(present)
 }
 
-/// Runs the program, and has one node after it, and then the others, find out what came of it. An error is that of a program
+/// Runs the program, for as long as the connect can wait for it, and has one node after it, and then the others, find out what came of it. An error is that of a program
 /// that does not end: nobody is logged in then, and what it has done the nodes tell when it has.
 pub(super) async fn rotate(
     stores: &KeyStores,
     connection: &Arc<Connection>,
     program: &Program,
-    old: Credential,
-    new: Arc<Credential>,
+    (old, new): (Credential, Arc<Credential>),
+    limit: Duration,
 ) -> Result<(), UnderWay> {
+    let give_up = Instant::now() + limit;
     let all = 0..connection.members().len();
     let first = all.clone().find(|index| connection.members()[*index].is_proved());
     for index in all.clone() {
@@ -55,6 +59,7 @@ pub(super) async fn rotate(
         program: program.clone(),
         old,
         new: new.clone(),
+        give_up,
     };
     // What was begun is heard out, though the connect may be given up meanwhile.
     let under_way = connection.passwords().change_begins().await;
@@ -118,6 +123,8 @@ enum Undone {
     Unsettled,
     #[error("the key store is not connecting any more")]
     GivenUp,
+    #[error("too little is left of connect_timeout")]
+    Late,
     #[error("a worker of the user does not leave")]
     Occupied(#[source] OpeningError),
     #[error("rotation_command")]
@@ -133,6 +140,7 @@ struct Run {
     program: Program,
     old: Credential,
     new: Arc<Credential>,
+    give_up: Instant,
 }
 
 impl Run {
@@ -144,6 +152,11 @@ impl Run {
         if self.connection.is_closed() {
             return Err(Undone::GivenUp);
         }
+        let left = self.give_up.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Undone::Late);
+        }
+        let program = Program { timeout: self.program.timeout.min(left), ..self.program };
         let nodes: Vec<_> = hsms.iter().map(|hsm| (hsm.clone(), self.old.version)).collect();
         if !self.records.set_candidate(owner, &nodes, new).await? {
             return Err(Undone::Unsettled);
@@ -156,7 +169,7 @@ impl Run {
             old: &self.old.password,
             new: &self.new.password,
         };
-        let ran = self.host.run_program(&vacant, &self.program, &change).await;
+        let ran = self.host.run_program(&vacant, &program, &change).await;
         #[cfg(debug_assertions)]
         crate::seams::stop_point("rotation-command-ended");
         match &ran {

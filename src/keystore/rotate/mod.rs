@@ -145,7 +145,7 @@ async fn rotate_if_due(
         (Due::Rotation, Strategy::Command(program)) => {
             let Some(old) = command::present(connection).await? else { return Ok(Rotated::No) };
             let new = new_password(stores, record, rotation, connection).await?;
-            if let Err(under_way) = command::rotate(stores, connection, program, old, new).await {
+            if let Err(under_way) = command::rotate(stores, connection, program, (old, new), limit).await {
                 return Ok(Rotated::UnderWay(error_chain(&under_way)));
             }
         }

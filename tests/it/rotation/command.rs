@@ -78,6 +78,19 @@ async fn what_a_program_that_failed_or_hung_has_changed_is_found_out_by_logins()
 }
 
 #[tokio::test]
+async fn a_program_that_would_outlast_the_connect_is_killed_in_time_and_the_store_connects() {
+    let (mut served, rig, clients, store) = ready("hang-before", "10m").await;
+    drop(clients);
+    served.kill_daemon();
+    served.put("keyway.toml", &format!("{}\n[key_stores]\nconnect_timeout = \"40s\"\n", served.configuration()));
+    let (served, rig, mut clients) = restarted(served, rig).await;
+    clients.connect(&store).await;
+    let told = connects(&rig, &mut clients, &store, [1, 0, 0]).await;
+    assert!(told.nodes[0].last_error.contains("did not end within"), "{told:?}");
+    drop(served);
+}
+
+#[tokio::test]
 async fn hsms_of_which_a_program_has_changed_some_cost_at_most_one_refused_login_each_and_are_left_alone_then() {
     for (mode, expected, refusals) in [("first-alone", [2, 1, 1], [0, 1, 1]), ("all-but-first", [1, 2, 2], [1; 3])] {
         let (served, rig, mut clients, store) = ready(mode, "60s").await;
