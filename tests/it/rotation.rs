@@ -10,6 +10,7 @@ use std::time::Duration;
 use faulty_pkcs11::Function::C_SetPIN;
 
 use crate::rig::{Clients, Rig, Served, kill, pb, wait_async};
+use crate::update::update;
 
 const HSMS: [&str; 3] = ["hsm-1", "hsm-2", "hsm-3"];
 const ADMIN: &str = "platform-engineer";
@@ -198,6 +199,34 @@ async fn the_security_officer_can_set_a_rotated_password_anew_and_the_keys_stay(
         let labels: Vec<_> = rig.objects(hsm).into_iter().map(|object| object.label).collect();
         assert!(labels.contains(&format!("keyway:{key}:1")), "{hsm}: {labels:?}");
     }
+}
+
+#[tokio::test]
+async fn a_password_known_to_nobody_costs_each_hsm_one_refused_login_however_often_it_is_connected() {
+    let (mut rig, mut clients, store) = Rig::new().rotating().faulty().connected().await;
+    clients.all_healthy(&store).await;
+    clients.disconnect(&store).await;
+    for hsm in HSMS {
+        rig.set_password_as_so(hsm, "outsider1");
+    }
+    for _ in 0..3 {
+        clients.connect(&store).await;
+        let failed = clients.settled(&store).await;
+        assert_eq!(failed.connection_error_code(), pb::ConnectionErrorCode::InvalidCredentials, "{failed:?}");
+        clients.disconnect(&store).await;
+        rig.kill_daemon();
+        rig.start_daemon();
+        clients = rig.clients().await;
+    }
+    let refusals = HSMS.map(|hsm| rig.refusals(hsm));
+    assert!(refusals.iter().all(|refusals| *refusals <= 1) && refusals != [0; 3], "{refusals:?}");
+    let told = pb::UpdateKeyStoreRequest { key_store_password: Some("outsider1".to_owned()), ..update(&store) };
+    clients.update_store(told).await;
+    clients.connect(&store).await;
+    clients.settled(&store).await;
+    let again = clients.all_healthy(&store).await;
+    assert!(versions(&again).iter().all(|version| *version > 3), "{again:?}");
+    assert_eq!(HSMS.map(|hsm| rig.refusals(hsm)), refusals);
 }
 
 #[tokio::test]

@@ -164,6 +164,8 @@ async fn new_password(
     let password = password::random().ok_or(NotBegun::NoRandomness)?;
     let time = clock::now();
     let version = stores.0.records.new_password(owner, &password, time, record.connect_attempt).await?;
+    #[cfg(debug_assertions)]
+    crate::seams::stop_point("new-password-sealed");
     if let Some(key) = &rotation.escrow {
         let sealed = key.seal(&password).ok_or(NotBegun::NoRandomness)?;
         let kept = escrow::Kept { cluster: &owner.cluster, version, time, key };

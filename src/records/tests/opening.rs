@@ -116,6 +116,44 @@ async fn a_failing_database_is_an_error_and_not_an_answer() {
 }
 
 #[tokio::test]
+async fn a_password_that_was_good_before_there_were_rotations_is_good_still_and_due_for_one() {
+    let home = Home::new();
+    let settings = home.settings();
+    std::fs::create_dir_all(settings.database.parent().unwrap()).unwrap();
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&settings.database).create_if_missing(true);
+    let before = sqlx::SqlitePool::connect_with(options).await.unwrap();
+    let mut first = open::migrations();
+    first.migrations.to_mut().retain(|step| step.version <= 6);
+    first.run(&before).await.unwrap();
+    let (store, cluster, user) = (KeyStoreId::random(), cluster('a'), Username::kmsuser());
+    for row in [
+        format!(
+            "INSERT INTO key_stores VALUES ('{store}', 'main', '{cluster}', '', 'CONNECTED', 0, 1, NULL, NULL, NULL, NULL, 1, 0)"
+        ),
+        format!("INSERT INTO password_versions VALUES ('{cluster}', '{user}', 1)"),
+        format!(
+            "INSERT INTO logins (cluster_id, username, hsm_id, version, proven, attempt_open, refused)
+             VALUES ('{cluster}', '{user}', 'hsm-1', 1, TRUE, FALSE, FALSE)"
+        ),
+    ] {
+        sqlx::query(sqlx::AssertSqlSafe(row)).execute(&before).await.unwrap();
+    }
+    before.close().await;
+
+    let records = home.open().await;
+    assert_eq!(
+        records.login_standing_on(&cluster, &hsm(1), &user, PasswordVersion(1)).await.unwrap(),
+        Standing::Proven
+    );
+    let owner = PasswordOwner { cluster: cluster.clone(), username: user, given: PasswordVersion(1) };
+    assert!(records.node_passwords(&owner).await.unwrap().is_empty(), "every HSM has what the operator gave");
+    assert_eq!(records.password_rotated(&cluster).await.unwrap(), None);
+    assert_eq!(records.key_stores().await.unwrap()[0].password_rotated, None);
+    let new = records.new_password(&owner, &password("hunter23"), at(1), 2).await.unwrap();
+    assert_eq!(new, PasswordVersion(2));
+}
+
+#[tokio::test]
 async fn where_keys_were_is_still_known_when_records_of_before_are_opened() {
     let home = Home::new();
     let settings = home.settings();

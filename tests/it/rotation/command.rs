@@ -50,7 +50,10 @@ async fn a_program_changes_the_password_once_for_all_hsms_while_nobody_is_logged
     assert_eq!(versions(&clients.connect_again(&store).await), [3; 3]);
     assert_eq!(runs(&rig), 2);
     assert_eq!(std::fs::read_to_string(rig.home.path().join("workers")).unwrap(), "", "somebody was logged in");
-    assert!(!served.log().contains(&rig.password()), "what the program prints goes nowhere");
+    let new = std::fs::read_to_string(rig.home.path().join("passwords")).unwrap();
+    assert_eq!(new.lines().count(), 2);
+    let is_told = |password: &str| served.log().contains(password);
+    assert!(!is_told(&rig.password()) && !new.lines().any(is_told), "what the program prints goes nowhere");
     drop(served);
 }
 
@@ -108,6 +111,42 @@ async fn hsms_of_which_a_program_has_changed_some_cost_at_most_one_refused_login
 }
 
 #[tokio::test]
+async fn no_program_is_run_while_an_hsm_that_was_away_has_not_told_what_it_has() {
+    let (served, rig, mut clients, store) = ready("good", "60s").await;
+    let (here, away) = (rig.path("hsms/hsm-3/kmsuser/tokens"), rig.path("hsms/hsm-3/kmsuser/away"));
+    std::fs::rename(&here, &away).unwrap();
+    clients.connect(&store).await;
+    let told = clients.settled(&store).await;
+    assert_eq!((told.connection_state(), versions(&told)), (pb::ConnectionState::Connected, [2, 2, 0]));
+    clients.disconnect(&store).await;
+    clients.connect(&store).await;
+    let told = clients.settled(&store).await;
+    assert_eq!((told.connection_state(), versions(&told)), (pb::ConnectionState::Connected, [2, 2, 0]));
+    assert_eq!(runs(&rig), 1);
+    assert!(served.log().contains("what came of an earlier rotation is not known there yet"));
+    std::fs::rename(&away, &here).unwrap();
+    let back = connects(&rig, &mut clients, &store, [0, 0, 1]).await;
+    assert_eq!(versions(&back), [2, 2, 1]);
+    drop(served);
+}
+
+#[tokio::test]
+async fn no_program_is_run_while_an_hsm_refuses_its_password() {
+    let (served, rig, mut clients, store) = ready("good", "60s").await;
+    clients.connect(&store).await;
+    connects(&rig, &mut clients, &store, [0; 3]).await;
+    clients.disconnect(&store).await;
+    rig.set_password_as_so("hsm-2", "outsider1");
+    clients.connect(&store).await;
+    let told = clients.settled(&store).await;
+    assert_eq!(told.connection_state(), pb::ConnectionState::Connected, "{told:?}");
+    assert_eq!(node(&told, "hsm-2").health(), pb::HsmHealth::LoginRefused);
+    assert!(node(&told, "hsm-2").last_error.contains("it refuses its password"), "{told:?}");
+    assert_eq!((runs(&rig), HSMS.map(|hsm| rig.refusals(hsm))), (1, [0, 1, 0]));
+    drop(served);
+}
+
+#[tokio::test]
 async fn a_daemon_killed_before_or_after_the_program_costs_each_hsm_at_most_one_refused_login() {
     for (point, version, refusals) in [("rotation-command-begun", 3, 1), ("rotation-command-ended", 2, 0)] {
         let (mut served, rig, mut clients, store) = ready("good", "60s").await;
@@ -160,7 +199,7 @@ async fn a_wrong_password_never_reaches_the_program() {
 
 #[tokio::test]
 async fn nobody_logs_in_before_a_program_that_cannot_be_killed_has_ended() {
-    let (served, rig, mut clients, store) = ready("leave", "10s").await;
+    let (served, rig, mut clients, store) = ready("leave", "20s").await;
     clients.connect(&store).await;
     for attempt in ["the one that began it", "a later one"] {
         let failed = clients.settled(&store).await;

@@ -7,12 +7,16 @@ mode=$(cat "$here/mode")
 echo "$mode" >>"$here/runs"
 echo "$KEYWAY_OLD_PASSWORD $KEYWAY_NEW_PASSWORD"
 echo "$KEYWAY_OLD_PASSWORD $KEYWAY_NEW_PASSWORD" >&2
+echo "$KEYWAY_NEW_PASSWORD" >>"$here/passwords"
 user=$1
 shift
 
+# Of all workers only one that looks whether a token is there logs nobody in. A user who is logged in is not changed.
 for process in /proc/[0-9]*/cmdline; do
-    tr '\0' ' ' <"$process" 2>/dev/null | grep -E "^keyway worker $KEYWAY_CLUSTER\.[^.]*\.$user $" >>"$here/workers" || true
+    tr '\0' ' ' <"$process" 2>/dev/null | grep -E "^keyway worker $KEYWAY_CLUSTER\.[^.]*\.$user(\.admin|\.trial)? $" \
+        >>"$here/workers" || true
 done
+test ! -s "$here/workers" || exit 9
 
 case $mode in
     fail-before) exit 3 ;;
