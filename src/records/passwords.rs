@@ -64,7 +64,8 @@ impl NodePassword {
 }
 
 impl Records {
-    /// The nodes on which the password was changed, or may have been, since the operator gave it.
+    /// The nodes on which the password was changed, or may have been, or is known not to have been, since the operator gave
+    /// it.
     pub async fn node_passwords(&self, owner: &PasswordOwner) -> Result<BTreeMap<HsmId, NodePassword>, Unavailable> {
         let rows = sqlx::query("SELECT * FROM node_passwords WHERE cluster_id = ? AND username = ?")
             .bind(owner.cluster.as_str())
@@ -77,7 +78,7 @@ impl Records {
             let confirmed = PasswordVersion(number(row, "confirmed")?);
             let stored = NodePassword { confirmed, candidate: candidate.map(PasswordVersion) };
             let counts = stored.since(owner.given);
-            if counts != NodePassword::unchanged(owner.given) {
+            if counts != NodePassword::unchanged(owner.given) || confirmed == owner.given {
                 found.insert(parsed(row, "hsm_id")?, counts);
             }
         }
