@@ -54,8 +54,9 @@ impl KeyStores {
             return not_tried(why, "Read how its HSMs do with `keyway key-store describe`.");
         }
         for checked in [prerequisites::to_connect(facts), prerequisites::while_connecting(facts)] {
-            if let Err(unmet) = checked {
-                return not_tried(format!("connecting would be refused before any login: {unmet}"), &unmet.remedy());
+            if let Err(refusal) = checked {
+                let why = format!("connecting would be refused before any login: {}", refusal.unmet);
+                return not_tried(why, &refusal.unmet.remedy());
             }
         }
         let spent = self.0.records.spent_password_checks(id).await?;

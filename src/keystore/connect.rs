@@ -112,10 +112,8 @@ pub(super) async fn run(stores: KeyStores, store: Arc<Store>) {
 async fn attempt(stores: &KeyStores, store: &Store) -> Result<(), ConnectionFault> {
     let began = Instant::now();
     let facts = stores.facts(&store.record().cluster);
-    prerequisites::while_connecting(&facts).map_err(|unmet| {
-        let message = format!("cluster {} cannot be connected to: {unmet}", facts.id);
-        fault(unmet.code(), message, None)
-    })?;
+    prerequisites::while_connecting(&facts)
+        .map_err(|refusal| fault(refusal.unmet.code(), refusal.to_string(), None))?;
     rotate::wait_for_former(stores, store).await;
     let connection = match stores.open(store).await {
         Ok(Some(connection)) => connection,

@@ -7,7 +7,7 @@ use crate::model::{ClusterId, HsmId};
 use crate::node::{Health, Reach};
 use crate::records::{Records, Unavailable};
 
-use super::prerequisites::{self, Facts, Login, Service, Tie, Unmet};
+use super::prerequisites::{self, Facts, Login, Service, Tie};
 use super::{Error, KeyStores};
 
 impl KeyStores {
@@ -35,7 +35,7 @@ impl KeyStores {
     /// Whether the cluster is declared as one on which keys can be made. One that is not declared any more is judged by
     /// its HSMs alone.
     pub fn may_create_key(&self, id: &ClusterId) -> Result<(), Error> {
-        prerequisites::to_create_key(&self.facts(id)).map_err(|unmet| Error::of(id, unmet))
+        Ok(prerequisites::to_create_key(&self.facts(id))?)
     }
 
     /// What must hold a new key there.
@@ -102,37 +102,4 @@ pub(super) async fn remember_lineages(
 /// The lineages of the declared clusters.
 pub(super) fn lineages(declared: &Declared) -> Vec<(ClusterId, Lineage)> {
     declared.all().iter().map(|(id, cluster)| (id.clone(), cluster.lineage(id))).collect()
-}
-
-impl Error {
-    /// What a caller is told when a prerequisite is not met.
-    pub fn of(id: &ClusterId, unmet: Unmet) -> Self {
-        let cluster = id.clone();
-        match unmet {
-            Unmet::NameInUse(name) => Self::NameInUse(name),
-            Unmet::QuotaReached(quota) => Self::QuotaReached(quota),
-            Unmet::NotFound => Self::ClusterNotFound(cluster),
-            Unmet::Tied(_) => Self::ClusterInUse(cluster),
-            Unmet::RelativeTied { .. } => Self::RelativeInUse { cluster, unmet },
-            Unmet::NotRelated(_) => Self::ClusterNotRelated { cluster, unmet },
-            Unmet::NotActive { .. } => Self::ClusterNotActive { cluster, unmet },
-            Unmet::IncorrectTrustAnchor => Self::IncorrectTrustAnchor(cluster),
-            Unmet::SubnetsInTooFewZones { .. }
-            | Unmet::Closed { .. }
-            | Unmet::TooFewHsms { .. }
-            | Unmet::NoActiveHsm
-            // What follows is seen only while connecting, or told by a check.
-            | Unmet::AllOutOfUse
-            | Unmet::UnreadableTrustAnchor(_)
-            | Unmet::UnreadablePassword(_)
-            | Unmet::SubnetGone(_)
-            | Unmet::NoFreeAddress(_)
-            | Unmet::OneFreeAddress(_)
-            | Unmet::Unreachable { .. }
-            | Unmet::LoginFailed { .. }
-            | Unmet::TooFewAnswer { .. }
-            | Unmet::NotConnected { .. }
-            | Unmet::NobodyAnswers => Self::InvalidConfiguration { cluster, unmet },
-        }
-    }
 }

@@ -36,7 +36,7 @@ use crate::records::{
 };
 
 use lifecycle::{Event, Refused, Step};
-use prerequisites::Unmet;
+use prerequisites::{Phase as CheckPhase, Unmet};
 
 pub use check::Shown;
 pub use connect::{Phase, Progress, progress};
@@ -56,42 +56,13 @@ const WRITE_AGAIN: Duration = Duration::from_secs(1);
 pub enum Error {
     #[error("no key store {0}")]
     NotFound(String),
-    #[error("another key store is named {0}")]
-    NameInUse(KeyStoreName),
-    #[error("cluster {0} is tied to another key store")]
-    ClusterInUse(ClusterId),
-    #[error("cluster {cluster} cannot be used: {unmet}")]
-    RelativeInUse {
-        cluster: ClusterId,
-        #[source]
-        unmet: Unmet,
-    },
+    /// The cluster that a request is about.
     #[error("no cluster {0} is declared")]
     ClusterNotFound(ClusterId),
-    #[error("cluster {cluster} cannot be used: {unmet}")]
-    ClusterNotActive {
-        cluster: ClusterId,
-        #[source]
-        unmet: Unmet,
-    },
-    #[error("the key store cannot be moved to cluster {cluster}: {unmet}")]
-    ClusterNotRelated {
-        cluster: ClusterId,
-        #[source]
-        unmet: Unmet,
-    },
     #[error("cluster {cluster} has no HSM {hsm}")]
     HsmNotFound { cluster: ClusterId, hsm: HsmId },
-    #[error("cluster {cluster} does not meet the prerequisites: {unmet}")]
-    InvalidConfiguration {
-        cluster: ClusterId,
-        #[source]
-        unmet: Unmet,
-    },
-    #[error("the certificate is not the trust anchor of cluster {0}")]
-    IncorrectTrustAnchor(ClusterId),
-    #[error("there are {0} key stores already, as many as the quota allows")]
-    QuotaReached(u32),
+    #[error(transparent)]
+    Prerequisite(#[from] prerequisites::Refusal),
     #[error(transparent)]
     InvalidState(#[from] Refused),
     #[error("the key store still has {0} keys")]
@@ -100,6 +71,13 @@ pub enum Error {
     Conflict,
     #[error("the records cannot be reached")]
     Records(#[from] Unavailable),
+}
+
+impl Error {
+    /// What the records found not to be met, though it was a moment ago.
+    fn unmet(cluster: &ClusterId, phase: CheckPhase, unmet: Unmet) -> Self {
+        Self::Prerequisite(prerequisites::Refusal { cluster: cluster.clone(), phase, unmet })
+    }
 }
 
 /// What an operator gives to make a key store.
@@ -221,6 +199,11 @@ impl KeyStores {
         self.read().values().find(|store| store.record.borrow().cluster == *cluster).cloned()
     }
 
+    /// What keeps another key store off the cluster, if one stands on it.
+    fn tied(&self, cluster: &ClusterId) -> Option<Unmet> {
+        self.on_cluster(cluster).map(|store| Unmet::Tied(store.id()))
+    }
+
     /// Makes a key store, DISCONNECTED. A request equal in everything to an existing DISCONNECTED store gives that store.
     pub async fn create(&self, _permit: Permit<action::CreateKeyStore>, new: NewKeyStore) -> Result<Arc<Store>, Error> {
         let this = self.clone();
@@ -239,7 +222,8 @@ impl KeyStores {
             password: Some(Ok(())),
             ..self.facts(&new.cluster)
         };
-        prerequisites::to_create(&facts).map_err(|unmet| Error::of(&new.cluster, unmet))?;
+        prerequisites::to_create(&facts)?;
+        let unmet = |unmet| Error::unmet(&new.cluster, CheckPhase::Create, unmet);
         let mut record = KeyStoreRecord {
             id: KeyStoreId::random(),
             name: new.name.clone(),
@@ -255,9 +239,9 @@ impl KeyStores {
         };
         match self.0.records.add_key_store(&record, &new.password, self.0.settings.quota).await? {
             AddedKeyStore::Added(version) => record.password_version = version,
-            AddedKeyStore::NameInUse => return Err(Error::NameInUse(new.name)),
-            AddedKeyStore::ClusterInUse => return Err(Error::ClusterInUse(new.cluster)),
-            AddedKeyStore::Full => return Err(Error::QuotaReached(self.0.settings.quota)),
+            AddedKeyStore::NameInUse => return Err(unmet(Unmet::NameInUse(new.name))),
+            AddedKeyStore::ClusterInUse => return Err(self.tied(&new.cluster).map_or(Error::Conflict, unmet)),
+            AddedKeyStore::Full => return Err(unmet(Unmet::QuotaReached(self.0.settings.quota))),
         }
         let store = Store::new(record);
         self.0.stores.write().unwrap_or_else(PoisonError::into_inner).insert(store.id(), store.clone());
@@ -299,7 +283,7 @@ impl KeyStores {
         }
         // One that is not declared any more is found missing by the attempt.
         let facts = self.facts(&record.cluster);
-        prerequisites::to_connect(&facts).map_err(|unmet| Error::of(&record.cluster, unmet))?;
+        prerequisites::to_connect(&facts)?;
         // The operator's act: an attempt that a crash left open may be made once more.
         let user = Username::kmsuser();
         self.0.records.forgive_unsettled(&record.cluster, &user).await?;

@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 use crate::authz::action;
 use crate::clock;
 use crate::cluster::Settings;
-use crate::keystore::Logins;
+use crate::keystore::{self, Logins};
 use crate::model::{ClusterId, HsmId};
 use crate::proto::v1 as pb;
 use crate::proto::v1::cluster_service_server::ClusterService;
@@ -38,7 +38,7 @@ impl Service {
         let parsed: ClusterId = convert::parse(field, id)?;
         match self.0.0.clusters.get(&parsed) {
             Some(settings) => Ok((parsed, settings)),
-            None => Err(status::cluster_not_found(id)),
+            None => Err(status::key_store(keystore::Error::ClusterNotFound(parsed))),
         }
     }
 }

@@ -12,7 +12,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 use crate::authz::Denied;
 use crate::cluster::Failure;
 use crate::keys;
-use crate::keystore;
+use crate::keystore::{self, prerequisites};
 use crate::records::Unavailable;
 
 /// Where a caller reads more; `#REASON` is appended.
@@ -92,12 +92,6 @@ pub(super) fn denied(denied: Denied) -> Status {
         .status()
 }
 
-pub(super) fn cluster_not_found(cluster: &str) -> Status {
-    Refusal::new(Code::NotFound, "CLOUD_HSM_CLUSTER_NOT_FOUND", format!("no cluster {cluster} is declared"))
-        .with("clusterId", cluster)
-        .status()
-}
-
 pub(super) fn unsupported_key_spec(spec: &str) -> Status {
     let message = format!("key_spec: this release makes SYMMETRIC_DEFAULT keys, not {spec}");
     Refusal::new(Code::Unimplemented, "UNSUPPORTED_OPERATION", message).field("key_spec").with("keySpec", spec).status()
@@ -147,37 +141,13 @@ impl From<keystore::Error> for Refusal {
             E::NotFound(name) => {
                 Self::new(Code::NotFound, "CUSTOM_KEY_STORE_NOT_FOUND", message).with("keyStore", name)
             }
-            E::NameInUse(name) => {
-                Self::new(Code::AlreadyExists, "CUSTOM_KEY_STORE_NAME_IN_USE", message).with("keyStoreName", name)
-            }
-            E::ClusterInUse(cluster) => {
-                Self::new(Code::AlreadyExists, "CLOUD_HSM_CLUSTER_IN_USE", message).with("clusterId", cluster)
-            }
             E::ClusterNotFound(cluster) => {
                 Self::new(Code::NotFound, "CLOUD_HSM_CLUSTER_NOT_FOUND", message).with("clusterId", cluster)
             }
             E::HsmNotFound { cluster, hsm } => {
                 Self::new(Code::NotFound, "NOT_FOUND", message).with("clusterId", cluster).with("hsmId", hsm)
             }
-            E::RelativeInUse { cluster, .. } => {
-                Self::new(Code::AlreadyExists, "CLOUD_HSM_CLUSTER_IN_USE", message).with("clusterId", cluster)
-            }
-            E::ClusterNotActive { cluster, .. } => {
-                Self::new(Code::FailedPrecondition, "CLOUD_HSM_CLUSTER_NOT_ACTIVE", message).with("clusterId", cluster)
-            }
-            E::ClusterNotRelated { cluster, .. } => {
-                Self::new(Code::FailedPrecondition, "CLOUD_HSM_CLUSTER_NOT_RELATED", message).with("clusterId", cluster)
-            }
-            E::InvalidConfiguration { cluster, .. } => {
-                Self::new(Code::FailedPrecondition, "CLOUD_HSM_CLUSTER_INVALID_CONFIGURATION", message)
-                    .with("clusterId", cluster)
-            }
-            E::IncorrectTrustAnchor(cluster) => Self::new(Code::InvalidArgument, "INCORRECT_TRUST_ANCHOR", message)
-                .field("trust_anchor_certificate")
-                .with("clusterId", cluster),
-            E::QuotaReached(quota) => {
-                Self::new(Code::ResourceExhausted, "LIMIT_EXCEEDED", message).with("quota", quota)
-            }
+            E::Prerequisite(refusal) => refusal.into(),
             E::InvalidState(refused) => Self::new(
                 Code::FailedPrecondition,
                 "CUSTOM_KEY_STORE_INVALID_STATE",
@@ -189,6 +159,39 @@ impl From<keystore::Error> for Refusal {
             }
             E::Conflict => Self::new(Code::Aborted, "CONFLICT", message).retry(),
             E::Records(error) => error.into(),
+        }
+    }
+}
+
+/// The reason is the prerequisite's own; here it gets its code, and its variables.
+impl From<prerequisites::Refusal> for Refusal {
+    fn from(refused: prerequisites::Refusal) -> Self {
+        use prerequisites::Unmet as U;
+        let refusal = |code| Self::new(code, refused.reason(), refused.to_string());
+        let of_cluster = |code| refusal(code).with("clusterId", &refused.cluster);
+        match &refused.unmet {
+            U::NameInUse(name) => refusal(Code::AlreadyExists).with("keyStoreName", name),
+            U::QuotaReached(quota) => refusal(Code::ResourceExhausted).with("quota", quota),
+            U::NotFound => of_cluster(Code::NotFound),
+            U::Tied(_) | U::RelativeTied { .. } => of_cluster(Code::AlreadyExists),
+            U::IncorrectTrustAnchor | U::UnreadableTrustAnchor(_) => {
+                of_cluster(Code::InvalidArgument).field("trust_anchor_certificate")
+            }
+            U::UnreadablePassword(_) => refusal(Code::InvalidArgument).field("key_store_password"),
+            U::NotRelated(_)
+            | U::NotActive { .. }
+            | U::SubnetsInTooFewZones { .. }
+            | U::Closed { .. }
+            | U::TooFewHsms { .. }
+            | U::NoActiveHsm
+            | U::AllOutOfUse
+            | U::SubnetGone(_)
+            | U::NoFreeAddress(_)
+            | U::OneFreeAddress(_)
+            | U::Unreachable { .. }
+            | U::LoginFailed { .. }
+            | U::NotConnected { .. } => of_cluster(Code::FailedPrecondition),
+            U::TooFewAnswer { .. } | U::NobodyAnswers => of_cluster(Code::Unavailable).retry(),
         }
     }
 }
@@ -302,36 +305,5 @@ fn way_out(state: crate::model::ConnectionState) -> &'static str {
         S::Connected => "disconnect it first",
         S::Disconnecting => "wait until it is disconnected",
         S::Failed => "disconnect it, mend the cause, and connect it again",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::keystore::prerequisites::{Phase, Unmet};
-    use crate::model::{ClusterState, KeyStoreId};
-
-    /// A check foretells an error by the reason that the error will have.
-    #[test]
-    fn a_check_gives_the_reason_that_the_refusal_has() {
-        let cluster: crate::model::ClusterId = "cluster-2abcdefghij".parse().unwrap();
-        let every = [
-            Unmet::NameInUse("main".parse().unwrap()),
-            Unmet::QuotaReached(10),
-            Unmet::NotFound,
-            Unmet::Tied(KeyStoreId::random()),
-            Unmet::RelativeTied { cluster: cluster.clone(), store: KeyStoreId::random() },
-            Unmet::NotRelated(cluster.clone()),
-            Unmet::NotActive { state: ClusterState::Degraded, message: String::new() },
-            Unmet::SubnetsInTooFewZones { zones: 1 },
-            Unmet::TooFewHsms { hsms: 1, zones: 1, needed: crate::cluster::Quorum::USUAL },
-            Unmet::NoActiveHsm,
-            Unmet::IncorrectTrustAnchor,
-        ];
-        for unmet in every {
-            let foretold = unmet.reason(Phase::Create);
-            let refusal = Refusal::from(keystore::Error::of(&cluster, unmet));
-            assert_eq!(refusal.reason, foretold);
-        }
     }
 }

@@ -43,7 +43,7 @@ pub(super) fn cluster(key_stores: &KeyStores, id: &ClusterId, settings: &cluster
         key_store_id: store.map(|store| store.id().to_string()).unwrap_or_default(),
         ineligible_reason: match prerequisites::to_create(&key_stores.facts(id)) {
             Ok(()) => String::new(),
-            Err(unmet) => unmet.to_string(),
+            Err(refusal) => refusal.unmet.to_string(),
         },
         key_specs,
         min_hsms_to_create: i32::try_from(settings.min_hsms_to_create.get()).unwrap_or(i32::MAX),

@@ -11,6 +11,7 @@ mod unmet;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use crate::cluster::{self, Lineage};
@@ -176,28 +177,62 @@ pub enum Verdict {
     Failed(Unmet),
 }
 
+/// What refuses a phase: the first of its prerequisites that is not met. `Display` says what cannot be done, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    pub cluster: ClusterId,
+    pub phase: Phase,
+    pub unmet: Unmet,
+}
+
+impl Refusal {
+    /// As `google.rpc.ErrorInfo` has it, or the connection error code where it shows only while connecting.
+    pub fn reason(&self) -> &'static str {
+        self.unmet.reason(self.phase)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cluster, phase, unmet } = self;
+        if !unmet.is_about_cluster() {
+            return write!(f, "{unmet}");
+        }
+        let what = match phase {
+            Phase::Create => "take a key store",
+            Phase::Move => "take this key store",
+            Phase::Connect | Phase::Connecting => "be connected to",
+            Phase::CreateKey => "take a new key",
+            Phase::Use => "be used",
+        };
+        write!(f, "cluster {cluster} cannot {what}: {unmet}")
+    }
+}
+
 /// A key store could be made on the cluster.
-pub fn to_create(facts: &Facts) -> Result<(), Unmet> {
+pub fn to_create(facts: &Facts) -> Result<(), Refusal> {
     first_refusal(Phase::Create, facts)
 }
 
 /// The key store `facts.moving` could be moved to the cluster.
-pub fn to_move_to(facts: &Facts) -> Result<(), Unmet> {
+pub fn to_move_to(facts: &Facts) -> Result<(), Refusal> {
     first_refusal(Phase::Move, facts)
 }
 
 /// Connecting could begin. One HSM suffices.
-pub fn to_connect(facts: &Facts) -> Result<(), Unmet> {
+pub fn to_connect(facts: &Facts) -> Result<(), Refusal> {
     first_refusal(Phase::Connect, facts)
 }
 
 /// Connecting, which has begun, could go on.
-pub fn while_connecting(facts: &Facts) -> Result<(), Unmet> {
+pub fn while_connecting(facts: &Facts) -> Result<(), Refusal> {
     first_refusal(Phase::Connecting, facts)
 }
 
 /// A key could be made, as far as the cluster's declaration goes. Whether enough HSMs answer is seen when it is made.
-pub fn to_create_key(facts: &Facts) -> Result<(), Unmet> {
+pub fn to_create_key(facts: &Facts) -> Result<(), Refusal> {
     first_refusal(Phase::CreateKey, facts)
 }
 
@@ -207,12 +242,12 @@ pub fn checks(phase: Phase, facts: &Facts) -> Vec<Check> {
     held.flat_map(|(rule, phase, _)| rules::examine(*rule, *phase, facts)).collect()
 }
 
-fn first_refusal(phase: Phase, facts: &Facts) -> Result<(), Unmet> {
+fn first_refusal(phase: Phase, facts: &Facts) -> Result<(), Refusal> {
     let refusing = TABLE.iter().filter(|(_, in_phase, force)| *in_phase == phase && *force == Force::Refuses);
     for (rule, phase, _) in refusing {
         for check in rules::examine(*rule, *phase, facts) {
             if let Verdict::Failed(unmet) = check.verdict {
-                return Err(unmet);
+                return Err(Refusal { cluster: facts.id.clone(), phase: *phase, unmet });
             }
         }
     }

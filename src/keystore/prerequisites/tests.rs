@@ -134,13 +134,13 @@ fn moving(mut facts: Facts, lineage: &str) -> Facts {
 fn row(what: &str, facts: &Facts, expected: [&str; 5]) {
     let lineage = facts.lineage.to_string();
     let moved = if facts.moving.is_some() { facts.clone() } else { moving(facts.clone(), &lineage) };
-    let reason = |phase, outcome: Result<(), Unmet>| outcome.err().map_or("-", |unmet| unmet.reason(phase));
+    let reason = |outcome: Result<(), Refusal>| outcome.err().map_or("-", |refusal| refusal.reason());
     let found = [
-        reason(Phase::Create, to_create(facts)),
-        reason(Phase::Move, to_move_to(&moved)),
-        reason(Phase::Connect, to_connect(facts)),
-        reason(Phase::Connecting, while_connecting(facts)),
-        reason(Phase::CreateKey, to_create_key(facts)),
+        reason(to_create(facts)),
+        reason(to_move_to(&moved)),
+        reason(to_connect(facts)),
+        reason(while_connecting(facts)),
+        reason(to_create_key(facts)),
     ];
     assert_eq!(found, expected, "{what}");
 }
@@ -179,7 +179,7 @@ fn row_2_the_cluster_is_active() {
         cluster.state = ClusterState::UpdateInProgress;
         cluster.state_message = "an HSM is being added".to_owned();
     });
-    let unmet = to_create(&said).unwrap_err();
+    let unmet = to_create(&said).unwrap_err().unmet;
     assert_eq!(unmet.to_string(), "it is UPDATE_IN_PROGRESS, not ACTIVE: an HSM is being added");
 }
 
@@ -248,7 +248,7 @@ fn row_7_its_security_group_lets_the_hsms_ports_pass_to_itself() {
         row(what, &declared(|cluster| open(cluster.security_group.as_mut().unwrap())), NONE);
     }
     let facts = declared(|cluster| cluster.security_group.as_mut().unwrap().rules[0].to_port = 2223);
-    let unmet = to_create(&facts).unwrap_err();
+    let unmet = to_create(&facts).unwrap_err().unmet;
     assert_eq!(unmet.to_string(), "its security group sg-1 lets no TCP 2224, 2225 in from itself");
 }
 
@@ -295,14 +295,14 @@ fn one_hsm_is_enough_where_the_vendor_keeps_the_copies() {
 fn row_9_no_other_key_store_is_tied_to_the_cluster() {
     let facts = Facts { ties: vec![tie("other", ID, ID)], ..good() };
     row("tied", &facts, [IN_USE, IN_USE, "-", "-", "-"]);
-    let unmet = to_create(&facts).unwrap_err();
+    let unmet = to_create(&facts).unwrap_err().unmet;
     assert!(matches!(unmet, Unmet::Tied(_)), "{unmet:?}");
 }
 
 #[test]
 fn row_10_no_relative_is_tied_and_a_key_store_moves_only_to_a_relative() {
     let facts = Facts { ties: vec![tie("other", OTHER, ID)], ..good() };
-    assert!(matches!(to_create(&facts), Err(Unmet::RelativeTied { .. })));
+    assert!(matches!(to_create(&facts).unwrap_err().unmet, Unmet::RelativeTied { .. }));
     row("a relative is tied", &facts, [IN_USE, "-", "-", "-", "-"]);
     let stranger = moving(good(), OTHER);
     let not_related = "CLOUD_HSM_CLUSTER_NOT_RELATED";
@@ -433,15 +433,15 @@ fn what_is_wrong_first_is_told_first() {
     facts.trust_anchor = Some(Ok(TrustAnchor::parse(&another_authority()).unwrap()));
     facts.ties = vec![tie("main", OTHER, ID), tie("other", ID, ID)];
     let undeclared = Facts { cluster: None, ..facts.clone() };
-    let reason = |facts: &Facts| to_create(facts).unwrap_err().reason(Phase::Create);
+    let reason = |facts: &Facts| to_create(facts).unwrap_err().reason();
     assert_eq!(reason(&undeclared), "CUSTOM_KEY_STORE_NAME_IN_USE");
     facts.name = Some("free".parse().unwrap());
     assert_eq!(reason(&Facts { name: facts.name.clone(), ..undeclared.clone() }), "LIMIT_EXCEEDED");
     facts.quota = 10;
     assert_eq!(reason(&Facts { cluster: None, ..facts.clone() }), "CLOUD_HSM_CLUSTER_NOT_FOUND");
-    assert!(matches!(to_create(&facts), Err(Unmet::Tied(_))));
+    assert!(matches!(to_create(&facts).unwrap_err().unmet, Unmet::Tied(_)));
     facts.ties.pop();
-    assert!(matches!(to_create(&facts), Err(Unmet::RelativeTied { .. })));
+    assert!(matches!(to_create(&facts).unwrap_err().unmet, Unmet::RelativeTied { .. }));
     facts.ties.clear();
     type Is = fn(&Unmet) -> bool;
     let mend: [(Change<Settings>, Is); 4] = [
@@ -452,11 +452,11 @@ fn what_is_wrong_first_is_told_first() {
     ];
     for (mend, expected) in mend {
         mend(Arc::make_mut(facts.cluster.as_mut().unwrap()));
-        let unmet = to_create(&facts).unwrap_err();
+        let unmet = to_create(&facts).unwrap_err().unmet;
         assert!(expected(&unmet), "{unmet:?}");
     }
     Arc::make_mut(facts.cluster.as_mut().unwrap()).nodes = cluster().nodes;
-    assert_eq!(to_create(&facts), Err(Unmet::IncorrectTrustAnchor));
+    assert_eq!(to_create(&facts).unwrap_err().unmet, Unmet::IncorrectTrustAnchor);
     facts.trust_anchor = Some(Ok(authority()));
     assert_eq!(to_create(&facts), Ok(()));
 }
@@ -472,7 +472,7 @@ fn every_unmet_prerequisite_says_what_to_do() {
         to_connect(&declared(|it| it.nodes.clear())),
     ];
     for unmet in every {
-        let unmet = unmet.unwrap_err();
+        let unmet = unmet.unwrap_err().unmet;
         assert!(unmet.remedy().ends_with('.'), "{unmet:?}: {:?}", unmet.remedy());
     }
 }

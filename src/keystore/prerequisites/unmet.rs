@@ -97,6 +97,14 @@ impl Unmet {
         }
     }
 
+    /// Whether the cluster lacks it; the rest is about what was asked for.
+    pub(super) const fn is_about_cluster(&self) -> bool {
+        !matches!(
+            self,
+            Self::NameInUse(_) | Self::QuotaReached(_) | Self::UnreadableTrustAnchor(_) | Self::UnreadablePassword(_)
+        )
+    }
+
     /// As `google.rpc.ErrorInfo` has it, or the connection error code where it shows only while connecting.
     pub fn reason(&self, phase: Phase) -> &'static str {
         match self {
