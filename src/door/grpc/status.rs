@@ -154,9 +154,12 @@ impl From<keystore::Error> for Refusal {
                 format!("{message}; {}", way_out(refused.state)),
             )
             .with("connectionState", refused.state),
-            E::HasKeys(keys) => {
-                Self::new(Code::FailedPrecondition, "CUSTOM_KEY_STORE_HAS_CMKS", message).with("keys", keys)
-            }
+            E::HasKeys(keys) => Self::new(
+                Code::FailedPrecondition,
+                "CUSTOM_KEY_STORE_HAS_CMKS",
+                format!("{message}; only one without keys can be deleted, and this release cannot delete keys: keep it, disconnected"),
+            )
+            .with("keys", keys),
             E::Conflict => Self::new(Code::Aborted, "CONFLICT", message).retry(),
             E::Records(error) => error.into(),
         }
@@ -167,31 +170,37 @@ impl From<keystore::Error> for Refusal {
 impl From<prerequisites::Refusal> for Refusal {
     fn from(refused: prerequisites::Refusal) -> Self {
         use prerequisites::Unmet as U;
-        let refusal = |code| Self::new(code, refused.reason(), refused.to_string());
+        let message = format!("{refused}. {}", refused.unmet.remedy());
+        let refusal = |code| Self::new(code, refused.reason(), message.clone());
         let of_cluster = |code| refusal(code).with("clusterId", &refused.cluster);
+        let failed = || of_cluster(Code::FailedPrecondition);
         match &refused.unmet {
             U::NameInUse(name) => refusal(Code::AlreadyExists).with("keyStoreName", name),
             U::QuotaReached(quota) => refusal(Code::ResourceExhausted).with("quota", quota),
             U::NotFound => of_cluster(Code::NotFound),
-            U::Tied(_) | U::RelativeTied { .. } => of_cluster(Code::AlreadyExists),
+            U::Tied(store) => of_cluster(Code::AlreadyExists).with("keyStoreId", store),
+            U::RelativeTied { cluster, store } => {
+                of_cluster(Code::AlreadyExists).with("keyStoreId", store).with("relatedClusterId", cluster)
+            }
             U::IncorrectTrustAnchor | U::UnreadableTrustAnchor(_) => {
                 of_cluster(Code::InvalidArgument).field("trust_anchor_certificate")
             }
             U::UnreadablePassword(_) => refusal(Code::InvalidArgument).field("key_store_password"),
-            U::NotRelated(_)
-            | U::NotActive { .. }
-            | U::SubnetsInTooFewZones { .. }
-            | U::Closed { .. }
-            | U::TooFewHsms { .. }
-            | U::NoActiveHsm
-            | U::AllOutOfUse
-            | U::SubnetGone(_)
-            | U::NoFreeAddress(_)
-            | U::OneFreeAddress(_)
-            | U::Unreachable { .. }
-            | U::LoginFailed { .. }
-            | U::NotConnected { .. } => of_cluster(Code::FailedPrecondition),
-            U::TooFewAnswer { .. } | U::NobodyAnswers => of_cluster(Code::Unavailable).retry(),
+            U::NotRelated(present) => failed().with("presentClusterId", present),
+            U::NotActive { state, .. } => failed().with("clusterState", state),
+            U::SubnetsInTooFewZones { zones } => failed().with("availabilityZones", zones),
+            U::Closed { group, direction: _, ports } => failed().with("securityGroupId", group).with("ports", ports),
+            U::TooFewHsms { hsms, zones, needed: _ } => failed().with("hsms", hsms).with("availabilityZones", zones),
+            U::SubnetGone(subnet) | U::NoFreeAddress(subnet) | U::OneFreeAddress(subnet) => {
+                failed().with("subnetId", subnet)
+            }
+            U::Unreachable { hsm, .. } => failed().with("hsmId", hsm),
+            U::NotConnected { store, state } => failed().with("keyStoreId", store).with("connectionState", state),
+            U::NoActiveHsm | U::AllOutOfUse | U::LoginFailed { .. } => failed(),
+            U::TooFewAnswer { hsms, zones, needed: _ } => {
+                of_cluster(Code::Unavailable).with("hsms", hsms).with("availabilityZones", zones).retry()
+            }
+            U::NobodyAnswers => of_cluster(Code::Unavailable).retry(),
         }
     }
 }
@@ -305,5 +314,47 @@ fn way_out(state: crate::model::ConnectionState) -> &'static str {
         S::Connected => "disconnect it first",
         S::Disconnecting => "wait until it is disconnected",
         S::Failed => "disconnect it, mend the cause, and connect it again",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keystore::prerequisites::{Phase, Unmet};
+
+    /// The variables of the sentence are in the metadata, and the sentence ends with what to do.
+    #[test]
+    fn every_refused_prerequisite_tells_what_to_do_and_its_variables() {
+        let cluster: crate::model::ClusterId = "cluster-2abcdefghij".parse().unwrap();
+        for unmet in Unmet::one_of_each() {
+            let (variables, remedy) = (variables(&unmet), unmet.remedy());
+            let refused = prerequisites::Refusal { cluster: cluster.clone(), phase: Phase::Create, unmet };
+            let refusal = Refusal::from(refused.clone());
+            assert_eq!(refusal.message, format!("{refused}. {remedy}"));
+            let mut told: Vec<_> = refusal.metadata.keys().map(String::as_str).collect();
+            told.sort_unstable();
+            assert_eq!(told, variables, "{refused:?}");
+        }
+    }
+
+    fn variables(unmet: &Unmet) -> &'static [&'static str] {
+        use Unmet as U;
+        match unmet {
+            U::NameInUse(_) => &["keyStoreName"],
+            U::QuotaReached(_) => &["quota"],
+            U::NotFound | U::NoActiveHsm | U::AllOutOfUse | U::LoginFailed { .. } | U::NobodyAnswers => &["clusterId"],
+            U::Tied(_) => &["clusterId", "keyStoreId"],
+            U::RelativeTied { .. } => &["clusterId", "keyStoreId", "relatedClusterId"],
+            U::NotRelated(_) => &["clusterId", "presentClusterId"],
+            U::NotActive { .. } => &["clusterId", "clusterState"],
+            U::SubnetsInTooFewZones { .. } => &["availabilityZones", "clusterId"],
+            U::Closed { .. } => &["clusterId", "ports", "securityGroupId"],
+            U::TooFewHsms { .. } | U::TooFewAnswer { .. } => &["availabilityZones", "clusterId", "hsms"],
+            U::IncorrectTrustAnchor | U::UnreadableTrustAnchor(_) => &["clusterId", "field"],
+            U::UnreadablePassword(_) => &["field"],
+            U::SubnetGone(_) | U::NoFreeAddress(_) | U::OneFreeAddress(_) => &["clusterId", "subnetId"],
+            U::Unreachable { .. } => &["clusterId", "hsmId"],
+            U::NotConnected { .. } => &["clusterId", "connectionState", "keyStoreId"],
+        }
     }
 }

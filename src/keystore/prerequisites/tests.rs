@@ -462,17 +462,12 @@ fn what_is_wrong_first_is_told_first() {
 }
 
 #[test]
-fn every_unmet_prerequisite_says_what_to_do() {
-    let every = [
-        to_create(&Facts { cluster: None, ..good() }),
-        to_create(&declared(|it| it.state = ClusterState::Degraded)),
-        to_create(&declared(|it| drop(it.subnets.pop_first()))),
-        to_create(&declared(|it| it.security_group.as_mut().unwrap().rules.clear())),
-        to_create(&declared(|it| drop(it.nodes.pop_first()))),
-        to_connect(&declared(|it| it.nodes.clear())),
-    ];
-    for unmet in every {
-        let unmet = unmet.unwrap_err().unmet;
+fn every_unmet_prerequisite_says_what_is_wrong_what_to_do_and_which_error_it_is() {
+    for unmet in Unmet::one_of_each() {
         assert!(unmet.remedy().ends_with('.'), "{unmet:?}: {:?}", unmet.remedy());
+        assert!(!unmet.to_string().ends_with('.'), "{unmet:?}: {unmet}");
+        for (_, phase, _) in TABLE {
+            assert!(!unmet.reason(*phase).is_empty(), "{unmet:?}");
+        }
     }
 }

@@ -181,3 +181,50 @@ fn passing(direction: &Direction) -> &'static str {
         Direction::Egress => "out to itself",
     }
 }
+
+#[cfg(test)]
+impl Unmet {
+    /// One of each kind. The chain is a match, so that a new kind must join it.
+    pub(crate) fn one_of_each() -> Vec<Self> {
+        let first = Self::NameInUse("main".parse().unwrap());
+        std::iter::successors(Some(first), Self::next_kind).collect()
+    }
+
+    fn next_kind(&self) -> Option<Self> {
+        let cluster: ClusterId = "cluster-2klmnopqrst".parse().unwrap();
+        let store = KeyStoreId::random();
+        let subnet: SubnetId = "subnet-a".parse().unwrap();
+        let needed = Quorum::USUAL;
+        Some(match self {
+            Self::NameInUse(_) => Self::QuotaReached(10),
+            Self::QuotaReached(_) => Self::NotFound,
+            Self::NotFound => Self::Tied(store),
+            Self::Tied(_) => Self::RelativeTied { cluster, store },
+            Self::RelativeTied { .. } => Self::NotRelated(cluster),
+            Self::NotRelated(_) => Self::NotActive { state: ClusterState::Degraded, message: String::new() },
+            Self::NotActive { .. } => Self::SubnetsInTooFewZones { zones: 1 },
+            Self::SubnetsInTooFewZones { .. } => {
+                Self::Closed { group: "sg-1".to_owned(), direction: Direction::Ingress, ports: "2223".to_owned() }
+            }
+            Self::Closed { .. } => Self::TooFewHsms { hsms: 1, zones: 1, needed },
+            Self::TooFewHsms { .. } => Self::NoActiveHsm,
+            Self::NoActiveHsm => Self::AllOutOfUse,
+            Self::AllOutOfUse => Self::IncorrectTrustAnchor,
+            Self::IncorrectTrustAnchor => Self::UnreadableTrustAnchor("is not PEM".to_owned()),
+            Self::UnreadableTrustAnchor(_) => Self::UnreadablePassword("is too short".to_owned()),
+            Self::UnreadablePassword(_) => Self::SubnetGone(subnet),
+            Self::SubnetGone(_) => Self::NoFreeAddress(subnet),
+            Self::NoFreeAddress(_) => Self::OneFreeAddress(subnet),
+            Self::OneFreeAddress(_) => {
+                Self::Unreachable { hsm: "hsm-1".parse().unwrap(), why: "no slot has this token".to_owned() }
+            }
+            Self::Unreachable { .. } => {
+                Self::LoginFailed { code: ConnectionErrorCode::UserLockedOut, message: "so it said".to_owned() }
+            }
+            Self::LoginFailed { .. } => Self::TooFewAnswer { hsms: 1, zones: 1, needed },
+            Self::TooFewAnswer { .. } => Self::NotConnected { store, state: ConnectionState::Disconnected },
+            Self::NotConnected { .. } => Self::NobodyAnswers,
+            Self::NobodyAnswers => return None,
+        })
+    }
+}
