@@ -228,7 +228,7 @@ impl KeyStores {
             id: KeyStoreId::random(),
             name: new.name.clone(),
             cluster: new.cluster.clone(),
-            trust_anchor: new.trust_anchor.pem().to_owned(),
+            trust_anchor: new.trust_anchor.clone(),
             state: ConnectionState::Disconnected,
             state_changed: clock::now(),
             connect_attempt: 0,
@@ -255,8 +255,8 @@ impl KeyStores {
             return Ok(None);
         };
         let record = store.record();
-        let same_anchor = TrustAnchor::parse(&record.trust_anchor).is_ok_and(|anchor| anchor == new.trust_anchor);
-        if record.state != ConnectionState::Disconnected || record.cluster != new.cluster || !same_anchor {
+        let same = record.cluster == new.cluster && record.trust_anchor == new.trust_anchor;
+        if record.state != ConnectionState::Disconnected || !same {
             return Ok(None);
         }
         let stored = self.0.records.password(&record.cluster, &Username::kmsuser(), record.password_version).await?;

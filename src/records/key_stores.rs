@@ -7,7 +7,7 @@ use sqlx::{Row, Sqlite, Transaction};
 
 use crate::model::{
     ClusterId, ConnectionErrorCode, ConnectionState, HsmId, KeyStoreId, KeyStoreName, Password, PasswordVersion,
-    Username,
+    TrustAnchor, Username,
 };
 
 use super::row::{millis, named, number, parsed, time, time_if_any};
@@ -19,7 +19,7 @@ pub struct KeyStoreRecord {
     pub name: KeyStoreName,
     pub cluster: ClusterId,
     /// PEM, as it was uploaded.
-    pub trust_anchor: String,
+    pub trust_anchor: TrustAnchor,
     pub state: ConnectionState,
     pub state_changed: SystemTime,
     /// How often connecting was begun.
@@ -102,7 +102,7 @@ impl Records {
         .bind(record.id.as_str())
         .bind(record.name.as_str())
         .bind(record.cluster.as_str())
-        .bind(&record.trust_anchor)
+        .bind(record.trust_anchor.pem())
         .bind(record.state.as_str())
         .bind(millis(record.state_changed))
         .bind(record.connect_attempt)
@@ -260,7 +260,7 @@ fn key_store(row: &SqliteRow) -> Result<KeyStoreRecord, Unavailable> {
         id: parsed(row, "id")?,
         name: parsed(row, "name")?,
         cluster: parsed(row, "cluster_id")?,
-        trust_anchor: row.try_get("trust_anchor")?,
+        trust_anchor: TrustAnchor::parse(row.try_get("trust_anchor")?).map_err(|_| Unavailable::row("trust_anchor"))?,
         state: named(row, "state", ConnectionState::parse)?,
         state_changed: time(row, "state_changed")?,
         connect_attempt: number(row, "connect_attempt")?,

@@ -137,7 +137,7 @@ async fn what_an_hsm_says_to_the_login_is_told_as_connecting_would_tell_it() {
         ("hsm-1", Rule::fail(C_Login, CKR_USER_ALREADY_LOGGED_IN), "USER_LOGGED_IN"),
         ("hsm-1", Rule::fail(C_Login, CKR_USER_PIN_NOT_INITIALIZED), "USER_NOT_FOUND"),
         ("hsm-1", Rule::fail(C_Login, CKR_PIN_LOCKED), "USER_LOCKED_OUT"),
-        ("hsm-2", Rule::crash(C_Login), "NETWORK_ERRORS"),
+        ("hsm-2", Rule::crash(C_Login), "INTERNAL_ERROR"),
     ];
     for (hsm, rule, reason) in said {
         rig.faults(hsm).set([rule]);
@@ -148,6 +148,23 @@ async fn what_an_hsm_says_to_the_login_is_told_as_connecting_would_tell_it() {
     assert_eq!(status, pb::CheckStatus::Skipped, "one has refused, the other did not answer");
     let [one, two] = asked();
     assert_eq!([one - before[0], two - before[1]], [3, 1], "what no HSM counts is asked again, and nothing else");
+}
+
+#[tokio::test]
+async fn a_token_that_was_exchanged_is_sent_no_password_and_is_no_fault_of_the_network() {
+    let rig = Rig::new().nodes(2).zones(2).start();
+    let mut clients = rig.clients().await;
+    let store = clients.connected_store(&rig, "main").await;
+    clients.all_healthy(&store).await;
+    clients.disconnect(&store).await;
+    for hsm in ["hsm-1", "hsm-2"] {
+        rig.make_token_without_user(hsm);
+    }
+    reachable(&mut clients, &rig).await;
+    let response = check(&mut clients, &rig, None, Some(&rig.password())).await;
+    let login = named(&response, "kmsuser-login");
+    assert_eq!((login.status(), login.reason.as_str()), (pb::CheckStatus::Failed, "INTERNAL_ERROR"), "{login:?}");
+    assert!(login.problem.contains("no password is sent there"), "{login:?}");
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use tonic::Status;
 
 use crate::authz::{Permit, action};
 use crate::keystore::Shown;
-use crate::keystore::prerequisites::{Check, Phase, Unmet, Verdict};
+use crate::keystore::prerequisites::{Check, Phase, Subject, Unmet, Verdict};
 use crate::model::{ClusterId, Password};
 use crate::proto::v1 as pb;
 
@@ -29,7 +29,11 @@ fn told(check: &Check) -> pb::Check {
     let found = pb::Check {
         name: check.rule.name().to_owned(),
         phase: phase(check.phase).into(),
-        subject: check.subject.clone(),
+        subject: match &check.subject {
+            Subject::Cluster => String::new(),
+            Subject::Subnet(subnet) => subnet.to_string(),
+            Subject::Hsm(hsm) => hsm.to_string(),
+        },
         ..Default::default()
     };
     let unmet = |unmet: &Unmet| {
@@ -45,7 +49,8 @@ fn told(check: &Check) -> pb::Check {
     match &check.verdict {
         Verdict::Passed => pb::Check { status: pb::CheckStatus::Passed.into(), ..found },
         Verdict::Skipped { why, remedy } => {
-            pb::Check { status: pb::CheckStatus::Skipped.into(), problem: why.clone(), remedy: remedy.clone(), ..found }
+            let remedy = remedy.unwrap_or_default().to_owned();
+            pb::Check { status: pb::CheckStatus::Skipped.into(), problem: why.clone(), remedy, ..found }
         }
         Verdict::Warning(it) => pb::Check { status: pb::CheckStatus::Warning.into(), ..unmet(it) },
         Verdict::Failed(it) => pb::Check { status: pb::CheckStatus::Failed.into(), ..unmet(it) },

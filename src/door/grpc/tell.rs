@@ -18,7 +18,7 @@ pub(super) fn key_store(record: &KeyStoreRecord, connection: Option<&Connection>
         key_store_id: record.id.to_string(),
         key_store_name: record.name.to_string(),
         cluster_id: record.cluster.to_string(),
-        trust_anchor_certificate: record.trust_anchor.clone(),
+        trust_anchor_certificate: record.trust_anchor.pem().to_owned(),
         connection_state: connection_state(record.state).into(),
         connection_error_code: failed.map_or(0, |fault| connection_error_code(fault.code).into()),
         connection_error_message: failed.map(|fault| fault.message.clone()).unwrap_or_default(),

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::cluster::{self, Lineage};
+use crate::cluster::{self, Lineage, SubnetId};
 use crate::model::{ClusterId, ConnectionErrorCode, ConnectionState, HsmId, KeyStoreId, KeyStoreName, TrustAnchor};
 
 pub use rules::Rule;
@@ -139,7 +139,7 @@ pub enum Login {
     /// Why nobody was asked.
     NotTried {
         why: String,
-        remedy: String,
+        remedy: Option<&'static str>,
     },
     Accepted(HsmId),
     Failed {
@@ -151,7 +151,7 @@ pub enum Login {
 
 impl Login {
     pub fn not_asked() -> Self {
-        Self::NotTried { why: "no password was given".to_owned(), remedy: String::new() }
+        Self::NotTried { why: "no password was given".to_owned(), remedy: None }
     }
 }
 
@@ -160,9 +160,17 @@ impl Login {
 pub struct Check {
     pub rule: Rule,
     pub phase: Phase,
-    /// What was looked at; empty for the cluster as a whole.
-    pub subject: String,
+    pub subject: Subject,
     pub verdict: Verdict,
+}
+
+/// What was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subject {
+    /// The cluster as a whole.
+    Cluster,
+    Subnet(SubnetId),
+    Hsm(HsmId),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -171,7 +179,7 @@ pub enum Verdict {
     /// It does not apply, or nobody knows. Why, and what to do if there is anything.
     Skipped {
         why: String,
-        remedy: String,
+        remedy: Option<&'static str>,
     },
     Warning(Unmet),
     Failed(Unmet),

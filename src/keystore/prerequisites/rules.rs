@@ -6,7 +6,7 @@ use crate::cluster::{self, Direction, SecurityGroup, SecurityGroupRule};
 use crate::keystore::lifecycle::{self, Event};
 use crate::model::{ClusterState, HsmId};
 
-use super::{Check, Facts, Login, Phase, Service, Tie, Unmet, Verdict};
+use super::{Check, Facts, Login, Phase, Service, Subject, Tie, Unmet, Verdict};
 
 /// The ports on which HSMs of CloudHSM talk.
 const PORTS: [u16; 3] = [2223, 2224, 2225];
@@ -70,19 +70,22 @@ impl Rule {
 
 /// One rule in one phase: a finding for each thing that it looks at.
 pub(super) fn examine(rule: Rule, phase: Phase, facts: &Facts) -> Vec<Check> {
-    let found = |subject: String, verdict| Check { rule, phase, subject, verdict };
-    let whole = |verdict| vec![found(String::new(), verdict)];
+    let found = |subject, verdict| Check { rule, phase, subject, verdict };
+    let whole = |verdict| vec![found(Subject::Cluster, verdict)];
     match (rule, facts.cluster.as_deref()) {
         (Rule::PasswordForm, _) => whole(password_form(facts)),
         // Who asks without a name asks about the cluster alone.
-        (Rule::NameFree, _) => facts.name.iter().map(|_| found(String::new(), name_free(facts))).collect(),
+        (Rule::NameFree, _) => facts.name.iter().map(|_| found(Subject::Cluster, name_free(facts))).collect(),
         (Rule::Quota, _) => whole(quota(facts)),
         (Rule::ClusterFound, cluster) => whole(unless(cluster.is_some(), || Unmet::NotFound)),
         (Rule::ClusterFree, _) => whole(cluster_free(facts)),
         (Rule::Unrelated, _) => whole(unrelated(facts)),
         (Rule::Related, _) => whole(related(facts)),
         (Rule::StoreConnected, _) => whole(store_connected(facts)),
-        (Rule::Login, _) => login(facts).into_iter().map(|(subject, verdict)| found(subject, verdict)).collect(),
+        (Rule::Login, _) => {
+            let (subject, verdict) = login(facts);
+            vec![found(subject, verdict)]
+        }
         // That it is not declared is a rule of its own.
         (_, None) => Vec::new(),
         (Rule::ClusterActive, Some(cluster)) => whole(active(cluster)),
@@ -114,7 +117,7 @@ fn unless(met: bool, unmet: impl FnOnce() -> Unmet) -> Verdict {
 }
 
 fn skipped(why: impl Into<String>) -> Verdict {
-    Verdict::Skipped { why: why.into(), remedy: String::new() }
+    Verdict::Skipped { why: why.into(), remedy: None }
 }
 
 fn password_form(facts: &Facts) -> Verdict {
@@ -223,17 +226,17 @@ fn any_hsm(cluster: &cluster::Settings, phase: Phase, facts: &Facts) -> Verdict 
 
 fn of_each_subnet(
     cluster: &cluster::Settings,
-    found: impl Fn(String, Verdict) -> Check,
+    found: impl Fn(Subject, Verdict) -> Check,
     verdict: impl Fn(&cluster::SubnetId, &cluster::SubnetSettings) -> Verdict,
 ) -> Vec<Check> {
     if cluster.subnets.is_empty() {
-        return vec![found(String::new(), skipped("the cluster declares no subnets: its HSMs are in none"))];
+        return vec![found(Subject::Cluster, skipped("the cluster declares no subnets: its HSMs are in none"))];
     }
-    cluster.subnets.iter().map(|(id, subnet)| found(id.to_string(), verdict(id, subnet))).collect()
+    cluster.subnets.iter().map(|(id, subnet)| found(Subject::Subnet(id.clone()), verdict(id, subnet))).collect()
 }
 
 /// One that cannot be reached stops nothing while another can.
-fn reachable(cluster: &cluster::Settings, facts: &Facts, found: impl Fn(String, Verdict) -> Check) -> Vec<Check> {
+fn reachable(cluster: &cluster::Settings, facts: &Facts, found: impl Fn(Subject, Verdict) -> Check) -> Vec<Check> {
     let service = |hsm: &HsmId| facts.hsms.get(hsm).cloned().unwrap_or(Service::Unknown);
     let another = cluster
         .active_nodes()
@@ -247,21 +250,18 @@ fn reachable(cluster: &cluster::Settings, facts: &Facts, found: impl Fn(String, 
             if another { Verdict::Warning(unmet) } else { Verdict::Failed(unmet) }
         }
     };
-    cluster.active_nodes().map(|(hsm, _)| found(hsm.to_string(), of_one(hsm))).collect()
+    cluster.active_nodes().map(|(hsm, _)| found(Subject::Hsm(hsm.clone()), of_one(hsm))).collect()
 }
 
-fn login(facts: &Facts) -> Vec<(String, Verdict)> {
-    let (subject, verdict) = match &facts.login {
-        Login::NotTried { why, remedy } => {
-            (String::new(), Verdict::Skipped { why: why.clone(), remedy: remedy.clone() })
-        }
-        Login::Accepted(hsm) => (hsm.to_string(), Verdict::Passed),
+fn login(facts: &Facts) -> (Subject, Verdict) {
+    match &facts.login {
+        Login::NotTried { why, remedy } => (Subject::Cluster, Verdict::Skipped { why: why.clone(), remedy: *remedy }),
+        Login::Accepted(hsm) => (Subject::Hsm(hsm.clone()), Verdict::Passed),
         Login::Failed { hsm, code, message } => {
             let unmet = Unmet::LoginFailed { code: *code, message: message.clone() };
-            (hsm.as_ref().map(ToString::to_string).unwrap_or_default(), Verdict::Failed(unmet))
+            (hsm.clone().map_or(Subject::Cluster, Subject::Hsm), Verdict::Failed(unmet))
         }
-    };
-    vec![(subject, verdict)]
+    }
 }
 
 /// The key store that stands on the cluster.

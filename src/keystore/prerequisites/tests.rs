@@ -207,7 +207,8 @@ fn row_6_its_subnets_have_free_addresses() {
     }
     let verdict = |free| {
         let checks = checks(Phase::Connecting, &with(free));
-        let found = checks.into_iter().find(|it| it.rule == Rule::FreeAddresses && it.subject == "subnet-b");
+        let found =
+            checks.into_iter().find(|it| it.rule == Rule::FreeAddresses && it.subject == Subject::Subnet(subnet('b')));
         found.unwrap().verdict
     };
     assert!(matches!(verdict(Some(1)), Verdict::Warning(Unmet::OneFreeAddress(_))));
@@ -329,7 +330,7 @@ fn rows_12_to_15_a_login_that_fails_is_told_with_its_connection_error_code() {
         let facts = Facts { login, ..good() };
         row(code.as_str(), &facts, NONE);
         let check = checks(Phase::Connecting, &facts).pop().unwrap();
-        assert_eq!((check.rule, check.subject.as_str()), (Rule::Login, "hsm-2"));
+        assert_eq!((check.rule, check.subject), (Rule::Login, Subject::Hsm(hsm(2))));
         let Verdict::Failed(unmet) = check.verdict else { panic!("{:?}", check.verdict) };
         assert_eq!(unmet.reason(Phase::Connecting), code.as_str());
     }
