@@ -6,7 +6,7 @@ use crate::model::{ClusterId, ConnectionErrorCode, HsmId, Password, TrustAnchor,
 use crate::node::{self, LoginRefusal, Reach, Tried};
 
 use super::lifecycle::{self, Event};
-use super::prerequisites::{self, Check, Facts, Login, Phase, Service};
+use super::prerequisites::{self, Check, Facts, Login, Service};
 use super::{Error, KeyStores, connect, worker_spec};
 
 /// What to do where kmsuser is in use.
@@ -43,8 +43,7 @@ impl KeyStores {
         if let Some(Ok(password)) = password {
             facts.login = self.try_password(&facts, &cluster, password).await?;
         }
-        let phases = [Phase::Create, Phase::Connect, Phase::Connecting, Phase::CreateKey, Phase::Use];
-        Ok(phases.into_iter().flat_map(|phase| prerequisites::checks(phase, &facts)).collect())
+        Ok(prerequisites::survey(&facts))
     }
 
     /// One login on one HSM: on the first that can be reached and was not asked in vain before.

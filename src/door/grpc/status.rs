@@ -195,7 +195,9 @@ impl From<prerequisites::Refusal> for Refusal {
                 failed().with("subnetId", subnet)
             }
             U::Unreachable { hsm, .. } => failed().with("hsmId", hsm),
-            U::NotConnected { store, state } => failed().with("keyStoreId", store).with("connectionState", state),
+            U::NotConnected { store, state } | U::NotDisconnected { store, state } => {
+                failed().with("keyStoreId", store).with("connectionState", state)
+            }
             U::NoActiveHsm | U::AllOutOfUse | U::LoginFailed { .. } => failed(),
             U::TooFewAnswer { hsms, zones, needed: _ } => {
                 of_cluster(Code::Unavailable).with("hsms", hsms).with("availabilityZones", zones).retry()
@@ -354,7 +356,7 @@ mod tests {
             U::UnreadablePassword(_) => &["field"],
             U::SubnetGone(_) | U::NoFreeAddress(_) | U::OneFreeAddress(_) => &["clusterId", "subnetId"],
             U::Unreachable { .. } => &["clusterId", "hsmId"],
-            U::NotConnected { .. } => &["clusterId", "connectionState", "keyStoreId"],
+            U::NotConnected { .. } | U::NotDisconnected { .. } => &["clusterId", "connectionState", "keyStoreId"],
         }
     }
 }

@@ -60,6 +60,7 @@ const TABLE: &[(Rule, Phase, Force)] = {
         (Rule::Egress, Create, Refuses),
         (Rule::EnoughHsms, Create, Refuses),
         (Rule::TrustAnchor, Create, Refuses),
+        (Rule::StoreDisconnected, Move, Tells),
         (Rule::ClusterFound, Move, Refuses),
         (Rule::ClusterFree, Move, Refuses),
         (Rule::Related, Move, Refuses),
@@ -108,6 +109,18 @@ pub struct Facts {
     pub login: Login,
     /// The key store that is to be moved here.
     pub moving: Option<KeyStoreId>,
+}
+
+impl Facts {
+    /// The key store that stands on the cluster.
+    fn tied(&self) -> Option<&Tie> {
+        self.ties.iter().find(|tie| tie.cluster == self.id)
+    }
+
+    /// The key store that stands on a relative of the cluster.
+    fn related(&self) -> Option<&Tie> {
+        self.ties.iter().find(|tie| tie.cluster != self.id && tie.lineage == self.lineage)
+    }
 }
 
 /// A key store, the cluster it is tied to, and that one's lineage.
@@ -244,8 +257,46 @@ pub fn to_create_key(facts: &Facts) -> Result<(), Refusal> {
     first_refusal(Phase::CreateKey, facts)
 }
 
+/// Every finding, in the order in which making a key store, or moving one here, connecting it, making a key in it and
+/// using it would meet them.
+///
+/// Where a key store stands already, what only a new one needs is skipped. Where one stands on a related cluster, it
+/// can be moved here, and that takes the place of making one.
+pub fn survey(facts: &Facts) -> Vec<Check> {
+    let later = [Phase::Connect, Phase::Connecting, Phase::CreateKey, Phase::Use];
+    let first = match (facts.tied(), facts.related()) {
+        (None, None) => checks(Phase::Create, facts),
+        (Some(tie), _) => {
+            let why = format!("key store {} stands on the cluster: no other is made here", tie.store);
+            without_another(checks(Phase::Create, facts), &why)
+        }
+        (None, Some(tie)) => {
+            let (store, cluster) = (&tie.store, &tie.cluster);
+            let why = format!("key store {store} on the related cluster {cluster} can be moved here; no other is made");
+            let moving = Facts { moving: Some(store.clone()), ..facts.clone() };
+            let of_making = checks(Phase::Create, facts).into_iter().filter(|check| !holds(check.rule, Phase::Move));
+            let mut found = without_another(of_making, &why);
+            found.extend(checks(Phase::Move, &moving));
+            found
+        }
+    };
+    first.into_iter().chain(later.into_iter().flat_map(|phase| checks(phase, facts))).collect()
+}
+
+/// The findings, with those skipped that are only about one key store more.
+fn without_another(found: impl IntoIterator<Item = Check>, why: &str) -> Vec<Check> {
+    let skipped = || Verdict::Skipped { why: why.to_owned(), remedy: None };
+    let of_another = |rule| matches!(rule, Rule::NameFree | Rule::Quota | Rule::ClusterFree | Rule::Unrelated);
+    let shown = |check: Check| if of_another(check.rule) { Check { verdict: skipped(), ..check } } else { check };
+    found.into_iter().map(shown).collect()
+}
+
+fn holds(rule: Rule, phase: Phase) -> bool {
+    TABLE.iter().any(|(held, in_phase, _)| (*held, *in_phase) == (rule, phase))
+}
+
 /// Every finding of a phase, in order.
-pub fn checks(phase: Phase, facts: &Facts) -> Vec<Check> {
+fn checks(phase: Phase, facts: &Facts) -> Vec<Check> {
     let held = TABLE.iter().filter(|(_, in_phase, _)| *in_phase == phase);
     held.flat_map(|(rule, phase, _)| rules::examine(*rule, *phase, facts)).collect()
 }

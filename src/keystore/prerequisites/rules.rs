@@ -34,6 +34,7 @@ pub enum Rule {
     FreeAddresses,
     HsmReachable,
     Login,
+    StoreDisconnected,
     StoreConnected,
     EnoughAnswer,
     OneAnswers,
@@ -61,6 +62,7 @@ impl Rule {
             Self::FreeAddresses => "subnet-free-addresses",
             Self::HsmReachable => "hsm-reachable",
             Self::Login => "kmsuser-login",
+            Self::StoreDisconnected => "key-store-disconnected",
             Self::StoreConnected => "key-store-connected",
             Self::EnoughAnswer => "hsms-answer-in-two-zones",
             Self::OneAnswers => "hsm-answers",
@@ -81,6 +83,7 @@ pub(super) fn examine(rule: Rule, phase: Phase, facts: &Facts) -> Vec<Check> {
         (Rule::ClusterFree, _) => whole(cluster_free(facts)),
         (Rule::Unrelated, _) => whole(unrelated(facts)),
         (Rule::Related, _) => whole(related(facts)),
+        (Rule::StoreDisconnected, _) => whole(store_disconnected(facts)),
         (Rule::StoreConnected, _) => whole(store_connected(facts)),
         (Rule::Login, _) => {
             let (subject, verdict) = login(facts);
@@ -150,16 +153,29 @@ fn cluster_free(facts: &Facts) -> Verdict {
 }
 
 fn unrelated(facts: &Facts) -> Verdict {
-    let relative = |tie: &&Tie| tie.cluster != facts.id && tie.lineage == facts.lineage;
-    match facts.ties.iter().find(relative) {
+    match facts.related() {
         Some(tie) => Verdict::Failed(Unmet::RelativeTied { cluster: tie.cluster.clone(), store: tie.store.clone() }),
         None => Verdict::Passed,
     }
 }
 
+/// The key store that is to be moved here.
+fn moving(facts: &Facts) -> Option<&Tie> {
+    facts.ties.iter().find(|tie| facts.moving.as_ref() == Some(&tie.store))
+}
+
+fn store_disconnected(facts: &Facts) -> Verdict {
+    match moving(facts) {
+        None => skipped("no key store is to be moved here"),
+        Some(tie) => unless(lifecycle::next(tie.state, Event::Reconfigure).is_ok(), || Unmet::NotDisconnected {
+            store: tie.store.clone(),
+            state: tie.state,
+        }),
+    }
+}
+
 fn related(facts: &Facts) -> Verdict {
-    let moving = facts.ties.iter().find(|tie| facts.moving.as_ref() == Some(&tie.store));
-    match moving {
+    match moving(facts) {
         None => skipped("no key store is to be moved here"),
         Some(tie) => unless(tie.lineage == facts.lineage, || Unmet::NotRelated(tie.cluster.clone())),
     }
@@ -264,17 +280,12 @@ fn login(facts: &Facts) -> (Subject, Verdict) {
     }
 }
 
-/// The key store that stands on the cluster.
-fn tied(facts: &Facts) -> Option<&Tie> {
-    facts.ties.iter().find(|tie| tie.cluster == facts.id)
-}
-
 fn is_usable(tie: &Tie) -> bool {
     lifecycle::next(tie.state, Event::Use).is_ok()
 }
 
 fn store_connected(facts: &Facts) -> Verdict {
-    match tied(facts) {
+    match facts.tied() {
         None => skipped("no key store stands on the cluster yet"),
         Some(tie) => unless(is_usable(tie), || Unmet::NotConnected { store: tie.store.clone(), state: tie.state }),
     }
@@ -298,7 +309,7 @@ fn one_answers(cluster: &cluster::Settings, facts: &Facts) -> Verdict {
 
 /// The HSMs that serve; `None` while nobody is to be logged in to them.
 fn answering<'a>(cluster: &'a cluster::Settings, facts: &Facts) -> Option<Vec<&'a cluster::NodeSettings>> {
-    tied(facts).filter(|tie| is_usable(tie))?;
+    facts.tied().filter(|tie| is_usable(tie))?;
     let serves = |hsm| facts.hsms.get(hsm) == Some(&Service::Answers);
     // One that is no longer ACTIVE serves until the key store is next connected.
     Some(cluster.nodes.iter().filter(|(hsm, _)| serves(hsm)).map(|(_, node)| node).collect())

@@ -422,6 +422,59 @@ fn what_is_not_declared_is_skipped_and_never_made_up() {
     }
 }
 
+/// The rules of making and moving, as a survey finds them.
+fn of_making(facts: &Facts) -> Vec<(&'static str, &'static str)> {
+    let found = survey(facts).into_iter().filter(|check| matches!(check.phase, Phase::Create | Phase::Move));
+    let told = |check: Check| match check.verdict {
+        Verdict::Passed => (check.rule.name(), "passed"),
+        Verdict::Skipped { .. } => (check.rule.name(), "skipped"),
+        Verdict::Warning(_) => (check.rule.name(), "warning"),
+        Verdict::Failed(unmet) => (check.rule.name(), unmet.reason(check.phase)),
+    };
+    found.map(told).collect()
+}
+
+#[test]
+fn where_a_key_store_stands_nothing_fails_for_want_of_room_for_another() {
+    let facts = Facts { ties: vec![tie("main", ID, ID)], quota: 1, name: None, ..good() };
+    let found = of_making(&facts);
+    for about_another in ["key-store-quota", "cluster-free", "no-relative-in-use"] {
+        assert!(found.contains(&(about_another, "skipped")), "{about_another}: {found:?}");
+    }
+    assert!(found.iter().all(|(_, how)| matches!(*how, "passed" | "skipped")), "{found:?}");
+    assert!(survey(&facts).iter().all(|check| check.phase != Phase::Move));
+}
+
+#[test]
+fn where_a_relative_carries_a_key_store_a_survey_is_the_dry_run_of_moving_it() {
+    let facts = Facts { ties: vec![tie("main", OTHER, ID)], quota: 1, name: None, ..good() };
+    let found = of_making(&facts);
+    assert_eq!(
+        found,
+        [
+            ("password-form", "passed"),
+            ("key-store-quota", "skipped"),
+            ("no-relative-in-use", "skipped"),
+            ("trust-anchor", "passed"),
+            ("key-store-disconnected", "passed"),
+            ("cluster-found", "passed"),
+            ("cluster-free", "passed"),
+            ("cluster-related", "passed"),
+            ("cluster-active", "passed"),
+            ("subnets-in-two-zones", "passed"),
+            ("security-group-ingress", "passed"),
+            ("security-group-egress", "passed"),
+            ("active-hsms-in-two-zones", "passed"),
+        ]
+    );
+    let connected = Tie { state: ConnectionState::Connected, ..tie("main", OTHER, ID) };
+    let found = of_making(&Facts { ties: vec![connected], ..facts.clone() });
+    assert!(found.contains(&("key-store-disconnected", "CUSTOM_KEY_STORE_INVALID_STATE")), "{found:?}");
+    let degraded = declared(|cluster| cluster.state = ClusterState::Degraded);
+    let found = of_making(&Facts { cluster: degraded.cluster, ..facts });
+    assert_eq!(found.iter().filter(|(_, how)| *how == ACTIVE).count(), 1, "told once: {found:?}");
+}
+
 /// Each is wrong in everything that comes after it, too.
 #[test]
 fn what_is_wrong_first_is_told_first() {

@@ -52,6 +52,8 @@ pub enum Unmet {
     TooFewAnswer { hsms: usize, zones: usize, needed: Quorum },
     #[error("key store {store} is {state}, not CONNECTED")]
     NotConnected { store: KeyStoreId, state: ConnectionState },
+    #[error("key store {store} is {state}, and can be moved only while it is DISCONNECTED")]
+    NotDisconnected { store: KeyStoreId, state: ConnectionState },
     #[error("no HSM is logged in and proved")]
     NobodyAnswers,
 }
@@ -94,6 +96,7 @@ impl Unmet {
                 "Look at the HSMs' health: `keyway cluster list` says what each waits for.".to_owned()
             }
             Self::NotConnected { .. } => "Connect the key store.".to_owned(),
+            Self::NotDisconnected { .. } => "Disconnect the key store.".to_owned(),
         }
     }
 
@@ -120,6 +123,7 @@ impl Unmet {
             Self::NoActiveHsm if phase != Phase::Connecting => "CLOUD_HSM_CLUSTER_INVALID_CONFIGURATION",
             Self::IncorrectTrustAnchor => "INCORRECT_TRUST_ANCHOR",
             Self::UnreadableTrustAnchor(_) | Self::UnreadablePassword(_) => "VALIDATION",
+            Self::NotDisconnected { .. } => "CUSTOM_KEY_STORE_INVALID_STATE",
             Self::NotConnected { .. } if phase == Phase::CreateKey => "CUSTOM_KEY_STORE_INVALID_STATE",
             Self::NotConnected { .. } => "KMS_INVALID_STATE",
             Self::TooFewAnswer { .. } | Self::NobodyAnswers => "NO_NODE",
@@ -158,6 +162,7 @@ impl Unmet {
             | Self::UnreadablePassword(_)
             | Self::TooFewAnswer { .. }
             | Self::NotConnected { .. }
+            | Self::NotDisconnected { .. }
             | Self::NobodyAnswers => C::InternalError,
         }
     }
@@ -223,7 +228,8 @@ impl Unmet {
             }
             Self::LoginFailed { .. } => Self::TooFewAnswer { hsms: 1, zones: 1, needed },
             Self::TooFewAnswer { .. } => Self::NotConnected { store, state: ConnectionState::Disconnected },
-            Self::NotConnected { .. } => Self::NobodyAnswers,
+            Self::NotConnected { .. } => Self::NotDisconnected { store, state: ConnectionState::Connected },
+            Self::NotDisconnected { .. } => Self::NobodyAnswers,
             Self::NobodyAnswers => return None,
         })
     }
