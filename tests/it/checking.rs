@@ -63,9 +63,14 @@ async fn a_development_cluster_lacks_nothing() {
     let response = check(&mut clients, &rig, Some(anchor), Some(&password)).await;
     assert!(response.passed, "{response:?}");
     for check in &response.checks {
-        let nobody_yet =
-            matches!(check.name.as_str(), "key-store-connected" | "hsms-answer-in-two-zones" | "hsm-answers");
-        let expected = if nobody_yet { pb::CheckStatus::Skipped } else { pb::CheckStatus::Passed };
+        let unknown = ["no-client-certificates-required", "kmsuser-without-second-factor"];
+        let nobody_yet = ["key-store-connected", "hsms-answer-in-two-zones", "hsm-answers"];
+        let name = check.name.as_str();
+        let expected = if unknown.contains(&name) || nobody_yet.contains(&name) {
+            pb::CheckStatus::Skipped
+        } else {
+            pb::CheckStatus::Passed
+        };
         assert_eq!(check.status(), expected, "{check:?}");
     }
     assert_eq!(response.checks.first().map(|check| check.phase()), Some(pb::CheckPhase::Create));

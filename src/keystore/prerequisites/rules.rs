@@ -13,6 +13,11 @@ const PORTS: [u16; 3] = [2223, 2224, 2225];
 /// A key store's subnets are in so many zones.
 const SUBNET_ZONES: usize = 2;
 
+/// What nobody can look at, and why.
+const NO_CLIENT_CERTIFICATES: &str = "unknown: the HSMs' own library connects to them, and whether they require a client certificate of it is not declared";
+const NO_SECOND_FACTOR: &str =
+    "unknown: PKCS#11 does not tell; keyway logs in with a password alone, which a user with a second factor cannot do";
+
 /// A prerequisite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rule {
@@ -29,10 +34,13 @@ pub enum Rule {
     Egress,
     EnoughHsms,
     TrustAnchor,
+    NoClientCertificates,
     AnyHsm,
+    HsmInService,
     SubnetsPresent,
     FreeAddresses,
     HsmReachable,
+    NoSecondFactor,
     Login,
     StoreDisconnected,
     StoreConnected,
@@ -57,10 +65,13 @@ impl Rule {
             Self::Egress => "security-group-egress",
             Self::EnoughHsms => "active-hsms-in-two-zones",
             Self::TrustAnchor => "trust-anchor",
+            Self::NoClientCertificates => "no-client-certificates-required",
             Self::AnyHsm => "active-hsm",
+            Self::HsmInService => "hsm-in-service",
             Self::SubnetsPresent => "subnet-present",
             Self::FreeAddresses => "subnet-free-addresses",
             Self::HsmReachable => "hsm-reachable",
+            Self::NoSecondFactor => "kmsuser-without-second-factor",
             Self::Login => "kmsuser-login",
             Self::StoreDisconnected => "key-store-disconnected",
             Self::StoreConnected => "key-store-connected",
@@ -79,7 +90,7 @@ pub(super) fn examine(rule: Rule, phase: Phase, facts: &Facts) -> Vec<Check> {
         // Who asks without a name asks about the cluster alone.
         (Rule::NameFree, _) => facts.name.iter().map(|_| found(Subject::Cluster, name_free(facts))).collect(),
         (Rule::Quota, _) => whole(quota(facts)),
-        (Rule::ClusterFound, cluster) => whole(unless(cluster.is_some(), || Unmet::NotFound)),
+        (Rule::ClusterFound, cluster) => whole(in_phase(phase, unless(cluster.is_some(), || Unmet::NotFound))),
         (Rule::ClusterFree, _) => whole(cluster_free(facts)),
         (Rule::Unrelated, _) => whole(unrelated(facts)),
         (Rule::Related, _) => whole(related(facts)),
@@ -91,13 +102,15 @@ pub(super) fn examine(rule: Rule, phase: Phase, facts: &Facts) -> Vec<Check> {
         }
         // That it is not declared is a rule of its own.
         (_, None) => Vec::new(),
-        (Rule::ClusterActive, Some(cluster)) => whole(active(cluster)),
+        (Rule::ClusterActive, Some(cluster)) => whole(in_phase(phase, active(cluster))),
         (Rule::SubnetsInTwoZones, Some(cluster)) => whole(subnets_in_two_zones(cluster)),
         (Rule::Ingress, Some(cluster)) => whole(open(cluster, Direction::Ingress)),
         (Rule::Egress, Some(cluster)) => whole(open(cluster, Direction::Egress)),
         (Rule::EnoughHsms, Some(cluster)) => whole(enough_hsms(cluster)),
         (Rule::TrustAnchor, Some(cluster)) => whole(trust_anchor(cluster, facts)),
-        (Rule::AnyHsm, Some(cluster)) => whole(any_hsm(cluster, phase, facts)),
+        (Rule::NoClientCertificates, Some(_)) => whole(skipped(NO_CLIENT_CERTIFICATES)),
+        (Rule::AnyHsm, Some(cluster)) => whole(any_hsm(cluster)),
+        (Rule::HsmInService, Some(cluster)) => whole(hsm_in_service(cluster, facts)),
         (Rule::SubnetsPresent, Some(cluster)) => {
             of_each_subnet(cluster, found, |id, subnet| unless(subnet.present, || Unmet::SubnetGone(id.clone())))
         }
@@ -110,6 +123,7 @@ pub(super) fn examine(rule: Rule, phase: Phase, facts: &Facts) -> Vec<Check> {
             })
         }
         (Rule::HsmReachable, Some(cluster)) => reachable(cluster, facts, found),
+        (Rule::NoSecondFactor, Some(_)) => whole(skipped(NO_SECOND_FACTOR)),
         (Rule::EnoughAnswer, Some(cluster)) => whole(enough_answer(cluster, facts)),
         (Rule::OneAnswers, Some(cluster)) => whole(one_answers(cluster, facts)),
     }
@@ -117,6 +131,14 @@ pub(super) fn examine(rule: Rule, phase: Phase, facts: &Facts) -> Vec<Check> {
 
 fn unless(met: bool, unmet: impl FnOnce() -> Unmet) -> Verdict {
     if met { Verdict::Passed } else { Verdict::Failed(unmet()) }
+}
+
+/// Keys in use are the HSMs' to refuse: what is declared of the cluster meanwhile is a warning.
+fn in_phase(phase: Phase, verdict: Verdict) -> Verdict {
+    match verdict {
+        Verdict::Failed(unmet) if phase == Phase::Use => Verdict::Warning(unmet),
+        verdict => verdict,
+    }
 }
 
 fn skipped(why: impl Into<String>) -> Verdict {
@@ -230,14 +252,17 @@ fn trust_anchor(cluster: &cluster::Settings, facts: &Facts) -> Verdict {
     }
 }
 
-/// An HSM that is ACTIVE, and when it comes to logging in, one that no operator took out of use.
-fn any_hsm(cluster: &cluster::Settings, phase: Phase, facts: &Facts) -> Verdict {
+fn any_hsm(cluster: &cluster::Settings) -> Verdict {
+    unless(cluster.active_nodes().next().is_some(), || Unmet::NoActiveHsm)
+}
+
+/// An HSM that is ACTIVE, and that no operator has drained.
+fn hsm_in_service(cluster: &cluster::Settings, facts: &Facts) -> Verdict {
     if cluster.active_nodes().next().is_none() {
         return Verdict::Failed(Unmet::NoActiveHsm);
     }
     let out_of_use = |hsm| matches!(facts.hsms.get(hsm), Some(Service::OutOfUse(_)));
-    let all_out = cluster.active_nodes().all(|(hsm, _)| out_of_use(hsm));
-    unless(phase != Phase::Connecting || !all_out, || Unmet::AllOutOfUse)
+    unless(!cluster.active_nodes().all(|(hsm, _)| out_of_use(hsm)), || Unmet::AllOutOfUse)
 }
 
 fn of_each_subnet(

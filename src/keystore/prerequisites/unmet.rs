@@ -86,12 +86,13 @@ impl Unmet {
             Self::IncorrectTrustAnchor => "Give the cluster's customerCA.crt.".to_owned(),
             Self::UnreadableTrustAnchor(_) => "Give the cluster's customerCA.crt, one CA certificate in PEM.".to_owned(),
             Self::UnreadablePassword(_) => "Give kmsuser's password: 7 to 32 letters and digits.".to_owned(),
-            Self::SubnetGone(_) => ConnectionErrorCode::SubnetNotFound.remedy().to_owned(),
-            Self::NoFreeAddress(_) | Self::OneFreeAddress(_) => {
-                ConnectionErrorCode::InsufficientFreeAddressesInSubnet.remedy().to_owned()
+            Self::SubnetGone(_) => {
+                "A cluster's subnets cannot be exchanged: restore its backup to a cluster whose subnets exist, and use that.".to_owned()
             }
+            Self::NoFreeAddress(_) => "Free an address in it, better two, declare it, and send the daemon SIGHUP.".to_owned(),
+            Self::OneFreeAddress(_) => "Free another address in it.".to_owned(),
             Self::Unreachable { .. } => "Check its library's path, its environment, and that its token is there.".to_owned(),
-            Self::LoginFailed { code, .. } => code.remedy().to_owned(),
+            Self::LoginFailed { code, .. } => login_remedy(*code).to_owned(),
             Self::TooFewAnswer { .. } | Self::NobodyAnswers => {
                 "Look at the HSMs' health: `keyway cluster list` says what each waits for.".to_owned()
             }
@@ -113,6 +114,7 @@ impl Unmet {
         match self {
             Self::NameInUse(_) => "CUSTOM_KEY_STORE_NAME_IN_USE",
             Self::QuotaReached(_) => "LIMIT_EXCEEDED",
+            Self::NotFound | Self::NotActive { .. } if phase == Phase::Use => "KMS_INVALID_STATE",
             Self::NotFound if phase != Phase::Connecting => "CLOUD_HSM_CLUSTER_NOT_FOUND",
             Self::Tied(_) | Self::RelativeTied { .. } => "CLOUD_HSM_CLUSTER_IN_USE",
             Self::NotRelated(_) => "CLOUD_HSM_CLUSTER_NOT_RELATED",
@@ -165,6 +167,23 @@ impl Unmet {
             | Self::NotDisconnected { .. }
             | Self::NobodyAnswers => C::InternalError,
         }
+    }
+}
+
+/// What to do about a login that was only a trial: there need be no key store that is to be disconnected.
+const fn login_remedy(code: ConnectionErrorCode) -> &'static str {
+    use ConnectionErrorCode as C;
+    match code {
+        C::InvalidCredentials => "Give the password that kmsuser has now.",
+        C::UserLockedOut => "Have an HSM administrator reset kmsuser's password.",
+        C::UserNotFound => "Create the crypto user kmsuser on every HSM.",
+        C::UserLoggedIn => "Log kmsuser out everywhere else.",
+        C::NetworkErrors => "Check the library's path, its environment, and that the HSMs' hosts answer from here.",
+        C::InternalError
+        | C::ClusterNotFound
+        | C::InsufficientCloudhsmHsms
+        | C::SubnetNotFound
+        | C::InsufficientFreeAddressesInSubnet => "Read the message, and the daemon's log, for the cause.",
     }
 }
 
