@@ -86,6 +86,22 @@ impl ConnectionErrorCode {
         Self::ALL.into_iter().find(|code| code.as_str() == text)
     }
 
+    /// Whether the cluster lacks something, so that no HSM was asked at all.
+    pub const fn is_unmet_prerequisite(self) -> bool {
+        match self {
+            Self::ClusterNotFound
+            | Self::InsufficientCloudhsmHsms
+            | Self::SubnetNotFound
+            | Self::InsufficientFreeAddressesInSubnet => true,
+            Self::InvalidCredentials
+            | Self::NetworkErrors
+            | Self::InternalError
+            | Self::UserLockedOut
+            | Self::UserNotFound
+            | Self::UserLoggedIn => false,
+        }
+    }
+
     /// What the operator does about it.
     pub const fn remedy(self) -> &'static str {
         match self {

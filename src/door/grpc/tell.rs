@@ -122,9 +122,33 @@ pub(super) fn hsm_looked_at(hsm: &HsmId, settings: &NodeSettings, reach: Option<
     }
 }
 
-pub(super) fn connect_steps(connection: Option<&Connection>) -> Vec<pb::ConnectStep> {
+/// The cluster's step, and then each HSM's.
+pub(super) fn connect_steps(record: &KeyStoreRecord, connection: Option<&Connection>) -> Vec<pb::ConnectStep> {
+    let of_cluster = prerequisites_step(record, connection);
     let progress = connection.map(keystore::progress).unwrap_or_default();
-    progress.into_iter().map(connect_step).collect()
+    of_cluster.into_iter().chain(progress.into_iter().map(connect_step)).collect()
+}
+
+/// Whether the cluster is one to connect to: looked at before any HSM is. `None` while nobody connects.
+fn prerequisites_step(record: &KeyStoreRecord, connection: Option<&Connection>) -> Option<pb::ConnectStep> {
+    let step = |status: pb::CheckStatus| pb::ConnectStep {
+        phase: pb::ConnectPhase::Prerequisites.into(),
+        status: status.into(),
+        ..Default::default()
+    };
+    let unmet = record.last_error.as_ref().filter(|fault| fault.code.is_unmet_prerequisite());
+    match (record.state, unmet) {
+        (ConnectionState::Disconnected | ConnectionState::Disconnecting, _) => None,
+        (ConnectionState::Connecting, _) if connection.is_none() => Some(step(pb::CheckStatus::Running)),
+        (ConnectionState::Failed, Some(fault)) => Some(pb::ConnectStep {
+            problem: fault.message.clone(),
+            remedy: fault.code.remedy().to_owned(),
+            ..step(pb::CheckStatus::Failed)
+        }),
+        (ConnectionState::Connecting | ConnectionState::Connected | ConnectionState::Failed, _) => {
+            Some(step(pb::CheckStatus::Passed))
+        }
+    }
 }
 
 fn connect_step(progress: Progress) -> pb::ConnectStep {
