@@ -170,6 +170,24 @@ async fn a_name_a_cluster_and_its_relatives_carry_one_key_store_and_the_quota_bo
     refused("a relative of one that is gone", answer, "CLOUD_HSM_CLUSTER_IN_USE", "");
 
     served.reload(&second("payments")).await;
+    // Named backwards, and one twice: each is told once, page by page.
+    let ids = [rig.cluster_id(), other.to_owned(), rig.cluster_id()];
+    let mut backwards = ids.to_vec();
+    backwards.sort_by(|one, other| other.cmp(one));
+    let (mut told, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let request =
+            pb::DescribeClustersRequest { cluster_ids: backwards.clone(), page_size: 1, page_token, ..Default::default() };
+        let page = clients.clusters.describe_clusters(request).await.expect("a page").into_inner();
+        told.extend(page.clusters.into_iter().map(|cluster| cluster.cluster_id));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    let mut all = ids[..2].to_vec();
+    all.sort();
+    assert_eq!(told, all);
     clients.stores.create_key_store(on_other("second")).await.expect("no relative");
 }
 

@@ -61,6 +61,9 @@ impl ClusterService for Service {
             let all = self.0.0.clusters.all();
             clusters.extend(all.iter().map(|(id, settings)| (id.clone(), settings.clone())));
         }
+        // Pages go by the id, whatever order was asked in.
+        clusters.sort_by(|(one, _), (other, _)| one.cmp(other));
+        clusters.dedup_by(|(one, _), (other, _)| one == other);
         clusters.retain(|(id, _)| after.as_ref().is_none_or(|after| id > after));
         let more = clusters.len() > limit;
         clusters.truncate(limit);
