@@ -42,7 +42,7 @@ pub use check::Shown;
 pub use connect::{Phase, Progress, progress};
 pub use maintenance::Logins;
 pub use settings::Settings;
-pub use store::Store;
+pub use store::{Place, Store};
 pub use update::Changes;
 
 /// How long running requests get when a store is disconnected, unless told otherwise.
@@ -170,7 +170,7 @@ impl KeyStores {
     /// Every store, oldest first.
     pub fn list(&self) -> Vec<Arc<Store>> {
         let mut stores: Vec<_> = self.read().values().cloned().collect();
-        stores.sort_by_key(|store| (store.record().created, store.record().id.clone()));
+        stores.sort_by_cached_key(|store| store.place());
         stores
     }
 

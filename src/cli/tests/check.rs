@@ -31,7 +31,8 @@ impl ClusterService for AwayAtFirst {
     ) -> Result<Response<v1::CheckClusterResponse>, Status> {
         assert_eq!(request.get_ref().key_store_password, None);
         if self.calls.fetch_add(1, Ordering::SeqCst) == 0 {
-            let details = ErrorDetails::with_error_info("RECORDS_UNAVAILABLE", "keyway", Default::default());
+            let details =
+                ErrorDetails::with_error_info("RECORDS_UNAVAILABLE", "keyway", std::collections::HashMap::new());
             return Err(Status::with_error_details(Code::Unavailable, "the records cannot be reached", details));
         }
         let (phase, status) = (CheckPhase::Create.into(), CheckStatus::Passed.into());
