@@ -142,3 +142,23 @@ async fn a_certificate_that_has_expired_is_warned_of_and_told() {
     assert_eq!(told.backup_lineage, told.certificate_fingerprint);
     assert_eq!(told.certificate_fingerprint.len(), 64);
 }
+
+#[tokio::test]
+async fn a_configuration_that_cannot_be_read_to_its_end_does_not_keep_the_daemon_from_ending() {
+    use std::os::unix::fs::OpenOptionsExt as _;
+
+    let (_rig, mut served, _clients) = served().await;
+    let file = served.home().join("keyway.toml");
+    std::fs::remove_file(&file).expect("our directory");
+    assert!(std::process::Command::new("mkfifo").arg(&file).status().expect("coreutils").success());
+    served.hang_up();
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    // It opens only when somebody reads at the other end, who then waits for a text that never comes.
+    let writer = crate::rig::wait_async(|| async {
+        std::fs::OpenOptions::new().write(true).custom_flags(nonblocking).open(&file).ok()
+    })
+    .await;
+    served.tell_to_stop();
+    assert!(served.ended().await.success());
+    drop(writer);
+}
