@@ -157,15 +157,14 @@ async fn what_an_hsm_says_to_the_login_is_told_as_connecting_would_tell_it() {
 
 #[tokio::test]
 async fn a_token_that_was_exchanged_is_sent_no_password_and_is_no_fault_of_the_network() {
-    let rig = Rig::new().nodes(2).zones(2).start();
+    let rig = Rig::new().nodes(2).zones(2).faulty().start();
     let mut clients = rig.clients().await;
     let store = clients.connected_store(&rig, "main").await;
     clients.all_healthy(&store).await;
     clients.disconnect(&store).await;
     for hsm in ["hsm-1", "hsm-2"] {
-        rig.make_token_without_user(hsm);
+        rig.faults(hsm).set([Rule::serial("deadbeef")]);
     }
-    reachable(&mut clients, &rig).await;
     let response = check(&mut clients, &rig, None, Some(&rig.password())).await;
     let login = named(&response, "kmsuser-login");
     assert_eq!((login.status(), login.reason.as_str()), (pb::CheckStatus::Failed, "INTERNAL_ERROR"), "{login:?}");
