@@ -96,7 +96,7 @@ fn security_group(group: &clusters::SecurityGroup) -> pb::SecurityGroup {
             clusters::Direction::Ingress => pb::RuleDirection::Ingress.into(),
             clusters::Direction::Egress => pb::RuleDirection::Egress.into(),
         },
-        protocol: rule.protocol.clone(),
+        protocol: rule.protocol.to_string(),
         from_port: rule.from_port.into(),
         to_port: rule.to_port.into(),
         peer_security_group_id: rule.peer.to_string(),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::cluster::{self, Direction, SecurityGroup, SecurityGroupRule};
+use crate::cluster::{self, Direction, Protocol, SecurityGroup, SecurityGroupRule};
 use crate::keystore::lifecycle::{self, Event};
 use crate::model::{ClusterState, HsmId};
 
@@ -228,11 +228,10 @@ fn open(cluster: &cluster::Settings, direction: Direction) -> Verdict {
 }
 
 fn lets_pass(group: &SecurityGroup, direction: Direction, port: u16) -> bool {
-    let passes = |rule: &SecurityGroupRule| match rule.protocol.as_str() {
-        // AWS's word for every protocol, whatever ports stand beside it.
-        "-1" => true,
-        "tcp" | "6" => (rule.from_port..=rule.to_port).contains(&port),
-        _ => false,
+    let passes = |rule: &SecurityGroupRule| match rule.protocol {
+        Protocol::All => true,
+        Protocol::Tcp => (rule.from_port..=rule.to_port).contains(&port),
+        Protocol::Other(_) => false,
     };
     group.rules.iter().any(|rule| rule.direction == direction && rule.peer == group.id && passes(rule))
 }

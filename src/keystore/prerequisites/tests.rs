@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::cluster::{
-    Direction, NodeSettings, Profile, SecurityGroup, SecurityGroupRule, Settings, SubnetId, SubnetSettings, SyncMode,
-    TokenName,
+    Direction, NodeSettings, Profile, Protocol, SecurityGroup, SecurityGroupRule, Settings, SubnetId, SubnetSettings,
+    SyncMode, TokenName,
 };
 use crate::link::Patience;
 use crate::model::{ClusterState, HsmState};
@@ -45,7 +45,7 @@ fn cluster() -> Settings {
     let group: crate::cluster::SecurityGroupId = "sg-1".parse().unwrap();
     let rule = |direction| SecurityGroupRule {
         direction,
-        protocol: "tcp".to_owned(),
+        protocol: Protocol::Tcp,
         from_port: 2223,
         to_port: 2225,
         peer: group.clone(),
@@ -267,7 +267,7 @@ fn row_7_its_security_group_lets_the_hsms_ports_pass_to_itself() {
         ("nothing in", |group| drop(group.rules.remove(0))),
         ("nothing out", |group| drop(group.rules.remove(1))),
         ("one port short", |group| group.rules[0].to_port = 2224),
-        ("udp", |group| group.rules[1].protocol = "udp".to_owned()),
+        ("udp", |group| group.rules[1].protocol = Protocol::Other("udp".to_owned())),
         ("another group", |group| group.rules[0].peer = "sg-2".parse().unwrap()),
         ("both in", |group| group.rules[1].direction = Direction::Ingress),
     ];
@@ -278,7 +278,7 @@ fn row_7_its_security_group_lets_the_hsms_ports_pass_to_itself() {
     let open: [(&str, Change<SecurityGroup>); 3] = [
         ("every protocol", |group| {
             group.rules[0] =
-                SecurityGroupRule { protocol: "-1".to_owned(), from_port: 0, to_port: 0, ..group.rules[0].clone() }
+                SecurityGroupRule { protocol: Protocol::All, from_port: 0, to_port: 0, ..group.rules[0].clone() }
         }),
         ("every port", |group| (group.rules[1].from_port, group.rules[1].to_port) = (0, 65_535)),
         ("port by port", |group| {
