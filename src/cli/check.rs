@@ -198,7 +198,7 @@ mod tests {
             phase: phase.into(),
             status: status.into(),
             problem: problem.to_owned(),
-            remedy: if problem.is_empty() { String::new() } else { "Mend it.".to_owned() },
+            remedy: if problem.is_empty() { String::new() } else { "Fix it.".to_owned() },
             ..Default::default()
         };
         let response = CheckClusterResponse {
@@ -210,7 +210,7 @@ mod tests {
         };
         assert_eq!(
             text(&response, Paint::Plain),
-            "CREATE\n  PASSED    cluster-active\n\nCONNECT\n  FAILED    active-hsm\n            none\\u{1b}[2J\n            do: Mend it.\n"
+            "CREATE\n  PASSED    cluster-active\n\nCONNECT\n  FAILED    active-hsm\n            none\\u{1b}[2J\n            do: Fix it.\n"
         );
     }
 }

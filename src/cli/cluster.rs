@@ -1,4 +1,4 @@
-//! `keyway cluster …`: list, describe and watch, and take an HSM out of use and back. What a cluster lacks stands in
+//! `keyway cluster …`: list, describe and watch, and drain and resume an HSM. What a cluster lacks stands in
 //! [`check`], what is out of step in [`drift`].
 
 use std::time::Duration;
@@ -50,7 +50,7 @@ pub(super) struct WatchArgs {
     cluster_id: String,
 }
 
-/// Take an HSM out of use, for maintenance: running calls end, no new ones go there, until it is resumed
+/// Drain an HSM, for maintenance: running calls end, no new ones go there, until it is resumed
 #[derive(Debug, Args)]
 pub(super) struct DrainArgs {
     /// The cluster's id

@@ -42,7 +42,7 @@ pub struct Settings {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubnetSettings {
     pub zone: Zone,
-    /// `None` when nobody says.
+    /// `None` when it is not declared.
     pub free_addresses: Option<u32>,
     /// False for one that is gone although the cluster still names it.
     pub present: bool,

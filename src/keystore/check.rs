@@ -6,7 +6,7 @@ use crate::model::{ClusterId, ConnectionErrorCode, HsmId, Password, TrustAnchor,
 use crate::node::{self, LoginRefusal, Reach, Tried};
 
 use super::lifecycle::{self, Event};
-use super::prerequisites::{self, Check, Facts, Login, Service};
+use super::prerequisites::{self, Check, Facts, HsmStanding, Login};
 use super::{Error, KeyStores, connect, worker_spec};
 
 /// What to do where kmsuser is in use.
@@ -16,7 +16,7 @@ const ALLOW_ONE: &str = "Let one be asked once more with `keyway cluster resume 
 
 /// What somebody would give to make a key store, or what is wrong with it.
 #[derive(Debug, Default)]
-pub struct Shown {
+pub struct CheckInput {
     pub trust_anchor: Option<Result<TrustAnchor, String>>,
     pub password: Option<Result<Password, String>>,
 }
@@ -27,7 +27,7 @@ impl KeyStores {
         &self,
         _permit: Permit<action::CheckCluster>,
         id: &ClusterId,
-        shown: Shown,
+        shown: CheckInput,
     ) -> Result<Vec<Check>, Error> {
         let this = self.clone();
         let id = id.clone();
@@ -35,8 +35,8 @@ impl KeyStores {
         self.outlive(async move { this.check_now(id, shown).await }).await
     }
 
-    async fn check_now(&self, id: ClusterId, shown: Shown) -> Result<Vec<Check>, Error> {
-        let Shown { trust_anchor, password } = shown;
+    async fn check_now(&self, id: ClusterId, shown: CheckInput) -> Result<Vec<Check>, Error> {
+        let CheckInput { trust_anchor, password } = shown;
         let mut facts = Facts { trust_anchor, ..self.facts(&id) };
         let Some(cluster) = facts.cluster.clone() else { return Err(Error::ClusterNotFound(id)) };
         facts.password = password.as_ref().map(|password| password.as_ref().map(drop).map_err(Clone::clone));
@@ -107,8 +107,8 @@ impl KeyStores {
 
     /// The HSMs in service, those that can be reached first.
     fn in_order_of_hope(&self, facts: &Facts, cluster: &cluster::Settings) -> Vec<HsmId> {
-        let out_of_use = |hsm| matches!(facts.hsms.get(hsm), Some(Service::OutOfUse(_)));
-        let in_service = cluster.active_nodes().map(|(hsm, _)| hsm).filter(|hsm| !out_of_use(hsm));
+        let drained = |hsm| matches!(facts.hsms.get(hsm), Some(HsmStanding::Drained(_)));
+        let in_service = cluster.active_nodes().map(|(hsm, _)| hsm).filter(|hsm| !drained(hsm));
         let mut hsms: Vec<_> = in_service.cloned().collect();
         hsms.sort_by_key(|hsm| match self.reach(&facts.id, hsm) {
             Some(Reach::Reached(_)) => 0,

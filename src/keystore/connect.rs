@@ -26,7 +26,7 @@ const OTHERS: Duration = Duration::from_secs(20);
 
 /// Where a node stands on its way into a Connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
+pub enum ConnectPhase {
     Reach,
     LogIn,
     /// It is given a new password, or finds out whether it was.
@@ -42,7 +42,7 @@ pub enum Phase {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Progress {
     pub hsm: HsmId,
-    pub phase: Phase,
+    pub phase: ConnectPhase,
     pub failed: bool,
     pub reason: String,
     /// What a refused login is called, which says what to do about it.
@@ -59,15 +59,17 @@ fn progress_of(member: &Member) -> Progress {
     let status = status.borrow();
     let (phase, failed) = match status.health {
         // Between the worker that changed it and the one that logs in with it, too.
-        Health::NotProbed | Health::Unreachable if status.password.is_none() => (Phase::RotatePassword, false),
-        Health::Syncing | Health::Healthy | Health::Slow if status.password.is_none() => (Phase::RotatePassword, false),
-        Health::NotProbed => (Phase::Reach, false),
-        Health::Unreachable | Health::WrongIdentity => (Phase::Reach, true),
-        Health::Drained => (Phase::Drained, false),
-        Health::LoginRefused => (Phase::LogIn, true),
-        Health::Syncing if member.is_proved() => (Phase::SyncKeys, false),
-        Health::Syncing => (Phase::Probe, false),
-        Health::Healthy | Health::Slow => (Phase::Ready, false),
+        Health::NotProbed | Health::Unreachable if status.password.is_none() => (ConnectPhase::RotatePassword, false),
+        Health::Syncing | Health::Healthy | Health::Slow if status.password.is_none() => {
+            (ConnectPhase::RotatePassword, false)
+        }
+        Health::NotProbed => (ConnectPhase::Reach, false),
+        Health::Unreachable | Health::WrongIdentity => (ConnectPhase::Reach, true),
+        Health::Drained => (ConnectPhase::Drained, false),
+        Health::LoginRefused => (ConnectPhase::LogIn, true),
+        Health::Syncing if member.is_proved() => (ConnectPhase::SyncKeys, false),
+        Health::Syncing => (ConnectPhase::Probe, false),
+        Health::Healthy | Health::Slow => (ConnectPhase::Ready, false),
     };
     let refusal = status.login_refusal.filter(|_| status.health == Health::LoginRefused).map(code);
     Progress { hsm: member.node.hsm().clone(), phase, failed, reason: status.reason.clone(), refusal }

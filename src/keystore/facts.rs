@@ -7,7 +7,7 @@ use crate::model::{ClusterId, HsmId};
 use crate::node::{Health, Reach};
 use crate::records::{Records, Unavailable};
 
-use super::prerequisites::{self, Facts, Login, Service, Tie};
+use super::prerequisites::{self, Facts, HsmStanding, Login, TiedKeyStore};
 use super::{Error, KeyStores};
 
 impl KeyStores {
@@ -43,9 +43,9 @@ impl KeyStores {
         self.0.clusters.get(id).map_or(cluster::Quorum::USUAL, |cluster| cluster.quorum())
     }
 
-    fn ties(&self) -> Vec<Tie> {
+    fn ties(&self) -> Vec<TiedKeyStore> {
         let records = self.list().into_iter().map(|store| store.record());
-        let tie = |record: crate::records::KeyStoreRecord| Tie {
+        let tie = |record: crate::records::KeyStoreRecord| TiedKeyStore {
             lineage: self.lineage(&record.cluster),
             store: record.id,
             name: record.name,
@@ -62,25 +62,25 @@ impl KeyStores {
         declared.or_else(remembered).unwrap_or_else(|| Lineage::of_nobody_but(id))
     }
 
-    fn service(&self, id: &ClusterId, hsm: &HsmId, connection: Option<&Connection>) -> Service {
+    fn service(&self, id: &ClusterId, hsm: &HsmId, connection: Option<&Connection>) -> HsmStanding {
         if let Some(note) = self.drained(id, hsm) {
-            return Service::OutOfUse(note);
+            return HsmStanding::Drained(note);
         }
         let Some(member) = connection.and_then(|connection| connection.member(hsm)) else {
             return match self.reach(id, hsm) {
-                None => Service::Unknown,
-                Some(Reach::Reached(_)) => Service::Reachable,
-                Some(Reach::Unreached(why)) => Service::Unreachable(why),
+                None => HsmStanding::Unknown,
+                Some(Reach::Reached(_)) => HsmStanding::Reachable,
+                Some(Reach::Unreached(why)) => HsmStanding::Unreachable(why),
             };
         };
         let status = member.node.status().borrow().clone();
         match status.health {
-            Health::NotProbed => Service::Unknown,
-            Health::Unreachable => Service::Unreachable(status.reason),
-            Health::Drained => Service::OutOfUse(status.reason),
-            Health::Healthy | Health::Slow | Health::Syncing if member.is_proved() => Service::Answers,
+            Health::NotProbed => HsmStanding::Unknown,
+            Health::Unreachable => HsmStanding::Unreachable(status.reason),
+            Health::Drained => HsmStanding::Drained(status.reason),
+            Health::Healthy | Health::Slow | Health::Syncing if member.is_proved() => HsmStanding::Answers,
             Health::Healthy | Health::Slow | Health::Syncing | Health::LoginRefused | Health::WrongIdentity => {
-                Service::NotYet(status.reason)
+                HsmStanding::NotYet(status.reason)
             }
         }
     }

@@ -36,10 +36,10 @@ use crate::records::{
 };
 
 use lifecycle::{Event, Refused, Step};
-use prerequisites::{Phase as CheckPhase, Unmet};
+use prerequisites::{CheckPhase, Unmet};
 
-pub use check::Shown;
-pub use connect::{Phase, Progress, progress};
+pub use check::CheckInput;
+pub use connect::{ConnectPhase, Progress, progress};
 pub use maintenance::Logins;
 pub use settings::Settings;
 pub use store::{Place, Store};
@@ -115,9 +115,9 @@ struct Inner {
     opened: mpsc::Sender<Arc<Connection>>,
     /// Counts stores made, deleted, and moved to another cluster.
     listed: watch::Sender<u64>,
-    /// HSMs that an operator took out of use, with his notes.
+    /// HSMs that an operator drained, with the notes.
     drained: RwLock<BTreeMap<(ClusterId, HsmId), String>>,
-    /// Held while an HSM is taken out of use or back, and while a Connection is made: neither misses the other.
+    /// Held while an HSM is drained or resumed, and while a Connection is made: neither misses the other.
     maintenance: tokio::sync::Mutex<()>,
     /// HSMs that nobody is logged in to, and whether they can be reached.
     reach: watch::Sender<BTreeMap<(ClusterId, HsmId), Reach>>,
@@ -194,12 +194,12 @@ impl KeyStores {
         self.read().get(id).cloned().ok_or_else(|| Error::NotFound(id.to_string()))
     }
 
-    /// The store that stands on a cluster, if one does.
+    /// The store that uses a cluster, if one does.
     pub fn on_cluster(&self, cluster: &ClusterId) -> Option<Arc<Store>> {
         self.read().values().find(|store| store.record.borrow().cluster == *cluster).cloned()
     }
 
-    /// What keeps another key store off the cluster, if one stands on it.
+    /// What keeps another key store off the cluster, if one uses it.
     fn tied(&self, cluster: &ClusterId) -> Option<Unmet> {
         self.on_cluster(cluster).map(|store| Unmet::Tied(store.id()))
     }

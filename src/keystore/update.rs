@@ -10,7 +10,7 @@ use crate::model::{ClusterId, KeyStoreId, KeyStoreName, Password, Username};
 use crate::records::{KeyStoreRecord, KeyStoreUpdate, Standing, UpdatedKeyStore};
 
 use super::lifecycle::{self, Event};
-use super::prerequisites::{self, Facts, Phase, Unmet};
+use super::prerequisites::{self, CheckPhase, Facts, Unmet};
 use super::{Error, KeyStores, Selector, Store, same_password};
 
 /// What is to become different.
@@ -46,7 +46,7 @@ impl KeyStores {
         if let Some(name) = &update.name
             && self.find(&Selector::Name(name.clone())).is_ok()
         {
-            return Err(Error::unmet(&before.cluster, Phase::Move, Unmet::NameInUse(name.clone())));
+            return Err(Error::unmet(&before.cluster, CheckPhase::Move, Unmet::NameInUse(name.clone())));
         }
         let _tying = self.0.tying.lock().await;
         if let Some(cluster) = &update.cluster {
@@ -57,12 +57,12 @@ impl KeyStores {
             UpdatedKeyStore::Updated(after) => *after,
             UpdatedKeyStore::NameInUse => {
                 let name = update.name.unwrap_or(before.name);
-                return Err(Error::unmet(&before.cluster, Phase::Move, Unmet::NameInUse(name)));
+                return Err(Error::unmet(&before.cluster, CheckPhase::Move, Unmet::NameInUse(name)));
             }
             UpdatedKeyStore::ClusterInUse => {
                 let cluster = update.cluster.unwrap_or(before.cluster);
                 let tied = self.tied(&cluster);
-                return Err(tied.map_or(Error::Conflict, |unmet| Error::unmet(&cluster, Phase::Move, unmet)));
+                return Err(tied.map_or(Error::Conflict, |unmet| Error::unmet(&cluster, CheckPhase::Move, unmet)));
             }
             UpdatedKeyStore::Changed => return Err(self.lost(&before.id)),
         };

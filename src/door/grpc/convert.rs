@@ -143,7 +143,7 @@ pub(super) fn description(text: String) -> Result<String, Status> {
     Ok(text)
 }
 
-/// Why an HSM is taken out of use.
+/// Why an HSM is drained.
 pub(super) fn note(text: String) -> Result<String, Status> {
     if text.chars().count() > 256 || text.chars().any(char::is_control) {
         return Err(status::field("note", "has at most 256 characters, and no control characters"));

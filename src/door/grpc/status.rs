@@ -198,7 +198,7 @@ impl From<prerequisites::Refusal> for Refusal {
             U::NotConnected { store, state } | U::NotDisconnected { store, state } => {
                 failed().with("keyStoreId", store).with("connectionState", state)
             }
-            U::NoActiveHsm | U::AllOutOfUse | U::LoginFailed { .. } => failed(),
+            U::NoActiveHsm | U::AllDrained | U::LoginFailed { .. } => failed(),
             U::TooFewAnswer { hsms, zones, needed: _ } => {
                 of_cluster(Code::Unavailable).with("hsms", hsms).with("availabilityZones", zones).retry()
             }
@@ -315,14 +315,14 @@ fn way_out(state: crate::model::ConnectionState) -> &'static str {
         S::Connecting => "wait until it is connected",
         S::Connected => "disconnect it first",
         S::Disconnecting => "wait until it is disconnected",
-        S::Failed => "disconnect it, mend the cause, and connect it again",
+        S::Failed => "disconnect it, fix the cause, and connect it again",
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keystore::prerequisites::{Phase, Unmet};
+    use crate::keystore::prerequisites::{CheckPhase, Unmet};
 
     /// The variables of the sentence are in the metadata, and the sentence ends with what to do.
     #[test]
@@ -330,7 +330,7 @@ mod tests {
         let cluster: crate::model::ClusterId = "cluster-2abcdefghij".parse().unwrap();
         for unmet in Unmet::one_of_each() {
             let (variables, remedy) = (variables(&unmet), unmet.remedy());
-            let refused = prerequisites::Refusal { cluster: cluster.clone(), phase: Phase::Create, unmet };
+            let refused = prerequisites::Refusal { cluster: cluster.clone(), phase: CheckPhase::Create, unmet };
             let refusal = Refusal::from(refused.clone());
             assert_eq!(refusal.message, format!("{refused}. {remedy}"));
             let mut told: Vec<_> = refusal.metadata.keys().map(String::as_str).collect();
@@ -344,7 +344,7 @@ mod tests {
         match unmet {
             U::NameInUse(_) => &["keyStoreName"],
             U::QuotaReached(_) => &["quota"],
-            U::NotFound | U::NoActiveHsm | U::AllOutOfUse | U::LoginFailed { .. } | U::NobodyAnswers => &["clusterId"],
+            U::NotFound | U::NoActiveHsm | U::AllDrained | U::LoginFailed { .. } | U::NobodyAnswers => &["clusterId"],
             U::Tied(_) => &["clusterId", "keyStoreId"],
             U::RelativeTied { .. } => &["clusterId", "keyStoreId", "relatedClusterId"],
             U::NotRelated(_) => &["clusterId", "presentClusterId"],

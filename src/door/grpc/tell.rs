@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use crate::cluster::{Connection, Member, NodeSettings};
 use crate::keys::Description;
-use crate::keystore::{self, Phase, Progress};
+use crate::keystore::{self, ConnectPhase, Progress};
 use crate::model::{ConnectionErrorCode, ConnectionState, HsmId, KeySpec, KeyState, PasswordVersion};
 use crate::node::{Health, LoginRefusal, Reach, Status};
 use crate::proto::v1 as pb;
@@ -153,18 +153,18 @@ fn prerequisites_step(record: &KeyStoreRecord, connection: Option<&Connection>) 
 
 fn connect_step(progress: Progress) -> pb::ConnectStep {
     let (phase, remedy) = match progress.phase {
-        Phase::Reach => (pb::ConnectPhase::Reach, "Check the HSM's library, configuration and host."),
-        Phase::LogIn => (pb::ConnectPhase::LogIn, progress.refusal.map_or("", ConnectionErrorCode::remedy)),
-        Phase::RotatePassword => (pb::ConnectPhase::RotatePassword, ""),
-        Phase::Probe => (pb::ConnectPhase::Probe, ""),
-        Phase::SyncKeys => (pb::ConnectPhase::SyncKeys, ""),
-        Phase::Ready => (pb::ConnectPhase::Ready, ""),
-        Phase::Drained => (pb::ConnectPhase::Reach, "Resume the HSM when it may be used again."),
+        ConnectPhase::Reach => (pb::ConnectPhase::Reach, "Check the HSM's library, configuration and host."),
+        ConnectPhase::LogIn => (pb::ConnectPhase::LogIn, progress.refusal.map_or("", ConnectionErrorCode::remedy)),
+        ConnectPhase::RotatePassword => (pb::ConnectPhase::RotatePassword, ""),
+        ConnectPhase::Probe => (pb::ConnectPhase::Probe, ""),
+        ConnectPhase::SyncKeys => (pb::ConnectPhase::SyncKeys, ""),
+        ConnectPhase::Ready => (pb::ConnectPhase::Ready, ""),
+        ConnectPhase::Drained => (pb::ConnectPhase::Reach, "Resume the HSM when it may be used again."),
     };
     let check = match (progress.failed, progress.phase) {
         (true, _) => pb::CheckStatus::Failed,
-        (false, Phase::Ready) => pb::CheckStatus::Passed,
-        (false, Phase::Drained) => pb::CheckStatus::Skipped,
+        (false, ConnectPhase::Ready) => pb::CheckStatus::Passed,
+        (false, ConnectPhase::Drained) => pb::CheckStatus::Skipped,
         (false, _) => pb::CheckStatus::Running,
     };
     pb::ConnectStep {

@@ -6,11 +6,11 @@ use crate::cluster::{self, Direction, Protocol, SecurityGroup, SecurityGroupRule
 use crate::keystore::lifecycle::{self, Event};
 use crate::model::{ClusterState, HsmId};
 
-use super::{Check, Facts, Login, Phase, Service, Subject, Tie, Unmet, Verdict};
+use super::{Check, CheckPhase, Facts, Finding, HsmStanding, Login, Subject, TiedKeyStore, Unmet};
 
 /// The ports on which HSMs of CloudHSM talk.
 const PORTS: [u16; 3] = [2223, 2224, 2225];
-/// A key store's subnets are in so many zones.
+/// A key store's subnets are in at least this many zones.
 const SUBNET_ZONES: usize = 2;
 
 /// What nobody can look at, and why.
@@ -82,9 +82,9 @@ impl Rule {
 }
 
 /// One rule in one phase: a finding for each thing that it looks at.
-pub(super) fn examine(rule: Rule, phase: Phase, facts: &Facts) -> Vec<Check> {
-    let found = |subject, verdict| Check { rule, phase, subject, verdict };
-    let whole = |verdict| vec![found(Subject::Cluster, verdict)];
+pub(super) fn examine(rule: Rule, phase: CheckPhase, facts: &Facts) -> Vec<Check> {
+    let found = |subject, finding| Check { rule, phase, subject, finding };
+    let whole = |finding| vec![found(Subject::Cluster, finding)];
     match (rule, facts.cluster.as_deref()) {
         (Rule::PasswordForm, _) => whole(password_form(facts)),
         // Who asks without a name asks about the cluster alone.
@@ -97,8 +97,8 @@ pub(super) fn examine(rule: Rule, phase: Phase, facts: &Facts) -> Vec<Check> {
         (Rule::StoreDisconnected, _) => whole(store_disconnected(facts)),
         (Rule::StoreConnected, _) => whole(store_connected(facts)),
         (Rule::Login, _) => {
-            let (subject, verdict) = login(facts);
-            vec![found(subject, verdict)]
+            let (subject, finding) = login(facts);
+            vec![found(subject, finding)]
         }
         // That it is not declared is a rule of its own.
         (_, None) => Vec::new(),
@@ -116,10 +116,10 @@ pub(super) fn examine(rule: Rule, phase: Phase, facts: &Facts) -> Vec<Check> {
         }
         (Rule::FreeAddresses, Some(cluster)) => {
             of_each_subnet(cluster, found, |id, subnet| match subnet.free_addresses {
-                None => skipped("nobody says how many addresses are free"),
-                Some(0) => Verdict::Failed(Unmet::NoFreeAddress(id.clone())),
-                Some(1) => Verdict::Warning(Unmet::OneFreeAddress(id.clone())),
-                Some(_) => Verdict::Passed,
+                None => skipped("free addresses are not declared"),
+                Some(0) => Finding::Failed(Unmet::NoFreeAddress(id.clone())),
+                Some(1) => Finding::Warning(Unmet::OneFreeAddress(id.clone())),
+                Some(_) => Finding::Passed,
             })
         }
         (Rule::HsmReachable, Some(cluster)) => reachable(cluster, facts, found),
@@ -129,64 +129,64 @@ pub(super) fn examine(rule: Rule, phase: Phase, facts: &Facts) -> Vec<Check> {
     }
 }
 
-fn unless(met: bool, unmet: impl FnOnce() -> Unmet) -> Verdict {
-    if met { Verdict::Passed } else { Verdict::Failed(unmet()) }
+fn unless(met: bool, unmet: impl FnOnce() -> Unmet) -> Finding {
+    if met { Finding::Passed } else { Finding::Failed(unmet()) }
 }
 
 /// Keys in use are the HSMs' to refuse: what is declared of the cluster meanwhile is a warning.
-fn in_phase(phase: Phase, verdict: Verdict) -> Verdict {
-    match verdict {
-        Verdict::Failed(unmet) if phase == Phase::Use => Verdict::Warning(unmet),
-        verdict => verdict,
+fn in_phase(phase: CheckPhase, finding: Finding) -> Finding {
+    match finding {
+        Finding::Failed(unmet) if phase == CheckPhase::Use => Finding::Warning(unmet),
+        finding => finding,
     }
 }
 
-fn skipped(why: impl Into<String>) -> Verdict {
-    Verdict::Skipped { why: why.into(), remedy: None }
+fn skipped(why: impl Into<String>) -> Finding {
+    Finding::Skipped { why: why.into(), remedy: None }
 }
 
-fn password_form(facts: &Facts) -> Verdict {
+fn password_form(facts: &Facts) -> Finding {
     match &facts.password {
         None => skipped("no password was given"),
-        Some(Ok(())) => Verdict::Passed,
-        Some(Err(rule)) => Verdict::Failed(Unmet::UnreadablePassword(rule.clone())),
+        Some(Ok(())) => Finding::Passed,
+        Some(Err(rule)) => Finding::Failed(Unmet::UnreadablePassword(rule.clone())),
     }
 }
 
-fn name_free(facts: &Facts) -> Verdict {
+fn name_free(facts: &Facts) -> Finding {
     match &facts.name {
-        Some(name) if facts.ties.iter().any(|tie| tie.name == *name) => Verdict::Failed(Unmet::NameInUse(name.clone())),
-        Some(_) | None => Verdict::Passed,
+        Some(name) if facts.ties.iter().any(|tie| tie.name == *name) => Finding::Failed(Unmet::NameInUse(name.clone())),
+        Some(_) | None => Finding::Passed,
     }
 }
 
-fn quota(facts: &Facts) -> Verdict {
+fn quota(facts: &Facts) -> Finding {
     let room = u32::try_from(facts.ties.len()).is_ok_and(|stores| stores < facts.quota);
     unless(room, || Unmet::QuotaReached(facts.quota))
 }
 
 /// A cluster carries one key store; the one that is being moved does not stand in its own way.
-fn cluster_free(facts: &Facts) -> Verdict {
+fn cluster_free(facts: &Facts) -> Finding {
     let mut others = facts.ties.iter().filter(|tie| facts.moving.as_ref() != Some(&tie.store));
     match others.find(|tie| tie.cluster == facts.id) {
-        Some(tie) => Verdict::Failed(Unmet::Tied(tie.store.clone())),
-        None => Verdict::Passed,
+        Some(tie) => Finding::Failed(Unmet::Tied(tie.store.clone())),
+        None => Finding::Passed,
     }
 }
 
-fn unrelated(facts: &Facts) -> Verdict {
+fn unrelated(facts: &Facts) -> Finding {
     match facts.related() {
-        Some(tie) => Verdict::Failed(Unmet::RelativeTied { cluster: tie.cluster.clone(), store: tie.store.clone() }),
-        None => Verdict::Passed,
+        Some(tie) => Finding::Failed(Unmet::RelativeTied { cluster: tie.cluster.clone(), store: tie.store.clone() }),
+        None => Finding::Passed,
     }
 }
 
 /// The key store that is to be moved here.
-fn moving(facts: &Facts) -> Option<&Tie> {
+fn moving(facts: &Facts) -> Option<&TiedKeyStore> {
     facts.ties.iter().find(|tie| facts.moving.as_ref() == Some(&tie.store))
 }
 
-fn store_disconnected(facts: &Facts) -> Verdict {
+fn store_disconnected(facts: &Facts) -> Finding {
     match moving(facts) {
         None => skipped("no key store is to be moved here"),
         Some(tie) => unless(lifecycle::next(tie.state, Event::Reconfigure).is_ok(), || Unmet::NotDisconnected {
@@ -196,21 +196,21 @@ fn store_disconnected(facts: &Facts) -> Verdict {
     }
 }
 
-fn related(facts: &Facts) -> Verdict {
+fn related(facts: &Facts) -> Finding {
     match moving(facts) {
         None => skipped("no key store is to be moved here"),
         Some(tie) => unless(tie.lineage == facts.lineage, || Unmet::NotRelated(tie.cluster.clone())),
     }
 }
 
-fn active(cluster: &cluster::Settings) -> Verdict {
+fn active(cluster: &cluster::Settings) -> Finding {
     unless(cluster.state == ClusterState::Active, || Unmet::NotActive {
         state: cluster.state,
         message: cluster.state_message.clone(),
     })
 }
 
-fn subnets_in_two_zones(cluster: &cluster::Settings) -> Verdict {
+fn subnets_in_two_zones(cluster: &cluster::Settings) -> Finding {
     if cluster.subnets.is_empty() {
         return skipped("the cluster declares no subnets: its HSMs are in none");
     }
@@ -219,7 +219,7 @@ fn subnets_in_two_zones(cluster: &cluster::Settings) -> Verdict {
 }
 
 /// The HSMs' ports, from the group itself or to it.
-fn open(cluster: &cluster::Settings, direction: Direction) -> Verdict {
+fn open(cluster: &cluster::Settings, direction: Direction) -> Finding {
     let Some(group) = &cluster.security_group else {
         return skipped("the cluster declares no security group");
     };
@@ -236,86 +236,86 @@ fn lets_pass(group: &SecurityGroup, direction: Direction, port: u16) -> bool {
     group.rules.iter().any(|rule| rule.direction == direction && rule.peer == group.id && passes(rule))
 }
 
-fn enough_hsms(cluster: &cluster::Settings) -> Verdict {
+fn enough_hsms(cluster: &cluster::Settings) -> Finding {
     let zones: BTreeSet<_> = cluster.active_nodes().map(|(_, node)| &node.zone).collect();
     let (hsms, zones, needed) = (cluster.active_nodes().count(), zones.len(), cluster.quorum());
     unless(needed.is_met_by(hsms, zones), || Unmet::TooFewHsms { hsms, zones, needed })
 }
 
-fn trust_anchor(cluster: &cluster::Settings, facts: &Facts) -> Verdict {
+fn trust_anchor(cluster: &cluster::Settings, facts: &Facts) -> Finding {
     match (&cluster.trust_anchor, &facts.trust_anchor) {
-        (_, Some(Err(rule))) => Verdict::Failed(Unmet::UnreadableTrustAnchor(rule.clone())),
+        (_, Some(Err(rule))) => Finding::Failed(Unmet::UnreadableTrustAnchor(rule.clone())),
         (None, _) => skipped("the cluster declares no trust anchor"),
         (Some(_), None) => skipped("no certificate was given"),
         (Some(own), Some(Ok(shown))) => unless(own == shown, || Unmet::IncorrectTrustAnchor),
     }
 }
 
-fn any_hsm(cluster: &cluster::Settings) -> Verdict {
+fn any_hsm(cluster: &cluster::Settings) -> Finding {
     unless(cluster.active_nodes().next().is_some(), || Unmet::NoActiveHsm)
 }
 
 /// An HSM that is ACTIVE, and that no operator has drained.
-fn hsm_in_service(cluster: &cluster::Settings, facts: &Facts) -> Verdict {
+fn hsm_in_service(cluster: &cluster::Settings, facts: &Facts) -> Finding {
     if cluster.active_nodes().next().is_none() {
-        return Verdict::Failed(Unmet::NoActiveHsm);
+        return Finding::Failed(Unmet::NoActiveHsm);
     }
-    let out_of_use = |hsm| matches!(facts.hsms.get(hsm), Some(Service::OutOfUse(_)));
-    unless(!cluster.active_nodes().all(|(hsm, _)| out_of_use(hsm)), || Unmet::AllOutOfUse)
+    let drained = |hsm| matches!(facts.hsms.get(hsm), Some(HsmStanding::Drained(_)));
+    unless(!cluster.active_nodes().all(|(hsm, _)| drained(hsm)), || Unmet::AllDrained)
 }
 
 fn of_each_subnet(
     cluster: &cluster::Settings,
-    found: impl Fn(Subject, Verdict) -> Check,
-    verdict: impl Fn(&cluster::SubnetId, &cluster::SubnetSettings) -> Verdict,
+    found: impl Fn(Subject, Finding) -> Check,
+    finding: impl Fn(&cluster::SubnetId, &cluster::SubnetSettings) -> Finding,
 ) -> Vec<Check> {
     if cluster.subnets.is_empty() {
         return vec![found(Subject::Cluster, skipped("the cluster declares no subnets: its HSMs are in none"))];
     }
-    cluster.subnets.iter().map(|(id, subnet)| found(Subject::Subnet(id.clone()), verdict(id, subnet))).collect()
+    cluster.subnets.iter().map(|(id, subnet)| found(Subject::Subnet(id.clone()), finding(id, subnet))).collect()
 }
 
 /// One that cannot be reached stops nothing while another can.
-fn reachable(cluster: &cluster::Settings, facts: &Facts, found: impl Fn(Subject, Verdict) -> Check) -> Vec<Check> {
-    let service = |hsm: &HsmId| facts.hsms.get(hsm).cloned().unwrap_or(Service::Unknown);
+fn reachable(cluster: &cluster::Settings, facts: &Facts, found: impl Fn(Subject, Finding) -> Check) -> Vec<Check> {
+    let service = |hsm: &HsmId| facts.hsms.get(hsm).cloned().unwrap_or(HsmStanding::Unknown);
     let another = cluster
         .active_nodes()
-        .any(|(hsm, _)| matches!(service(hsm), Service::Reachable | Service::Answers | Service::NotYet(_)));
+        .any(|(hsm, _)| matches!(service(hsm), HsmStanding::Reachable | HsmStanding::Answers | HsmStanding::NotYet(_)));
     let of_one = |hsm: &HsmId| match service(hsm) {
-        Service::Unknown => skipped("nobody has looked yet"),
-        Service::OutOfUse(note) => skipped(format!("it is out of use: {note}")),
-        Service::Reachable | Service::Answers | Service::NotYet(_) => Verdict::Passed,
-        Service::Unreachable(why) => {
+        HsmStanding::Unknown => skipped("nobody has looked yet"),
+        HsmStanding::Drained(note) => skipped(format!("it is drained: {note}")),
+        HsmStanding::Reachable | HsmStanding::Answers | HsmStanding::NotYet(_) => Finding::Passed,
+        HsmStanding::Unreachable(why) => {
             let unmet = Unmet::Unreachable { hsm: hsm.clone(), why };
-            if another { Verdict::Warning(unmet) } else { Verdict::Failed(unmet) }
+            if another { Finding::Warning(unmet) } else { Finding::Failed(unmet) }
         }
     };
     cluster.active_nodes().map(|(hsm, _)| found(Subject::Hsm(hsm.clone()), of_one(hsm))).collect()
 }
 
-fn login(facts: &Facts) -> (Subject, Verdict) {
+fn login(facts: &Facts) -> (Subject, Finding) {
     match &facts.login {
-        Login::NotTried { why, remedy } => (Subject::Cluster, Verdict::Skipped { why: why.clone(), remedy: *remedy }),
-        Login::Accepted(hsm) => (Subject::Hsm(hsm.clone()), Verdict::Passed),
+        Login::NotTried { why, remedy } => (Subject::Cluster, Finding::Skipped { why: why.clone(), remedy: *remedy }),
+        Login::Accepted(hsm) => (Subject::Hsm(hsm.clone()), Finding::Passed),
         Login::Failed { hsm, code, message } => {
             let unmet = Unmet::LoginFailed { code: *code, message: message.clone() };
-            (hsm.clone().map_or(Subject::Cluster, Subject::Hsm), Verdict::Failed(unmet))
+            (hsm.clone().map_or(Subject::Cluster, Subject::Hsm), Finding::Failed(unmet))
         }
     }
 }
 
-fn is_usable(tie: &Tie) -> bool {
+fn is_usable(tie: &TiedKeyStore) -> bool {
     lifecycle::next(tie.state, Event::Use).is_ok()
 }
 
-fn store_connected(facts: &Facts) -> Verdict {
+fn store_connected(facts: &Facts) -> Finding {
     match facts.tied() {
-        None => skipped("no key store stands on the cluster yet"),
+        None => skipped("no key store uses the cluster yet"),
         Some(tie) => unless(is_usable(tie), || Unmet::NotConnected { store: tie.store.clone(), state: tie.state }),
     }
 }
 
-fn enough_answer(cluster: &cluster::Settings, facts: &Facts) -> Verdict {
+fn enough_answer(cluster: &cluster::Settings, facts: &Facts) -> Finding {
     let Some(answering) = answering(cluster, facts) else {
         return skipped("no key store is connected here");
     };
@@ -324,7 +324,7 @@ fn enough_answer(cluster: &cluster::Settings, facts: &Facts) -> Verdict {
     unless(needed.is_met_by(hsms, zones), || Unmet::TooFewAnswer { hsms, zones, needed })
 }
 
-fn one_answers(cluster: &cluster::Settings, facts: &Facts) -> Verdict {
+fn one_answers(cluster: &cluster::Settings, facts: &Facts) -> Finding {
     match answering(cluster, facts) {
         None => skipped("no key store is connected here"),
         Some(answering) => unless(!answering.is_empty(), || Unmet::NobodyAnswers),
@@ -334,7 +334,7 @@ fn one_answers(cluster: &cluster::Settings, facts: &Facts) -> Verdict {
 /// The HSMs that serve; `None` while nobody is to be logged in to them.
 fn answering<'a>(cluster: &'a cluster::Settings, facts: &Facts) -> Option<Vec<&'a cluster::NodeSettings>> {
     facts.tied().filter(|tie| is_usable(tie))?;
-    let serves = |hsm| facts.hsms.get(hsm) == Some(&Service::Answers);
+    let serves = |hsm| facts.hsms.get(hsm) == Some(&HsmStanding::Answers);
     // One that is no longer ACTIVE serves until the key store is next connected.
     Some(cluster.nodes.iter().filter(|(hsm, _)| serves(hsm)).map(|(_, node)| node).collect())
 }

@@ -24,7 +24,7 @@ fn good() -> Facts {
         cluster: Some(Arc::new(cluster)),
         ties: Vec::new(),
         quota: 2,
-        hsms: [hsm(1), hsm(2)].map(|hsm| (hsm, Service::Reachable)).into(),
+        hsms: [hsm(1), hsm(2)].map(|hsm| (hsm, HsmStanding::Reachable)).into(),
         name: Some("main".parse().unwrap()),
         trust_anchor: Some(Ok(authority())),
         password: Some(Ok(())),
@@ -104,8 +104,8 @@ fn another_authority() -> String {
 }
 
 /// A key store on a cluster.
-fn tie(name: &str, on: &str, lineage: &str) -> Tie {
-    Tie {
+fn tie(name: &str, on: &str, lineage: &str) -> TiedKeyStore {
+    TiedKeyStore {
         store: KeyStoreId::random(),
         name: name.parse().unwrap(),
         state: ConnectionState::Disconnected,
@@ -148,11 +148,11 @@ fn row(what: &str, facts: &Facts, expected: [&str; 6]) {
 }
 
 fn told_of_use(facts: &Facts) -> &'static str {
-    let told = |check: Check| match check.verdict {
-        Verdict::Failed(unmet) | Verdict::Warning(unmet) => Some(unmet.reason(check.phase)),
-        Verdict::Passed | Verdict::Skipped { .. } => None,
+    let told = |check: Check| match check.finding {
+        Finding::Failed(unmet) | Finding::Warning(unmet) => Some(unmet.reason(check.phase)),
+        Finding::Passed | Finding::Skipped { .. } => None,
     };
-    checks(Phase::Use, facts).into_iter().find_map(told).unwrap_or("-")
+    checks(CheckPhase::Use, facts).into_iter().find_map(told).unwrap_or("-")
 }
 
 type Change<T> = fn(&mut T);
@@ -167,9 +167,9 @@ const IN_USE: &str = "CLOUD_HSM_CLUSTER_IN_USE";
 #[test]
 fn a_cluster_with_everything_stops_nothing() {
     row("good", &good(), NONE);
-    for phase in [Phase::Create, Phase::Connect, Phase::Connecting] {
+    for phase in [CheckPhase::Create, CheckPhase::Connect, CheckPhase::Connecting] {
         let checks = checks(phase, &good());
-        let passed = |check: &Check| check.verdict == Verdict::Passed || UNKNOWN.contains(&check.rule);
+        let passed = |check: &Check| check.finding == Finding::Passed || UNKNOWN.contains(&check.rule);
         assert!(checks.iter().all(passed), "{checks:?}");
     }
 }
@@ -202,10 +202,10 @@ fn row_2_the_cluster_is_active() {
 fn rows_1_and_2_are_warnings_while_keys_are_used() {
     let degraded = declared(|cluster| cluster.state = ClusterState::Degraded);
     for facts in [Facts { cluster: None, ..good() }, degraded] {
-        let found = checks(Phase::Use, &facts);
-        let warned: Vec<_> = found.iter().filter(|check| matches!(check.verdict, Verdict::Warning(_))).collect();
+        let found = checks(CheckPhase::Use, &facts);
+        let warned: Vec<_> = found.iter().filter(|check| matches!(check.finding, Finding::Warning(_))).collect();
         assert_eq!(warned.len(), 1, "{found:?}");
-        assert!(!found.iter().any(|check| matches!(check.verdict, Verdict::Failed(_))), "{found:?}");
+        assert!(!found.iter().any(|check| matches!(check.finding, Finding::Failed(_))), "{found:?}");
     }
 }
 
@@ -214,14 +214,14 @@ fn rows_3_and_14_are_shown_as_what_nobody_can_look_at() {
     let found = survey(&good());
     for rule in UNKNOWN {
         let check = found.iter().find(|check| check.rule == rule).unwrap();
-        assert!(matches!(&check.verdict, Verdict::Skipped { why, .. } if why.starts_with("unknown: ")), "{check:?}");
+        assert!(matches!(&check.finding, Finding::Skipped { why, .. } if why.starts_with("unknown: ")), "{check:?}");
     }
 }
 
 #[test]
 fn a_survey_names_each_check_once_in_a_phase_that_is_shown() {
     let found = survey(&declared(|it| it.nodes.values_mut().for_each(|node| node.state = HsmState::Degraded)));
-    let connecting = |check: &&Check| matches!(check.phase, Phase::Connect | Phase::Connecting);
+    let connecting = |check: &&Check| matches!(check.phase, CheckPhase::Connect | CheckPhase::Connecting);
     let names: Vec<_> =
         found.iter().filter(connecting).filter(|it| it.subject == Subject::Cluster).map(|it| it.rule.name()).collect();
     let distinct: std::collections::BTreeSet<_> = names.iter().collect();
@@ -250,15 +250,15 @@ fn row_6_its_subnets_have_free_addresses() {
     for free in [Some(1), Some(2), None] {
         row("some", &with(free), NONE);
     }
-    let verdict = |free| {
-        let checks = checks(Phase::Connecting, &with(free));
+    let finding = |free| {
+        let checks = checks(CheckPhase::Connecting, &with(free));
         let found =
             checks.into_iter().find(|it| it.rule == Rule::FreeAddresses && it.subject == Subject::Subnet(subnet('b')));
-        found.unwrap().verdict
+        found.unwrap().finding
     };
-    assert!(matches!(verdict(Some(1)), Verdict::Warning(Unmet::OneFreeAddress(_))));
-    assert_eq!(verdict(Some(2)), Verdict::Passed);
-    assert!(matches!(verdict(None), Verdict::Skipped { .. }));
+    assert!(matches!(finding(Some(1)), Finding::Warning(Unmet::OneFreeAddress(_))));
+    assert_eq!(finding(Some(2)), Finding::Passed);
+    assert!(matches!(finding(None), Finding::Skipped { .. }));
 }
 
 #[test]
@@ -295,7 +295,7 @@ fn row_7_its_security_group_lets_the_hsms_ports_pass_to_itself() {
     }
     let facts = declared(|cluster| cluster.security_group.as_mut().unwrap().rules[0].to_port = 2223);
     let unmet = to_create(&facts).unwrap_err().unmet;
-    assert_eq!(unmet.to_string(), "its security group sg-1 lets no TCP 2224, 2225 in from itself");
+    assert_eq!(unmet.to_string(), "its security group sg-1 does not allow inbound TCP 2224, 2225 from itself");
 }
 
 #[test]
@@ -326,9 +326,9 @@ fn row_8_two_active_hsms_in_two_zones_and_one_to_connect() {
     for (what, change, expected) in cases {
         row(what, &declared(change), expected);
     }
-    let out_of_use = [hsm(1), hsm(2)].map(|hsm| (hsm, Service::OutOfUse("moving house".to_owned())));
-    let facts = Facts { hsms: out_of_use.into(), ..good() };
-    row("all out of use", &facts, ["-", "-", "-", "INSUFFICIENT_CLOUDHSM_HSMS", "-", "-"]);
+    let drained = [hsm(1), hsm(2)].map(|hsm| (hsm, HsmStanding::Drained("moving house".to_owned())));
+    let facts = Facts { hsms: drained.into(), ..good() };
+    row("all drained", &facts, ["-", "-", "-", "INSUFFICIENT_CLOUDHSM_HSMS", "-", "-"]);
 }
 
 #[test]
@@ -368,8 +368,9 @@ fn row_11_the_trust_anchor_is_the_clusters() {
     let facts = Facts { trust_anchor: Some(Err("is garbled".to_owned())), ..good() };
     row("garbled", &facts, ["VALIDATION", "-", "-", "-", "-", "-"]);
     let facts = Facts { trust_anchor: None, ..good() };
-    let verdict = checks(Phase::Create, &facts).into_iter().find(|it| it.rule == Rule::TrustAnchor).unwrap().verdict;
-    assert!(matches!(verdict, Verdict::Skipped { .. }));
+    let finding =
+        checks(CheckPhase::Create, &facts).into_iter().find(|it| it.rule == Rule::TrustAnchor).unwrap().finding;
+    assert!(matches!(finding, Finding::Skipped { .. }));
 }
 
 #[test]
@@ -379,15 +380,15 @@ fn rows_12_to_15_a_login_that_fails_is_told_with_its_connection_error_code() {
         let login = Login::Failed { hsm: Some(hsm(2)), code, message: "so it said".to_owned() };
         let facts = Facts { login, ..good() };
         row(code.as_str(), &facts, NONE);
-        let check = checks(Phase::Connecting, &facts).pop().unwrap();
+        let check = checks(CheckPhase::Connecting, &facts).pop().unwrap();
         assert_eq!((check.rule, check.subject), (Rule::Login, Subject::Hsm(hsm(2))));
-        let Verdict::Failed(unmet) = check.verdict else { panic!("{:?}", check.verdict) };
-        assert_eq!(unmet.reason(Phase::Connecting), code.as_str());
+        let Finding::Failed(unmet) = check.finding else { panic!("{:?}", check.finding) };
+        assert_eq!(unmet.reason(CheckPhase::Connecting), code.as_str());
     }
     let facts = Facts { password: Some(Err("is too short".to_owned())), ..good() };
-    let check = checks(Phase::Create, &facts).into_iter().find(|it| it.rule == Rule::PasswordForm).unwrap();
-    let Verdict::Failed(unmet) = check.verdict else { panic!("{:?}", check.verdict) };
-    assert_eq!(unmet.reason(Phase::Create), "VALIDATION");
+    let check = checks(CheckPhase::Create, &facts).into_iter().find(|it| it.rule == Rule::PasswordForm).unwrap();
+    let Finding::Failed(unmet) = check.finding else { panic!("{:?}", check.finding) };
+    assert_eq!(unmet.reason(CheckPhase::Create), "VALIDATION");
 }
 
 #[test]
@@ -400,62 +401,63 @@ fn rows_16_and_17_the_name_is_free_and_the_quota_not_reached() {
 
 #[test]
 fn row_18_the_key_store_is_connected_and_enough_hsms_answer() {
-    let reasons = |facts: &Facts| -> Vec<(Phase, &str, Option<&str>)> {
+    let reasons = |facts: &Facts| -> Vec<(CheckPhase, &str, Option<&str>)> {
         let told = |check: Check| {
-            let reason = match &check.verdict {
-                Verdict::Failed(unmet) => Some(unmet.reason(check.phase)),
-                Verdict::Passed => Some("PASSED"),
-                Verdict::Skipped { .. } | Verdict::Warning(_) => None,
+            let reason = match &check.finding {
+                Finding::Failed(unmet) => Some(unmet.reason(check.phase)),
+                Finding::Passed => Some("PASSED"),
+                Finding::Skipped { .. } | Finding::Warning(_) => None,
             };
             (check.phase, check.rule.name(), reason)
         };
-        [Phase::CreateKey, Phase::Use].into_iter().flat_map(|phase| checks(phase, facts)).map(told).collect()
+        [CheckPhase::CreateKey, CheckPhase::Use].into_iter().flat_map(|phase| checks(phase, facts)).map(told).collect()
     };
-    let with = |state, hsms: [Service; 2]| {
-        let store = Tie { state, ..tie("main", ID, ID) };
+    let with = |state, hsms: [HsmStanding; 2]| {
+        let store = TiedKeyStore { state, ..tie("main", ID, ID) };
         let [one, two] = hsms;
         reasons(&Facts { ties: vec![store], hsms: [(hsm(1), one), (hsm(2), two)].into(), ..good() })
     };
     let table = |enough, store, answer, used, one| {
         vec![
-            (Phase::CreateKey, "active-hsms-in-two-zones", enough),
-            (Phase::CreateKey, "key-store-connected", store),
-            (Phase::CreateKey, "hsms-answer-in-two-zones", answer),
-            (Phase::Use, "cluster-found", Some("PASSED")),
-            (Phase::Use, "cluster-active", Some("PASSED")),
-            (Phase::Use, "key-store-connected", used),
-            (Phase::Use, "hsm-answers", one),
+            (CheckPhase::CreateKey, "active-hsms-in-two-zones", enough),
+            (CheckPhase::CreateKey, "key-store-connected", store),
+            (CheckPhase::CreateKey, "hsms-answer-in-two-zones", answer),
+            (CheckPhase::Use, "cluster-found", Some("PASSED")),
+            (CheckPhase::Use, "cluster-active", Some("PASSED")),
+            (CheckPhase::Use, "key-store-connected", used),
+            (CheckPhase::Use, "hsm-answers", one),
         ]
     };
     let passed = Some("PASSED");
     assert_eq!(reasons(&good()), table(passed, None, None, None, None), "no key store yet");
     let invalid = Some("CUSTOM_KEY_STORE_INVALID_STATE");
-    let found = with(ConnectionState::Disconnected, [Service::Reachable, Service::Reachable]);
+    let found = with(ConnectionState::Disconnected, [HsmStanding::Reachable, HsmStanding::Reachable]);
     assert_eq!(found, table(passed, invalid, None, Some("KMS_INVALID_STATE"), None));
-    let found = with(ConnectionState::Connected, [Service::Answers, Service::Answers]);
+    let found = with(ConnectionState::Connected, [HsmStanding::Answers, HsmStanding::Answers]);
     assert_eq!(found, table(passed, passed, passed, passed, passed));
-    let found = with(ConnectionState::Connected, [Service::Answers, Service::Unreachable("gone".to_owned())]);
+    let found = with(ConnectionState::Connected, [HsmStanding::Answers, HsmStanding::Unreachable("gone".to_owned())]);
     assert_eq!(found, table(passed, passed, Some("NO_NODE"), passed, passed));
-    let found = with(ConnectionState::Connected, [Service::NotYet("x".to_owned()), Service::OutOfUse("y".to_owned())]);
+    let found =
+        with(ConnectionState::Connected, [HsmStanding::NotYet("x".to_owned()), HsmStanding::Drained("y".to_owned())]);
     assert_eq!(found, table(passed, passed, Some("NO_NODE"), passed, Some("NO_NODE")));
 }
 
 #[test]
 fn an_hsm_that_cannot_be_reached_is_a_warning_while_another_can() {
-    let with = |services: [Service; 2]| {
+    let with = |services: [HsmStanding; 2]| {
         let [one, two] = services;
         let facts = Facts { hsms: [(hsm(1), one), (hsm(2), two)].into(), ..good() };
-        let found = checks(Phase::Connecting, &facts);
+        let found = checks(CheckPhase::Connecting, &facts);
         found
             .into_iter()
             .filter(|check| check.rule == Rule::HsmReachable)
-            .map(|check| check.verdict)
+            .map(|check| check.finding)
             .collect::<Vec<_>>()
     };
-    let gone = || Service::Unreachable("no slot has this token".to_owned());
-    assert!(matches!(with([gone(), Service::Reachable])[..], [Verdict::Warning(_), Verdict::Passed]));
-    assert!(matches!(with([gone(), gone()])[..], [Verdict::Failed(_), Verdict::Failed(_)]));
-    assert!(matches!(with([Service::Unknown, gone()])[..], [Verdict::Skipped { .. }, Verdict::Failed(_)]));
+    let gone = || HsmStanding::Unreachable("no slot has this token".to_owned());
+    assert!(matches!(with([gone(), HsmStanding::Reachable])[..], [Finding::Warning(_), Finding::Passed]));
+    assert!(matches!(with([gone(), gone()])[..], [Finding::Failed(_), Finding::Failed(_)]));
+    assert!(matches!(with([HsmStanding::Unknown, gone()])[..], [Finding::Skipped { .. }, Finding::Failed(_)]));
 }
 
 #[test]
@@ -467,21 +469,21 @@ fn what_is_not_declared_is_skipped_and_never_made_up() {
     });
     row("no subnets, no security group", &facts, NONE);
     let about = [Rule::SubnetsInTwoZones, Rule::Ingress, Rule::Egress, Rule::SubnetsPresent, Rule::FreeAddresses];
-    for phase in [Phase::Create, Phase::Connect, Phase::Connecting] {
+    for phase in [CheckPhase::Create, CheckPhase::Connect, CheckPhase::Connecting] {
         for check in checks(phase, &facts).into_iter().filter(|check| about.contains(&check.rule)) {
-            assert!(matches!(check.verdict, Verdict::Skipped { .. }), "{check:?}");
+            assert!(matches!(check.finding, Finding::Skipped { .. }), "{check:?}");
         }
     }
 }
 
 /// The rules of making and moving, as a survey finds them.
 fn of_making(facts: &Facts) -> Vec<(&'static str, &'static str)> {
-    let found = survey(facts).into_iter().filter(|check| matches!(check.phase, Phase::Create | Phase::Move));
-    let told = |check: Check| match check.verdict {
-        Verdict::Passed => (check.rule.name(), "passed"),
-        Verdict::Skipped { .. } => (check.rule.name(), "skipped"),
-        Verdict::Warning(_) => (check.rule.name(), "warning"),
-        Verdict::Failed(unmet) => (check.rule.name(), unmet.reason(check.phase)),
+    let found = survey(facts).into_iter().filter(|check| matches!(check.phase, CheckPhase::Create | CheckPhase::Move));
+    let told = |check: Check| match check.finding {
+        Finding::Passed => (check.rule.name(), "passed"),
+        Finding::Skipped { .. } => (check.rule.name(), "skipped"),
+        Finding::Warning(_) => (check.rule.name(), "warning"),
+        Finding::Failed(unmet) => (check.rule.name(), unmet.reason(check.phase)),
     };
     found.map(told).collect()
 }
@@ -494,7 +496,7 @@ fn where_a_key_store_stands_nothing_fails_for_want_of_room_for_another() {
         assert!(found.contains(&(about_another, "skipped")), "{about_another}: {found:?}");
     }
     assert!(found.iter().all(|(_, how)| matches!(*how, "passed" | "skipped")), "{found:?}");
-    assert!(survey(&facts).iter().all(|check| check.phase != Phase::Move));
+    assert!(survey(&facts).iter().all(|check| check.phase != CheckPhase::Move));
 }
 
 #[test]
@@ -520,7 +522,7 @@ fn where_a_relative_carries_a_key_store_a_survey_is_the_dry_run_of_moving_it() {
             ("active-hsms-in-two-zones", "passed"),
         ]
     );
-    let connected = Tie { state: ConnectionState::Connected, ..tie("main", OTHER, ID) };
+    let connected = TiedKeyStore { state: ConnectionState::Connected, ..tie("main", OTHER, ID) };
     let found = of_making(&Facts { ties: vec![connected], ..facts.clone() });
     assert!(found.contains(&("key-store-disconnected", "CUSTOM_KEY_STORE_INVALID_STATE")), "{found:?}");
     let degraded = declared(|cluster| cluster.state = ClusterState::Degraded);
@@ -551,14 +553,14 @@ fn what_is_wrong_first_is_told_first() {
     assert!(matches!(to_create(&facts).unwrap_err().unmet, Unmet::RelativeTied { .. }));
     facts.ties.clear();
     type Is = fn(&Unmet) -> bool;
-    let mend: [(Change<Settings>, Is); 4] = [
+    let fixes: [(Change<Settings>, Is); 4] = [
         (|_| (), |it| matches!(it, Unmet::NotActive { .. })),
         (|it| it.state = ClusterState::Active, |it| matches!(it, Unmet::SubnetsInTooFewZones { .. })),
         (|it| it.subnets = cluster().subnets, |it| matches!(it, Unmet::Closed { direction: Direction::Ingress, .. })),
         (|it| it.security_group = cluster().security_group, |it| matches!(it, Unmet::TooFewHsms { .. })),
     ];
-    for (mend, expected) in mend {
-        mend(Arc::make_mut(facts.cluster.as_mut().unwrap()));
+    for (fix, expected) in fixes {
+        fix(Arc::make_mut(facts.cluster.as_mut().unwrap()));
         let unmet = to_create(&facts).unwrap_err().unmet;
         assert!(expected(&unmet), "{unmet:?}");
     }

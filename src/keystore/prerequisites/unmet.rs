@@ -3,7 +3,7 @@
 use crate::cluster::{Direction, Quorum, SubnetId};
 use crate::model::{ClusterId, ClusterState, ConnectionErrorCode, ConnectionState, HsmId, KeyStoreId, KeyStoreName};
 
-use super::Phase;
+use super::CheckPhase;
 
 /// A prerequisite that is not met. `Display` says what is wrong; [`Unmet::remedy`] what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -18,20 +18,20 @@ pub enum Unmet {
     Tied(KeyStoreId),
     #[error("it descends from the same backups as cluster {cluster}, which is tied to key store {store}")]
     RelativeTied { cluster: ClusterId, store: KeyStoreId },
-    #[error("it does not descend from the same backups as cluster {0}, which the key store stands on")]
+    #[error("it does not descend from the same backups as cluster {0}, which the key store uses")]
     NotRelated(ClusterId),
     #[error("it is {state}, not ACTIVE{}", said(.message))]
     NotActive { state: ClusterState, message: String },
     #[error("its subnets are in {}, and two are needed", in_zones(.zones))]
     SubnetsInTooFewZones { zones: usize },
-    #[error("its security group {group} lets no TCP {ports} {}", passing(.direction))]
+    #[error("its security group {group} does not allow {} itself", traffic(.direction, .ports))]
     Closed { group: String, direction: Direction, ports: String },
     #[error("a key store needs {needed} that are ACTIVE; it has {hsms} in {}", in_zones(.zones))]
     TooFewHsms { hsms: usize, zones: usize, needed: Quorum },
     #[error("none of its HSMs is ACTIVE")]
     NoActiveHsm,
-    #[error("each of its ACTIVE HSMs is out of use")]
-    AllOutOfUse,
+    #[error("each of its ACTIVE HSMs is drained")]
+    AllDrained,
     #[error("the certificate is not the one that the cluster was initialised under")]
     IncorrectTrustAnchor,
     #[error("trust_anchor_certificate: {0}")]
@@ -66,7 +66,7 @@ impl Unmet {
             Self::NotFound => "Declare it in the daemon's configuration and send the daemon SIGHUP.".to_owned(),
             Self::Tied(_) => "Use that key store, or another cluster.".to_owned(),
             Self::RelativeTied { .. } => {
-                "Use that key store, or a cluster of another backup history; to replace the one by the other, move the key store.".to_owned()
+                "Use that key store, or a cluster of another backup history; to replace that cluster with this one, move its key store (`key-store update --cluster`).".to_owned()
             }
             Self::NotRelated(_) => {
                 "Name a cluster made from a backup of the present one: the same cluster certificate, or the same backup_lineage.".to_owned()
@@ -82,7 +82,7 @@ impl Unmet {
             }
             Self::TooFewHsms { .. } => "Add ACTIVE HSMs in other availability zones.".to_owned(),
             Self::NoActiveHsm => "Bring at least one HSM into service and declare it ACTIVE.".to_owned(),
-            Self::AllOutOfUse => "Resume one with `keyway cluster resume`.".to_owned(),
+            Self::AllDrained => "Resume one with `keyway cluster resume`.".to_owned(),
             Self::IncorrectTrustAnchor => "Give the cluster's customerCA.crt.".to_owned(),
             Self::UnreadableTrustAnchor(_) => "Give the cluster's customerCA.crt, one CA certificate in PEM.".to_owned(),
             Self::UnreadablePassword(_) => "Give kmsuser's password: 7 to 32 letters and digits.".to_owned(),
@@ -110,28 +110,28 @@ impl Unmet {
     }
 
     /// As `google.rpc.ErrorInfo` has it, or the connection error code where it shows only while connecting.
-    pub fn reason(&self, phase: Phase) -> &'static str {
+    pub fn reason(&self, phase: CheckPhase) -> &'static str {
         match self {
             Self::NameInUse(_) => "CUSTOM_KEY_STORE_NAME_IN_USE",
             Self::QuotaReached(_) => "LIMIT_EXCEEDED",
-            Self::NotFound | Self::NotActive { .. } if phase == Phase::Use => "KMS_INVALID_STATE",
-            Self::NotFound if phase != Phase::Connecting => "CLOUD_HSM_CLUSTER_NOT_FOUND",
+            Self::NotFound | Self::NotActive { .. } if phase == CheckPhase::Use => "KMS_INVALID_STATE",
+            Self::NotFound if phase != CheckPhase::Connecting => "CLOUD_HSM_CLUSTER_NOT_FOUND",
             Self::Tied(_) | Self::RelativeTied { .. } => "CLOUD_HSM_CLUSTER_IN_USE",
             Self::NotRelated(_) => "CLOUD_HSM_CLUSTER_NOT_RELATED",
             Self::NotActive { .. } => "CLOUD_HSM_CLUSTER_NOT_ACTIVE",
             Self::SubnetsInTooFewZones { .. } | Self::Closed { .. } | Self::TooFewHsms { .. } => {
                 "CLOUD_HSM_CLUSTER_INVALID_CONFIGURATION"
             }
-            Self::NoActiveHsm if phase != Phase::Connecting => "CLOUD_HSM_CLUSTER_INVALID_CONFIGURATION",
+            Self::NoActiveHsm if phase != CheckPhase::Connecting => "CLOUD_HSM_CLUSTER_INVALID_CONFIGURATION",
             Self::IncorrectTrustAnchor => "INCORRECT_TRUST_ANCHOR",
             Self::UnreadableTrustAnchor(_) | Self::UnreadablePassword(_) => "VALIDATION",
             Self::NotDisconnected { .. } => "CUSTOM_KEY_STORE_INVALID_STATE",
-            Self::NotConnected { .. } if phase == Phase::CreateKey => "CUSTOM_KEY_STORE_INVALID_STATE",
+            Self::NotConnected { .. } if phase == CheckPhase::CreateKey => "CUSTOM_KEY_STORE_INVALID_STATE",
             Self::NotConnected { .. } => "KMS_INVALID_STATE",
             Self::TooFewAnswer { .. } | Self::NobodyAnswers => "NO_NODE",
             Self::NotFound
             | Self::NoActiveHsm
-            | Self::AllOutOfUse
+            | Self::AllDrained
             | Self::SubnetGone(_)
             | Self::NoFreeAddress(_)
             | Self::OneFreeAddress(_)
@@ -147,7 +147,7 @@ impl Unmet {
             Self::NotFound => C::ClusterNotFound,
             Self::SubnetGone(_) => C::SubnetNotFound,
             Self::NoFreeAddress(_) | Self::OneFreeAddress(_) => C::InsufficientFreeAddressesInSubnet,
-            Self::NoActiveHsm | Self::AllOutOfUse => C::InsufficientCloudhsmHsms,
+            Self::NoActiveHsm | Self::AllDrained => C::InsufficientCloudhsmHsms,
             Self::Unreachable { .. } => C::NetworkErrors,
             Self::LoginFailed { code, .. } => *code,
             Self::NameInUse(_)
@@ -199,10 +199,10 @@ fn in_zones(zones: &usize) -> String {
     }
 }
 
-fn passing(direction: &Direction) -> &'static str {
+fn traffic(direction: &Direction, ports: &str) -> String {
     match direction {
-        Direction::Ingress => "in from itself",
-        Direction::Egress => "out to itself",
+        Direction::Ingress => format!("inbound TCP {ports} from"),
+        Direction::Egress => format!("outbound TCP {ports} to"),
     }
 }
 
@@ -232,8 +232,8 @@ impl Unmet {
             }
             Self::Closed { .. } => Self::TooFewHsms { hsms: 1, zones: 1, needed },
             Self::TooFewHsms { .. } => Self::NoActiveHsm,
-            Self::NoActiveHsm => Self::AllOutOfUse,
-            Self::AllOutOfUse => Self::IncorrectTrustAnchor,
+            Self::NoActiveHsm => Self::AllDrained,
+            Self::AllDrained => Self::IncorrectTrustAnchor,
             Self::IncorrectTrustAnchor => Self::UnreadableTrustAnchor("is not PEM".to_owned()),
             Self::UnreadableTrustAnchor(_) => Self::UnreadablePassword("is too short".to_owned()),
             Self::UnreadablePassword(_) => Self::SubnetGone(subnet),
