@@ -30,7 +30,7 @@ impl Reload {
         };
         // On a thread of its own, which the daemon does not wait for at its end: a file may hang.
         let (read, answer) = oneshot::channel();
-        std::thread::spawn(move || read.send(source()));
+        std::thread::spawn(move || drop(read.send(source())));
         let Ok(read) = answer.await else {
             return tracing::error!("SIGHUP: reading the configuration failed; nothing was changed");
         };

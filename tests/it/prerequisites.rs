@@ -176,12 +176,7 @@ async fn a_name_a_cluster_and_its_relatives_carry_one_key_store_and_the_quota_bo
     backwards.sort_by(|one, other| other.cmp(one));
     let (mut told, mut page_token) = (Vec::new(), String::new());
     loop {
-        let request = pb::DescribeClustersRequest {
-            cluster_ids: backwards.clone(),
-            page_size: 1,
-            page_token,
-            ..Default::default()
-        };
+        let request = pb::DescribeClustersRequest { cluster_ids: backwards.clone(), page_size: 1, page_token };
         let page = clients.clusters.describe_clusters(request).await.expect("a page").into_inner();
         told.extend(page.clusters.into_iter().map(|cluster| cluster.cluster_id));
         page_token = page.next_page_token;

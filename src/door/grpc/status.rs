@@ -15,8 +15,8 @@ use crate::keys;
 use crate::keystore::{self, prerequisites};
 use crate::records::Unavailable;
 
-/// Where a caller reads more; `#REASON` is appended.
-const HELP: &str = "docs/errors.md";
+use super::tell;
+
 const DOMAIN: &str = "keyway";
 /// How soon a caller who met a full queue or an absent node may come back.
 const RETRY: Duration = Duration::from_millis(200);
@@ -59,7 +59,7 @@ impl Refusal {
         if let Some(retry) = self.retry {
             details.set_retry_info(Some(retry));
         }
-        details.add_help_link(format!("What {} means and what to do", self.reason), format!("{HELP}#{}", self.reason));
+        details.add_help_link(format!("What {} means and what to do", self.reason), tell::help_url(self.reason));
         let mut status = Status::with_error_details(self.code, self.message, details);
         if let Some(retry) = self.retry {
             let pushback = retry.as_millis().to_string();
