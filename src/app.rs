@@ -136,12 +136,17 @@ impl App {
     /// Serves until SIGTERM or SIGINT, then drains. SIGHUP has the configuration read again.
     pub async fn run(mut self) {
         let Signals { term, int, hang_up } = &mut self.signals;
-        loop {
-            tokio::select! {
-                _ = term.recv() => break tracing::info!("SIGTERM: draining"),
-                _ = int.recv() => break tracing::info!("SIGINT: draining"),
-                _ = hang_up.recv() => self.reload.reload(&self.key_stores).await,
+        // Beside the others: a reload that hangs must not keep the daemon from ending.
+        let reloading = async {
+            while hang_up.recv().await.is_some() {
+                self.reload.reload(&self.key_stores).await;
             }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            _ = term.recv() => tracing::info!("SIGTERM: draining"),
+            _ = int.recv() => tracing::info!("SIGINT: draining"),
+            () = reloading => {}
         }
         self.drain().await;
     }

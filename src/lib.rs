@@ -12,7 +12,8 @@
 //!
 //! Beside that way: [`host`] starts workers and runs admin jobs, [`records`] is what is written
 //! down, [`config`] is what the operator decided, [`app`] joins the rooms, [`cli`] is the commands.
-//! [`model`] is the words all share; [`clock`], [`proto`] and [`telemetry`] are leaves. Imports run one way, and `tests/tidy.rs` keeps it so.
+//! [`model`] is the words all share; [`clock`], [`proto`] and [`telemetry`] are used from everywhere.
+//! Imports run one way, and `tests/tidy.rs` keeps it so.
 
 #![deny(unsafe_code)]
 // The map links to every room; it is read with `cargo doc --document-private-items`, since this library has no users but

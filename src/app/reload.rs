@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use tokio::sync::oneshot;
+
 use crate::clock;
 use crate::cluster::Settings;
 use crate::config::{Config, Problems};
@@ -26,11 +28,11 @@ impl Reload {
         let Some(source) = self.source.clone() else {
             return tracing::warn!("SIGHUP: there is no configuration file to read again");
         };
-        let read = match tokio::task::spawn_blocking(move || source()).await {
-            Ok(read) => read,
-            Err(error) => {
-                return tracing::error!(%error, "SIGHUP: reading the configuration failed; nothing was changed");
-            }
+        // On a thread of its own, which the daemon does not wait for at its end: a file may hang.
+        let (read, answer) = oneshot::channel();
+        std::thread::spawn(move || drop(read.send(source())));
+        let Ok(read) = answer.await else {
+            return tracing::error!("SIGHUP: reading the configuration failed; nothing was changed");
         };
         let config = match read {
             Ok(config) => config,

@@ -80,7 +80,7 @@ pub(super) enum ClientCommand {
     /// Custom key stores: create, connect, describe, delete
     #[command(subcommand)]
     KeyStore(key_store::KeyStoreCommand),
-    /// Clusters of HSMs: list and watch them, drain and resume an HSM, bring keys level
+    /// Clusters of HSMs: list and watch them, drain and resume an HSM, synchronise keys
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
     /// Keys: create, list, describe

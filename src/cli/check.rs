@@ -76,6 +76,10 @@ impl Phase {
 }
 
 pub(super) async fn check(client: &Client, args: CheckArgs) -> Result<(), Failure> {
+    if args.password_file.is_some() && !args.phase.is_empty() && !args.phase.contains(&Phase::Connect) {
+        let why = "--password-file is tried when connecting is checked: add --phase connect, or leave the password out";
+        return Err(Failure::usage(why));
+    }
     let trust_anchor = args.trust_anchor.as_deref().map(bytes::certificate).transpose()?;
     let password = args.password_file.as_deref().map(|file| password::for_key_store(Some(file))).transpose()?;
     let phases = if args.phase.is_empty() { Phase::ALL.to_vec() } else { args.phase };
@@ -126,9 +130,17 @@ async fn until_nothing_fails(
     let mut backoff = Backoff::until(daemon.deadline);
     let mut told = String::new();
     loop {
-        let response = asked.once(&daemon, None).await?;
+        let response = match asked.once(&daemon, None).await {
+            Ok(response) => response,
+            Err(failure) if failure.is_passing() => {
+                backoff.pause(failure.retry_after()).await.map_err(|_| failure)?;
+                continue;
+            }
+            Err(failure) => return Err(failure),
+        };
         let waiting_for = match failed(&response).first() {
             Some(first) => format!("{}: {}", first.name, first.problem),
+            // Once, also when the answer is lost: the login may have been made.
             None if password.is_some() => return asked.once(&daemon, password).await,
             None => return Ok(response),
         };
@@ -186,7 +198,7 @@ mod tests {
             phase: phase.into(),
             status: status.into(),
             problem: problem.to_owned(),
-            remedy: if problem.is_empty() { String::new() } else { "Mend it.".to_owned() },
+            remedy: if problem.is_empty() { String::new() } else { "Fix it.".to_owned() },
             ..Default::default()
         };
         let response = CheckClusterResponse {
@@ -198,7 +210,7 @@ mod tests {
         };
         assert_eq!(
             text(&response, Paint::Plain),
-            "CREATE\n  PASSED    cluster-active\n\nCONNECT\n  FAILED    active-hsm\n            none\\u{1b}[2J\n            do: Mend it.\n"
+            "CREATE\n  PASSED    cluster-active\n\nCONNECT\n  FAILED    active-hsm\n            none\\u{1b}[2J\n            do: Fix it.\n"
         );
     }
 }

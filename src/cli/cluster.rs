@@ -1,4 +1,4 @@
-//! `keyway cluster …`: list, describe and watch, and take an HSM out of use and back. What a cluster lacks stands in
+//! `keyway cluster …`: list, describe and watch, and drain and resume an HSM. What a cluster lacks stands in
 //! [`check`], what is out of step in [`drift`].
 
 use std::time::Duration;
@@ -50,7 +50,7 @@ pub(super) struct WatchArgs {
     cluster_id: String,
 }
 
-/// Take an HSM out of use, for maintenance: running calls end, no new ones go there, until it is resumed
+/// Drain an HSM, for maintenance: running calls end, no new ones go there, until it is resumed
 #[derive(Debug, Args)]
 pub(super) struct DrainArgs {
     /// The cluster's id
@@ -181,8 +181,10 @@ fn text(cluster: &Cluster, paint: Paint) -> String {
     fields.field("cluster", cluster.cluster_id.as_str());
     fields.field("state", words::state(words::cluster_state(cluster.state)));
     fields.field("", cluster.state_message.as_str());
-    fields.field("key store", cluster.key_store_id.as_str());
-    fields.field("no key store because", cluster.ineligible_reason.as_str());
+    match cluster.key_store_id.as_str() {
+        "" => fields.field("cannot take a key store", cluster.ineligible_reason.as_str()),
+        store => fields.field("key store", store),
+    }
     fields.field("profile", cluster.profile.as_str());
     fields.field("keys are copied", words::sync_mode(cluster.sync_mode));
     format!("{}\n{}", fields.render(paint), hsm_table(&cluster.hsms).render(paint))
@@ -250,4 +252,23 @@ fn hsm_table(hsms: &[Hsm]) -> Table {
         ]);
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_names_its_key_store_or_what_keeps_one_away() {
+        let cluster = |store: &str, reason: &str| Cluster {
+            key_store_id: store.to_owned(),
+            ineligible_reason: reason.to_owned(),
+            ..Default::default()
+        };
+        let used = text(&cluster("cks-1", "it is tied to key store cks-1"), Paint::Plain);
+        assert!(used.contains("key store:") && !used.contains("tied"), "{used}");
+        let unfit = text(&cluster("", "it is DEGRADED, not ACTIVE"), Paint::Plain);
+        assert!(unfit.contains("cannot take a key store:") && unfit.contains("DEGRADED"), "{unfit}");
+        assert!(!text(&cluster("", ""), Paint::Plain).contains("key store"), "it is free");
+    }
 }

@@ -255,7 +255,7 @@ fn security_group() -> cluster::SecurityGroup {
     let both = [cluster::Direction::Ingress, cluster::Direction::Egress];
     let rules = both.map(|direction| cluster::SecurityGroupRule {
         direction,
-        protocol: "tcp".to_owned(),
+        protocol: cluster::Protocol::Tcp,
         from_port: 2223,
         to_port: 2225,
         peer: id.clone(),

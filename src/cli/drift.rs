@@ -31,7 +31,7 @@ Example:
   keyway cluster sync cluster-2abcdefghij --dry-run
 
 Nothing is ever destroyed by it, and callers use the keys meanwhile. Stopped, it can be begun again. Exits with 1 when
-keys could not be brought level.")]
+keys could not be synchronised.")]
 pub(super) struct SyncArgs {
     /// The cluster's id
     #[arg(value_name = "CLUSTER")]
@@ -80,7 +80,7 @@ pub(super) async fn sync(client: &Client, args: SyncArgs) -> Result<(), Failure>
     match (args.dry_run, last.keys_failed) {
         (true, _) | (false, ..=0) => Ok(()),
         (false, failed) => {
-            let why = format!("{failed} keys could not be brought level");
+            let why = format!("{failed} keys could not be synchronised");
             Err(Failure::refused("ABORTED", "NOT_LEVEL", why).advise("see on which HSMs: keyway cluster list"))
         }
     }

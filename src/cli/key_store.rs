@@ -50,7 +50,7 @@ pub(super) struct CreateArgs {
     /// The key store's name
     #[arg(long)]
     name: String,
-    /// The cluster it stands on
+    /// The cluster it uses
     #[arg(long, value_name = "CLUSTER")]
     cluster_id: String,
     /// The certificate the cluster was initialised under, PEM
@@ -69,7 +69,7 @@ Examples:
   keyway key-store update orders --password-file kmsuser.password
   keyway key-store update orders --cluster cluster-2restoredaa
 
-The password is the one that kmsuser has on the HSMs now: it is told to keyway, and not changed there. A cluster must
+The password is the one that kmsuser has on the HSMs now: it is given to keyway, and not changed there. A cluster must
 descend from a backup of the present one.")]
 pub(super) struct UpdateArgs {
     /// The key store's id, or the name it has now
@@ -89,7 +89,7 @@ struct WhatToUpdate {
     /// A file whose first line is the password that kmsuser has now; `-` for stdin
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
-    /// The cluster it is to stand on
+    /// The cluster it is to use
     #[arg(long, visible_alias = "cluster-id", value_name = "CLUSTER")]
     cluster: Option<String>,
 }

@@ -27,7 +27,7 @@ pub(super) enum Goal {
 
 /// What a key store's state means for a goal.
 #[derive(Debug)]
-enum Verdict {
+enum Approach {
     Going,
     Reached,
     Missed(Failure),
@@ -83,10 +83,10 @@ async fn watch(client: &Client, daemon: &Daemon, id: &str, goal: Goal, progress:
         if let Err(failure) = print_json(client.output, &response) {
             return Ended::Settled(Err(failure));
         }
-        match response.key_store.as_ref().map_or(Verdict::Going, |store| verdict(goal, store)) {
-            Verdict::Going => {}
-            Verdict::Missed(failure) => return Ended::Settled(Err(failure)),
-            Verdict::Reached => return Ended::Settled(print_table(client.output, &response)),
+        match response.key_store.as_ref().map_or(Approach::Going, |store| approach(goal, store)) {
+            Approach::Going => {}
+            Approach::Missed(failure) => return Ended::Settled(Err(failure)),
+            Approach::Reached => return Ended::Settled(print_table(client.output, &response)),
         }
     }
 }
@@ -106,20 +106,22 @@ fn print_table(output: Output, response: &WatchKeyStoreResponse) -> Result<(), F
     }
 }
 
-fn verdict(goal: Goal, store: &KeyStore) -> Verdict {
+fn approach(goal: Goal, store: &KeyStore) -> Approach {
     use ConnectionState as S;
     match (goal, store.connection_state()) {
-        (Goal::Connected, S::Connected) | (Goal::Disconnected, S::Disconnected) => Verdict::Reached,
+        (Goal::Connected, S::Connected) | (Goal::Disconnected, S::Disconnected) => Approach::Reached,
         (Goal::Connected, S::Connecting) | (Goal::Disconnected, S::Disconnecting) | (_, S::Unspecified) => {
-            Verdict::Going
+            Approach::Going
         }
-        (Goal::Connected, S::Failed) => Verdict::Missed(not_connected(store)),
+        (Goal::Connected, S::Failed) => Approach::Missed(not_connected(store)),
         (Goal::Connected, S::Disconnected | S::Disconnecting) => {
-            Verdict::Missed(Failure::refused("ABORTED", "CONFLICT", "somebody disconnected the key store meanwhile"))
+            Approach::Missed(Failure::refused("ABORTED", "CONFLICT", "somebody disconnected the key store meanwhile"))
         }
-        (Goal::Disconnected, S::Connecting | S::Connected | S::Failed) => {
-            Verdict::Missed(Failure::refused("ABORTED", "CONFLICT", "somebody connected the key store again meanwhile"))
-        }
+        (Goal::Disconnected, S::Connecting | S::Connected | S::Failed) => Approach::Missed(Failure::refused(
+            "ABORTED",
+            "CONFLICT",
+            "somebody connected the key store again meanwhile",
+        )),
     }
 }
 
@@ -206,7 +208,7 @@ mod tests {
             connection_state: state.into(),
             connection_error_code: ConnectionErrorCode::InvalidCredentials.into(),
             connection_error_message: "the token refused the password".to_owned(),
-            connection_error_remedy: "tell keyway the right one".to_owned(),
+            connection_error_remedy: "give keyway the right one".to_owned(),
             last_connection_error: Some(ConnectionError { hsm_id: "hsm-1".to_owned(), ..Default::default() }),
             ..Default::default()
         }
@@ -215,8 +217,8 @@ mod tests {
     #[test]
     fn only_its_goal_or_a_dead_end_stops_the_waiting() {
         use ConnectionState as S;
-        let is_going = |goal, state| matches!(verdict(goal, &store(state)), Verdict::Going);
-        let is_reached = |goal, state| matches!(verdict(goal, &store(state)), Verdict::Reached);
+        let is_going = |goal, state| matches!(approach(goal, &store(state)), Approach::Going);
+        let is_reached = |goal, state| matches!(approach(goal, &store(state)), Approach::Reached);
         assert!(is_going(Goal::Connected, S::Connecting) && is_reached(Goal::Connected, S::Connected));
         assert!(is_going(Goal::Disconnected, S::Disconnecting) && is_reached(Goal::Disconnected, S::Disconnected));
         assert!(!is_going(Goal::Connected, S::Disconnected) && !is_going(Goal::Disconnected, S::Connected));
@@ -224,13 +226,13 @@ mod tests {
 
     #[test]
     fn a_failed_store_tells_code_message_hsm_and_remedy() {
-        let Verdict::Missed(failure) = verdict(Goal::Connected, &store(ConnectionState::Failed)) else {
+        let Approach::Missed(failure) = approach(Goal::Connected, &store(ConnectionState::Failed)) else {
             panic!("FAILED is a dead end");
         };
         assert_eq!(
             failure.text(),
             "error: the key store could not be connected: hsm-1: the token refused the password\n  \
-             try: tell keyway the right one\n  reason: INVALID_CREDENTIALS\n"
+             try: give keyway the right one\n  reason: INVALID_CREDENTIALS\n"
         );
     }
 

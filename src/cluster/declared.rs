@@ -74,7 +74,7 @@ fn within(was: &Settings, now: &Settings) -> Vec<String> {
     let next = "takes effect when its key store is next connected";
     for (hsm, node) in &now.nodes {
         match was.nodes.get(hsm) {
-            None => lines.push(format!("{hsm} was added; that {next}")),
+            None => lines.push(format!("{hsm} was added; {next}")),
             Some(before) => {
                 if before.state != node.state {
                     lines.push(format!(
@@ -83,13 +83,13 @@ fn within(was: &Settings, now: &Settings) -> Vec<String> {
                     ));
                 }
                 if *before != (NodeSettings { state: before.state, ..node.clone() }) {
-                    lines.push(format!("{hsm} is declared otherwise; that {next}"));
+                    lines.push(format!("{hsm}'s declaration changed; {next}"));
                 }
             }
         }
     }
     let gone = was.nodes.keys().filter(|hsm| !now.nodes.contains_key(*hsm));
-    lines.extend(gone.map(|hsm| format!("{hsm} was removed; that {next}")));
+    lines.extend(gone.map(|hsm| format!("{hsm} was removed; {next}")));
     lines
 }
 
@@ -116,10 +116,10 @@ mod tests {
         let added = now.nodes[&"hsm-1".parse().unwrap()].clone();
         now.nodes.insert("hsm-2".parse().unwrap(), added);
         let told = differences(Some(now)).join("\n");
-        for part in ["from now on", "hsm-1 is DEGRADED, no longer ACTIVE", "hsm-2 was added; that takes effect when"] {
+        for part in ["from now on", "hsm-1 is DEGRADED, no longer ACTIVE", "hsm-2 was added; takes effect when"] {
             assert!(told.contains(part), "no {part:?}: {told}");
         }
-        assert!(!told.contains("declared otherwise"), "{told}");
+        assert!(!told.contains("declaration changed"), "{told}");
     }
 
     fn settings() -> Settings {

@@ -44,7 +44,7 @@ pub struct Settings {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubnetSettings {
     pub zone: Zone,
-    /// `None` when nobody says.
+    /// `None` when it is not declared.
     pub free_addresses: Option<u32>,
     /// False for one that is gone although the cluster still names it.
     pub present: bool,
@@ -61,12 +61,21 @@ pub struct SecurityGroup {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SecurityGroupRule {
     pub direction: Direction,
-    /// `tcp` as a rule, or `-1` for all.
-    pub protocol: String,
+    pub protocol: Protocol,
     pub from_port: u16,
     pub to_port: u16,
     /// The security group at the other end.
     pub peer: SecurityGroupId,
+}
+
+/// What a rule lets pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Protocol {
+    /// Every one, whatever ports stand beside it.
+    All,
+    Tcp,
+    /// Another one, as it was written: no prerequisite is about it.
+    Other(String),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,7 +174,14 @@ impl Settings {
         let anchor = self.trust_anchor.as_deref().map(|it| ("trust_anchor", it));
         let own = self.certificate.as_ref().map(|it| ("certificate", it));
         let dated = anchor.into_iter().chain(own);
-        dated.filter_map(|(key, it)| it.is_valid_at(now).err().map(|why| format!("{key}: {why}"))).collect()
+        let mut doubts: Vec<_> =
+            dated.filter_map(|(key, it)| it.is_valid_at(now).err().map(|why| format!("{key}: {why}"))).collect();
+        if let (Some(anchor), Some(own)) = (&self.trust_anchor, &self.certificate)
+            && !anchor.has_issued(own)
+        {
+            doubts.push("certificate: it was not issued by trust_anchor; is one of them another cluster's?".to_owned());
+        }
+        doubts
     }
 }
 
@@ -206,6 +222,31 @@ impl FromStr for SyncMode {
             "wrap" => Ok(Self::Wrap),
             _ => Err(Invalid::new("must be `wrap` in this release (`native` comes in a later one)")),
         }
+    }
+}
+
+impl FromStr for Protocol {
+    type Err = Invalid;
+
+    /// As AWS writes them: a name, a number, or `-1`.
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        match text {
+            "-1" => Ok(Self::All),
+            "tcp" | "6" => Ok(Self::Tcp),
+            "udp" | "icmp" | "icmpv6" => Ok(Self::Other(text.to_owned())),
+            number if number.parse::<u8>().is_ok() => Ok(Self::Other(text.to_owned())),
+            _ => Err(Invalid::new("must be `tcp`, `udp`, `icmp`, `icmpv6`, a protocol's number, or `-1` for all")),
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::All => "-1",
+            Self::Tcp => "tcp",
+            Self::Other(written) => written,
+        })
     }
 }
 

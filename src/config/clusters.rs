@@ -7,8 +7,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::cluster::{
-    NodeSettings, Profile, SecurityGroup, SecurityGroupId, SecurityGroupRule, Settings, SubnetId, SubnetSettings,
-    SyncMode, TokenName,
+    NodeSettings, Profile, Protocol, SecurityGroup, SecurityGroupId, SecurityGroupRule, Settings, SubnetId,
+    SubnetSettings, SyncMode, TokenName,
 };
 use crate::link::Patience;
 use crate::model::{ClusterId, ClusterState, HsmId, HsmState, Invalid, TrustAnchor, Zone};
@@ -27,7 +27,6 @@ const LONGEST_SERIAL: usize = 16;
 
 /// As the public contract has it.
 const LONGEST_STATE_MESSAGE: usize = 300;
-const LONGEST_PROTOCOL: usize = 16;
 /// As many as a subnet can have.
 const MOST_ADDRESSES: u32 = 65_536;
 /// More than AWS allows in a cluster.
@@ -133,7 +132,7 @@ fn security_group(cluster: &mut Section<'_>) -> Option<Option<SecurityGroup>> {
 
 fn rule(rule: &mut Section<'_>, group: Option<&SecurityGroupId>) -> Option<SecurityGroupRule> {
     let direction = rule.required("direction", text, "write \"ingress\" or \"egress\"");
-    let protocol = rule.defaulted("protocol", "tcp".to_owned(), line(LONGEST_PROTOCOL));
+    let protocol = rule.defaulted("protocol", Protocol::Tcp, text);
     let from_port = rule.required("from_port", number(0..=65_535), "give the first port that it allows");
     let to_port = rule.required("to_port", number(0..=65_535), "give the last port that it allows");
     let peer = rule.optional("peer", text::<SecurityGroupId>);

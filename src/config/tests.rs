@@ -303,8 +303,10 @@ subnets.subnet-1a.present = false
         (ClusterState::UpdateInProgress, "an HSM is being added")
     );
     let group = cluster.security_group.as_ref().unwrap();
-    let peers: Vec<_> = group.rules.iter().map(|rule| (rule.peer.to_string(), rule.protocol.as_str())).collect();
-    assert_eq!(peers, [("sg-1".to_owned(), "tcp"), ("sg-2".to_owned(), "-1")]);
+    let peers: Vec<_> = group.rules.iter().map(|rule| (rule.peer.to_string(), rule.protocol.to_string())).collect();
+    assert_eq!(peers, [("sg-1".to_owned(), "tcp".to_owned()), ("sg-2".to_owned(), "-1".to_owned())]);
+    let problems = site.problems(&toml.replace("\"-1\"", "\"TCP\""), &[]);
+    assert!(problems.len() == 1 && problems[0].contains("protocol"), "{problems:?}");
     let subnet = &cluster.subnets[&"subnet-1a".parse().unwrap()];
     assert_eq!((subnet.free_addresses, subnet.present), (Some(1), false));
     let id = "cluster-2abcdefghij".parse().unwrap();

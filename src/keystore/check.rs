@@ -2,15 +2,21 @@
 
 use crate::authz::{Permit, action};
 use crate::cluster;
-use crate::model::{ClusterId, ConnectionErrorCode, ConnectionState, HsmId, Password, TrustAnchor, Username};
-use crate::node::{self, Reach, Tried};
+use crate::model::{ClusterId, ConnectionErrorCode, HsmId, Password, TrustAnchor, Username};
+use crate::node::{self, LoginRefusal, Reach, Tried};
 
-use super::prerequisites::{self, Check, Facts, Login, Phase, Service};
+use super::lifecycle::{self, Event};
+use super::prerequisites::{self, Check, Facts, HsmStanding, Login};
 use super::{Error, KeyStores, connect, worker_spec};
+
+/// What to do where kmsuser is in use.
+const AT_WORK: &str = "Read how its HSMs do with `keyway key-store describe`.";
+/// What to do where no HSM may be asked.
+const ALLOW_ONE: &str = "Let one be asked once more with `keyway cluster resume CLUSTER HSM --allow-one-login`, when the password is certain.";
 
 /// What somebody would give to make a key store, or what is wrong with it.
 #[derive(Debug, Default)]
-pub struct Shown {
+pub struct CheckInput {
     pub trust_anchor: Option<Result<TrustAnchor, String>>,
     pub password: Option<Result<Password, String>>,
 }
@@ -21,7 +27,7 @@ impl KeyStores {
         &self,
         _permit: Permit<action::CheckCluster>,
         id: &ClusterId,
-        shown: Shown,
+        shown: CheckInput,
     ) -> Result<Vec<Check>, Error> {
         let this = self.clone();
         let id = id.clone();
@@ -29,16 +35,15 @@ impl KeyStores {
         self.outlive(async move { this.check_now(id, shown).await }).await
     }
 
-    async fn check_now(&self, id: ClusterId, shown: Shown) -> Result<Vec<Check>, Error> {
-        let Shown { trust_anchor, password } = shown;
+    async fn check_now(&self, id: ClusterId, shown: CheckInput) -> Result<Vec<Check>, Error> {
+        let CheckInput { trust_anchor, password } = shown;
         let mut facts = Facts { trust_anchor, ..self.facts(&id) };
         let Some(cluster) = facts.cluster.clone() else { return Err(Error::ClusterNotFound(id)) };
         facts.password = password.as_ref().map(|password| password.as_ref().map(drop).map_err(Clone::clone));
         if let Some(Ok(password)) = password {
             facts.login = self.try_password(&facts, &cluster, password).await?;
         }
-        let phases = [Phase::Create, Phase::Connect, Phase::Connecting, Phase::CreateKey, Phase::Use];
-        Ok(phases.into_iter().flat_map(|phase| prerequisites::checks(phase, &facts)).collect())
+        Ok(prerequisites::survey(&facts))
     }
 
     /// One login on one HSM: on the first that can be reached and was not asked in vain before.
@@ -49,13 +54,15 @@ impl KeyStores {
         password: Password,
     ) -> Result<Login, Error> {
         let id = &facts.id;
-        let not_tried = |why: String, remedy: &str| Ok(Login::NotTried { why, remedy: remedy.to_owned() });
+        let not_tried = |why, remedy| Ok(Login::NotTried { why, remedy });
         if let Err(why) = self.nobody_is_at_work(id) {
-            return not_tried(why, "Read how its HSMs do with `keyway key-store describe`.");
+            return not_tried(why, Some(AT_WORK));
         }
         for checked in [prerequisites::to_connect(facts), prerequisites::while_connecting(facts)] {
-            if let Err(unmet) = checked {
-                return not_tried(format!("connecting would be refused before any login: {unmet}"), &unmet.remedy());
+            if let Err(refusal) = checked {
+                let why = format!("connecting would be refused before any login: {}", refusal.unmet);
+                // Its remedy stands with the check of that prerequisite.
+                return not_tried(why, None);
             }
         }
         let spent = self.0.records.spent_password_checks(id).await?;
@@ -68,40 +75,40 @@ impl KeyStores {
             let (host, records) = (&self.0.host, &self.0.records);
             let tried = node::try_password(host, records, &spec, &password, || self.nobody_is_at_work(id)).await?;
             match tried {
-                Tried::NotAsked(why) => unreached.push(format!("{hsm}: {why}")),
+                Tried::NotAsked(why) => unreached.push((ConnectionErrorCode::NetworkErrors, format!("{hsm}: {why}"))),
+                Tried::AnotherToken(why) => {
+                    unreached.push((ConnectionErrorCode::InternalError, format!("{hsm}: {why}")));
+                }
+                Tried::Withdrawn(why) => return not_tried(why, Some(AT_WORK)),
                 // Another check was quicker.
                 Tried::Spent => {}
                 Tried::Accepted => return Ok(Login::Accepted(hsm)),
                 Tried::Refused(refusal, message) => return Ok(failed(hsm, connect::code(refusal), message)),
-                Tried::Unanswered(message) => return Ok(failed(hsm, ConnectionErrorCode::NetworkErrors, message)),
+                Tried::Unanswered(message) => {
+                    // As connecting tells an attempt that nobody has answered.
+                    return Ok(failed(hsm, connect::code(LoginRefusal::Unsettled), message));
+                }
             }
         }
         if unreached.is_empty() {
             let why = "each HSM in service was asked before and did not accept what it was given";
-            return not_tried(
-                why.to_owned(),
-                "Let one be asked once more with `keyway cluster resume CLUSTER HSM --allow-one-login`, when the password is certain.",
-            );
+            return not_tried(why.to_owned(), Some(ALLOW_ONE));
         }
-        let message = format!("no HSM could be asked: {}", unreached.join("; "));
-        Ok(Login::Failed { hsm: None, code: ConnectionErrorCode::NetworkErrors, message })
+        Ok(nobody_asked(unreached))
     }
 
     /// kmsuser is in use where a key store is at work: another login could be refused for it, or be in its way.
     fn nobody_is_at_work(&self, id: &ClusterId) -> Result<(), String> {
         let Some(store) = self.on_cluster(id) else { return Ok(()) };
-        match store.state() {
-            ConnectionState::Disconnected | ConnectionState::Failed => Ok(()),
-            state @ (ConnectionState::Connected | ConnectionState::Connecting | ConnectionState::Disconnecting) => {
-                Err(format!("key store {} is {state}: kmsuser is in use there", store.id()))
-            }
-        }
+        lifecycle::next(store.state(), Event::TryPassword)
+            .map(drop)
+            .map_err(|refused| format!("key store {} is {}: kmsuser is in use there", store.id(), refused.state))
     }
 
     /// The HSMs in service, those that can be reached first.
     fn in_order_of_hope(&self, facts: &Facts, cluster: &cluster::Settings) -> Vec<HsmId> {
-        let out_of_use = |hsm| matches!(facts.hsms.get(hsm), Some(Service::OutOfUse(_)));
-        let in_service = cluster.active_nodes().map(|(hsm, _)| hsm).filter(|hsm| !out_of_use(hsm));
+        let drained = |hsm| matches!(facts.hsms.get(hsm), Some(HsmStanding::Drained(_)));
+        let in_service = cluster.active_nodes().map(|(hsm, _)| hsm).filter(|hsm| !drained(hsm));
         let mut hsms: Vec<_> = in_service.cloned().collect();
         hsms.sort_by_key(|hsm| match self.reach(&facts.id, hsm) {
             Some(Reach::Reached(_)) => 0,
@@ -110,6 +117,14 @@ impl KeyStores {
         });
         hsms
     }
+}
+
+/// Why no HSM was asked. A network is to blame unless each could be reached.
+fn nobody_asked(unreached: Vec<(ConnectionErrorCode, String)>) -> Login {
+    let all_reached = unreached.iter().all(|(code, _)| *code == ConnectionErrorCode::InternalError);
+    let code = if all_reached { ConnectionErrorCode::InternalError } else { ConnectionErrorCode::NetworkErrors };
+    let each: Vec<_> = unreached.into_iter().map(|(_, why)| why).collect();
+    Login::Failed { hsm: None, code, message: format!("no HSM could be asked: {}", each.join("; ")) }
 }
 
 fn failed(hsm: HsmId, code: ConnectionErrorCode, message: String) -> Login {

@@ -26,7 +26,7 @@ const OTHERS: Duration = Duration::from_secs(20);
 
 /// Where a node stands on its way into a Connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
+pub enum ConnectPhase {
     Reach,
     LogIn,
     /// It is given a new password, or finds out whether it was.
@@ -44,7 +44,7 @@ pub enum Phase {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Progress {
     pub hsm: HsmId,
-    pub phase: Phase,
+    pub phase: ConnectPhase,
     pub failed: bool,
     pub reason: String,
     /// What a refused login is called, which says what to do about it.
@@ -61,16 +61,18 @@ fn progress_of(member: &Member) -> Progress {
     let status = status.borrow();
     let (phase, failed) = match status.health {
         // Between the worker that changed it and the one that logs in with it, too.
-        Health::NotProbed | Health::Unreachable if status.password.is_none() => (Phase::RotatePassword, false),
-        Health::Syncing | Health::Healthy | Health::Slow if status.password.is_none() => (Phase::RotatePassword, false),
-        Health::NotProbed => (Phase::Reach, false),
-        Health::Unreachable => (Phase::Reach, true),
-        Health::WrongIdentity => (Phase::OtherToken, true),
-        Health::Drained => (Phase::Drained, false),
-        Health::LoginRefused => (Phase::LogIn, true),
-        Health::Syncing if member.is_proved() => (Phase::SyncKeys, false),
-        Health::Syncing => (Phase::Probe, false),
-        Health::Healthy | Health::Slow => (Phase::Ready, false),
+        Health::NotProbed | Health::Unreachable if status.password.is_none() => (ConnectPhase::RotatePassword, false),
+        Health::Syncing | Health::Healthy | Health::Slow if status.password.is_none() => {
+            (ConnectPhase::RotatePassword, false)
+        }
+        Health::NotProbed => (ConnectPhase::Reach, false),
+        Health::Unreachable => (ConnectPhase::Reach, true),
+        Health::WrongIdentity => (ConnectPhase::OtherToken, true),
+        Health::Drained => (ConnectPhase::Drained, false),
+        Health::LoginRefused => (ConnectPhase::LogIn, true),
+        Health::Syncing if member.is_proved() => (ConnectPhase::SyncKeys, false),
+        Health::Syncing => (ConnectPhase::Probe, false),
+        Health::Healthy | Health::Slow => (ConnectPhase::Ready, false),
     };
     let refusal = status.login_refusal.filter(|_| status.health == Health::LoginRefused).map(code);
     Progress { hsm: member.node.hsm().clone(), phase, failed, reason: status.reason.clone(), refusal }
@@ -116,10 +118,8 @@ pub(super) async fn run(stores: KeyStores, store: Arc<Store>) {
 async fn attempt(stores: &KeyStores, store: &Arc<Store>) -> Result<(), ConnectionFault> {
     let began = Instant::now();
     let facts = stores.facts(&store.record().cluster);
-    prerequisites::while_connecting(&facts).map_err(|unmet| {
-        let message = format!("cluster {} cannot be connected to: {unmet}", facts.id);
-        fault(unmet.code(), message, None)
-    })?;
+    prerequisites::while_connecting(&facts)
+        .map_err(|refusal| fault(refusal.unmet.code(), refusal.to_string(), None))?;
     let former_gone = rotate::wait_for_former(stores, store).await;
     former_gone.map_err(|message| fault(ConnectionErrorCode::InternalError, message, None))?;
     let connection = stores.open(store).await.map_err(|error| {

@@ -8,7 +8,7 @@ use crate::model::{ClusterId, HsmId};
 use crate::node::{Health, Reach};
 use crate::records::{Records, Unavailable};
 
-use super::prerequisites::{self, Facts, Login, Service, Tie, Unmet};
+use super::prerequisites::{self, Facts, HsmStanding, Login, TiedKeyStore};
 use super::{Error, KeyStores};
 
 impl KeyStores {
@@ -36,7 +36,7 @@ impl KeyStores {
     /// Whether the cluster is declared as one on which keys can be made. One that is not declared any more is judged by
     /// its HSMs alone.
     pub fn may_create_key(&self, id: &ClusterId) -> Result<(), Error> {
-        prerequisites::to_create_key(&self.facts(id)).map_err(|unmet| Error::of(id, unmet))
+        Ok(prerequisites::to_create_key(&self.facts(id))?)
     }
 
     /// What must hold a new key there.
@@ -44,9 +44,9 @@ impl KeyStores {
         self.0.clusters.get(id).map_or(cluster::Quorum::USUAL, |cluster| cluster.quorum())
     }
 
-    fn ties(&self) -> Vec<Tie> {
+    fn ties(&self) -> Vec<TiedKeyStore> {
         let records = self.list().into_iter().map(|store| store.record());
-        let tie = |record: crate::records::KeyStoreRecord| Tie {
+        let tie = |record: crate::records::KeyStoreRecord| TiedKeyStore {
             lineages: self.lineages(&record.cluster),
             realm: record.realm,
             store: record.id,
@@ -64,25 +64,25 @@ impl KeyStores {
         declared.or_else(remembered).unwrap_or_else(|| [Lineage::of_nobody_but(id)].into_iter().collect())
     }
 
-    fn service(&self, id: &ClusterId, hsm: &HsmId, connection: Option<&Connection>) -> Service {
+    fn service(&self, id: &ClusterId, hsm: &HsmId, connection: Option<&Connection>) -> HsmStanding {
         if let Some(note) = self.drained(id, hsm) {
-            return Service::OutOfUse(note);
+            return HsmStanding::Drained(note);
         }
         let Some(member) = connection.and_then(|connection| connection.member(hsm)) else {
             return match self.reach(id, hsm) {
-                None => Service::Unknown,
-                Some(Reach::Reached(_)) => Service::Reachable,
-                Some(Reach::Unreached(why)) => Service::Unreachable(why),
+                None => HsmStanding::Unknown,
+                Some(Reach::Reached(_)) => HsmStanding::Reachable,
+                Some(Reach::Unreached(why)) => HsmStanding::Unreachable(why),
             };
         };
         let status = member.node.status().borrow().clone();
         match status.health {
-            Health::NotProbed => Service::Unknown,
-            Health::Unreachable => Service::Unreachable(status.reason),
-            Health::Drained => Service::OutOfUse(status.reason),
-            Health::Healthy | Health::Slow | Health::Syncing if member.is_proved() => Service::Answers,
+            Health::NotProbed => HsmStanding::Unknown,
+            Health::Unreachable => HsmStanding::Unreachable(status.reason),
+            Health::Drained => HsmStanding::Drained(status.reason),
+            Health::Healthy | Health::Slow | Health::Syncing if member.is_proved() => HsmStanding::Answers,
             Health::Healthy | Health::Slow | Health::Syncing | Health::LoginRefused | Health::WrongIdentity => {
-                Service::NotYet(status.reason)
+                HsmStanding::NotYet(status.reason)
             }
         }
     }
@@ -114,38 +114,4 @@ pub(super) async fn remembered_lineages(records: &Records) -> Result<BTreeMap<Cl
 /// The lineages of the declared clusters.
 pub(super) fn lineages(declared: &Declared) -> Vec<(ClusterId, Lineages)> {
     declared.all().iter().map(|(id, cluster)| (id.clone(), cluster.lineages(id))).collect()
-}
-
-impl Error {
-    /// What a caller is told when a prerequisite is not met.
-    pub fn of(id: &ClusterId, unmet: Unmet) -> Self {
-        let cluster = id.clone();
-        match unmet {
-            Unmet::NameInUse(name) => Self::NameInUse(name),
-            Unmet::QuotaReached(quota) => Self::QuotaReached(quota),
-            Unmet::NotFound => Self::ClusterNotFound(cluster),
-            Unmet::Tied(_) => Self::ClusterInUse(cluster),
-            Unmet::RelativeTied { .. } => Self::RelativeInUse { cluster, unmet },
-            Unmet::Elsewhere { .. } => Self::ClusterElsewhere { cluster, unmet },
-            Unmet::NotRelated(_) => Self::ClusterNotRelated { cluster, unmet },
-            Unmet::NotActive { .. } => Self::ClusterNotActive { cluster, unmet },
-            Unmet::IncorrectTrustAnchor => Self::IncorrectTrustAnchor(cluster),
-            Unmet::SubnetsInTooFewZones { .. }
-            | Unmet::Closed { .. }
-            | Unmet::TooFewHsms { .. }
-            | Unmet::NoActiveHsm
-            // What follows is seen only while connecting, or told by a check.
-            | Unmet::AllOutOfUse
-            | Unmet::UnreadableTrustAnchor(_)
-            | Unmet::UnreadablePassword(_)
-            | Unmet::SubnetGone(_)
-            | Unmet::NoFreeAddress(_)
-            | Unmet::OneFreeAddress(_)
-            | Unmet::Unreachable { .. }
-            | Unmet::LoginFailed { .. }
-            | Unmet::TooFewAnswer { .. }
-            | Unmet::NotConnected { .. }
-            | Unmet::NobodyAnswers => Self::InvalidConfiguration { cluster, unmet },
-        }
-    }
 }

@@ -10,9 +10,10 @@
 //!      │    └────Drained──── DISCONNECTING ◀──────────────────┘
 //!      └ Delete (and it is gone)
 //!
-//!                    Rename   Reconfigure   CreateKey   Use
-//!   DISCONNECTED      yes        yes
-//!   CONNECTED         yes                      yes      yes
+//!                    Rename   Reconfigure   TryPassword   CreateKey   Use
+//!   DISCONNECTED      yes        yes            yes
+//!   CONNECTED         yes                                    yes      yes
+//!   FAILED                                      yes
 //!   all others
 //! ```
 //!
@@ -32,6 +33,8 @@ pub enum Event {
     /// Another password, or another cluster.
     Reconfigure,
     Delete,
+    /// A login as its user beside it, for somebody who wants to know whether a password is right.
+    TryPassword,
     CreateKey,
     /// Work with a key that exists, or random bytes.
     Use,
@@ -71,12 +74,14 @@ pub fn next(state: ConnectionState, event: Event) -> Result<Step, Refused> {
         (Connecting | Connected, E::Connect)
         | (Disconnected | Connected, E::Rename)
         | (Disconnected, E::Reconfigure)
-        | (Connected, E::CreateKey | E::Use) => Ok(Stay),
+        | (Connected, E::CreateKey | E::Use)
+        | (Disconnected | Failed, E::TryPassword) => Ok(Stay),
         (Disconnected, E::Delete) => Ok(Gone),
         (Disconnecting | Failed, E::Connect)
         | (Disconnected | Disconnecting, E::Disconnect)
         | (Connecting | Disconnecting | Failed, E::Rename)
         | (Connecting | Connected | Disconnecting | Failed, E::Reconfigure | E::Delete)
+        | (Connecting | Connected | Disconnecting, E::TryPassword)
         | (Disconnected | Connecting | Disconnecting | Failed, E::CreateKey | E::Use)
         | (Disconnected | Connected | Disconnecting | Failed, E::Connected | E::Failed)
         | (Disconnected | Connecting | Connected | Failed, E::Drained) => Err(Refused { state, event }),
@@ -91,6 +96,7 @@ impl fmt::Display for Event {
             Self::Rename => "changing the name",
             Self::Reconfigure => "changing the password or the cluster",
             Self::Delete => "deleting",
+            Self::TryPassword => "trying a password",
             Self::CreateKey => "making a key",
             Self::Use => "using the HSMs",
             Self::Connected => "having connected",
@@ -120,6 +126,7 @@ mod tests {
             (E::Rename,      [stay,        no,        stay,     no,           no]),
             (E::Reconfigure, [stay,        no,        no,       no,           no]),
             (E::Delete,      [gone,        no,        no,       no,           no]),
+            (E::TryPassword, [stay,        no,        no,       no,           stay]),
             (E::CreateKey,   [no,          no,        stay,     no,           no]),
             (E::Use,         [no,          no,        stay,     no,           no]),
             (E::Connected,   [no,          on,        no,       no,           no]),

@@ -36,13 +36,13 @@ use crate::records::{
 };
 
 use lifecycle::{Event, Refused, Step};
-use prerequisites::Unmet;
+use prerequisites::{CheckPhase, Unmet};
 
-pub use check::Shown;
-pub use connect::{Phase, Progress, progress};
+pub use check::CheckInput;
+pub use connect::{ConnectPhase, Progress, progress};
 pub use maintenance::Logins;
 pub use settings::Settings;
-pub use store::Store;
+pub use store::{Place, Store};
 pub use update::Changes;
 
 /// How long running requests get when a store is disconnected, unless told otherwise.
@@ -56,48 +56,13 @@ const WRITE_AGAIN: Duration = Duration::from_secs(1);
 pub enum Error {
     #[error("no key store {0}")]
     NotFound(String),
-    #[error("another key store is named {0}")]
-    NameInUse(KeyStoreName),
-    #[error("cluster {0} is tied to another key store")]
-    ClusterInUse(ClusterId),
-    #[error("cluster {cluster} cannot be used: {unmet}")]
-    RelativeInUse {
-        cluster: ClusterId,
-        #[source]
-        unmet: Unmet,
-    },
+    /// The cluster that a request is about.
     #[error("no cluster {0} is declared")]
     ClusterNotFound(ClusterId),
-    #[error("cluster {cluster} cannot be used: {unmet}")]
-    ClusterNotActive {
-        cluster: ClusterId,
-        #[source]
-        unmet: Unmet,
-    },
-    #[error("the key store cannot be moved to cluster {cluster}: {unmet}")]
-    ClusterNotRelated {
-        cluster: ClusterId,
-        #[source]
-        unmet: Unmet,
-    },
-    #[error("the key store cannot be moved to cluster {cluster}: {unmet}")]
-    ClusterElsewhere {
-        cluster: ClusterId,
-        #[source]
-        unmet: Unmet,
-    },
     #[error("cluster {cluster} has no HSM {hsm}")]
     HsmNotFound { cluster: ClusterId, hsm: HsmId },
-    #[error("cluster {cluster} does not meet the prerequisites: {unmet}")]
-    InvalidConfiguration {
-        cluster: ClusterId,
-        #[source]
-        unmet: Unmet,
-    },
-    #[error("the certificate is not the trust anchor of cluster {0}")]
-    IncorrectTrustAnchor(ClusterId),
-    #[error("there are {0} key stores already, as many as the quota allows")]
-    QuotaReached(u32),
+    #[error(transparent)]
+    Prerequisite(#[from] prerequisites::Refusal),
     #[error(transparent)]
     InvalidState(#[from] Refused),
     #[error("the key store still has {0} keys")]
@@ -106,6 +71,13 @@ pub enum Error {
     Conflict,
     #[error("the records cannot be reached")]
     Records(#[from] Unavailable),
+}
+
+impl Error {
+    /// What the records found not to be met, though it was a moment ago.
+    fn unmet(cluster: &ClusterId, phase: CheckPhase, unmet: Unmet) -> Self {
+        Self::Prerequisite(prerequisites::Refusal { cluster: cluster.clone(), phase, unmet })
+    }
 }
 
 /// Why a store got no Connection.
@@ -154,9 +126,9 @@ struct Inner {
     opened: mpsc::Sender<Arc<Connection>>,
     /// Counts stores made, deleted, and moved to another cluster.
     listed: watch::Sender<u64>,
-    /// HSMs that an operator took out of use, with his notes.
+    /// HSMs that an operator drained, with the notes.
     drained: RwLock<BTreeMap<(ClusterId, HsmId), String>>,
-    /// Held while an HSM is taken out of use or back, and while a Connection is made: neither misses the other.
+    /// Held while an HSM is drained or resumed, and while a Connection is made: neither misses the other.
     maintenance: tokio::sync::Mutex<()>,
     /// HSMs that nobody is logged in to, and whether they can be reached.
     reach: watch::Sender<BTreeMap<(ClusterId, HsmId), Reach>>,
@@ -213,7 +185,7 @@ impl KeyStores {
     /// Every store, oldest first.
     pub fn list(&self) -> Vec<Arc<Store>> {
         let mut stores: Vec<_> = self.read().values().cloned().collect();
-        stores.sort_by_key(|store| (store.record().created, store.record().id.clone()));
+        stores.sort_by_cached_key(|store| store.place());
         stores
     }
 
@@ -237,9 +209,14 @@ impl KeyStores {
         self.read().get(id).cloned().ok_or_else(|| Error::NotFound(id.to_string()))
     }
 
-    /// The store that stands on a cluster, if one does.
+    /// The store that uses a cluster, if one does.
     pub fn on_cluster(&self, cluster: &ClusterId) -> Option<Arc<Store>> {
         self.read().values().find(|store| store.record.borrow().cluster == *cluster).cloned()
+    }
+
+    /// What keeps another key store off the cluster, if one uses it.
+    fn tied(&self, cluster: &ClusterId) -> Option<Unmet> {
+        self.on_cluster(cluster).map(|store| Unmet::Tied(store.id()))
     }
 
     /// Makes a key store, DISCONNECTED. A request equal in everything to an existing DISCONNECTED store gives that store.
@@ -260,13 +237,14 @@ impl KeyStores {
             password: Some(Ok(())),
             ..self.facts(&new.cluster)
         };
-        prerequisites::to_create(&facts).map_err(|unmet| Error::of(&new.cluster, unmet))?;
+        prerequisites::to_create(&facts)?;
+        let unmet = |unmet| Error::unmet(&new.cluster, CheckPhase::Create, unmet);
         let mut record = KeyStoreRecord {
             id: KeyStoreId::random(),
             name: new.name.clone(),
             cluster: new.cluster.clone(),
             realm: facts.cluster.as_ref().map(|cluster| cluster.realm()),
-            trust_anchor: new.trust_anchor.pem().to_owned(),
+            trust_anchor: new.trust_anchor.clone(),
             state: ConnectionState::Disconnected,
             state_changed: clock::now(),
             connect_attempt: 0,
@@ -277,9 +255,9 @@ impl KeyStores {
         };
         match self.0.records.add_key_store(&record, &new.password, self.0.settings.quota).await? {
             AddedKeyStore::Added(version) => record.password_version = version,
-            AddedKeyStore::NameInUse => return Err(Error::NameInUse(new.name)),
-            AddedKeyStore::ClusterInUse => return Err(Error::ClusterInUse(new.cluster)),
-            AddedKeyStore::Full => return Err(Error::QuotaReached(self.0.settings.quota)),
+            AddedKeyStore::NameInUse => return Err(unmet(Unmet::NameInUse(new.name))),
+            AddedKeyStore::ClusterInUse => return Err(self.tied(&new.cluster).map_or(Error::Conflict, unmet)),
+            AddedKeyStore::Full => return Err(unmet(Unmet::QuotaReached(self.0.settings.quota))),
         }
         let store = Store::new(record);
         self.0.stores.write().unwrap_or_else(PoisonError::into_inner).insert(store.id(), store.clone());
@@ -293,8 +271,8 @@ impl KeyStores {
             return Ok(None);
         };
         let record = store.record();
-        let same_anchor = TrustAnchor::parse(&record.trust_anchor).is_ok_and(|anchor| anchor == new.trust_anchor);
-        if record.state != ConnectionState::Disconnected || record.cluster != new.cluster || !same_anchor {
+        let same = record.cluster == new.cluster && record.trust_anchor == new.trust_anchor;
+        if record.state != ConnectionState::Disconnected || !same {
             return Ok(None);
         }
         let stored = self.0.records.password(&record.cluster, &Username::kmsuser(), record.password_version).await?;
@@ -321,7 +299,7 @@ impl KeyStores {
         }
         // One that is not declared any more is found missing by the attempt.
         let facts = self.facts(&record.cluster);
-        prerequisites::to_connect(&facts).map_err(|unmet| Error::of(&record.cluster, unmet))?;
+        prerequisites::to_connect(&facts)?;
         // The operator's act: an attempt that a crash left open may be made once more.
         let user = Username::kmsuser();
         self.0.records.forgive_unsettled(&record.cluster, &user).await?;

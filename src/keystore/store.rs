@@ -1,6 +1,9 @@
 //! One key store as this daemon knows it: its record, and its Connection while it has one.
 
+use std::fmt;
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::UNIX_EPOCH;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -21,6 +24,28 @@ pub struct Store {
     pub(super) turn: tokio::sync::Mutex<()>,
     /// The attempt to connect that was begun last. Another begins only when this one has ended.
     attempt: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// A store's place among all of them: the oldest comes first. It stays the same whatever is made or deleted beside it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    created_ms: u64,
+    id: KeyStoreId,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.created_ms, self.id)
+    }
+}
+
+impl FromStr for Place {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (created_ms, id) = text.split_once('/').ok_or(())?;
+        Ok(Self { created_ms: created_ms.parse().map_err(drop)?, id: id.parse().map_err(drop)? })
+    }
 }
 
 impl Store {
@@ -47,6 +72,12 @@ impl Store {
 
     fn lock_attempt(&self) -> MutexGuard<'_, Option<JoinHandle<()>>> {
         self.attempt.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn place(&self) -> Place {
+        let record = self.record.borrow();
+        let since = record.created.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Place { created_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX), id: record.id.clone() }
     }
 
     pub fn id(&self) -> KeyStoreId {

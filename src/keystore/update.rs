@@ -10,7 +10,7 @@ use crate::model::{ClusterId, KeyStoreId, KeyStoreName, Password, Username};
 use crate::records::{KeyStoreRecord, KeyStoreUpdate, PasswordOwner, Standing, UpdatedKeyStore};
 
 use super::lifecycle::{self, Event};
-use super::prerequisites::{self, Facts};
+use super::prerequisites::{self, CheckPhase, Facts, Unmet};
 use super::{Error, KeyStores, Selector, Store, same_password};
 
 /// What is to become different.
@@ -46,17 +46,24 @@ impl KeyStores {
         if let Some(name) = &update.name
             && self.find(&Selector::Name(name.clone())).is_ok()
         {
-            return Err(Error::NameInUse(name.clone()));
+            return Err(Error::unmet(&before.cluster, CheckPhase::Move, Unmet::NameInUse(name.clone())));
         }
         let _tying = self.0.tying.lock().await;
         if let Some(cluster) = &update.cluster {
             let facts = Facts { moving: Some(before.id.clone()), ..self.facts(cluster) };
-            prerequisites::to_move_to(&facts).map_err(|unmet| Error::of(cluster, unmet))?;
+            prerequisites::to_move_to(&facts)?;
         }
         let after = match self.0.records.update_key_store(&before, &update).await? {
             UpdatedKeyStore::Updated(after) => *after,
-            UpdatedKeyStore::NameInUse => return Err(Error::NameInUse(update.name.unwrap_or(before.name))),
-            UpdatedKeyStore::ClusterInUse => return Err(Error::ClusterInUse(update.cluster.unwrap_or(before.cluster))),
+            UpdatedKeyStore::NameInUse => {
+                let name = update.name.unwrap_or(before.name);
+                return Err(Error::unmet(&before.cluster, CheckPhase::Move, Unmet::NameInUse(name)));
+            }
+            UpdatedKeyStore::ClusterInUse => {
+                let cluster = update.cluster.unwrap_or(before.cluster);
+                let tied = self.tied(&cluster);
+                return Err(tied.map_or(Error::Conflict, |unmet| Error::unmet(&cluster, CheckPhase::Move, unmet)));
+            }
             UpdatedKeyStore::Changed => return Err(self.lost(&before.id)),
         };
         tracing::info!(key_store = %after.id, name = %after.name, cluster = %after.cluster, "key store changed");

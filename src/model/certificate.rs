@@ -7,11 +7,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use x509_parser::certificate::X509Certificate;
 use x509_parser::pem::Pem;
+use x509_parser::prelude::FromDer;
 use x509_parser::time::ASN1Time;
 use x509_parser::x509::X509Version;
 
 use super::Invalid;
 
+/// So much of what a PEM block calls itself is told again.
+const SHOWN_LABEL: usize = 32;
 /// AWS's bound on the PEM text.
 const MAX_CHARACTERS: usize = 5_000;
 
@@ -64,7 +67,8 @@ impl Certificate {
             return Err(expected(&format_args!("{} of them", others + 1)));
         }
         if block.label != "CERTIFICATE" {
-            return Err(expected(&format_args!("a PEM block called {:?}", block.label)));
+            let label: String = block.label.chars().take(SHOWN_LABEL).collect();
+            return Err(expected(&format_args!("a PEM block called {label:?}")));
         }
         let parsed = block.parse_x509().map_err(|_| expected(&"a PEM block that holds something else"))?;
         let (validity, is_authority) = (parsed.validity().clone(), is_authority(&parsed));
@@ -132,6 +136,18 @@ impl TrustAnchor {
     }
 }
 
+impl TrustAnchor {
+    /// Whether this authority issued the certificate: its name stands there, and its key verifies the signature.
+    pub fn has_issued(&self, certificate: &Certificate) -> bool {
+        let (Ok((_, authority)), Ok((_, issued))) =
+            (X509Certificate::from_der(&self.der), X509Certificate::from_der(&certificate.der))
+        else {
+            return false;
+        };
+        issued.issuer() == authority.subject() && issued.verify_signature(Some(authority.public_key())).is_ok()
+    }
+}
+
 impl Deref for TrustAnchor {
     type Target = Certificate;
 
@@ -181,6 +197,7 @@ mod tests {
             ("hello", "a text without a PEM block"),
             (&pem[..pem.len() / 2], "cut short or garbled"),
             (&key, "\"PRIVATE KEY\""),
+            (&pem.replace("CERTIFICATE", &"X".repeat(2_000)), &format!("called {:?}", "X".repeat(SHOWN_LABEL))),
             (&format!("{pem}{pem}"), "2 of them"),
             (&pem.replacen("MI", "AA", 1), "holds something else"),
             (&long, "6000 characters"),
@@ -200,6 +217,23 @@ mod tests {
         assert!(Certificate::parse(&pem).is_ok());
         let refused = TrustAnchor::parse(&pem).unwrap_err().to_string();
         assert!(refused.contains("authority"), "{refused}");
+    }
+
+    #[test]
+    fn an_authority_knows_what_it_has_issued() {
+        use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+        let issuer = |name: &str| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name.push(rcgen::DnType::CommonName, name);
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+        };
+        let (own, namesake, other) = (issuer("customer"), issuer("customer"), issuer("other"));
+        let issued = CertificateParams::default().signed_by(&KeyPair::generate().unwrap(), &own).unwrap();
+        let issued = Certificate::parse(&issued.pem()).unwrap();
+        let has_issued =
+            |issuer: &CertifiedIssuer<'_, KeyPair>| TrustAnchor::parse(&issuer.pem()).unwrap().has_issued(&issued);
+        assert!(has_issued(&own) && !has_issued(&namesake) && !has_issued(&other));
     }
 
     #[test]

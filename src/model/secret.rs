@@ -55,7 +55,7 @@ secret_bytes!(
     SealingKey
 );
 
-/// A crypto user's password. How it becomes a PIN is the profile's business.
+/// A crypto user's password. How it becomes a PIN is `host`'s business.
 pub struct Password(Zeroizing<String>);
 
 impl Password {

@@ -108,24 +108,40 @@ impl ConnectionErrorCode {
         Self::ALL.into_iter().find(|code| code.as_str() == text)
     }
 
+    /// Whether the cluster lacks something, so that no HSM was asked at all.
+    pub const fn is_unmet_prerequisite(self) -> bool {
+        match self {
+            Self::ClusterNotFound
+            | Self::InsufficientCloudhsmHsms
+            | Self::SubnetNotFound
+            | Self::InsufficientFreeAddressesInSubnet => true,
+            Self::InvalidCredentials
+            | Self::NetworkErrors
+            | Self::InternalError
+            | Self::UserLockedOut
+            | Self::UserNotFound
+            | Self::UserLoggedIn => false,
+        }
+    }
+
     /// What the operator does about it.
     pub const fn remedy(self) -> &'static str {
         match self {
             Self::InvalidCredentials => {
-                "Disconnect the key store, tell it kmsuser's present password, and connect again."
+                "Disconnect the key store, give it kmsuser's present password, and connect again."
             }
             Self::ClusterNotFound => {
                 "Disconnect the key store; declare the cluster in the daemon's configuration, or move the key store to a related cluster; and connect again."
             }
             Self::NetworkErrors => "Check that the HSMs' hosts answer from here, then disconnect and connect again.",
             Self::InternalError => {
-                "Read the message, and the daemon's log, for the cause; mend it, then disconnect and connect again."
+                "Read the message, and the daemon's log, for the cause; fix it, then disconnect and connect again."
             }
             Self::InsufficientCloudhsmHsms => {
                 "Bring at least one HSM of the cluster into service, then disconnect and connect again."
             }
             Self::UserLockedOut => {
-                "Disconnect the key store, have an HSM administrator reset kmsuser's password, tell the key store the new one, and connect again."
+                "Disconnect the key store, have an HSM administrator reset kmsuser's password, give the key store the new one, and connect again."
             }
             Self::UserNotFound => "Create the crypto user kmsuser on every HSM, then disconnect and connect again.",
             Self::UserLoggedIn => "Log kmsuser out everywhere else, then disconnect and connect again.",

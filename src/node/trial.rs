@@ -26,6 +26,10 @@ pub enum Tried {
     Unanswered(String),
     /// It was not asked, and may be later. Why.
     NotAsked(String),
+    /// Its token is not the one that was there before: no password is sent to it.
+    AnotherToken(String),
+    /// The attempt must not be made any more, as `still` has said.
+    Withdrawn(String),
     /// It was asked before, and is not asked again.
     Spent,
 }
@@ -41,7 +45,7 @@ pub async fn try_password(
 ) -> Result<Tried, Unavailable> {
     let turn = host.turn(spec).await;
     if let Err(why) = still() {
-        return Ok(Tried::NotAsked(why));
+        return Ok(Tried::Withdrawn(why));
     }
     let trial = match host.open_trial(&turn, spec).await {
         Ok(trial) => trial,
@@ -51,7 +55,7 @@ pub async fn try_password(
     if let Some(known) = known.filter(|known| known != trial.serial()) {
         let why = format!("its token is {}, not {known} as before; no password is sent there", trial.serial());
         trial.leave().await;
-        return Ok(Tried::NotAsked(why));
+        return Ok(Tried::AnotherToken(why));
     }
     if !records.begin_password_check(&spec.cluster, &spec.hsm).await? {
         trial.leave().await;
@@ -81,7 +85,7 @@ async fn answered(
         | Tried::Refused(LoginRefusal::NoUser | LoginRefusal::LoggedInElsewhere, _) => {
             may_be_asked_again(records, spec).await;
         }
-        Tried::Refused(..) | Tried::Unanswered(_) | Tried::Spent => {}
+        Tried::Refused(..) | Tried::Unanswered(_) | Tried::AnotherToken(_) | Tried::Withdrawn(_) | Tried::Spent => {}
     }
     tried
 }

@@ -7,7 +7,7 @@ use sqlx::{Row, Sqlite, Transaction};
 
 use crate::model::{
     ClusterId, ConnectionErrorCode, ConnectionState, HsmId, KeyStoreId, KeyStoreName, Password, PasswordVersion, Realm,
-    Username,
+    TrustAnchor, Username,
 };
 
 use super::row::{millis, named, number, parsed, time, time_if_any};
@@ -22,7 +22,7 @@ pub struct KeyStoreRecord {
     /// its cluster is declared.
     pub realm: Option<Realm>,
     /// PEM, as it was uploaded.
-    pub trust_anchor: String,
+    pub trust_anchor: TrustAnchor,
     pub state: ConnectionState,
     pub state_changed: SystemTime,
     /// How often connecting was begun.
@@ -106,7 +106,7 @@ impl Records {
         .bind(record.id.as_str())
         .bind(record.name.as_str())
         .bind(record.cluster.as_str())
-        .bind(&record.trust_anchor)
+        .bind(record.trust_anchor.pem())
         .bind(record.state.as_str())
         .bind(millis(record.state_changed))
         .bind(record.connect_attempt)
@@ -284,7 +284,7 @@ fn key_store(row: &SqliteRow) -> Result<KeyStoreRecord, Unavailable> {
             Some(_) => Some(Realm { region: parsed(row, "region")?, account: parsed(row, "account")? }),
             None => None,
         },
-        trust_anchor: row.try_get("trust_anchor")?,
+        trust_anchor: TrustAnchor::parse(row.try_get("trust_anchor")?).map_err(|_| Unavailable::row("trust_anchor"))?,
         state: named(row, "state", ConnectionState::parse)?,
         state_changed: time(row, "state_changed")?,
         connect_attempt: number(row, "connect_attempt")?,

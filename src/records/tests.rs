@@ -3,7 +3,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::*;
 use crate::model::{
     AliasName, CkaId, ClusterId, ConnectionErrorCode, ConnectionState, HsmId, KeyId, KeySpec, KeyState, KeyStoreId,
-    KeyVersion, Password, PasswordVersion, Probe, Realm, Username,
+    KeyVersion, Password, PasswordVersion, Probe, Realm, TrustAnchor, Username,
 };
 
 mod clusters;
@@ -55,7 +55,7 @@ fn store(name: &str, on: char) -> KeyStoreRecord {
         name: name.parse().unwrap(),
         cluster: cluster(on),
         realm: Some(realm("us-east-1")),
-        trust_anchor: "PEM".to_owned(),
+        trust_anchor: authority(),
         state: ConnectionState::Disconnected,
         state_changed: at(0),
         connect_attempt: 0,
@@ -64,6 +64,18 @@ fn store(name: &str, on: char) -> KeyStoreRecord {
         password_rotated: None,
         created: at(0),
     }
+}
+
+/// Always the same one.
+fn authority() -> TrustAnchor {
+    static ANCHOR: std::sync::OnceLock<TrustAnchor> = std::sync::OnceLock::new();
+    let made = || {
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem();
+        TrustAnchor::parse(&pem).unwrap()
+    };
+    ANCHOR.get_or_init(made).clone()
 }
 
 fn password(text: &str) -> Password {

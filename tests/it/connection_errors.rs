@@ -165,7 +165,12 @@ async fn insufficient_cloudhsm_hsms() {
             pb::DrainHsmRequest { cluster_id: rig.cluster_id(), hsm_id: hsm.to_owned(), ..Default::default() };
         clients.clusters.drain_hsm(request).await.expect("it is taken out of use");
     }
-    clients.fails_to_connect(&store, Code::InsufficientCloudhsmHsms).await;
+    let error = clients.fails_to_connect(&store, Code::InsufficientCloudhsmHsms).await;
+    let output = rig.keyway(&["key-store", "connect", "main", "--wait"]).output().expect("it runs");
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    let step = format!("failed   cluster  prerequisites\n    {}\n    {}\n", error.message, error.remedy);
+    assert!(output.status.code() == Some(1) && told.contains(&step), "what the cluster lacks is a step: {told}");
+    clients.disconnect(&store).await;
     clients.resume_hsm(&rig.cluster_id(), "hsm-2", false).await;
     clients.connects(&store).await;
 }
@@ -250,5 +255,6 @@ async fn the_command_tells_each_step_and_at_the_end_code_message_hsm_and_remedy(
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("CONNECTED"), "{told}");
     assert!(HSMS.iter().all(|hsm| told.contains(hsm)), "{told}");
+    assert!(told.contains("passed   cluster  prerequisites\n"), "{told}");
     wait_async(|| async { (rig.workers().len() == 2).then_some(()) }).await;
 }

@@ -76,12 +76,13 @@ fn explained() -> BTreeSet<&'static str> {
     ERRORS.lines().filter_map(|line| line.strip_prefix("## ")).filter(|heading| is_reason(heading)).collect()
 }
 
-/// Every string in the gRPC face that is written like a reason.
+/// Every string in the gRPC face, and among the prerequisites, that is written like a reason.
 fn reasons() -> BTreeSet<String> {
-    let face = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/door/grpc");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let face = source.join("door/grpc").read_dir().unwrap().map(|file| file.unwrap().path());
     let mut reasons = BTreeSet::new();
-    for file in face.read_dir().unwrap() {
-        let code = std::fs::read_to_string(file.unwrap().path()).unwrap();
+    for file in face.chain([source.join("keystore/prerequisites/unmet.rs")]) {
+        let code = std::fs::read_to_string(file).unwrap();
         for line in code.lines() {
             let parts: Vec<&str> = line.split('"').collect();
             for literal in parts.windows(3).step_by(2) {

@@ -170,7 +170,42 @@ async fn a_name_a_cluster_and_its_relatives_carry_one_key_store_and_the_quota_bo
     refused("a relative of one that is gone", answer, "CLOUD_HSM_CLUSTER_IN_USE", "");
 
     served.reload(&second("payments")).await;
-    clients.stores.create_key_store(on_other("second")).await.expect("no relative");
+    // Named backwards, and one twice: each is told once, page by page.
+    let ids = [rig.cluster_id(), other.to_owned(), rig.cluster_id()];
+    let mut backwards = ids.to_vec();
+    backwards.sort_by(|one, other| other.cmp(one));
+    let (mut told, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let request = pb::DescribeClustersRequest { cluster_ids: backwards.clone(), page_size: 1, page_token };
+        let page = clients.clusters.describe_clusters(request).await.expect("a page").into_inner();
+        told.extend(page.clusters.into_iter().map(|cluster| cluster.cluster_id));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    let mut all = ids[..2].to_vec();
+    all.sort();
+    assert_eq!(told, all);
+    let second = clients.stores.create_key_store(on_other("second")).await.expect("no relative").into_inner();
+
+    // A store that goes between two pages takes no other one along.
+    let first = pb::DescribeKeyStoresRequest { page_size: 1, ..Default::default() };
+    let page = clients.stores.describe_key_stores(first.clone()).await.expect("a page").into_inner();
+    assert_eq!(page.key_stores[0].key_store_id, store, "the oldest comes first");
+    let of_one = pb::DescribeKeyStoresRequest {
+        selector: Some(pb::describe_key_stores_request::Selector::KeyStoreId(store.clone())),
+        page_token: page.next_page_token.clone(),
+        ..Default::default()
+    };
+    let answer = clients.stores.describe_key_stores(of_one).await;
+    refused("a page of one store", answer, "INVALID_MARKER", "page_token");
+    let delete = pb::DeleteKeyStoreRequest { key_store_id: store };
+    clients.stores.delete_key_store(delete).await.expect("it has no keys");
+    let next = pb::DescribeKeyStoresRequest { page_token: page.next_page_token, ..first };
+    let page = clients.stores.describe_key_stores(next).await.expect("a page").into_inner();
+    let told: Vec<_> = page.key_stores.iter().map(|store| store.key_store_id.as_str()).collect();
+    assert_eq!((told.as_slice(), page.next_page_token.as_str()), (&[second.key_store_id.as_str()][..], ""));
 }
 
 #[tokio::test]

@@ -192,3 +192,23 @@ async fn an_hsm_that_is_not_declared_any_more_is_drained_and_resumed_for_as_long
     let answer = clients.clusters.drain_hsm(drain("hsm-2")).await;
     refused("one that serves no more", answer, "CLOUD_HSM_CLUSTER_NOT_FOUND", "");
 }
+
+#[tokio::test]
+async fn a_configuration_that_cannot_be_read_to_its_end_does_not_keep_the_daemon_from_ending() {
+    use std::os::unix::fs::OpenOptionsExt as _;
+
+    let (_rig, mut served, _clients) = served().await;
+    let file = served.home().join("keyway.toml");
+    std::fs::remove_file(&file).expect("our directory");
+    assert!(std::process::Command::new("mkfifo").arg(&file).status().expect("coreutils").success());
+    served.hang_up();
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    // It opens only when somebody reads at the other end, who then waits for a text that never comes.
+    let writer = crate::rig::wait_async(|| async {
+        std::fs::OpenOptions::new().write(true).custom_flags(nonblocking).open(&file).ok()
+    })
+    .await;
+    served.tell_to_stop();
+    assert!(served.ended().await.success());
+    drop(writer);
+}

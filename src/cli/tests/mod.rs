@@ -1,5 +1,6 @@
 //! The command line, and the commands against daemons of a few lines.
 
+mod check;
 mod crypto;
 mod key;
 mod key_store;

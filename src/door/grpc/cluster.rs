@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 use crate::authz::action;
 use crate::clock;
 use crate::cluster::Settings;
-use crate::keystore::Logins;
+use crate::keystore::{self, Logins};
 use crate::model::{ClusterId, HsmId};
 use crate::proto::v1 as pb;
 use crate::proto::v1::cluster_service_server::ClusterService;
@@ -38,7 +38,7 @@ impl Service {
         let parsed: ClusterId = convert::parse(field, id)?;
         match self.0.0.clusters.get(&parsed) {
             Some(settings) => Ok((parsed, settings)),
-            None => Err(status::cluster_not_found(id)),
+            None => Err(status::key_store(keystore::Error::ClusterNotFound(parsed))),
         }
     }
 
@@ -52,7 +52,7 @@ impl Service {
         if self.0.0.clusters.get(&parsed).is_some() || serves() {
             Ok(parsed)
         } else {
-            Err(status::cluster_not_found(id))
+            Err(status::key_store(keystore::Error::ClusterNotFound(parsed)))
         }
     }
 }
@@ -75,6 +75,9 @@ impl ClusterService for Service {
             let all = self.0.0.clusters.all();
             clusters.extend(all.iter().map(|(id, settings)| (id.clone(), settings.clone())));
         }
+        // Pages go by the id, whatever order was asked in.
+        clusters.sort_by(|(one, _), (other, _)| one.cmp(other));
+        clusters.dedup_by(|(one, _), (other, _)| one == other);
         clusters.retain(|(id, _)| after.as_ref().is_none_or(|after| id > after));
         let more = clusters.len() > limit;
         clusters.truncate(limit);

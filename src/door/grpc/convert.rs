@@ -143,7 +143,7 @@ pub(super) fn description(text: String) -> Result<String, Status> {
     Ok(text)
 }
 
-/// Why an HSM is taken out of use.
+/// Why an HSM is drained.
 pub(super) fn note(text: String) -> Result<String, Status> {
     if text.chars().count() > 256 || text.chars().any(char::is_control) {
         return Err(status::field("note", "has at most 256 characters, and no control characters"));
@@ -191,10 +191,12 @@ pub(super) fn page_token<T: FromStr>(token: &str) -> Result<Option<T>, Status> {
         return Ok(None);
     }
     let cursor = token.strip_prefix("after:").and_then(|cursor| cursor.parse().ok());
-    match cursor {
-        Some(cursor) => Ok(Some(cursor)),
-        None => Err(status::field_reason("page_token", "INVALID_MARKER", "was not given out here")),
-    }
+    cursor.map(Some).ok_or_else(strange_page_token)
+}
+
+/// It belongs to another list, or to none.
+pub(super) fn strange_page_token() -> Status {
+    status::field_reason("page_token", "INVALID_MARKER", "was not given out here")
 }
 
 pub(super) fn next_page_token(last: impl ToString) -> String {

@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 use crate::authz::action;
 use crate::clock;
 use crate::cluster::{Closing, Connection};
-use crate::keystore::{Changes, NewKeyStore, Selector, Store};
+use crate::keystore::{Changes, NewKeyStore, Place, Selector, Store};
 use crate::model::KeyStoreName;
 use crate::proto::v1 as pb;
 use crate::proto::v1::key_store_service_server::KeyStoreService;
@@ -60,25 +60,31 @@ impl KeyStoreService for Service {
         let _permit = self.0.permit::<action::DescribeKeyStores, _>(&request)?;
         let asked = request.into_inner();
         let limit = convert::page_size(asked.page_size)? as usize;
-        let skip = convert::page_token::<usize>(&asked.page_token)?.unwrap_or(0);
+        let after = convert::page_token::<Place>(&asked.page_token)?;
         use pb::describe_key_stores_request::Selector as Asked;
-        let stores = match asked.selector {
-            None => self.0.0.key_stores.list(),
-            Some(Asked::KeyStoreId(id)) => {
-                let selector = Selector::Id(convert::key_store_id(&id)?);
-                vec![self.0.0.key_stores.find(&selector).map_err(status::key_store)?]
-            }
+        let selector = match asked.selector {
+            None => None,
+            Some(Asked::KeyStoreId(id)) => Some(Selector::Id(convert::key_store_id(&id)?)),
             Some(Asked::KeyStoreName(name)) => {
-                let selector = Selector::Name(convert::parse::<KeyStoreName>("key_store_name", &name)?);
-                vec![self.0.0.key_stores.find(&selector).map_err(status::key_store)?]
+                Some(Selector::Name(convert::parse::<KeyStoreName>("key_store_name", &name)?))
             }
         };
+        let mut stores = match selector {
+            None => self.0.0.key_stores.list(),
+            Some(_) if after.is_some() => return Err(convert::strange_page_token()),
+            Some(selector) => vec![self.0.0.key_stores.find(&selector).map_err(status::key_store)?],
+        };
+        stores.retain(|store| after.as_ref().is_none_or(|after| store.place() > *after));
+        let more = stores.len() > limit;
+        stores.truncate(limit);
+        let next_page_token = match stores.last() {
+            Some(last) if more => convert::next_page_token(last.place()),
+            Some(_) | None => String::new(),
+        };
         let mut key_stores = Vec::new();
-        for store in stores.iter().skip(skip).take(limit) {
+        for store in &stores {
             key_stores.push(self.told(store).await?);
         }
-        let end = skip.saturating_add(limit);
-        let next_page_token = if end < stores.len() { convert::next_page_token(end) } else { String::new() };
         Ok(Response::new(pb::DescribeKeyStoresResponse { key_stores, next_page_token }))
     }
 
@@ -165,7 +171,7 @@ async fn watch(service: Service, store: Arc<Store>, told: mpsc::Sender<Result<pb
         let message = match service.told(&store).await {
             Ok(key_store) => Ok(pb::WatchKeyStoreResponse {
                 key_store: Some(key_store),
-                steps: tell::connect_steps(connection.as_deref()),
+                steps: tell::connect_steps(&store.record(), connection.as_deref()),
                 time: tell::time(clock::now()),
             }),
             Err(status) => Err(status),

@@ -12,11 +12,11 @@ use tonic_types::{ErrorDetails, StatusExt};
 use crate::authz::Denied;
 use crate::cluster::Failure;
 use crate::keys;
-use crate::keystore;
+use crate::keystore::{self, prerequisites};
 use crate::records::Unavailable;
 
-/// Where a caller reads more; `#REASON` is appended.
-const HELP: &str = "docs/errors.md";
+use super::tell;
+
 const DOMAIN: &str = "keyway";
 /// How soon a caller who met a full queue or an absent node may come back.
 const RETRY: Duration = Duration::from_millis(200);
@@ -59,7 +59,7 @@ impl Refusal {
         if let Some(retry) = self.retry {
             details.set_retry_info(Some(retry));
         }
-        details.add_help_link(format!("What {} means and what to do", self.reason), format!("{HELP}#{}", self.reason));
+        details.add_help_link(format!("What {} means and what to do", self.reason), tell::help_url(self.reason));
         let mut status = Status::with_error_details(self.code, self.message, details);
         if let Some(retry) = self.retry {
             let pushback = retry.as_millis().to_string();
@@ -89,12 +89,6 @@ pub(super) fn denied(denied: Denied) -> Status {
     Refusal::new(Code::PermissionDenied, "ACCESS_DENIED", denied.to_string())
         .with("caller", denied.caller)
         .with("action", denied.action)
-        .status()
-}
-
-pub(super) fn cluster_not_found(cluster: &str) -> Status {
-    Refusal::new(Code::NotFound, "CLOUD_HSM_CLUSTER_NOT_FOUND", format!("no cluster {cluster} is declared"))
-        .with("clusterId", cluster)
         .status()
 }
 
@@ -147,51 +141,73 @@ impl From<keystore::Error> for Refusal {
             E::NotFound(name) => {
                 Self::new(Code::NotFound, "CUSTOM_KEY_STORE_NOT_FOUND", message).with("keyStore", name)
             }
-            E::NameInUse(name) => {
-                Self::new(Code::AlreadyExists, "CUSTOM_KEY_STORE_NAME_IN_USE", message).with("keyStoreName", name)
-            }
-            E::ClusterInUse(cluster) => {
-                Self::new(Code::AlreadyExists, "CLOUD_HSM_CLUSTER_IN_USE", message).with("clusterId", cluster)
-            }
             E::ClusterNotFound(cluster) => {
-                Self::new(Code::NotFound, "CLOUD_HSM_CLUSTER_NOT_FOUND", message).with("clusterId", cluster)
-            }
-            E::ClusterElsewhere { cluster, .. } => {
                 Self::new(Code::NotFound, "CLOUD_HSM_CLUSTER_NOT_FOUND", message).with("clusterId", cluster)
             }
             E::HsmNotFound { cluster, hsm } => {
                 Self::new(Code::NotFound, "NOT_FOUND", message).with("clusterId", cluster).with("hsmId", hsm)
             }
-            E::RelativeInUse { cluster, .. } => {
-                Self::new(Code::AlreadyExists, "CLOUD_HSM_CLUSTER_IN_USE", message).with("clusterId", cluster)
-            }
-            E::ClusterNotActive { cluster, .. } => {
-                Self::new(Code::FailedPrecondition, "CLOUD_HSM_CLUSTER_NOT_ACTIVE", message).with("clusterId", cluster)
-            }
-            E::ClusterNotRelated { cluster, .. } => {
-                Self::new(Code::FailedPrecondition, "CLOUD_HSM_CLUSTER_NOT_RELATED", message).with("clusterId", cluster)
-            }
-            E::InvalidConfiguration { cluster, .. } => {
-                Self::new(Code::FailedPrecondition, "CLOUD_HSM_CLUSTER_INVALID_CONFIGURATION", message)
-                    .with("clusterId", cluster)
-            }
-            E::IncorrectTrustAnchor(cluster) => Self::new(Code::InvalidArgument, "INCORRECT_TRUST_ANCHOR", message)
-                .field("trust_anchor_certificate")
-                .with("clusterId", cluster),
-            E::QuotaReached(quota) => {
-                Self::new(Code::ResourceExhausted, "LIMIT_EXCEEDED", message).with("quota", quota)
-            }
+            E::Prerequisite(refusal) => refusal.into(),
             E::InvalidState(refused) => Self::new(
                 Code::FailedPrecondition,
                 "CUSTOM_KEY_STORE_INVALID_STATE",
                 format!("{message}; {}", way_out(refused.state)),
             )
             .with("connectionState", refused.state),
-            E::HasKeys(keys) => {
-                Self::new(Code::FailedPrecondition, "CUSTOM_KEY_STORE_HAS_CMKS", message).with("keys", keys)
-            }
+            E::HasKeys(keys) => Self::new(
+                Code::FailedPrecondition,
+                "CUSTOM_KEY_STORE_HAS_CMKS",
+                format!("{message}; only one without keys can be deleted, and this release cannot delete keys: keep it, disconnected"),
+            )
+            .with("keys", keys),
             E::Conflict => Self::new(Code::Aborted, "CONFLICT", message).retry(),
             E::Records(error) => error.into(),
+        }
+    }
+}
+
+/// The reason is the prerequisite's own; here it gets its code, and its variables.
+impl From<prerequisites::Refusal> for Refusal {
+    fn from(refused: prerequisites::Refusal) -> Self {
+        use prerequisites::Unmet as U;
+        let message = format!("{refused}. {}", refused.unmet.remedy());
+        let refusal = |code| Self::new(code, refused.reason(), message.clone());
+        let of_cluster = |code| refusal(code).with("clusterId", &refused.cluster);
+        let failed = || of_cluster(Code::FailedPrecondition);
+        match &refused.unmet {
+            U::NameInUse(name) => refusal(Code::AlreadyExists).with("keyStoreName", name),
+            U::QuotaReached(quota) => refusal(Code::ResourceExhausted).with("quota", quota),
+            U::NotFound => of_cluster(Code::NotFound),
+            U::Tied(store) => of_cluster(Code::AlreadyExists).with("keyStoreId", store),
+            U::RelativeTied { cluster, store } => {
+                of_cluster(Code::AlreadyExists).with("keyStoreId", store).with("relatedClusterId", cluster)
+            }
+            U::IncorrectTrustAnchor | U::UnreadableTrustAnchor(_) => {
+                of_cluster(Code::InvalidArgument).field("trust_anchor_certificate")
+            }
+            U::UnreadablePassword(_) => refusal(Code::InvalidArgument).field("key_store_password"),
+            U::Elsewhere { here, store } => of_cluster(Code::NotFound)
+                .with("region", &here.region)
+                .with("account", &here.account)
+                .with("keyStoreRegion", &store.region)
+                .with("keyStoreAccount", &store.account),
+            U::NotRelated(present) => failed().with("presentClusterId", present),
+            U::NotActive { state, .. } => failed().with("clusterState", state),
+            U::SubnetsInTooFewZones { zones } => failed().with("availabilityZones", zones),
+            U::Closed { group, direction: _, ports } => failed().with("securityGroupId", group).with("ports", ports),
+            U::TooFewHsms { hsms, zones, needed: _ } => failed().with("hsms", hsms).with("availabilityZones", zones),
+            U::SubnetGone(subnet) | U::NoFreeAddress(subnet) | U::OneFreeAddress(subnet) => {
+                failed().with("subnetId", subnet)
+            }
+            U::Unreachable { hsm, .. } => failed().with("hsmId", hsm),
+            U::NotConnected { store, state } | U::NotDisconnected { store, state } => {
+                failed().with("keyStoreId", store).with("connectionState", state)
+            }
+            U::NoActiveHsm | U::AllDrained | U::LoginFailed { .. } => failed(),
+            U::TooFewAnswer { hsms, zones, needed: _ } => {
+                of_cluster(Code::Unavailable).with("hsms", hsms).with("availabilityZones", zones).retry()
+            }
+            U::NobodyAnswers => of_cluster(Code::Unavailable).retry(),
         }
     }
 }
@@ -310,42 +326,49 @@ fn way_out(state: crate::model::ConnectionState) -> &'static str {
         S::Connecting => "wait until it is connected",
         S::Connected => "disconnect it first",
         S::Disconnecting => "wait until it is disconnected",
-        S::Failed => "disconnect it, mend the cause, and connect it again",
+        S::Failed => "disconnect it, fix the cause, and connect it again",
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keystore::prerequisites::{Phase, Unmet};
-    use crate::model::{ClusterState, KeyStoreId, Realm};
+    use crate::keystore::prerequisites::{CheckPhase, Unmet};
 
-    fn realm(region: &str) -> Realm {
-        Realm { region: region.parse().unwrap(), account: "123456789012".parse().unwrap() }
+    /// The variables of the sentence are in the metadata, and the sentence ends with what to do.
+    #[test]
+    fn every_refused_prerequisite_tells_what_to_do_and_its_variables() {
+        let cluster: crate::model::ClusterId = "cluster-2abcdefghij".parse().unwrap();
+        for unmet in Unmet::one_of_each() {
+            let (variables, remedy) = (variables(&unmet), unmet.remedy());
+            let refused = prerequisites::Refusal { cluster: cluster.clone(), phase: CheckPhase::Create, unmet };
+            let refusal = Refusal::from(refused.clone());
+            assert_eq!(refusal.message, format!("{refused}. {remedy}"));
+            let mut told: Vec<_> = refusal.metadata.keys().map(String::as_str).collect();
+            told.sort_unstable();
+            assert_eq!(told, variables, "{refused:?}");
+        }
     }
 
-    /// A check foretells an error by the reason that the error will have.
-    #[test]
-    fn a_check_gives_the_reason_that_the_refusal_has() {
-        let cluster: crate::model::ClusterId = "cluster-2abcdefghij".parse().unwrap();
-        let every = [
-            Unmet::NameInUse("main".parse().unwrap()),
-            Unmet::QuotaReached(10),
-            Unmet::NotFound,
-            Unmet::Tied(KeyStoreId::random()),
-            Unmet::RelativeTied { cluster: cluster.clone(), store: KeyStoreId::random() },
-            Unmet::NotRelated(cluster.clone()),
-            Unmet::Elsewhere { here: realm("us-east-1"), store: realm("eu-west-1") },
-            Unmet::NotActive { state: ClusterState::Degraded, message: String::new() },
-            Unmet::SubnetsInTooFewZones { zones: 1 },
-            Unmet::TooFewHsms { hsms: 1, zones: 1, needed: crate::cluster::Quorum::USUAL },
-            Unmet::NoActiveHsm,
-            Unmet::IncorrectTrustAnchor,
-        ];
-        for unmet in every {
-            let foretold = unmet.reason(Phase::Create);
-            let refusal = Refusal::from(keystore::Error::of(&cluster, unmet));
-            assert_eq!(refusal.reason, foretold);
+    fn variables(unmet: &Unmet) -> &'static [&'static str] {
+        use Unmet as U;
+        match unmet {
+            U::NameInUse(_) => &["keyStoreName"],
+            U::QuotaReached(_) => &["quota"],
+            U::NotFound | U::NoActiveHsm | U::AllDrained | U::LoginFailed { .. } | U::NobodyAnswers => &["clusterId"],
+            U::Tied(_) => &["clusterId", "keyStoreId"],
+            U::RelativeTied { .. } => &["clusterId", "keyStoreId", "relatedClusterId"],
+            U::NotRelated(_) => &["clusterId", "presentClusterId"],
+            U::Elsewhere { .. } => &["account", "clusterId", "keyStoreAccount", "keyStoreRegion", "region"],
+            U::NotActive { .. } => &["clusterId", "clusterState"],
+            U::SubnetsInTooFewZones { .. } => &["availabilityZones", "clusterId"],
+            U::Closed { .. } => &["clusterId", "ports", "securityGroupId"],
+            U::TooFewHsms { .. } | U::TooFewAnswer { .. } => &["availabilityZones", "clusterId", "hsms"],
+            U::IncorrectTrustAnchor | U::UnreadableTrustAnchor(_) => &["clusterId", "field"],
+            U::UnreadablePassword(_) => &["field"],
+            U::SubnetGone(_) | U::NoFreeAddress(_) | U::OneFreeAddress(_) => &["clusterId", "subnetId"],
+            U::Unreachable { .. } => &["clusterId", "hsmId"],
+            U::NotConnected { .. } | U::NotDisconnected { .. } => &["clusterId", "connectionState", "keyStoreId"],
         }
     }
 }

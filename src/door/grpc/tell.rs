@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use crate::cluster::{Connection, Member, NodeSettings};
 use crate::keys::Description;
-use crate::keystore::{self, Phase, Progress};
+use crate::keystore::{self, ConnectPhase, Progress};
 use crate::model::{ConnectionErrorCode, ConnectionState, HsmId, KeySpec, KeyState, PasswordVersion};
 use crate::node::{Health, LoginRefusal, Reach, Status};
 use crate::proto::v1 as pb;
@@ -18,7 +18,7 @@ pub(super) fn key_store(record: &KeyStoreRecord, connection: Option<&Connection>
         key_store_id: record.id.to_string(),
         key_store_name: record.name.to_string(),
         cluster_id: record.cluster.to_string(),
-        trust_anchor_certificate: record.trust_anchor.clone(),
+        trust_anchor_certificate: record.trust_anchor.pem().to_owned(),
         connection_state: connection_state(record.state).into(),
         connection_error_code: failed.map_or(0, |fault| connection_error_code(fault.code).into()),
         connection_error_message: failed.map(|fault| fault.message.clone()).unwrap_or_default(),
@@ -134,26 +134,50 @@ pub(super) fn hsm_looked_at(hsm: &HsmId, settings: &NodeSettings, reach: Option<
     }
 }
 
-pub(super) fn connect_steps(connection: Option<&Connection>) -> Vec<pb::ConnectStep> {
+/// The cluster's step, and then each HSM's.
+pub(super) fn connect_steps(record: &KeyStoreRecord, connection: Option<&Connection>) -> Vec<pb::ConnectStep> {
+    let of_cluster = prerequisites_step(record, connection);
     let progress = connection.map(keystore::progress).unwrap_or_default();
-    progress.into_iter().map(connect_step).collect()
+    of_cluster.into_iter().chain(progress.into_iter().map(connect_step)).collect()
+}
+
+/// Whether the cluster is one to connect to: looked at before any HSM is. `None` while nobody connects.
+fn prerequisites_step(record: &KeyStoreRecord, connection: Option<&Connection>) -> Option<pb::ConnectStep> {
+    let step = |status: pb::CheckStatus| pb::ConnectStep {
+        phase: pb::ConnectPhase::Prerequisites.into(),
+        status: status.into(),
+        ..Default::default()
+    };
+    let unmet = record.last_error.as_ref().filter(|fault| fault.code.is_unmet_prerequisite());
+    match (record.state, unmet) {
+        (ConnectionState::Disconnected | ConnectionState::Disconnecting, _) => None,
+        (ConnectionState::Connecting, _) if connection.is_none() => Some(step(pb::CheckStatus::Running)),
+        (ConnectionState::Failed, Some(fault)) => Some(pb::ConnectStep {
+            problem: fault.message.clone(),
+            remedy: fault.code.remedy().to_owned(),
+            ..step(pb::CheckStatus::Failed)
+        }),
+        (ConnectionState::Connecting | ConnectionState::Connected | ConnectionState::Failed, _) => {
+            Some(step(pb::CheckStatus::Passed))
+        }
+    }
 }
 
 fn connect_step(progress: Progress) -> pb::ConnectStep {
     let (phase, remedy) = match progress.phase {
-        Phase::Reach => (pb::ConnectPhase::Reach, "Check the HSM's library, configuration and host."),
-        Phase::LogIn => (pb::ConnectPhase::LogIn, progress.refusal.map_or("", ConnectionErrorCode::remedy)),
-        Phase::RotatePassword => (pb::ConnectPhase::RotatePassword, ""),
-        Phase::Probe => (pb::ConnectPhase::Probe, ""),
-        Phase::SyncKeys => (pb::ConnectPhase::SyncKeys, ""),
-        Phase::Ready => (pb::ConnectPhase::Ready, ""),
-        Phase::Drained => (pb::ConnectPhase::Reach, "Resume the HSM when it may be used again."),
-        Phase::OtherToken => (pb::ConnectPhase::Reach, "If its token was replaced on purpose, resume the HSM."),
+        ConnectPhase::Reach => (pb::ConnectPhase::Reach, "Check the HSM's library, configuration and host."),
+        ConnectPhase::LogIn => (pb::ConnectPhase::LogIn, progress.refusal.map_or("", ConnectionErrorCode::remedy)),
+        ConnectPhase::RotatePassword => (pb::ConnectPhase::RotatePassword, ""),
+        ConnectPhase::Probe => (pb::ConnectPhase::Probe, ""),
+        ConnectPhase::SyncKeys => (pb::ConnectPhase::SyncKeys, ""),
+        ConnectPhase::Ready => (pb::ConnectPhase::Ready, ""),
+        ConnectPhase::Drained => (pb::ConnectPhase::Reach, "Resume the HSM when it may be used again."),
+        ConnectPhase::OtherToken => (pb::ConnectPhase::Reach, "If its token was replaced on purpose, resume the HSM."),
     };
     let check = match (progress.failed, progress.phase) {
         (true, _) => pb::CheckStatus::Failed,
-        (false, Phase::Ready) => pb::CheckStatus::Passed,
-        (false, Phase::Drained) => pb::CheckStatus::Skipped,
+        (false, ConnectPhase::Ready) => pb::CheckStatus::Passed,
+        (false, ConnectPhase::Drained) => pb::CheckStatus::Skipped,
         (false, _) => pb::CheckStatus::Running,
     };
     pb::ConnectStep {

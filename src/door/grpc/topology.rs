@@ -43,7 +43,7 @@ pub(super) fn cluster(key_stores: &KeyStores, id: &ClusterId, settings: &cluster
         key_store_id: store.map(|store| store.id().to_string()).unwrap_or_default(),
         ineligible_reason: match prerequisites::to_create(&key_stores.facts(id)) {
             Ok(()) => String::new(),
-            Err(unmet) => unmet.to_string(),
+            Err(refusal) => refusal.unmet.to_string(),
         },
         key_specs,
         min_hsms_to_create: i32::try_from(settings.min_hsms_to_create.get()).unwrap_or(i32::MAX),
@@ -99,7 +99,7 @@ fn security_group(group: &clusters::SecurityGroup) -> pb::SecurityGroup {
             clusters::Direction::Ingress => pb::RuleDirection::Ingress.into(),
             clusters::Direction::Egress => pb::RuleDirection::Egress.into(),
         },
-        protocol: rule.protocol.clone(),
+        protocol: rule.protocol.to_string(),
         from_port: rule.from_port.into(),
         to_port: rule.to_port.into(),
         peer_security_group_id: rule.peer.to_string(),

@@ -5,7 +5,7 @@ use crate::model::{
     ClusterId, ClusterState, ConnectionErrorCode, ConnectionState, HsmId, KeyStoreId, KeyStoreName, Realm,
 };
 
-use super::Phase;
+use super::CheckPhase;
 
 /// A prerequisite that is not met. `Display` says what is wrong; [`Unmet::remedy`] what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -20,7 +20,7 @@ pub enum Unmet {
     Tied(KeyStoreId),
     #[error("it descends from the same backups as cluster {cluster}, which is tied to key store {store}")]
     RelativeTied { cluster: ClusterId, store: KeyStoreId },
-    #[error("it does not descend from the same backups as cluster {0}, which the key store stands on")]
+    #[error("it does not descend from the same backups as cluster {0}, which the key store uses")]
     NotRelated(ClusterId),
     #[error("it is declared for {here}, and the key store was made for {store}")]
     Elsewhere { here: Realm, store: Realm },
@@ -28,14 +28,14 @@ pub enum Unmet {
     NotActive { state: ClusterState, message: String },
     #[error("its subnets are in {}, and two are needed", in_zones(.zones))]
     SubnetsInTooFewZones { zones: usize },
-    #[error("its security group {group} lets no TCP {ports} {}", passing(.direction))]
+    #[error("its security group {group} does not allow {} itself", traffic(.direction, .ports))]
     Closed { group: String, direction: Direction, ports: String },
     #[error("a key store needs {needed} that are ACTIVE; it has {hsms} in {}", in_zones(.zones))]
     TooFewHsms { hsms: usize, zones: usize, needed: Quorum },
     #[error("none of its HSMs is ACTIVE")]
     NoActiveHsm,
-    #[error("each of its ACTIVE HSMs is out of use")]
-    AllOutOfUse,
+    #[error("each of its ACTIVE HSMs is drained")]
+    AllDrained,
     #[error("the certificate is not the one that the cluster was initialised under")]
     IncorrectTrustAnchor,
     #[error("trust_anchor_certificate: {0}")]
@@ -56,6 +56,8 @@ pub enum Unmet {
     TooFewAnswer { hsms: usize, zones: usize, needed: Quorum },
     #[error("key store {store} is {state}, not CONNECTED")]
     NotConnected { store: KeyStoreId, state: ConnectionState },
+    #[error("key store {store} is {state}, and can be moved only while it is DISCONNECTED")]
+    NotDisconnected { store: KeyStoreId, state: ConnectionState },
     #[error("no HSM is logged in and proved")]
     NobodyAnswers,
 }
@@ -68,7 +70,7 @@ impl Unmet {
             Self::NotFound => "Declare it in the daemon's configuration and send the daemon SIGHUP.".to_owned(),
             Self::Tied(_) => "Use that key store, or another cluster.".to_owned(),
             Self::RelativeTied { .. } => {
-                "Use that key store, or a cluster of another backup history; to replace the one by the other, move the key store.".to_owned()
+                "Use that key store, or a cluster of another backup history; to replace that cluster with this one, move its key store (`key-store update --cluster`).".to_owned()
             }
             Self::NotRelated(_) => {
                 "Name a cluster made from a backup of the present one: the same cluster certificate, or the same backup_lineage.".to_owned()
@@ -87,29 +89,40 @@ impl Unmet {
             }
             Self::TooFewHsms { .. } => "Add ACTIVE HSMs in other availability zones.".to_owned(),
             Self::NoActiveHsm => "Bring at least one HSM into service and declare it ACTIVE.".to_owned(),
-            Self::AllOutOfUse => "Resume one with `keyway cluster resume`.".to_owned(),
+            Self::AllDrained => "Resume one with `keyway cluster resume`.".to_owned(),
             Self::IncorrectTrustAnchor => "Give the cluster's customerCA.crt.".to_owned(),
             Self::UnreadableTrustAnchor(_) => "Give the cluster's customerCA.crt, one CA certificate in PEM.".to_owned(),
             Self::UnreadablePassword(_) => "Give kmsuser's password: 7 to 32 letters and digits.".to_owned(),
-            Self::SubnetGone(_) => ConnectionErrorCode::SubnetNotFound.remedy().to_owned(),
-            Self::NoFreeAddress(_) | Self::OneFreeAddress(_) => {
-                ConnectionErrorCode::InsufficientFreeAddressesInSubnet.remedy().to_owned()
+            Self::SubnetGone(_) => {
+                "A cluster's subnets cannot be exchanged: restore its backup to a cluster whose subnets exist, and use that.".to_owned()
             }
+            Self::NoFreeAddress(_) => "Free an address in it, better two, declare it, and send the daemon SIGHUP.".to_owned(),
+            Self::OneFreeAddress(_) => "Free another address in it.".to_owned(),
             Self::Unreachable { .. } => "Check its library's path, its environment, and that its token is there.".to_owned(),
-            Self::LoginFailed { code, .. } => code.remedy().to_owned(),
+            Self::LoginFailed { code, .. } => login_remedy(*code).to_owned(),
             Self::TooFewAnswer { .. } | Self::NobodyAnswers => {
                 "Look at the HSMs' health: `keyway cluster list` says what each waits for.".to_owned()
             }
             Self::NotConnected { .. } => "Connect the key store.".to_owned(),
+            Self::NotDisconnected { .. } => "Disconnect the key store.".to_owned(),
         }
     }
 
+    /// Whether the cluster lacks it; the rest is about what was asked for.
+    pub(super) const fn is_about_cluster(&self) -> bool {
+        !matches!(
+            self,
+            Self::NameInUse(_) | Self::QuotaReached(_) | Self::UnreadableTrustAnchor(_) | Self::UnreadablePassword(_)
+        )
+    }
+
     /// As `google.rpc.ErrorInfo` has it, or the connection error code where it shows only while connecting.
-    pub fn reason(&self, phase: Phase) -> &'static str {
+    pub fn reason(&self, phase: CheckPhase) -> &'static str {
         match self {
             Self::NameInUse(_) => "CUSTOM_KEY_STORE_NAME_IN_USE",
             Self::QuotaReached(_) => "LIMIT_EXCEEDED",
-            Self::NotFound if phase != Phase::Connecting => "CLOUD_HSM_CLUSTER_NOT_FOUND",
+            Self::NotFound | Self::NotActive { .. } if phase == CheckPhase::Use => "KMS_INVALID_STATE",
+            Self::NotFound if phase != CheckPhase::Connecting => "CLOUD_HSM_CLUSTER_NOT_FOUND",
             Self::Elsewhere { .. } => "CLOUD_HSM_CLUSTER_NOT_FOUND",
             Self::Tied(_) | Self::RelativeTied { .. } => "CLOUD_HSM_CLUSTER_IN_USE",
             Self::NotRelated(_) => "CLOUD_HSM_CLUSTER_NOT_RELATED",
@@ -117,15 +130,16 @@ impl Unmet {
             Self::SubnetsInTooFewZones { .. } | Self::Closed { .. } | Self::TooFewHsms { .. } => {
                 "CLOUD_HSM_CLUSTER_INVALID_CONFIGURATION"
             }
-            Self::NoActiveHsm if phase != Phase::Connecting => "CLOUD_HSM_CLUSTER_INVALID_CONFIGURATION",
+            Self::NoActiveHsm if phase != CheckPhase::Connecting => "CLOUD_HSM_CLUSTER_INVALID_CONFIGURATION",
             Self::IncorrectTrustAnchor => "INCORRECT_TRUST_ANCHOR",
             Self::UnreadableTrustAnchor(_) | Self::UnreadablePassword(_) => "VALIDATION",
-            Self::NotConnected { .. } if phase == Phase::CreateKey => "CUSTOM_KEY_STORE_INVALID_STATE",
+            Self::NotDisconnected { .. } => "CUSTOM_KEY_STORE_INVALID_STATE",
+            Self::NotConnected { .. } if phase == CheckPhase::CreateKey => "CUSTOM_KEY_STORE_INVALID_STATE",
             Self::NotConnected { .. } => "KMS_INVALID_STATE",
             Self::TooFewAnswer { .. } | Self::NobodyAnswers => "NO_NODE",
             Self::NotFound
             | Self::NoActiveHsm
-            | Self::AllOutOfUse
+            | Self::AllDrained
             | Self::SubnetGone(_)
             | Self::NoFreeAddress(_)
             | Self::OneFreeAddress(_)
@@ -141,7 +155,7 @@ impl Unmet {
             Self::NotFound => C::ClusterNotFound,
             Self::SubnetGone(_) => C::SubnetNotFound,
             Self::NoFreeAddress(_) | Self::OneFreeAddress(_) => C::InsufficientFreeAddressesInSubnet,
-            Self::NoActiveHsm | Self::AllOutOfUse => C::InsufficientCloudhsmHsms,
+            Self::NoActiveHsm | Self::AllDrained => C::InsufficientCloudhsmHsms,
             Self::Unreachable { .. } => C::NetworkErrors,
             Self::LoginFailed { code, .. } => *code,
             Self::NameInUse(_)
@@ -159,8 +173,26 @@ impl Unmet {
             | Self::UnreadablePassword(_)
             | Self::TooFewAnswer { .. }
             | Self::NotConnected { .. }
+            | Self::NotDisconnected { .. }
             | Self::NobodyAnswers => C::InternalError,
         }
+    }
+}
+
+/// What to do about a login that was only a trial: there need be no key store that is to be disconnected.
+const fn login_remedy(code: ConnectionErrorCode) -> &'static str {
+    use ConnectionErrorCode as C;
+    match code {
+        C::InvalidCredentials => "Give the password that kmsuser has now.",
+        C::UserLockedOut => "Have an HSM administrator reset kmsuser's password.",
+        C::UserNotFound => "Create the crypto user kmsuser on every HSM.",
+        C::UserLoggedIn => "Log kmsuser out everywhere else.",
+        C::NetworkErrors => "Check the library's path, its environment, and that the HSMs' hosts answer from here.",
+        C::InternalError
+        | C::ClusterNotFound
+        | C::InsufficientCloudhsmHsms
+        | C::SubnetNotFound
+        | C::InsufficientFreeAddressesInSubnet => "Read the message, and the daemon's log, for the cause.",
     }
 }
 
@@ -176,9 +208,59 @@ fn in_zones(zones: &usize) -> String {
     }
 }
 
-fn passing(direction: &Direction) -> &'static str {
+fn traffic(direction: &Direction, ports: &str) -> String {
     match direction {
-        Direction::Ingress => "in from itself",
-        Direction::Egress => "out to itself",
+        Direction::Ingress => format!("inbound TCP {ports} from"),
+        Direction::Egress => format!("outbound TCP {ports} to"),
+    }
+}
+
+#[cfg(test)]
+impl Unmet {
+    /// One of each kind. The chain is a match, so that a new kind must join it.
+    pub(crate) fn one_of_each() -> Vec<Self> {
+        let first = Self::NameInUse("main".parse().unwrap());
+        std::iter::successors(Some(first), Self::next_kind).collect()
+    }
+
+    fn next_kind(&self) -> Option<Self> {
+        let cluster: ClusterId = "cluster-2klmnopqrst".parse().unwrap();
+        let store = KeyStoreId::random();
+        let subnet: SubnetId = "subnet-a".parse().unwrap();
+        let needed = Quorum::USUAL;
+        let realm = |region: &str| Realm { region: region.parse().unwrap(), account: "123456789012".parse().unwrap() };
+        Some(match self {
+            Self::NameInUse(_) => Self::QuotaReached(10),
+            Self::QuotaReached(_) => Self::NotFound,
+            Self::NotFound => Self::Tied(store),
+            Self::Tied(_) => Self::RelativeTied { cluster, store },
+            Self::RelativeTied { .. } => Self::NotRelated(cluster),
+            Self::NotRelated(_) => Self::Elsewhere { here: realm("us-east-1"), store: realm("eu-west-1") },
+            Self::Elsewhere { .. } => Self::NotActive { state: ClusterState::Degraded, message: String::new() },
+            Self::NotActive { .. } => Self::SubnetsInTooFewZones { zones: 1 },
+            Self::SubnetsInTooFewZones { .. } => {
+                Self::Closed { group: "sg-1".to_owned(), direction: Direction::Ingress, ports: "2223".to_owned() }
+            }
+            Self::Closed { .. } => Self::TooFewHsms { hsms: 1, zones: 1, needed },
+            Self::TooFewHsms { .. } => Self::NoActiveHsm,
+            Self::NoActiveHsm => Self::AllDrained,
+            Self::AllDrained => Self::IncorrectTrustAnchor,
+            Self::IncorrectTrustAnchor => Self::UnreadableTrustAnchor("is not PEM".to_owned()),
+            Self::UnreadableTrustAnchor(_) => Self::UnreadablePassword("is too short".to_owned()),
+            Self::UnreadablePassword(_) => Self::SubnetGone(subnet),
+            Self::SubnetGone(_) => Self::NoFreeAddress(subnet),
+            Self::NoFreeAddress(_) => Self::OneFreeAddress(subnet),
+            Self::OneFreeAddress(_) => {
+                Self::Unreachable { hsm: "hsm-1".parse().unwrap(), why: "no slot has this token".to_owned() }
+            }
+            Self::Unreachable { .. } => {
+                Self::LoginFailed { code: ConnectionErrorCode::UserLockedOut, message: "so it said".to_owned() }
+            }
+            Self::LoginFailed { .. } => Self::TooFewAnswer { hsms: 1, zones: 1, needed },
+            Self::TooFewAnswer { .. } => Self::NotConnected { store, state: ConnectionState::Disconnected },
+            Self::NotConnected { .. } => Self::NotDisconnected { store, state: ConnectionState::Connected },
+            Self::NotDisconnected { .. } => Self::NobodyAnswers,
+            Self::NobodyAnswers => return None,
+        })
     }
 }

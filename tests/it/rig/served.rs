@@ -80,6 +80,10 @@ impl Served {
         command
     }
 
+    pub fn home(&self) -> &Path {
+        &self.home
+    }
+
     /// The configuration as it stands in the file now.
     pub fn configuration(&self) -> String {
         std::fs::read_to_string(self.home.join("keyway.toml")).expect("our directory")
@@ -99,7 +103,7 @@ impl Served {
         };
         let before = said().len();
         self.put("keyway.toml", configuration);
-        self.signal(rustix::process::Signal::HUP);
+        self.hang_up();
         wait_async(|| async { (said().len() > before).then_some(()) }).await;
         said().split_off(before).join("\n")
     }
@@ -129,6 +133,11 @@ impl Served {
         let mut daemon = self.daemon.take().expect("running");
         daemon.kill().expect("it is ours");
         daemon.wait().expect("it is ours");
+    }
+
+    /// SIGHUP: the configuration is read again.
+    pub fn hang_up(&self) {
+        self.signal(rustix::process::Signal::HUP);
     }
 
     pub fn tell_to_stop(&self) {
