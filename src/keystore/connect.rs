@@ -52,7 +52,7 @@ pub struct Progress {
 }
 
 /// How far each node has come.
-pub fn progress(connection: &Connection) -> Vec<Progress> {
+pub(super) fn progress(connection: &Connection) -> Vec<Progress> {
     connection.members().iter().map(progress_of).collect()
 }
 
@@ -97,6 +97,7 @@ pub(super) async fn run(stores: KeyStores, store: Arc<Store>) {
         Ok(()) => stores.advance_in_the_end(&store, Event::Connected, |record| record.last_error = None).await,
         Err(fault) => {
             tracing::warn!(key_store = %store.id(), code = %fault.code, message = %fault.message, "connecting failed");
+            store.leave_at(store.progress());
             if let Some(connection) = store.connection.send_replace(None) {
                 connection.close(Closing::Now).await;
                 rotate::ended(&stores, &connection).await;

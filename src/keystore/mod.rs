@@ -39,7 +39,7 @@ use lifecycle::{Event, Refused, Step};
 use prerequisites::{CheckPhase, Unmet};
 
 pub use check::CheckInput;
-pub use connect::{ConnectPhase, Progress, progress};
+pub use connect::{ConnectPhase, Progress};
 pub use maintenance::Logins;
 pub use settings::Settings;
 pub use store::{Place, Store};

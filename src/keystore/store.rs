@@ -12,6 +12,7 @@ use crate::cluster::Connection;
 use crate::model::{ConnectionState, KeyStoreId};
 use crate::records::KeyStoreRecord;
 
+use super::connect::{self, Progress};
 use super::lifecycle::{self, Event};
 
 /// One key store as this daemon knows it.
@@ -24,6 +25,8 @@ pub struct Store {
     pub(super) turn: tokio::sync::Mutex<()>,
     /// The attempt to connect that was begun last. Another begins only when this one has ended.
     attempt: Mutex<Option<JoinHandle<()>>>,
+    /// How far each node had come when the last attempt failed, for whoever looks later.
+    left_at: Mutex<Option<Vec<Progress>>>,
 }
 
 /// A store's place among all of them: the oldest comes first. It stays the same whatever is made or deleted beside it.
@@ -55,11 +58,18 @@ impl Store {
             connection: watch::Sender::new(None),
             turn: tokio::sync::Mutex::default(),
             attempt: Mutex::default(),
+            left_at: Mutex::default(),
         })
     }
 
     pub(super) fn attempts(&self, attempt: JoinHandle<()>) {
+        self.leave_at(None);
         *self.lock_attempt() = Some(attempt);
+    }
+
+    /// Keeps how far each node has come, of an attempt that fails.
+    pub(super) fn leave_at(&self, progress: Option<Vec<Progress>>) {
+        *self.left_at.lock().unwrap_or_else(PoisonError::into_inner) = progress;
     }
 
     /// Waits for the end of an attempt to connect: it sees by itself that the store is not CONNECTING any more.
@@ -100,6 +110,12 @@ impl Store {
     /// The nodes behind the store, while it is connecting or connected.
     pub fn nodes(&self) -> watch::Receiver<Option<Arc<Connection>>> {
         self.connection.subscribe()
+    }
+
+    /// How far each node has come, or had when the last attempt failed. `None`: none was looked at.
+    pub fn progress(&self) -> Option<Vec<Progress>> {
+        let left_at = || self.left_at.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.connection.borrow().as_deref().map(connect::progress).or_else(left_at)
     }
 
     /// The Connection to make or use keys through, when the store's state allows that. `None`: it does, and the cluster

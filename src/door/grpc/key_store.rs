@@ -171,7 +171,7 @@ async fn watch(service: Service, store: Arc<Store>, told: mpsc::Sender<Result<pb
         let message = match service.told(&store).await {
             Ok(key_store) => Ok(pb::WatchKeyStoreResponse {
                 key_store: Some(key_store),
-                steps: tell::connect_steps(&store.record(), connection.as_deref()),
+                steps: tell::connect_steps(&store),
                 time: tell::time(clock::now()),
             }),
             Err(status) => Err(status),

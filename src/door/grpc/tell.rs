@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use crate::cluster::{Connection, Member, NodeSettings};
 use crate::keys::Description;
-use crate::keystore::{self, ConnectPhase, Progress};
+use crate::keystore::{ConnectPhase, Progress, Store};
 use crate::model::{ConnectionErrorCode, ConnectionState, HsmId, KeySpec, KeyState, PasswordVersion};
 use crate::node::{Health, LoginRefusal, Reach, Status};
 use crate::proto::v1 as pb;
@@ -135,14 +135,17 @@ pub(super) fn hsm_looked_at(hsm: &HsmId, settings: &NodeSettings, reach: Option<
 }
 
 /// The cluster's step, and then each HSM's.
-pub(super) fn connect_steps(record: &KeyStoreRecord, connection: Option<&Connection>) -> Vec<pb::ConnectStep> {
-    let of_cluster = prerequisites_step(record, connection);
-    let progress = connection.map(keystore::progress).unwrap_or_default();
-    of_cluster.into_iter().chain(progress.into_iter().map(connect_step)).collect()
+pub(super) fn connect_steps(store: &Store) -> Vec<pb::ConnectStep> {
+    let (record, progress) = (store.record(), store.progress());
+    if matches!(record.state, ConnectionState::Disconnected | ConnectionState::Disconnecting) {
+        return Vec::new();
+    }
+    let of_cluster = prerequisites_step(&record, progress.is_some());
+    std::iter::once(of_cluster).chain(progress.into_iter().flatten().map(connect_step)).collect()
 }
 
-/// Whether the cluster is one to connect to: looked at before any HSM is. `None` while nobody connects.
-fn prerequisites_step(record: &KeyStoreRecord, connection: Option<&Connection>) -> Option<pb::ConnectStep> {
+/// Whether the cluster is one to connect to, which is looked at before any HSM is.
+fn prerequisites_step(record: &KeyStoreRecord, hsms_looked_at: bool) -> pb::ConnectStep {
     let step = |status: pb::CheckStatus| pb::ConnectStep {
         phase: pb::ConnectPhase::Prerequisites.into(),
         status: status.into(),
@@ -150,16 +153,13 @@ fn prerequisites_step(record: &KeyStoreRecord, connection: Option<&Connection>) 
     };
     let unmet = record.last_error.as_ref().filter(|fault| fault.code.is_unmet_prerequisite());
     match (record.state, unmet) {
-        (ConnectionState::Disconnected | ConnectionState::Disconnecting, _) => None,
-        (ConnectionState::Connecting, _) if connection.is_none() => Some(step(pb::CheckStatus::Running)),
-        (ConnectionState::Failed, Some(fault)) => Some(pb::ConnectStep {
+        (ConnectionState::Failed, Some(fault)) => pb::ConnectStep {
             problem: fault.message.clone(),
             remedy: fault.code.remedy().to_owned(),
             ..step(pb::CheckStatus::Failed)
-        }),
-        (ConnectionState::Connecting | ConnectionState::Connected | ConnectionState::Failed, _) => {
-            Some(step(pb::CheckStatus::Passed))
-        }
+        },
+        (ConnectionState::Connecting, _) if !hsms_looked_at => step(pb::CheckStatus::Running),
+        _ => step(pb::CheckStatus::Passed),
     }
 }
 
