@@ -547,6 +547,7 @@ fn where_a_relative_carries_a_key_store_a_survey_is_the_dry_run_of_moving_it() {
             ("no-client-certificates-required", "skipped"),
             ("key-store-disconnected", "passed"),
             ("cluster-found", "passed"),
+            ("same-account-and-region", "passed"),
             ("cluster-free", "passed"),
             ("cluster-related", "passed"),
             ("cluster-active", "passed"),

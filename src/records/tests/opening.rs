@@ -126,9 +126,11 @@ async fn a_password_that_was_good_before_there_were_rotations_is_good_still_and_
     first.migrations.to_mut().retain(|step| step.version <= 6);
     first.run(&before).await.unwrap();
     let (store, cluster, user) = (KeyStoreId::random(), cluster('a'), Username::kmsuser());
+    let anchor = authority();
     for row in [
         format!(
-            "INSERT INTO key_stores VALUES ('{store}', 'main', '{cluster}', '', 'CONNECTED', 0, 1, NULL, NULL, NULL, NULL, 1, 0)"
+            "INSERT INTO key_stores VALUES ('{store}', 'main', '{cluster}', '{}', 'CONNECTED', 0, 1, NULL, NULL, NULL, NULL, 1, 0)",
+            anchor.pem()
         ),
         format!("INSERT INTO password_versions VALUES ('{cluster}', '{user}', 1)"),
         format!(
