@@ -12,7 +12,7 @@
 //!
 //! Beside that way: [`host`] starts workers and runs admin jobs, [`records`] is what is written
 //! down, [`config`] is what the operator decided, [`app`] joins the rooms, [`cli`] is the commands.
-//! [`model`] is the words all share; [`clock`], [`proto`] and [`telemetry`] are leaves. Imports run one way, and `tests/tidy.rs` keeps it so.
+//! [`model`] is the words all share; [`clock`], [`proto`], [`telemetry`] and [`tls`] are leaves. Imports run one way, and `tests/tidy.rs` keeps it so.
 
 #![deny(unsafe_code)]
 
@@ -34,4 +34,5 @@ pub mod records;
 #[cfg(debug_assertions)]
 mod seams;
 pub mod telemetry;
+pub mod tls;
 pub mod worker;

@@ -13,8 +13,7 @@ use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
 use crate::authz::Caller;
-
-use super::tls;
+use crate::tls;
 
 /// The first byte of a TLS handshake; HTTP/2 in plaintext begins with a `P`.
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -80,7 +79,7 @@ async fn identify(socket: Socket) -> io::Result<(Stream, Caller)> {
             if first[0] == TLS_HANDSHAKE {
                 let stream = rules.acceptor.accept(stream).await?;
                 let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-                let caller = certificate.and_then(tls::caller);
+                let caller = certificate.and_then(tls::name_on).map(Caller::certificate);
                 let caller = caller.ok_or_else(|| io::Error::other("the client certificate names nobody"))?;
                 return Ok((Stream::Tls(Box::new(stream)), caller));
             }

@@ -10,10 +10,14 @@ use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use crate::tls::{self, TlsError};
+
 use super::greet::{Arrival, Plaintext, Socket, TcpRules};
 use super::lanes::Lanes;
-use super::{Protection, Settings, TlsError, tls};
+use super::{Protection, Settings};
 
+/// What is spoken within TLS.
+const PROTOCOL: &[u8] = b"h2";
 /// The pause after `accept` failed, so that running out of descriptors does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -52,7 +56,7 @@ pub async fn listen(settings: &Settings, lanes: Lanes, draining: watch::Receiver
             Protection::MutualTls(files) => (files, Plaintext::Refused),
             Protection::DevLoopback(files) => (files, Plaintext::FromLoopback),
         };
-        let rules = TcpRules { acceptor: tls::acceptor(files)?, plaintext };
+        let rules = TcpRules { acceptor: tls::acceptor(files, PROTOCOL)?, plaintext };
         let bind = |source| ListenError::Bind { address: tcp.listen.to_string(), source };
         let listener = TcpListener::bind(tcp.listen).await.map_err(bind)?;
         bound.tcp = Some(listener.local_addr().map_err(bind)?);

@@ -3,10 +3,11 @@
 //! What stays as it is needs no change, and is none. A password that is told is believed to be the present one, whatever
 //! HSMs said of the one before; it is never set on an HSM.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::authz::{Permit, action};
-use crate::model::{ClusterId, KeyStoreId, KeyStoreName, Password, Username};
+use crate::model::{ClusterId, KeyStoreId, KeyStoreName, Password, TrustAnchor, Username};
 use crate::records::{KeyStoreRecord, KeyStoreUpdate, Standing, UpdatedKeyStore};
 
 use super::lifecycle::{self, Event};
@@ -48,9 +49,13 @@ impl KeyStores {
         {
             return Err(Error::NameInUse(name.clone()));
         }
+        let strangers = match (&update.cluster, TrustAnchor::parse(&before.trust_anchor)) {
+            (Some(cluster), Ok(anchor)) => self.strangers(cluster, &anchor).await,
+            (None, _) | (_, Err(_)) => BTreeMap::new(),
+        };
         let _tying = self.0.tying.lock().await;
         if let Some(cluster) = &update.cluster {
-            let facts = Facts { moving: Some(before.id.clone()), ..self.facts(cluster) };
+            let facts = Facts { moving: Some(before.id.clone()), strangers, ..self.facts(cluster) };
             prerequisites::to_move_to(&facts).map_err(|unmet| Error::of(cluster, unmet))?;
         }
         let after = match self.0.records.update_key_store(&before, &update).await? {

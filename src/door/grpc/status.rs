@@ -172,6 +172,9 @@ impl From<keystore::Error> for Refusal {
                 Self::new(Code::FailedPrecondition, "CLOUD_HSM_CLUSTER_INVALID_CONFIGURATION", message)
                     .with("clusterId", cluster)
             }
+            E::NotUnderTrustAnchor { cluster, .. } => {
+                Self::new(Code::InvalidArgument, "INCORRECT_TRUST_ANCHOR", message).with("clusterId", cluster)
+            }
             E::IncorrectTrustAnchor(cluster) => Self::new(Code::InvalidArgument, "INCORRECT_TRUST_ANCHOR", message)
                 .field("trust_anchor_certificate")
                 .with("clusterId", cluster),
@@ -327,6 +330,7 @@ mod tests {
             Unmet::TooFewHsms { hsms: 1, zones: 1, needed: crate::cluster::Quorum::USUAL },
             Unmet::NoActiveHsm,
             Unmet::IncorrectTrustAnchor,
+            Unmet::NotUnderTrustAnchor { hsm: "hsm-1".parse().unwrap(), why: String::new() },
         ];
         for unmet in every {
             let foretold = unmet.reason(Phase::Create);

@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::*;
 use crate::cluster::{
     Direction, NodeSettings, Profile, SecurityGroup, SecurityGroupRule, Settings, SubnetId, SubnetSettings, SyncMode,
-    TokenName,
 };
+use crate::host::{LocalToken, Location, TokenName};
 use crate::link::Patience;
 use crate::model::{ClusterState, HsmState};
 
@@ -27,6 +27,7 @@ fn good() -> Facts {
         hsms: [hsm(1), hsm(2)].map(|hsm| (hsm, Service::Reachable)).into(),
         name: Some("main".parse().unwrap()),
         trust_anchor: Some(Ok(authority())),
+        strangers: BTreeMap::new(),
         password: Some(Ok(())),
         login: Login::Accepted(hsm(1)),
         moving: None,
@@ -80,14 +81,16 @@ fn node(letter: char) -> NodeSettings {
         zone: zone(letter),
         state: HsmState::Active,
         vendor_cluster: false,
-        module: "/lib.so".into(),
-        token: TokenName::Label(letter.to_string()),
-        environment: BTreeMap::new(),
+        location: Location::Here(LocalToken {
+            module: "/lib.so".into(),
+            name: TokenName::Label(letter.to_string()),
+            environment: BTreeMap::new(),
+            so_pin_file: None,
+        }),
         pool_size: NonZeroU32::MIN,
         queue_limit: NonZeroU32::MIN,
         patience: Patience { quick: Duration::from_secs(5), slow: Duration::from_secs(30) },
         memory_limit: 1 << 30,
-        so_pin_file: None,
     }
 }
 
@@ -313,9 +316,11 @@ fn row_10_no_relative_is_tied_and_a_key_store_moves_only_to_a_relative() {
 fn row_11_the_trust_anchor_is_the_clusters() {
     let wrong = TrustAnchor::parse(&another_authority()).unwrap();
     let facts = Facts { trust_anchor: Some(Ok(wrong)), ..good() };
-    row("another CA", &facts, ["INCORRECT_TRUST_ANCHOR", "-", "-", "-", "-"]);
+    row("another CA", &facts, ["INCORRECT_TRUST_ANCHOR", "INCORRECT_TRUST_ANCHOR", "-", "-", "-"]);
+    let facts = Facts { strangers: [(hsm(1), "unknown issuer".to_owned())].into(), trust_anchor: None, ..good() };
+    row("a node of another CA", &facts, ["INCORRECT_TRUST_ANCHOR", "INCORRECT_TRUST_ANCHOR", "-", "-", "-"]);
     let facts = Facts { trust_anchor: Some(Err("is garbled".to_owned())), ..good() };
-    row("garbled", &facts, ["VALIDATION", "-", "-", "-", "-"]);
+    row("garbled", &facts, ["VALIDATION", "VALIDATION", "-", "-", "-"]);
     let facts = Facts { trust_anchor: None, ..good() };
     let verdict = checks(Phase::Create, &facts).pop().unwrap();
     assert!(matches!((verdict.rule, verdict.verdict), (Rule::TrustAnchor, Verdict::Skipped { .. })));

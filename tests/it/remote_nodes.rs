@@ -1,0 +1,5 @@
+//! Nodes on other hosts, and what a network adds to what can go wrong.
+
+mod hostile;
+mod network;
+mod trust;
