@@ -8,3 +8,4 @@ mod main_job;
 mod lifecycle;
 
 mod failing;
+mod rotation;

@@ -199,7 +199,10 @@ impl Acceptor {
         let name = certificate.and_then(tls::name_on);
         match name {
             Some(name) if daemons.contains(&name) => Ok(stream),
-            Some(name) => Err(io::Error::other(format!("{name:?} is not among this node's daemons"))),
+            Some(name) => {
+                tracing::warn!(name, "a certificate under the client CA, and none of this node's daemons");
+                Err(io::ErrorKind::PermissionDenied.into())
+            }
             None => Err(io::Error::other("the certificate names nobody")),
         }
     }
@@ -239,7 +242,9 @@ async fn accept_links(listener: TcpListener, acceptor: Arc<Acceptor>, house: Arc
             drop(greeting);
             match greeted {
                 Ok(stream) => session::serve(&house, stream, places.try_acquire_owned().ok()).await,
-                Err(error) => tracing::warn!(%error, "a connection to the sessions port was refused"),
+                Err(error) => {
+                    tracing::debug!(%error, "a connection to the sessions port was closed before it said who it is")
+                }
             }
         });
     }
@@ -255,7 +260,9 @@ fn greeted(listener: TcpListener, acceptor: Arc<Acceptor>, house: Arc<House>) ->
             tokio::spawn(async move {
                 match acceptor.greet(stream, &house.settings.daemons).await {
                     Ok(stream) => known.pass_on(stream, greeting).await,
-                    Err(error) => tracing::warn!(%error, "a connection to a service's port was refused"),
+                    Err(error) => {
+                        tracing::debug!(%error, "a connection to a service's port was closed before it said who it is")
+                    }
                 }
             });
         }

@@ -200,8 +200,20 @@ impl Rig {
 
     /// `keyway serve`, where dev would listen, and the hosts that do not run yet.
     fn serve_remote_nodes(&mut self, flags: &[&str]) {
+        let configuration = self.remote_configuration(flags);
+        self.serve(&configuration);
+    }
+
+    /// Ends the daemon, and starts another one on a changed configuration. Only of a rig that is `remote`.
+    pub fn restart_with(&mut self, change: impl FnOnce(String) -> String) {
+        self.stop_daemon();
+        let configuration = change(self.remote_configuration(&[]));
+        self.serve(&configuration);
+    }
+
+    fn serve(&mut self, configuration: &str) {
         let file = self.path("serve.toml");
-        std::fs::write(&file, self.remote_configuration(flags)).expect("our directory");
+        std::fs::write(&file, configuration).expect("our directory");
         self.hosts.as_mut().expect("there are hosts").start();
         let log = std::fs::File::create(self.home.path().join("daemon.log")).expect("our directory");
         let mut command = Command::new(env!("CARGO_BIN_EXE_keyway"));
@@ -426,17 +438,23 @@ password_rotation = "{rotation}"
         });
     }
 
-    /// What the daemon holds of the system.
+    /// What the daemon holds of the system, and its nodes where they are processes of their own.
     pub fn resources(&self) -> Resources {
-        let pid = self.daemon.as_ref().expect("running").id();
-        let entries = |name: &str| std::fs::read_dir(format!("/proc/{pid}/{name}")).expect("it lives").count();
+        let nodes = self.hosts.iter().flat_map(Hosts::nodes);
+        let pids: Vec<u32> = nodes.chain([self.daemon.as_ref().expect("running").id()]).collect();
+        let entries = |name: &str| {
+            let of_one = |pid: &u32| std::fs::read_dir(format!("/proc/{pid}/{name}")).expect("it lives").count();
+            pids.iter().map(of_one).sum()
+        };
         let locks = std::fs::read_to_string("/proc/locks").expect("Linux");
-        let own = pid.to_string();
+        let own = |line: &&str| {
+            line.split_whitespace().nth(4).and_then(|pid| pid.parse().ok()).is_some_and(|pid: u32| pids.contains(&pid))
+        };
         Resources {
             threads: entries("task"),
             descriptors: entries("fd"),
-            processes: children(pid),
-            locks: locks.lines().filter(|line| line.split_whitespace().nth(4) == Some(&own)).count(),
+            processes: pids.iter().map(|pid| children(*pid)).sum(),
+            locks: locks.lines().filter(own).count(),
         }
     }
 

@@ -70,6 +70,11 @@ impl Hosts {
         format!("[node_client]\ncertificate = {:?}\nprivate_key = {:?}\n", path("daemon.crt"), path("daemon.key"))
     }
 
+    /// The processes that run.
+    pub fn nodes(&self) -> impl Iterator<Item = u32> {
+        self.hosts.iter().filter_map(|host| host.node.as_ref()).map(Child::id)
+    }
+
     pub fn log(&self) -> String {
         self.hosts.iter().fold(String::new(), |mut all, host| {
             let _ = write!(all, "---- the node of {} said ----\n{}", host.hsm, host.log());
