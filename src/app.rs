@@ -146,7 +146,7 @@ impl App {
             tokio::select! {
                 _ = term.recv() => break tracing::info!("SIGTERM: draining"),
                 _ = int.recv() => break tracing::info!("SIGINT: draining"),
-                _ = hang_up.recv() => self.reload.reload(&self.key_stores).await,
+                _ = hang_up.recv() => self.reload.reload(&self.key_stores, self.bound.tls.as_ref()).await,
             }
         }
         self.drain().await;

@@ -3,7 +3,7 @@
 //! A leaf. Whoever listens or connects decides who may come in; here stands only how anybody proves who they are.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::RootCertStore;
 use rustls::client::WebPkiServerVerifier;
@@ -43,8 +43,53 @@ pub enum TlsError {
     Verifier(#[source] rustls::server::VerifierBuilderError),
 }
 
-/// An acceptor that asks every client for a certificate under the client CA, and speaks `protocol` (ALPN).
-pub fn acceptor(files: &TlsFiles, protocol: &[u8]) -> Result<TlsAcceptor, TlsError> {
+/// A listener's end of TLS, as its files were last read. Cheap to clone.
+#[derive(Clone)]
+pub struct Acceptor(Arc<Files>);
+
+struct Files {
+    files: TlsFiles,
+    protocol: &'static [u8],
+    current: RwLock<TlsAcceptor>,
+}
+
+impl Acceptor {
+    /// Asks every client for a certificate under the client CA, and speaks `protocol` (ALPN).
+    ///
+    /// # Errors
+    /// What is wrong with the files.
+    pub fn new(files: TlsFiles, protocol: &'static [u8]) -> Result<Self, TlsError> {
+        let current = RwLock::new(acceptor(&files, protocol)?);
+        Ok(Self(Arc::new(Files { files, protocol, current })))
+    }
+
+    /// Reads the files again, for connections from now on. With a problem in any, nothing changes.
+    ///
+    /// # Errors
+    /// What is wrong with the files.
+    pub fn read_again(&self) -> Result<(), TlsError> {
+        let fresh = acceptor(&self.0.files, self.0.protocol)?;
+        *self.0.current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        Ok(())
+    }
+
+    /// For the next connection.
+    pub fn current(&self) -> TlsAcceptor {
+        self.0.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn protocol(&self) -> &'static [u8] {
+        self.0.protocol
+    }
+}
+
+impl std::fmt::Debug for Acceptor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Acceptor").field(&self.0.files).finish()
+    }
+}
+
+fn acceptor(files: &TlsFiles, protocol: &[u8]) -> Result<TlsAcceptor, TlsError> {
     let (chain, key) = identity(&files.certificate, &files.private_key)?;
     let mut roots = RootCertStore::empty();
     for certificate in certificates(&files.client_ca)? {

@@ -12,17 +12,16 @@ mod settings;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::link::Patience;
 use crate::model::{ClusterId, HsmId, Username};
-use crate::tls::{self, TlsError, TlsFiles};
+use crate::tls::{self, Acceptor, TlsError};
 
 use super::local::Local;
 use super::remote::{LINK_PROTOCOL, SERVICE_PROTOCOL};
@@ -61,8 +60,8 @@ pub struct Served {
     pub sessions: SocketAddr,
     pub identity: SocketAddr,
     pub administration: SocketAddr,
-    links: Arc<Acceptor>,
-    services: Arc<Acceptor>,
+    links: Acceptor,
+    services: Acceptor,
     /// One permit for each link.
     places: Arc<Semaphore>,
     most: u32,
@@ -125,8 +124,8 @@ impl Slot<'_> {
 pub async fn serve(settings: Settings, draining: watch::Receiver<bool>) -> Result<Served, ServeError> {
     let directory = settings.data_dir.join("host");
     let local = Local::new(directory.clone()).map_err(|source| ServeError::Directory { path: directory, source })?;
-    let links = Arc::new(Acceptor::new(settings.tls.clone(), LINK_PROTOCOL)?);
-    let services = Arc::new(Acceptor::new(settings.tls.clone(), SERVICE_PROTOCOL)?);
+    let links = Acceptor::new(settings.tls.clone(), LINK_PROTOCOL)?;
+    let services = Acceptor::new(settings.tls.clone(), SERVICE_PROTOCOL)?;
     let places = Arc::new(Semaphore::new(settings.max_links));
     let most = u32::try_from(settings.max_links).unwrap_or(u32::MAX);
     let house = Arc::new(House { local, settings, draining });
@@ -145,10 +144,9 @@ impl Served {
     /// # Errors
     /// What is wrong with the files.
     pub fn read_certificates_again(&self) -> Result<(), TlsError> {
-        let (links, services) = (self.links.read()?, self.services.read()?);
-        self.links.exchange(links);
-        self.services.exchange(services);
-        Ok(())
+        // Of the same files: what one of them takes, so does the other.
+        self.links.read_again()?;
+        self.services.read_again()
     }
 
     /// Waits until the last link has ended, at most `limit`.
@@ -165,46 +163,22 @@ async fn bind(house: &House, port: u16) -> Result<(TcpListener, SocketAddr), Ser
     Ok((listener, bound))
 }
 
-/// The TLS of a port, as its files were last read.
-struct Acceptor {
-    files: TlsFiles,
-    protocol: &'static [u8],
-    current: RwLock<TlsAcceptor>,
-}
-
-impl Acceptor {
-    fn new(files: TlsFiles, protocol: &'static [u8]) -> Result<Self, TlsError> {
-        let current = RwLock::new(tls::acceptor(&files, protocol)?);
-        Ok(Self { files, protocol, current })
+/// Who is there, when it is one of the daemons.
+async fn greet(acceptor: &Acceptor, stream: TcpStream, daemons: &[String]) -> io::Result<TlsStream<TcpStream>> {
+    stream.set_nodelay(true)?;
+    let greeted = tokio::time::timeout(GREETING, acceptor.current().accept(stream)).await;
+    let stream = greeted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+    if stream.get_ref().1.alpn_protocol() != Some(acceptor.protocol()) {
+        return Err(io::Error::other("another protocol was meant: is this the right port?"));
     }
-
-    fn read(&self) -> Result<TlsAcceptor, TlsError> {
-        tls::acceptor(&self.files, self.protocol)
-    }
-
-    fn exchange(&self, acceptor: TlsAcceptor) {
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = acceptor;
-    }
-
-    /// Who is there, when it is one of the daemons.
-    async fn greet(&self, stream: TcpStream, daemons: &[String]) -> io::Result<TlsStream<TcpStream>> {
-        stream.set_nodelay(true)?;
-        let acceptor = self.current.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let greeted = tokio::time::timeout(GREETING, acceptor.accept(stream)).await;
-        let stream = greeted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
-        if stream.get_ref().1.alpn_protocol() != Some(self.protocol) {
-            return Err(io::Error::other("another protocol was meant: is this the right port?"));
+    let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    match certificate.and_then(tls::name_on) {
+        Some(name) if daemons.contains(&name) => Ok(stream),
+        Some(name) => {
+            tracing::warn!(name, "a certificate under the client CA, and none of this node's daemons");
+            Err(io::ErrorKind::PermissionDenied.into())
         }
-        let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-        let name = certificate.and_then(tls::name_on);
-        match name {
-            Some(name) if daemons.contains(&name) => Ok(stream),
-            Some(name) => {
-                tracing::warn!(name, "a certificate under the client CA, and none of this node's daemons");
-                Err(io::ErrorKind::PermissionDenied.into())
-            }
-            None => Err(io::Error::other("the certificate names nobody")),
-        }
+        None => Err(io::Error::other("the certificate names nobody")),
     }
 }
 
@@ -233,12 +207,12 @@ async fn accepted(
     }
 }
 
-async fn accept_links(listener: TcpListener, acceptor: Arc<Acceptor>, house: Arc<House>, places: Arc<Semaphore>) {
+async fn accept_links(listener: TcpListener, acceptor: Acceptor, house: Arc<House>, places: Arc<Semaphore>) {
     let (greetings, mut draining) = (Arc::new(Semaphore::new(GREETINGS)), house.draining.clone());
     while let Some((stream, greeting)) = accepted(&listener, &greetings, &mut draining).await {
         let (acceptor, house, places) = (acceptor.clone(), house.clone(), places.clone());
         tokio::spawn(async move {
-            let greeted = acceptor.greet(stream, &house.settings.daemons).await;
+            let greeted = greet(&acceptor, stream, &house.settings.daemons).await;
             drop(greeting);
             match greeted {
                 Ok(stream) => session::serve(&house, stream, places.try_acquire_owned().ok()).await,
@@ -251,14 +225,14 @@ async fn accept_links(listener: TcpListener, acceptor: Arc<Acceptor>, house: Arc
 }
 
 /// Connections of known daemons, for a server to take.
-fn greeted(listener: TcpListener, acceptor: Arc<Acceptor>, house: Arc<House>) -> services::Incoming {
+fn greeted(listener: TcpListener, acceptor: Acceptor, house: Arc<House>) -> services::Incoming {
     let (known, incoming) = services::incoming();
     tokio::spawn(async move {
         let (greetings, mut draining) = (Arc::new(Semaphore::new(GREETINGS)), house.draining.clone());
         while let Some((stream, greeting)) = accepted(&listener, &greetings, &mut draining).await {
             let (acceptor, house, known) = (acceptor.clone(), house.clone(), known.clone());
             tokio::spawn(async move {
-                match acceptor.greet(stream, &house.settings.daemons).await {
+                match greet(&acceptor, stream, &house.settings.daemons).await {
                     Ok(stream) => known.pass_on(stream, greeting).await,
                     Err(error) => {
                         tracing::debug!(%error, "a connection to a service's port was closed before it said who it is")
