@@ -213,9 +213,11 @@ async fn accept_links(listener: TcpListener, acceptor: Acceptor, house: Arc<Hous
         let (acceptor, house, places) = (acceptor.clone(), house.clone(), places.clone());
         tokio::spawn(async move {
             let greeted = greet(&acceptor, stream, &house.settings.daemons).await;
-            drop(greeting);
+            let place = places.try_acquire_owned().ok();
+            // One without a place is told so, and stays among those who are being greeted until it has gone.
+            let _greeting = place.is_none().then_some(greeting);
             match greeted {
-                Ok(stream) => session::serve(&house, stream, places.try_acquire_owned().ok()).await,
+                Ok(stream) => session::serve(&house, stream, place).await,
                 Err(error) => {
                     tracing::debug!(%error, "a connection to the sessions port was closed before it said who it is")
                 }

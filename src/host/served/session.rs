@@ -57,7 +57,7 @@ struct Session<'a> {
 impl Session<'_> {
     async fn run(mut self, has_place: bool) {
         if let Err(error) = self.through(has_place).await {
-            tracing::warn!(%error, "a link's daemon made no sense");
+            tracing::warn!(%error, "a link ended out of order");
         }
     }
 
