@@ -10,6 +10,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let link = protox::compile(["keyway/link/v1/link.proto"], ["proto"])?;
     prost_build::Config::new().compile_fds(link)?;
 
+    let node = protox::compile(["keyway/node/v1/node.proto"], ["proto"])?;
+    tonic_prost_build::configure().compile_fds(node)?;
+
     let public = protox::Compiler::new(["proto"])?
         .include_imports(true)
         .include_source_info(false)

@@ -2,6 +2,7 @@
 //!
 //! Start and end read as lists. Nothing here decides anything about a request.
 
+mod node;
 mod reload;
 
 use std::num::NonZeroUsize;
@@ -19,10 +20,12 @@ use crate::config::Config;
 use crate::door::grpc::{self, Faces, Foundation, Mode};
 use crate::door::{self, Bound, LaneThreads, Lanes, ListenError};
 use crate::host::Host;
+use crate::host::served::ServeError;
 use crate::keys::{self, Keys};
 use crate::keystore::KeyStores;
 use crate::records::{self, OpenError, Records, Unavailable};
 
+pub use node::Node;
 pub use reload::Source;
 
 use reload::Reload;
@@ -47,6 +50,8 @@ pub enum StartError {
     Records(#[from] Unavailable),
     #[error("nobody can come in")]
     Listen(#[from] ListenError),
+    #[error("no daemon can come in")]
+    Serve(#[from] ServeError),
     #[error("the process cannot be set up")]
     Process(#[source] std::io::Error),
 }
@@ -96,7 +101,8 @@ impl App {
         })
         .await?;
         let host_dir = config.data_dir.join("host");
-        let host = Host::new(host_dir.clone()).map_err(|source| StartError::Directory { path: host_dir, source })?;
+        let host = Host::new(host_dir.clone(), config.node_client.clone())
+            .map_err(|source| StartError::Directory { path: host_dir, source })?;
         let clusters = Declared::new(config.clusters);
 
         let key_store_quota = config.key_stores.quota;
@@ -139,7 +145,7 @@ impl App {
         // Beside the others: a reload that hangs must not keep the daemon from ending.
         let reloading = async {
             while hang_up.recv().await.is_some() {
-                self.reload.reload(&self.key_stores).await;
+                self.reload.reload(&self.key_stores, self.bound.tls.as_ref()).await;
             }
             std::future::pending::<()>().await;
         };

@@ -12,7 +12,7 @@
 //!
 //! Beside that way: [`host`] starts workers and runs admin jobs, [`records`] is what is written
 //! down, [`config`] is what the operator decided, [`app`] joins the rooms, [`cli`] is the commands.
-//! [`model`] is the words all share; [`clock`], [`proto`] and [`telemetry`] are used from everywhere.
+//! [`model`] is the words all share; [`clock`], [`proto`], [`telemetry`] and [`tls`] are used from everywhere.
 //! Imports run one way, and `tests/tidy.rs` keeps it so.
 
 #![deny(unsafe_code)]
@@ -38,6 +38,7 @@ mod records;
 #[cfg(debug_assertions)]
 mod seams;
 mod telemetry;
+mod tls;
 mod worker;
 
 pub use cluster::Sealed;

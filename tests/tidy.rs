@@ -11,19 +11,20 @@ use std::collections::BTreeSet;
 use source::sources;
 
 /// Which rooms a room may import. `app` and `cli` join them and may import all; `seams` has a rule of its own.
-const IMPORTS: [(&str, &[&str]); 16] = [
-    ("door", &["authz", "keystore", "keys", "cluster", "node", "records", "clock", "model", "proto"]),
+const IMPORTS: [(&str, &[&str]); 17] = [
+    ("door", &["authz", "keystore", "keys", "cluster", "node", "records", "clock", "model", "proto", "tls"]),
     ("authz", &["model"]),
     ("keys", &["authz", "keystore", "cluster", "node", "link", "records", "clock", "model"]),
     ("keystore", &["authz", "cluster", "node", "host", "records", "clock", "model"]),
     ("cluster", &["node", "host", "link", "records", "clock", "model"]),
     ("node", &["host", "link", "records", "clock", "model"]),
-    ("host", &["link", "model"]),
+    ("host", &["link", "model", "proto", "tls"]),
     ("worker", &["link"]),
     ("link", &[]),
     ("records", &["model"]),
-    ("config", &["authz", "cluster", "door", "keys", "keystore", "link", "telemetry", "model"]),
+    ("config", &["authz", "cluster", "door", "host", "keys", "keystore", "link", "telemetry", "model", "tls"]),
     ("telemetry", &["model"]),
+    ("tls", &["model"]),
     ("clock", &[]),
     ("proto", &[]),
     ("model", &[]),
@@ -105,6 +106,7 @@ fn what_belongs_to_one_room_stays_there() {
             &[
                 "src/cli/mod.rs",      // the command line, and the client's variables
                 "src/cli/serve.rs",    // KEYWAY__ variables over the configuration
+                "src/cli/node.rs",     // the same, over a node's
                 "src/cli/output.rs",   // NO_COLOR
                 "src/host/process.rs", // what a worker inherits
             ],

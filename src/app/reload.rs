@@ -1,7 +1,8 @@
 //! SIGHUP: the configuration is read again, and the clusters in it take the place of those that were declared.
 //!
-//! All or nothing: with a problem anywhere in it everything stays as it was. What cannot change while the daemon runs is
-//! named, and waits for the next start.
+//! The listener's certificates are read again as well, for connections from then on. All or nothing: with a problem anywhere
+//! in the file, or in the certificates, everything stays as it was. What cannot change while the daemon runs is named, and
+//! waits for the next start.
 
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use crate::cluster::Settings;
 use crate::config::{Config, Problems};
 use crate::keystore::KeyStores;
 use crate::model::ClusterId;
+use crate::tls::Acceptor;
 
 /// Reads the configuration anew.
 pub type Source = Arc<dyn Fn() -> Result<Config, Problems> + Send + Sync>;
@@ -24,7 +26,7 @@ pub(super) struct Reload {
 }
 
 impl Reload {
-    pub(super) async fn reload(&self, key_stores: &KeyStores) {
+    pub(super) async fn reload(&self, key_stores: &KeyStores, tls: Option<&Acceptor>) {
         let Some(source) = self.source.clone() else {
             return tracing::warn!("SIGHUP: there is no configuration file to read again");
         };
@@ -46,6 +48,10 @@ impl Reload {
         for section in self.started_with.differs_beside_clusters(&config) {
             tracing::warn!(section, "SIGHUP: this section has changed, which takes effect at the next start");
         }
+        if let Some(Err(error)) = tls.map(Acceptor::read_again) {
+            let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+            return tracing::error!(%error, cause, "SIGHUP: the certificates cannot be used; nothing was changed");
+        }
         warn_of_doubts(config.clusters.iter());
         match key_stores.redeclare(config.clusters).await {
             Ok(changes) if changes.is_empty() => tracing::info!("SIGHUP: no cluster has changed"),
@@ -54,7 +60,7 @@ impl Reload {
                     tracing::info!(%change, "SIGHUP: the clusters were exchanged");
                 }
             }
-            Err(error) => tracing::error!(%error, "SIGHUP: the records cannot be reached; nothing was changed"),
+            Err(error) => tracing::error!(%error, "SIGHUP: the records cannot be reached; no cluster was changed"),
         }
     }
 }

@@ -71,6 +71,7 @@ pub(super) struct ClientArgs {
 pub(super) enum Command {
     Dev(DevArgs),
     Serve(ServeArgs),
+    Node(NodeArgs),
     #[command(flatten)]
     Client(ClientCommand),
 }
@@ -104,6 +105,14 @@ pub(super) enum ClientCommand {
 /// Run the daemon
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
+    /// Its configuration, TOML
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: PathBuf,
+}
+
+/// Serve the HSMs of this host to daemons on others
+#[derive(Debug, Args)]
+pub(super) struct NodeArgs {
     /// Its configuration, TOML
     #[arg(long, value_name = "FILE")]
     pub(super) config: PathBuf,

@@ -17,11 +17,11 @@ use serde::{Deserialize, Serialize};
 use crate::app::{App, StartError};
 use crate::config::Config;
 use crate::door::grpc::Mode;
-use crate::door::{self, Bound, Protection, TcpSettings, TlsFiles};
-use crate::host::{Host, TokenDirectory, WorkerSpec};
+use crate::door::{self, Bound, Protection, TcpSettings};
+use crate::host::{Host, LocalToken, Location, TokenDirectory, TokenName, WorkerSpec};
 use crate::link::Patience;
-use crate::link::v1::open::Token;
 use crate::model::{ClusterId, ClusterState, HsmId, HsmState, Invalid, TrustAnchor, Username};
+use crate::tls::TlsFiles;
 use crate::{authz, cluster, keys, keystore, telemetry};
 
 use super::{DevArgs, DevRotation, Listen};
@@ -140,6 +140,7 @@ fn prepare(args: &DevArgs) -> Result<Ready, DevError> {
             escrow: assets.daemon().join("escrow"),
         },
         keys: keys::Settings { per_key_store: 100_000 },
+        node_client: None,
         clusters: [(cluster_id.clone(), cluster)].into(),
     };
     Ok(Ready { assets, cluster_id, config, insecure_listen: beyond_loopback.is_some() })
@@ -210,14 +211,16 @@ fn declare(assets: &Assets, shape: &Shape, module: &Path, args: &DevArgs) -> Res
             zone: zone(number % shape.zones),
             state: HsmState::Active,
             vendor_cluster: false,
-            module: module.to_owned(),
-            token: cluster::TokenName::Label(format!("{hsm}.kmsuser")),
-            environment: [("SOFTHSM2_CONF".to_owned(), directory.configuration().display().to_string())].into(),
+            location: Location::Here(LocalToken {
+                module: module.to_owned(),
+                name: TokenName::Label(format!("{hsm}.kmsuser")),
+                environment: [("SOFTHSM2_CONF".to_owned(), directory.configuration().display().to_string())].into(),
+                so_pin_file: Some(assets.path(&so_pin_file)),
+            }),
             pool_size: NonZeroU32::new(args.pool_size.into()).unwrap_or(NonZeroU32::MIN),
             queue_limit: NonZeroU32::new(args.queue_limit).unwrap_or(NonZeroU32::MIN),
             patience: Patience { quick: Duration::from_secs(5), slow: Duration::from_secs(10) },
             memory_limit: u64::from(args.memory_limit_mib) << 20,
-            so_pin_file: Some(assets.path(&so_pin_file)),
         };
         nodes.insert(hsm, settings);
     }
@@ -295,7 +298,7 @@ async fn init_tokens(
     cluster: &cluster::Settings,
     data_dir: &Path,
 ) -> std::io::Result<()> {
-    let host = Host::new(data_dir.join("host"))?;
+    let host = Host::new(data_dir.join("host"), None)?;
     let (user, password) = (Username::kmsuser(), assets.password()?);
     for (number, (hsm, node)) in cluster.nodes.iter().enumerate() {
         let made = assets.path(&format!("hsms/{hsm}/token-made"));
@@ -310,13 +313,10 @@ async fn init_tokens(
             cluster: id.clone(),
             hsm: hsm.clone(),
             username: user.clone(),
-            module: node.module.clone(),
-            token: Token::from(node.token.clone()),
-            environment: node.environment.clone(),
+            location: node.location.clone(),
             sessions: 1,
             patience: node.patience,
             memory_limit: node.memory_limit,
-            so_pin_file: node.so_pin_file.clone(),
         };
         host.init_token(&spec, &user, &password).await.map_err(std::io::Error::other)?;
         std::fs::write(made, b"")?;

@@ -26,6 +26,7 @@ mod health;
 mod key;
 mod key_store;
 mod named;
+mod node;
 mod output;
 mod paging;
 mod parse;
@@ -66,6 +67,7 @@ pub fn run() -> ExitCode {
     match cli.command {
         Command::Dev(dev) => dev::run(dev),
         Command::Serve(serve) => serve::run(&serve.config),
+        Command::Node(node) => node::run(&node.config),
         Command::Client(command) => run_client(&cli.client, command),
     }
 }

@@ -10,7 +10,7 @@ use crate::door::grpc::Mode;
 use crate::telemetry;
 
 /// Bad configuration.
-const BAD_CONFIGURATION: u8 = 2;
+pub(super) const BAD_CONFIGURATION: u8 = 2;
 
 pub(super) fn run(file: &Path) -> ExitCode {
     let config = match config::load(file, std::env::vars()) {

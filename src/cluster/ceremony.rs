@@ -12,7 +12,7 @@
 
 use std::sync::Arc;
 
-use crate::host::{AdminError, AdminWorker, Joining, Kek, Made, OpeningError, Turn, WorkerSpec, pin_text};
+use crate::host::{AdminWorker, Joining, Kek, Made, OpeningError, Turn, WorkerSpec, pin_text};
 use crate::link::v1::fault::User;
 use crate::model::{HsmId, PasswordVersion, Username};
 use crate::node::{Common, Credential, LoginRefusal, refusal};
@@ -26,7 +26,7 @@ pub(super) enum Undone {
     Job {
         hsm: HsmId,
         #[source]
-        source: AdminError,
+        source: OpeningError,
     },
     /// Nothing goes on there without an operator.
     #[error(transparent)]
@@ -41,8 +41,8 @@ impl Undone {
     /// Whether trying again is of no use until somebody has mended something.
     pub(super) fn needs_operator(&self) -> bool {
         match self {
-            Self::Login(_) | Self::Job { source: AdminError::NoSoPin(_) | AdminError::SoPin(_), .. } => true,
-            Self::Job { source: AdminError::Worker(_), .. } | Self::BeingChanged(_) | Self::Records(_) => false,
+            Self::Login(_) | Self::Job { source: OpeningError::NoSoPin(_) | OpeningError::SoPin(_), .. } => true,
+            Self::Job { .. } | Self::BeingChanged(_) | Self::Records(_) => false,
         }
     }
 }
@@ -229,7 +229,7 @@ impl<'a> Attempts<'a> {
     }
 
     /// Writes down what the answer says of each. `made` are those that a job done well has made.
-    async fn settle<T>(&self, made: &[Who], answer: Result<T, AdminError>) -> Result<T, Undone> {
+    async fn settle<T>(&self, made: &[Who], answer: Result<T, OpeningError>) -> Result<T, Undone> {
         let mut refused = None;
         for &who in &self.of {
             let verdict = match &answer {
@@ -278,21 +278,9 @@ impl Who {
 }
 
 /// What a job that was not done says of one login.
-fn verdict(who: Who, error: &AdminError) -> Verdict {
-    let fault = match error {
-        AdminError::Worker(OpeningError::Fault(fault)) => fault,
-        // The worker was given nothing.
-        AdminError::NoSoPin(_) | AdminError::SoPin(_) => return Verdict::NotMade,
-        AdminError::Worker(
-            OpeningError::Files { .. }
-            | OpeningError::Spawn(_)
-            | OpeningError::SlotTaken(_)
-            | OpeningError::NoToken
-            | OpeningError::Ended
-            | OpeningError::Silent(_)
-            | OpeningError::OutOfTurn
-            | OpeningError::Frame(_),
-        ) => return Verdict::Unanswered,
+fn verdict(who: Who, error: &OpeningError) -> Verdict {
+    let OpeningError::Fault(fault) = error else {
+        return if error.was_handed_over() { Verdict::Unanswered } else { Verdict::NotMade };
     };
     if fault.login() == who.on_the_link() {
         return match refusal(fault.kind()) {
@@ -310,7 +298,7 @@ fn verdict(who: Who, error: &AdminError) -> Verdict {
     if fault.accepted().any(|accepted| accepted == who.on_the_link()) { Verdict::Accepted } else { Verdict::NotMade }
 }
 
-fn failed(spec: &WorkerSpec, source: AdminError) -> Undone {
+fn failed(spec: &WorkerSpec, source: OpeningError) -> Undone {
     Undone::Job { hsm: spec.hsm.clone(), source }
 }
 

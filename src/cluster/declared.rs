@@ -123,6 +123,7 @@ mod tests {
     }
 
     fn settings() -> Settings {
+        use crate::host::{LocalToken, Location, TokenName};
         use std::num::NonZeroU32;
         use std::time::Duration;
 
@@ -131,14 +132,16 @@ mod tests {
             zone: "us-east-1a".parse().unwrap(),
             state: HsmState::Active,
             vendor_cluster: false,
-            module: "/lib.so".into(),
-            token: crate::cluster::TokenName::Label("one".to_owned()),
-            environment: BTreeMap::new(),
+            location: Location::Here(LocalToken {
+                module: "/lib.so".into(),
+                name: TokenName::Label("one".to_owned()),
+                environment: BTreeMap::new(),
+                so_pin_file: None,
+            }),
             pool_size: NonZeroU32::MIN,
             queue_limit: NonZeroU32::MIN,
             patience: crate::link::Patience { quick: Duration::from_secs(5), slow: Duration::from_secs(30) },
             memory_limit: 1 << 30,
-            so_pin_file: None,
         };
         Settings {
             region: "us-east-1".parse().unwrap(),

@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZeroU32;
-use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::SystemTime;
 
+use crate::host::Location;
 use crate::link::Patience;
-use crate::link::v1::open::Token;
 use crate::model::{
     AccountId, Certificate, ClusterId, ClusterState, HsmId, HsmState, Invalid, Realm, Region, TrustAnchor, Zone,
 };
@@ -94,11 +93,8 @@ pub struct NodeSettings {
     pub state: HsmState,
     /// A whole cluster behind one slot: that a key is on several of its HSMs is the vendor's word.
     pub vendor_cluster: bool,
-    /// The vendor's PKCS#11 library.
-    pub module: PathBuf,
-    pub token: TokenName,
-    /// What the library is to find in its process's environment.
-    pub environment: BTreeMap<String, String>,
+    /// Where its workers are.
+    pub location: Location,
     /// Sessions, and so threads, of the node's worker.
     pub pool_size: NonZeroU32,
     /// Requests that may wait for a session.
@@ -106,8 +102,6 @@ pub struct NodeSettings {
     pub patience: Patience,
     /// Resident memory beyond which the worker is replaced, in bytes.
     pub memory_limit: u64,
-    /// The SO PIN's file, for a token that we manage.
-    pub so_pin_file: Option<PathBuf>,
 }
 
 /// So many HSMs, in so many availability zones.
@@ -185,13 +179,6 @@ impl Settings {
     }
 }
 
-/// How a token is found among a library's slots.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum TokenName {
-    Label(String),
-    Serial(String),
-}
-
 /// How a new key comes to the cluster's other nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SyncMode {
@@ -203,15 +190,6 @@ pub enum SyncMode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Profile {
     SoftHsm2,
-}
-
-impl From<TokenName> for Token {
-    fn from(name: TokenName) -> Self {
-        match name {
-            TokenName::Label(label) => Self::Label(label),
-            TokenName::Serial(serial) => Self::Serial(serial),
-        }
-    }
 }
 
 impl FromStr for SyncMode {

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use crate::cluster::{
     NodeSettings, Profile, Protocol, SecurityGroup, SecurityGroupId, SecurityGroupRule, Settings, SubnetId,
-    SubnetSettings, SyncMode, TokenName,
+    SubnetSettings, SyncMode,
 };
+use crate::host::{HostName, LocalToken, Location, Ports, RemoteNode, TokenName};
 use crate::link::Patience;
 use crate::model::{ClusterId, ClusterState, HsmId, HsmState, Invalid, TrustAnchor, Zone};
 
@@ -44,7 +45,7 @@ const LONGEST_PATIENCE: Duration = Duration::from_secs(300);
 type Subnets = BTreeMap<SubnetId, SubnetSettings>;
 
 /// Which tokens have been seen, and on which node: two nodes on one token are no copies of each other.
-type Tokens = BTreeMap<(PathBuf, TokenName, BTreeMap<String, String>), KeyPath>;
+pub(super) type Tokens = BTreeMap<(PathBuf, TokenName, BTreeMap<String, String>), KeyPath>;
 
 pub(super) fn clusters(root: &mut Section<'_>) -> Option<BTreeMap<ClusterId, Settings>> {
     let mut tokens = Tokens::new();
@@ -65,8 +66,13 @@ fn cluster(cluster: &mut Section<'_>, tokens: &mut Tokens) -> Option<Settings> {
     let subnets = cluster.sections("subnets", "<subnet>", subnet);
     let security_group = security_group(cluster);
     let nodes = cluster.sections("nodes", "<hsm>", |section| {
-        let node = node(section, subnets.as_ref(), sync.zip(profile))?;
-        refuse_twins(section, &node, tokens);
+        let anchor = trust_anchor.as_ref().map(Option::as_ref);
+        let node = node(section, subnets.as_ref(), sync.zip(profile), anchor)?;
+        match &node.location {
+            Location::Here(token) => refuse_twins(section, token, tokens),
+            // What is behind an address, and that it is there once, its node sees to.
+            Location::There(_) => {}
+        }
         Some(node)
     });
     if nodes.as_ref().is_some_and(BTreeMap::is_empty) {
@@ -167,34 +173,74 @@ impl FromStr for RuleName {
     }
 }
 
-fn node(node: &mut Section<'_>, subnets: Option<&Subnets>, kind: Option<(SyncMode, Profile)>) -> Option<NodeSettings> {
+fn node(
+    node: &mut Section<'_>,
+    subnets: Option<&Subnets>,
+    kind: Option<(SyncMode, Profile)>,
+    anchor: Option<Option<&TrustAnchor>>,
+) -> Option<NodeSettings> {
     let place = place(node, subnets);
     let state = node.defaulted("state", HsmState::Active, text);
     let vendor_cluster = node.defaulted("vendor_cluster", false, truth);
-    let module = node.required("module", existing_file, "name the vendor's PKCS#11 library");
-    let token = node.section("token", token);
-    let environment = node.texts("environment", "<name>", variable);
+    let location = if node.has("address") {
+        remote_node(node, anchor).map(Location::There)
+    } else {
+        local_token(node, kind).map(Location::Here)
+    };
     let pool_size = node.defaulted("pool_size", POOL_SIZE, number(1..=256));
     let queue_limit = node.defaulted("queue_limit", QUEUE_LIMIT, number(1..=65_536));
     let patience = node.defaulted("patience", PATIENCE.quick, duration(SHORTEST_PATIENCE..=LONGEST_PATIENCE));
     let slow_patience = node.defaulted("slow_patience", PATIENCE.slow, duration(SHORTEST_PATIENCE..=LONGEST_PATIENCE));
     let memory_limit = node.defaulted("memory_limit_mib", MEMORY_LIMIT_MIB, number(32..=65_536));
-    let so_pin_file = so_pin_file(node, kind);
     let (subnet, zone) = place?;
     Some(NodeSettings {
         subnet,
         zone,
         state: state?,
         vendor_cluster: vendor_cluster?,
-        module: module?,
-        token: token?,
-        environment: environment?,
+        location: location?,
         pool_size: pool_size?,
         queue_limit: queue_limit?,
         patience: Patience { quick: patience?, slow: slow_patience? },
         memory_limit: u64::from(memory_limit?.get()) << 20,
-        so_pin_file: so_pin_file?,
     })
+}
+
+/// A `keyway node` on another host, which says itself what its library and its token are.
+fn remote_node(node: &mut Section<'_>, anchor: Option<Option<&TrustAnchor>>) -> Option<RemoteNode> {
+    let address = node.required("address", text::<HostName>, "name the node's host");
+    let ports = ports(node);
+    for key in ["module", "token", "environment", "so_pin_file"] {
+        if node.has(key) {
+            node.complain_of(
+                key,
+                "is for a token on this machine: with an address, the node's own configuration says it",
+            );
+        }
+        node.passes_over(key);
+    }
+    let anchor = anchor?.cloned();
+    if anchor.is_none() {
+        node.complain_of("address", "needs the cluster's trust_anchor: the node's certificate is under that");
+    }
+    Some(RemoteNode { address: address?, ports: ports?, trust_anchor: anchor? })
+}
+
+pub(super) fn ports(section: &mut Section<'_>) -> Option<Ports> {
+    let Ports { sessions, identity, administration } = Ports::USUAL;
+    let sessions = section.defaulted("session_port", sessions, number(0..=65_535));
+    let identity = section.defaulted("identity_port", identity, number(0..=65_535));
+    let administration = section.defaulted("administration_port", administration, number(0..=65_535));
+    Some(Ports { sessions: sessions?, identity: identity?, administration: administration? })
+}
+
+/// A token that is reached from this machine.
+pub(super) fn local_token(node: &mut Section<'_>, kind: Option<(SyncMode, Profile)>) -> Option<LocalToken> {
+    let module = node.required("module", existing_file, "name the vendor's PKCS#11 library");
+    let name = node.section("token", token);
+    let environment = node.texts("environment", "<name>", variable);
+    let so_pin_file = so_pin_file(node, kind);
+    Some(LocalToken { module: module?, name: name?, environment: environment?, so_pin_file: so_pin_file? })
 }
 
 /// Where a node is: in a subnet that is declared, or else in a zone and no subnet.
@@ -269,9 +315,8 @@ fn variable(name: &str, written: &Written<'_>) -> Result<String, String> {
     }
 }
 
-fn refuse_twins(section: &mut Section<'_>, node: &NodeSettings, tokens: &mut Tokens) {
-    let module = file::resolved(&node.module);
-    let token = (module, node.token.clone(), node.environment.clone());
+pub(super) fn refuse_twins(section: &mut Section<'_>, token: &LocalToken, tokens: &mut Tokens) {
+    let token = (file::resolved(&token.module), token.name.clone(), token.environment.clone());
     match tokens.get(&token) {
         Some(twin) => section.complain(format!("is the same token as {twin}: each node needs one of its own")),
         None => drop(tokens.insert(token, section.path().clone())),

@@ -1,15 +1,18 @@
 //! The sections that are about the daemon itself.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::door::{Protection, TcpSettings, TlsFiles};
-use crate::model::Invalid;
-use crate::{authz, door, keys, keystore, telemetry};
+use crate::door::{Protection, TcpSettings};
+use crate::host::Location;
+use crate::model::{ClusterId, Invalid};
+use crate::tls::{ClientFiles, TlsFiles};
+use crate::{authz, cluster, door, keys, keystore, telemetry};
 
 use super::section::Section;
-use super::value::{Written, address, duration, existing_file, list, number, path, text, truth};
+use super::value::{Written, address, duration, existing_file, list, number, path, private_file, text, truth};
 use super::{Config, clusters, file};
 
 /// The longest path that a Unix socket's address has room for.
@@ -27,7 +30,9 @@ pub(super) fn config(root: &mut Section<'_>) -> Option<Config> {
     let zone = root.optional("zone", text);
     let key_stores = root.section("key_stores", key_stores);
     let keys = root.section("keys", keys);
+    let node_client = node_client(root);
     let clusters = clusters::clusters(root);
+    refuse_to_be_nobody(root, node_client.as_ref(), clusters.as_ref());
     Some(Config {
         sealing_key_file: sealing_key_file?,
         log: log?,
@@ -36,12 +41,13 @@ pub(super) fn config(root: &mut Section<'_>) -> Option<Config> {
         key_stores: keystore::Settings { zone: zone?, escrow: data_dir.as_ref()?.join("escrow"), ..key_stores? },
         data_dir: data_dir?,
         keys: keys?,
+        node_client: node_client?,
         clusters: clusters?,
     })
 }
 
 /// A path where a directory is, or can be made.
-fn directory(written: &Written<'_>) -> Result<PathBuf, String> {
+pub(super) fn directory(written: &Written<'_>) -> Result<PathBuf, String> {
     let path = path(written)?;
     if path.exists() && !path.is_dir() {
         return Err(format!("{} is not a directory", path.display()));
@@ -68,7 +74,33 @@ fn sealing_key_file(root: &mut Section<'_>, data_dir: Option<&Path>) -> Option<P
     root.required("sealing_key_file", apart, "name the file with the key that seals passwords, outside data_dir")
 }
 
-fn log(log: &mut Section<'_>) -> Option<telemetry::Settings> {
+/// The certificate that the daemon shows to nodes on other hosts.
+fn node_client(root: &mut Section<'_>) -> Option<Option<ClientFiles>> {
+    if !root.has("node_client") {
+        return Some(None);
+    }
+    root.section("node_client", |section| {
+        let certificate =
+            section.required("certificate", existing_file, "name the certificate that the daemon shows to nodes (PEM)");
+        let private_key = section.required("private_key", private_file, "name that certificate's private key (PEM)");
+        Some(Some(ClientFiles { certificate: certificate?, private_key: private_key? }))
+    })
+}
+
+/// Nodes on other hosts serve nobody who shows no certificate.
+fn refuse_to_be_nobody(
+    root: &mut Section<'_>,
+    client: Option<&Option<ClientFiles>>,
+    clusters: Option<&BTreeMap<ClusterId, cluster::Settings>>,
+) {
+    let remote =
+        |settings: &cluster::Settings| settings.nodes.values().any(|node| matches!(node.location, Location::There(_)));
+    if client == Some(&None) && clusters.is_some_and(|clusters| clusters.values().any(remote)) {
+        root.complain_of("node_client", "is missing: a node with an address serves a daemon that shows a certificate");
+    }
+}
+
+pub(super) fn log(log: &mut Section<'_>) -> Option<telemetry::Settings> {
     let level = log.defaulted("level", telemetry::Level::Info, text);
     let format = log.defaulted("format", telemetry::Format::Text, text);
     Some(telemetry::Settings { level: level?, format: format? })
@@ -111,7 +143,7 @@ fn tcp(grpc: &mut Section<'_>) -> Option<Option<TcpSettings>> {
     Some(Some(TcpSettings { listen: listen?, protection: Protection::MutualTls(files?) }))
 }
 
-fn tls(tls: &mut Section<'_>) -> Option<TlsFiles> {
+pub(super) fn tls(tls: &mut Section<'_>) -> Option<TlsFiles> {
     let certificate = tls.required("certificate", existing_file, "name the server's certificate chain (PEM)");
     let private_key = tls.required("private_key", existing_file, "name the server's private key (PEM)");
     let client_ca = tls.required("client_ca", existing_file, "name the CA that client certificates come from (PEM)");
@@ -129,7 +161,7 @@ fn authz(authz: &mut Section<'_>) -> Option<authz::Settings> {
 }
 
 /// A name that a client certificate can map to.
-struct CallerName(String);
+pub(super) struct CallerName(pub(super) String);
 
 impl FromStr for CallerName {
     type Err = Invalid;

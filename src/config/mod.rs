@@ -7,13 +7,14 @@
 //!
 //! ```text
 //!   file ──┐
-//!          ├─ source ─▶ tree ─ section, value ─▶ daemon, clusters ─▶ Config
+//!          ├─ source ─▶ tree ─ section, value ─▶ daemon, clusters ─▶ Config, or node ─▶ NodeConfig
 //!   env ───┘                        └─────────▶ report ─▶ Problems
 //! ```
 
 mod clusters;
 mod daemon;
 mod file;
+mod node;
 mod problem;
 mod report;
 mod rotation;
@@ -25,8 +26,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::model::ClusterId;
+use crate::tls::ClientFiles;
 use crate::{authz, cluster, door, keys, keystore, telemetry};
 
+pub use node::NodeConfig;
 pub use problem::{Origin, Problems};
 
 use report::Report;
@@ -43,13 +46,15 @@ pub struct Config {
     pub authz: authz::Settings,
     pub key_stores: keystore::Settings,
     pub keys: keys::Settings,
+    /// What the daemon shows to `keyway node`s; there when a cluster has one.
+    pub node_client: Option<ClientFiles>,
     pub clusters: BTreeMap<ClusterId, cluster::Settings>,
 }
 
 impl Config {
     /// The sections, beside the clusters, that say something else in the other one.
     pub fn differs_beside_clusters(&self, other: &Self) -> Vec<&'static str> {
-        let Self { data_dir, sealing_key_file, log, grpc, authz, key_stores, keys, clusters: _ } = self;
+        let Self { data_dir, sealing_key_file, log, grpc, authz, key_stores, keys, node_client, clusters: _ } = self;
         let compared = [
             ("data_dir", *data_dir != other.data_dir),
             ("sealing_key_file", *sealing_key_file != other.sealing_key_file),
@@ -62,6 +67,7 @@ impl Config {
                 keystore::Settings { zone: other.key_stores.zone.clone(), ..key_stores.clone() } != other.key_stores,
             ),
             ("keys", *keys != other.keys),
+            ("node_client", *node_client != other.node_client),
         ];
         compared.into_iter().filter(|(_, differs)| *differs).map(|(section, _)| section).collect()
     }
@@ -75,6 +81,16 @@ impl Config {
 pub fn load(file: &Path, environment: impl Iterator<Item = (String, String)>) -> Result<Config, Problems> {
     let (mut report, tree) = read(file, environment);
     let config = tree.and_then(|tree| section::read(&mut report, tree, daemon::config));
+    report.conclude(config)
+}
+
+/// The same for `keyway node`.
+///
+/// # Errors
+/// Everything that is wrong.
+pub fn load_node(file: &Path, environment: impl Iterator<Item = (String, String)>) -> Result<NodeConfig, Problems> {
+    let (mut report, tree) = read(file, environment);
+    let config = tree.and_then(|tree| section::read(&mut report, tree, node::config));
     report.conclude(config)
 }
 

@@ -173,6 +173,11 @@ impl<'r> Section<'r> {
         self.report.note(self.origin.clone(), Some(self.path.child(name)), complaint);
     }
 
+    /// A key that has been complained of, whatever stands there.
+    pub(super) fn passes_over(&mut self, name: &'static str) {
+        drop(self.take(name));
+    }
+
     pub(super) fn path(&self) -> &KeyPath {
         &self.path
     }

@@ -9,8 +9,9 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::cluster::TokenName;
+use crate::cluster::NodeSettings;
 use crate::door::Protection;
+use crate::host::{LocalToken, Location, TokenName};
 use crate::model::{ClusterState, HsmState};
 
 /// A configuration's directory, with every file that [`GOOD`] names.
@@ -49,6 +50,9 @@ impl Site {
     fn new() -> Self {
         let site = Self(tempfile::tempdir().unwrap());
         for name in ["server.crt", "server.key", "clients-ca.crt", "pkcs11.so", "so-pin"] {
+            site.put(name, "");
+        }
+        for name in ["daemon.crt", "daemon.key", "node.crt", "node.key", "daemons-ca.crt"] {
             site.put(name, "");
         }
         site.put("customerCA.crt", &certificate());
@@ -114,11 +118,18 @@ fn what_is_left_out_gets_its_default_and_paths_start_from_the_files_directory() 
     let node = &cluster.nodes[&"hsm-2".parse().unwrap()];
     assert_eq!(node.zone.as_str(), "us-east-1b");
     assert_eq!((node.state, node.vendor_cluster), (HsmState::Active, false));
-    assert_eq!(node.token, TokenName::Label("two".to_owned()));
-    assert_eq!(node.environment["SOFTHSM2_CONF"], "two.conf");
+    assert_eq!(local(node).name, TokenName::Label("two".to_owned()));
+    assert_eq!(local(node).environment["SOFTHSM2_CONF"], "two.conf");
     assert_eq!((node.pool_size.get(), node.queue_limit.get()), (2, 1024));
     assert_eq!((node.patience.quick, node.patience.slow), (Duration::from_secs(5), Duration::from_secs(30)));
-    assert_eq!(node.so_pin_file, Some(site.path("so-pin")));
+    assert_eq!(local(node).so_pin_file, Some(site.path("so-pin")));
+}
+
+fn local(node: &NodeSettings) -> &LocalToken {
+    match &node.location {
+        Location::Here(token) => token,
+        Location::There(node) => panic!("it is on {}", node.address),
+    }
 }
 
 #[test]
@@ -197,9 +208,9 @@ so_pin_file = "so-pin"
         "clusters.cluster-2abcdefghij.nodes.hsm-1.module: there is no file nowhere.so",
         "clusters.cluster-2abcdefghij.nodes.hsm-1.token: must have exactly one of label and serial",
         "clusters.cluster-2abcdefghij.nodes.hsm-1.environment.N: must be text in quotes",
+        "clusters.cluster-2abcdefghij.nodes.hsm-1.so_pin_file: so-pin is open to others than its owner (mode 640): chmod 600 so-pin",
         "clusters.cluster-2abcdefghij.nodes.hsm-1.pool_size: must be a whole number from 1 to 256, not 0",
         "clusters.cluster-2abcdefghij.nodes.hsm-1.patience: must be a duration such as \"10s\", from 100ms to 5m, not \"1h\"",
-        "clusters.cluster-2abcdefghij.nodes.hsm-1.so_pin_file: so-pin is open to others than its owner (mode 640): chmod 600 so-pin",
         "key_stores.qouta: unknown key; did you mean quota?",
         "max_connections: unknown key; did you mean grpc.max_connections?",
     ];
@@ -409,7 +420,7 @@ fn a_variable_overrides_a_nodes_key() {
     let nodes = &config.clusters[&"cluster-2abcdefghij".parse().unwrap()].nodes;
     assert_eq!(nodes[&"hsm-1".parse().unwrap()].pool_size.get(), 8);
     assert_eq!(nodes[&"hsm-2".parse().unwrap()].pool_size.get(), 2);
-    assert_eq!(nodes[&"hsm-2".parse().unwrap()].environment["SOFTHSM2_CONF"], "/other.conf");
+    assert_eq!(local(&nodes[&"hsm-2".parse().unwrap()]).environment["SOFTHSM2_CONF"], "/other.conf");
     assert_eq!(config.authz.admins, ["alice", "bob"]);
     assert_eq!(config.log.level, telemetry::Level::Debug);
 }
@@ -423,8 +434,8 @@ fn variables_can_add_a_node_that_the_file_does_not_have() {
     let environment: Vec<_> = names.iter().map(String::as_str).zip(values).collect();
     let config = site.load(GOOD, &environment).unwrap();
     let node = &config.clusters[&"cluster-2abcdefghij".parse().unwrap()].nodes[&"hsm-3".parse().unwrap()];
-    assert_eq!(node.token, TokenName::Serial("0123456789abcdef".to_owned()));
-    assert_eq!(node.environment["Some_Name"], "x");
+    assert_eq!(local(node).name, TokenName::Serial("0123456789abcdef".to_owned()));
+    assert_eq!(local(node).environment["Some_Name"], "x");
 }
 
 #[test]
@@ -469,10 +480,13 @@ fn a_file_as_deep_or_as_long_as_can_be_is_refused_and_nothing_overflows() {
     }
 }
 
-/// The example as it would be installed in the directory: its absolute paths start there, and every file is there.
-fn installed_example(site: &Site) -> String {
-    let example = include_str!("../../deploy/keyway.example.toml");
-    for name in ["usr/lib/softhsm/libsofthsm2.so", "etc/keyway/hsm-1/so-pin", "etc/keyway/hsm-2/so-pin"] {
+const EXAMPLE: &str = include_str!("../../deploy/keyway.example.toml");
+const NODE_EXAMPLE: &str = include_str!("../../deploy/node.example.toml");
+
+/// An example as it would be installed in the directory: its absolute paths start there, and every file is there.
+fn installed(site: &Site, example: &str) -> String {
+    let private = ["etc/keyway/hsm-1/so-pin", "etc/keyway/hsm-2/so-pin", "etc/keyway-node/so-pin"];
+    for name in private.into_iter().chain(["usr/lib/softhsm/libsofthsm2.so"]) {
         site.put(name, "");
     }
     example.replace("\"/", &format!("\"{}/", site.0.path().display()))
@@ -481,7 +495,7 @@ fn installed_example(site: &Site) -> String {
 #[test]
 fn the_example_is_accepted_and_its_values_marked_as_defaults_are_the_defaults() {
     let site = Site::new();
-    let example = installed_example(&site);
+    let example = installed(&site, EXAMPLE);
     let config = site.load(&example, &[]).unwrap();
     let without = |line: &&str| !line.contains("# default");
     let shorter = example.lines().filter(without).collect::<Vec<_>>().join("\n");
@@ -492,16 +506,56 @@ fn the_example_is_accepted_and_its_values_marked_as_defaults_are_the_defaults() 
 #[test]
 fn the_example_and_the_documentation_have_every_key_and_no_other() {
     let site = Site::new();
-    site.put("keyway.toml", &installed_example(&site));
+    site.put("keyway.toml", &installed(&site, EXAMPLE));
     let (mut report, tree) = read(&site.path("keyway.toml"), std::iter::empty());
     section::read(&mut report, tree.unwrap(), daemon::config).unwrap();
     let documented = documented(include_str!("../../docs/configuration.md"));
     assert_eq!(documented, *report.known());
-    let example = include_str!("../../deploy/keyway.example.toml");
+    let example = EXAMPLE;
     for key in report.known().iter().filter(|key| !key.ends_with('>')) {
         let name = key.rsplit('.').next().unwrap();
         assert!(example.contains(&format!("{name} = ")), "the example has no {key}");
     }
+}
+
+#[test]
+fn the_nodes_example_is_accepted_and_it_and_its_documentation_have_every_key_and_no_other() {
+    let site = Site::new();
+    site.put("keyway.toml", &installed(&site, NODE_EXAMPLE));
+    let load = || load_node(&site.path("keyway.toml"), std::iter::empty()).unwrap();
+    let config = load();
+    assert_eq!(config.node.ports, crate::host::Ports::USUAL);
+    assert_eq!((config.node.daemons.len(), config.node.max_links, config.node.hsms.len()), (1, 256, 1));
+    let without = |line: &&str| !line.contains("# default");
+    site.put("keyway.toml", &installed(&site, &NODE_EXAMPLE.lines().filter(without).collect::<Vec<_>>().join("\n")));
+    assert_eq!(load(), config);
+    let (mut report, tree) = read(&site.path("keyway.toml"), std::iter::empty());
+    section::read(&mut report, tree.unwrap(), node::config).unwrap();
+    assert_eq!(documented(include_str!("../../docs/nodes.md")), *report.known());
+    for key in report.known().iter().filter(|key| !key.ends_with('>') && !key.ends_with("serial")) {
+        let name = key.rsplit('.').next().unwrap();
+        assert!(NODE_EXAMPLE.contains(&format!("{name} = ")), "the example has no {key}");
+    }
+}
+
+#[test]
+fn a_node_on_another_host_has_an_address_in_place_of_a_library_and_a_token() {
+    let site = Site::new();
+    const CLIENT: &str = "node_client = { certificate = \"daemon.crt\", private_key = \"daemon.key\" }\n";
+    const REMOTE: &str =
+        "\n[clusters.cluster-2abcdefghij.nodes.hsm-9]\nsubnet = \"subnet-1a\"\naddress = \"hsm.example\"\n";
+    let config = site.load(&format!("{CLIENT}{GOOD}{REMOTE}identity_port = 7\n"), &[]).unwrap();
+    let cluster = &config.clusters[&"cluster-2abcdefghij".parse().unwrap()];
+    let Location::There(node) = &cluster.nodes[&"hsm-9".parse().unwrap()].location else { panic!("it is elsewhere") };
+    assert_eq!((node.address.as_str(), node.ports.sessions, node.ports.identity), ("hsm.example", 2223, 7));
+    assert_eq!(Some(&node.trust_anchor), cluster.trust_anchor.as_ref());
+    let problem = |text: String| site.problems(&text, &[]).join("\n");
+    assert!(problem(format!("{GOOD}{REMOTE}")).contains("node_client: is missing"));
+    assert!(
+        problem(format!("{CLIENT}{GOOD}{REMOTE}module = \"pkcs11.so\"\n")).contains("hsm-9.module: is for a token")
+    );
+    let with_a_port = REMOTE.replace("hsm.example", "hsm.example:2223");
+    assert!(problem(format!("{CLIENT}{GOOD}{with_a_port}")).contains("hsm-9.address: must be a DNS name"));
 }
 
 /// The first column of the tables under the heading "Keys", each with its section's heading before it.

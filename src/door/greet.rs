@@ -8,13 +8,11 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
 use crate::authz::Caller;
-
-use super::tls;
+use crate::tls::{self, Acceptor};
 
 /// The first byte of a TLS handshake; HTTP/2 in plaintext begins with a `P`.
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -37,7 +35,7 @@ pub(super) enum Socket {
 
 #[derive(Clone)]
 pub(super) struct TcpRules {
-    pub(super) acceptor: TlsAcceptor,
+    pub(super) acceptor: Acceptor,
     pub(super) plaintext: Plaintext,
 }
 
@@ -78,9 +76,9 @@ async fn identify(socket: Socket) -> io::Result<(Stream, Caller)> {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             if first[0] == TLS_HANDSHAKE {
-                let stream = rules.acceptor.accept(stream).await?;
+                let stream = rules.acceptor.current().accept(stream).await?;
                 let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-                let caller = certificate.and_then(tls::caller);
+                let caller = certificate.and_then(tls::name_on).map(Caller::certificate);
                 let caller = caller.ok_or_else(|| io::Error::other("the client certificate names nobody"))?;
                 return Ok((Stream::Tls(Box::new(stream)), caller));
             }

@@ -10,10 +10,14 @@ use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use crate::tls::{Acceptor, TlsError};
+
 use super::greet::{Arrival, Plaintext, Socket, TcpRules};
 use super::lanes::Lanes;
-use super::{Protection, Settings, TlsError, tls};
+use super::{Protection, Settings};
 
+/// What is spoken within TLS.
+const PROTOCOL: &[u8] = b"h2";
 /// The pause after `accept` failed, so that running out of descriptors does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -35,6 +39,8 @@ pub enum ListenError {
 pub struct Bound {
     pub tcp: Option<SocketAddr>,
     pub unix: Option<PathBuf>,
+    /// What the TCP listener shows and whom it believes.
+    pub tls: Option<Acceptor>,
 }
 
 /// Binds every listener and deals its connections out to the lanes until `draining`.
@@ -52,7 +58,9 @@ pub async fn listen(settings: &Settings, lanes: Lanes, draining: watch::Receiver
             Protection::MutualTls(files) => (files, Plaintext::Refused),
             Protection::DevLoopback(files) => (files, Plaintext::FromLoopback),
         };
-        let rules = TcpRules { acceptor: tls::acceptor(files)?, plaintext };
+        let acceptor = Acceptor::new(files.clone(), PROTOCOL)?;
+        bound.tls = Some(acceptor.clone());
+        let rules = TcpRules { acceptor, plaintext };
         let bind = |source| ListenError::Bind { address: tcp.listen.to_string(), source };
         let listener = TcpListener::bind(tcp.listen).await.map_err(bind)?;
         bound.tcp = Some(listener.local_addr().map_err(bind)?);

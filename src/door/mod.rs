@@ -8,9 +8,7 @@ pub mod grpc;
 mod lanes;
 mod listen;
 mod settings;
-mod tls;
 
 pub use lanes::{LaneThreads, Lanes};
 pub use listen::{Bound, ListenError, listen};
 pub use settings::*;
-pub use tls::TlsError;

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::tls::TlsFiles;
+
 /// The gRPC door. Whoever makes one sees to it that at least one of the two listeners is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -30,13 +32,4 @@ pub enum Protection {
     MutualTls(TlsFiles),
     /// TLS and plaintext on one port of the loopback. Only `keyway dev` makes it: no configuration file can ask for it.
     DevLoopback(TlsFiles),
-}
-
-/// PEM files; the door reads them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsFiles {
-    pub certificate: PathBuf,
-    pub private_key: PathBuf,
-    /// Client certificates must come from here.
-    pub client_ca: PathBuf,
 }

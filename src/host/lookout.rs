@@ -2,7 +2,7 @@
 //!
 //! So it can be killed at any moment, and is as soon as nobody needs it: a library that blocks would keep it for long.
 
-use super::{Host, OpeningError, WorkerLink, WorkerSpec, process};
+use super::{Host, OpeningError, Purpose, WorkerLink, WorkerSpec};
 
 /// A worker that looks. Gone when it is dropped.
 #[derive(Debug)]
@@ -11,9 +11,7 @@ pub struct Lookout(WorkerLink);
 impl Host {
     /// Starts a worker that looks for the token.
     pub async fn look(&self, spec: &WorkerSpec) -> Result<Lookout, OpeningError> {
-        let _turn = self.turn(spec).await;
-        let mut lookout = Lookout(process::spawn_lookout(spec)?);
-        lookout.0.open(spec.open_frame(0)).await?;
+        let lookout = Lookout(self.open(spec, Purpose::Look).await?);
         if lookout.0.opened().serial.is_empty() { Err(OpeningError::NoToken) } else { Ok(lookout) }
     }
 }

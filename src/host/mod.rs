@@ -6,29 +6,39 @@
 //! The host never decides whether a login may be tried; it only makes the attempt it is told to make.
 
 mod admin;
+mod carry;
+mod fault;
+mod keeper;
+mod local;
+mod location;
 mod lookout;
 mod opening;
 mod process;
 mod program;
+mod remote;
+pub mod served;
 mod slot;
 mod softhsm;
 mod trial;
 
-use std::collections::BTreeMap;
-use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::link::Patience;
-use crate::link::v1::{self, open::Token};
-use crate::model::{ClusterId, HsmId, Password, Username};
+use crate::link::v1;
+use crate::model::{ClusterId, HsmId, Password, TrustAnchor, Username};
+use crate::tls::ClientFiles;
 
-pub use admin::{AdminError, AdminWorker, Joining, Kek, Made};
+use local::Local;
+use remote::Remote;
+
+pub use admin::{AdminWorker, Joining, Kek, Made};
+pub use location::{HostName, LocalToken, Location, Ports, RemoteNode, TokenName};
 pub use lookout::Lookout;
 pub use opening::{OpeningError, WorkerLink};
 pub use process::WorkerProcess;
 pub use program::{PasswordChange, Program, ProgramError};
+pub use remote::DialError;
 pub use softhsm::TokenDirectory;
 pub use trial::Trial;
 
@@ -38,17 +48,12 @@ pub struct WorkerSpec {
     pub cluster: ClusterId,
     pub hsm: HsmId,
     pub username: Username,
-    /// The vendor's PKCS#11 library.
-    pub module: PathBuf,
-    pub token: Token,
-    pub environment: BTreeMap<String, String>,
+    pub location: Location,
     /// How many sessions the worker's pool has.
     pub sessions: u32,
     pub patience: Patience,
     /// Resident memory beyond which a worker is replaced, in bytes.
     pub memory_limit: u64,
-    /// The file with the SO PIN, for tokens we manage.
-    pub so_pin_file: Option<PathBuf>,
 }
 
 impl WorkerSpec {
@@ -57,10 +62,10 @@ impl WorkerSpec {
         format!("{}.{}.{}", self.cluster, self.hsm, self.username)
     }
 
-    fn open_frame(&self, sessions: u32) -> v1::Open {
+    fn open_frame(&self, token: &LocalToken, sessions: u32) -> v1::Open {
         v1::Open {
-            module: self.module.to_string_lossy().into_owned(),
-            token: Some(self.token.clone()),
+            module: token.module.to_string_lossy().into_owned(),
+            token: Some(token.name.clone().into()),
             sessions,
             patience_ms: milliseconds(self.patience.quick),
             slow_patience_ms: milliseconds(self.patience.slow),
@@ -72,65 +77,82 @@ fn milliseconds(duration: Duration) -> u32 {
     u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }
 
+/// What a worker is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// The slot's one worker, for as long as it is good.
+    Serve,
+    /// One of the SO's jobs.
+    Administer,
+    /// Making the token.
+    MakeToken,
+    /// One login, to try a password.
+    Try,
+    /// Looking whether the token is there.
+    Look,
+}
+
+impl Purpose {
+    const fn sessions(self, spec: &WorkerSpec) -> u32 {
+        match self {
+            Self::Serve => spec.sessions,
+            Self::Administer | Self::Try => 1,
+            // There may be no token to have them with.
+            Self::MakeToken | Self::Look => 0,
+        }
+    }
+}
+
 /// The right to start or log in on one node, until it is dropped.
 #[derive(Debug)]
 pub struct Turn {
     _held: tokio::sync::OwnedMutexGuard<()>,
 }
 
-/// Starts workers on this machine. Cheap to clone.
+/// Starts workers. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Host {
-    /// Slot locks, pid files and token copies.
-    directory: PathBuf,
-    /// One turn at a time for whoever starts or logs in on a node.
-    turns: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
+    local: Local,
+    remote: Remote,
 }
 
 impl Host {
+    /// `identity` is what this daemon shows to `keyway node`s.
+    ///
     /// # Errors
     /// When the directory cannot be made.
-    pub fn new(directory: PathBuf) -> std::io::Result<Self> {
-        use std::os::unix::fs::DirBuilderExt;
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
-        Ok(Self { directory, turns: Arc::default() })
+    pub fn new(directory: PathBuf, identity: Option<ClientFiles>) -> std::io::Result<Self> {
+        Ok(Self { local: Local::new(directory)?, remote: Remote::new(identity) })
     }
 
     /// Starts the slot's serving worker once its predecessor is gone, and opens its sessions. Nobody is logged in yet.
     pub async fn start(&self, spec: &WorkerSpec) -> Result<WorkerLink, OpeningError> {
-        let lock = slot::take(&self.directory, &spec.slot_name(), spec.patience.longest()).await?;
-        let _turn = self.turn(spec).await;
-        softhsm::repair(&self.directory, spec)?;
-        let mut link = process::spawn(&self.directory, spec, lock)?;
-        link.open(spec.open_frame(spec.sessions)).await?;
-        Ok(link)
-    }
-
-    /// Logs a started worker's user in: one login attempt, which the caller has written down in the node's turn, so that
-    /// no two are begun at once. `pin` is the text the token wants.
-    pub async fn log_in(
-        &self,
-        _turn: &Turn,
-        spec: &WorkerSpec,
-        link: &mut WorkerLink,
-        pin: &Password,
-    ) -> Result<(), OpeningError> {
-        softhsm::save(&self.directory, spec)?;
-        link.log_in(pin).await
+        self.open(spec, Purpose::Serve).await
     }
 
     /// Keeps a copy of the token as it is, from before a PIN change or after one, to be put back when a kill empties it.
-    pub fn keep_token(&self, _turn: &Turn, spec: &WorkerSpec) -> Result<(), OpeningError> {
-        softhsm::save(&self.directory, spec)
+    pub async fn keep_token(&self, _turn: &Turn, spec: &WorkerSpec) -> Result<(), OpeningError> {
+        match &spec.location {
+            Location::Here(token) => self.local.keep_token(spec, token),
+            Location::There(node) => self.remote.keep_token(spec, node).await,
+        }
     }
 
     /// Waits for the node's turn.
     pub async fn turn(&self, spec: &WorkerSpec) -> Turn {
-        let turn = {
-            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-            turns.entry(format!("{}.{}", spec.cluster, spec.hsm)).or_default().clone()
-        };
-        Turn { _held: turn.lock_owned().await }
+        self.local.turn(spec).await
+    }
+
+    async fn open(&self, spec: &WorkerSpec, purpose: Purpose) -> Result<WorkerLink, OpeningError> {
+        match &spec.location {
+            Location::Here(token) => self.local.open(spec, token, purpose).await,
+            Location::There(node) => self.remote.open(spec, node, purpose).await,
+        }
+    }
+
+    /// Whether the node that answers there has a certificate under this trust anchor.
+    pub async fn believe(&self, node: &RemoteNode, anchor: &TrustAnchor) -> Result<(), DialError> {
+        self.remote.believe(node, anchor).await
     }
 }
 

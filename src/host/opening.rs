@@ -1,6 +1,7 @@
 //! The first frames on a worker's link, one at a time: opening the library, logging in, admin jobs.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -8,12 +9,15 @@ use tokio::net::UnixStream;
 
 use crate::link::v1::{self, Fault, request::Verb, response::Outcome};
 use crate::link::{self, BadFrame, Frames};
-use crate::model::Password;
+use crate::model::{HsmId, Password};
 
-use super::WorkerProcess;
+use super::keeper::Keeper;
+use super::{Turn, WorkerProcess, fault};
 
 /// How long a library may take to load and open its sessions, or a login to be answered.
-const OPENING_PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const OPENING_PATIENCE: Duration = Duration::from_secs(30);
+/// How much longer an answer of another host is waited for: a link that is cut is known to be by then.
+const NETWORK_PATIENCE: Duration = Duration::from_secs(15);
 /// How long a worker may take to leave once its link has ended, before it is killed.
 const LEAVING_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -32,8 +36,28 @@ pub enum OpeningError {
     SlotTaken(String),
     #[error("no slot has this token")]
     NoToken,
+    #[error("no so_pin_file is configured for {0}")]
+    NoSoPin(HsmId),
+    #[error("the SO PIN cannot be read")]
+    SoPin(#[source] std::io::Error),
+    #[error("a token is made under a label, and this one is declared by its serial number")]
+    NoLabel,
+    /// The node could not be spoken to.
+    #[error("{host} cannot be reached: {why}")]
+    Unreachable { host: String, why: String },
+    /// The node's word: it takes no daemon of another build.
+    #[error("the node is of another build: {0}")]
+    DifferentBuild(String),
+    /// The node's word: it has no such HSM or user.
+    #[error("the node does not serve this: {0}")]
+    UnknownSlot(String),
+    /// The node's word: its host could not do it, and gave no worker the request.
+    #[error("the node's host failed: {0}")]
+    Host(String),
     #[error("the worker ended before it answered")]
     Ended,
+    #[error("the link to {host} was cut: {why}")]
+    Cut { host: String, why: String },
     #[error("the worker did not answer within {0:?}")]
     Silent(Duration),
     #[error("the worker answered out of turn")]
@@ -44,19 +68,61 @@ pub enum OpeningError {
     Fault(Fault),
 }
 
+impl OpeningError {
+    /// Whether a worker was given the request, so that its token may have been asked. Nobody may know what it said then.
+    pub const fn was_handed_over(&self) -> bool {
+        match self {
+            Self::Files { .. }
+            | Self::Spawn(_)
+            | Self::SlotTaken(_)
+            | Self::NoToken
+            | Self::NoSoPin(_)
+            | Self::SoPin(_)
+            | Self::NoLabel
+            | Self::Unreachable { .. }
+            | Self::DifferentBuild(_)
+            | Self::UnknownSlot(_)
+            | Self::Host(_) => false,
+            Self::Ended | Self::Cut { .. } | Self::Silent(_) | Self::OutOfTurn | Self::Frame(_) | Self::Fault(_) => {
+                true
+            }
+        }
+    }
+}
+
+/// Who does what is to be done around a worker's requests.
+#[derive(Debug)]
+enum By {
+    Us(Box<Keeper>),
+    /// The host that the worker is on.
+    ItsHost(HsmId),
+}
+
 /// A worker and our end of its link, before its pool serves.
 #[derive(Debug)]
 pub struct WorkerLink {
     stream: UnixStream,
     frames: FramesBox,
-    process: WorkerProcess,
+    process: Arc<WorkerProcess>,
+    by: By,
     opened: v1::Opened,
     next_id: u64,
 }
 
 impl WorkerLink {
-    pub(super) fn new(stream: UnixStream, process: WorkerProcess) -> Self {
-        Self { stream, frames: FramesBox::default(), process, opened: v1::Opened::default(), next_id: 1 }
+    /// Of a worker of this machine's.
+    pub(super) fn kept(stream: UnixStream, process: WorkerProcess, keeper: Keeper) -> Self {
+        Self::new(stream, process, By::Us(Box::new(keeper)))
+    }
+
+    /// Of a worker on another host, whose end of the link is carried there.
+    pub(super) fn carried(stream: UnixStream, process: WorkerProcess, hsm: HsmId) -> Self {
+        Self::new(stream, process, By::ItsHost(hsm))
+    }
+
+    fn new(stream: UnixStream, process: WorkerProcess, by: By) -> Self {
+        let (frames, process, opened) = (FramesBox::default(), Arc::new(process), v1::Opened::default());
+        Self { stream, frames, process, by, opened, next_id: 1 }
     }
 
     /// What the token said of itself.
@@ -65,12 +131,16 @@ impl WorkerLink {
     }
 
     /// For the pool's time: our end of the link, and the process behind it.
-    pub fn into_parts(self) -> (UnixStream, WorkerProcess) {
+    pub fn into_parts(self) -> (UnixStream, Arc<WorkerProcess>) {
         (self.stream, self.process)
     }
 
     pub(super) fn kill(&self) {
         self.process.kill();
+    }
+
+    pub(super) fn process(&self) -> Arc<WorkerProcess> {
+        self.process.clone()
     }
 
     /// Ends the link and waits until the worker is gone; one that does not leave is killed. Nothing may be running.
@@ -97,7 +167,16 @@ impl WorkerLink {
     }
 
     pub(super) async fn open(&mut self, open: v1::Open) -> Result<(), OpeningError> {
-        match self.ask(Verb::Open(open)).await? {
+        self.opened_by(Verb::Open(open), OPENING_PATIENCE).await
+    }
+
+    /// The first request to another host, which may have to wait for a former worker.
+    pub(super) async fn summon(&mut self, summon: v1::Summon, slot: Duration) -> Result<(), OpeningError> {
+        self.opened_by(Verb::Summon(summon), slot + OPENING_PATIENCE).await
+    }
+
+    async fn opened_by(&mut self, verb: Verb, patience: Duration) -> Result<(), OpeningError> {
+        match self.ask_within(verb, patience).await? {
             Outcome::Opened(opened) => {
                 self.opened = opened;
                 Ok(())
@@ -106,7 +185,8 @@ impl WorkerLink {
         }
     }
 
-    pub(super) async fn log_in(&mut self, pin: &Password) -> Result<(), OpeningError> {
+    /// One login attempt, which the caller has written down, in the node's turn, so that no two are begun at once.
+    pub async fn log_in(&mut self, _turn: &Turn, pin: &Password) -> Result<(), OpeningError> {
         match self.ask(Verb::LogIn(v1::LogIn { pin: pin.expose().as_bytes().to_vec() })).await? {
             Outcome::Done(_) => Ok(()),
             other => Err(unexpected(other)),
@@ -115,19 +195,50 @@ impl WorkerLink {
 
     /// One request, one answer. A worker that does not answer in time is killed: what it is doing cannot be taken back otherwise.
     pub(super) async fn ask(&mut self, verb: Verb) -> Result<Outcome, OpeningError> {
-        match tokio::time::timeout(OPENING_PATIENCE, self.exchange(verb)).await {
+        self.ask_within(verb, OPENING_PATIENCE).await
+    }
+
+    async fn ask_within(&mut self, mut verb: Verb, patience: Duration) -> Result<Outcome, OpeningError> {
+        let patience = match &self.by {
+            By::Us(keeper) => {
+                keeper.before(&mut verb)?;
+                patience
+            }
+            // Its host has the same patience, and is to be the one that says so.
+            By::ItsHost(_) => patience + NETWORK_PATIENCE,
+        };
+        let answer = match tokio::time::timeout(patience, self.exchange(verb)).await {
             Ok(answer) => answer,
             Err(_) => {
                 self.process.kill();
-                Err(OpeningError::Silent(OPENING_PATIENCE))
+                Err(OpeningError::Silent(patience))
             }
+        };
+        match (answer, &self.by) {
+            (Ok(Outcome::HostFault(fault)), By::ItsHost(hsm)) => Err(fault::heard(fault, hsm)),
+            (Err(error), By::Us(keeper)) if keeper.repairs_at_its_end() => {
+                self.end_and_repair().await;
+                Err(error)
+            }
+            (Err(OpeningError::Ended), By::ItsHost(_)) => Err(self.process.cut().unwrap_or(OpeningError::Ended)),
+            (answer, _) => answer,
+        }
+    }
+
+    /// It may have been cut off in the middle of a login.
+    async fn end_and_repair(&mut self) {
+        self.end().await;
+        if let By::Us(keeper) = &self.by
+            && let Err(error) = keeper.repair()
+        {
+            tracing::error!(%error, "a token that a killed login may have damaged cannot be looked after");
         }
     }
 
     async fn exchange(&mut self, verb: Verb) -> Result<Outcome, OpeningError> {
         let id = self.next_id;
         self.next_id += 1;
-        let remaining_ms = u32::try_from(OPENING_PATIENCE.as_millis()).expect("seconds");
+        let remaining_ms = super::milliseconds(OPENING_PATIENCE);
         let mut bytes = zeroize::Zeroizing::new(Vec::new());
         link::push(&v1::Request { id, remaining_ms, verb: Some(verb) }, &mut bytes).map_err(OpeningError::Frame)?;
         self.stream.write_all(&bytes).await.map_err(|_| OpeningError::Ended)?;

@@ -1,41 +1,105 @@
 //! A worker's process: how it is started, and how its end is noticed.
 
+use std::fmt;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::{Arc, OnceLock};
 
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::net::UnixStream;
 use tokio::process::Command;
+use tokio::sync::Notify;
 
 use super::slot::{self, SlotLock};
-use super::{OpeningError, WorkerLink, WorkerSpec};
+use super::{LocalToken, OpeningError, Purpose, WorkerSpec};
 
 /// What a worker, or an operator's program, inherits of the daemon's environment, beside what it is given.
 const INHERITED: [&str; 4] = ["PATH", "HOME", "LANG", "TZ"];
 
-/// A worker's process, pinned: a signal reaches this process or none.
+/// A worker's process, here or on another host.
 #[derive(Debug)]
-pub struct WorkerProcess {
-    pinned: OwnedFd,
-    pub pid: u32,
+pub struct WorkerProcess(Whose);
+
+#[derive(Debug)]
+enum Whose {
+    /// Pinned: a signal reaches this process or none.
+    Ours { pinned: OwnedFd, pid: u32 },
+    /// The order goes to the host, past whatever waits for the worker.
+    Another(Carried),
+}
+
+/// What is known here of a worker on another host.
+#[derive(Debug, Clone)]
+pub(super) struct Carried {
+    pub(super) host: String,
+    pub(super) kill: Arc<Notify>,
+    /// Why its link was cut, once it was.
+    pub(super) cut: Arc<OnceLock<String>>,
 }
 
 impl WorkerProcess {
+    pub(super) fn carried(carried: Carried) -> Self {
+        Self(Whose::Another(carried))
+    }
+
     /// SIGKILL: only for a call past its patience, since killing in the middle of a login or key generation damages SoftHSM2 tokens.
     pub fn kill(&self) {
-        let _ = pidfd_send_signal(&self.pinned, Signal::KILL);
+        match &self.0 {
+            Whose::Ours { pinned, .. } => drop(pidfd_send_signal(pinned, Signal::KILL)),
+            Whose::Another(carried) => carried.kill.notify_one(),
+        }
+    }
+
+    /// Why the link to it was cut, if it is on another host and the link was.
+    pub(super) fn cut(&self) -> Option<OpeningError> {
+        match &self.0 {
+            Whose::Ours { .. } => None,
+            Whose::Another(Carried { host, cut, .. }) => {
+                cut.get().map(|why| OpeningError::Cut { host: host.clone(), why: why.clone() })
+            }
+        }
     }
 }
 
-/// Starts the worker with its end of the link as standard input and its slot's lock as standard output.
-pub(super) fn spawn(directory: &Path, spec: &WorkerSpec, lock: SlotLock) -> Result<WorkerLink, OpeningError> {
+impl fmt::Display for WorkerProcess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Whose::Ours { pid, .. } => write!(f, "process {pid}"),
+            Whose::Another(carried) => write!(f, "a process on {}", carried.host),
+        }
+    }
+}
+
+/// Starts a serving worker with its end of the link as standard input and its slot's lock as standard output.
+pub(super) fn spawn_serving(
+    directory: &Path,
+    spec: &WorkerSpec,
+    token: &LocalToken,
+    lock: SlotLock,
+) -> Result<(UnixStream, WorkerProcess), OpeningError> {
     let slot = spec.slot_name();
-    let (link, process) = spawn_as(spec, &slot, Stdio::from(lock.0))?;
-    slot::note_holder(directory, &slot, process.pid)
+    let (link, process, pid) = spawn_as(token, &slot, Stdio::from(lock.0))?;
+    slot::note_holder(directory, &slot, pid)
         .map_err(|source| OpeningError::Files { path: directory.to_owned(), source })?;
-    Ok(WorkerLink::new(link, process))
+    Ok((link, process))
+}
+
+/// Starts a worker that holds no slot.
+pub(super) fn spawn(
+    spec: &WorkerSpec,
+    token: &LocalToken,
+    purpose: Purpose,
+) -> Result<(UnixStream, WorkerProcess), OpeningError> {
+    let role = match purpose {
+        Purpose::Administer | Purpose::MakeToken => "admin",
+        Purpose::Try => "trial",
+        Purpose::Look => "lookout",
+        Purpose::Serve => unreachable!("a serving worker holds its slot"),
+    };
+    let (link, process, _pid) = spawn_as(token, &format!("{}.{role}", spec.slot_name()), Stdio::null())?;
+    Ok((link, process))
 }
 
 /// What a child inherits of the daemon's environment.
@@ -43,25 +107,7 @@ pub(super) fn inherited() -> impl Iterator<Item = (&'static str, std::ffi::OsStr
     INHERITED.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)))
 }
 
-/// Starts an admin worker, which holds no slot.
-pub(super) fn spawn_admin(spec: &WorkerSpec) -> Result<WorkerLink, OpeningError> {
-    let (link, process) = spawn_as(spec, &format!("{}.admin", spec.slot_name()), Stdio::null())?;
-    Ok(WorkerLink::new(link, process))
-}
-
-/// Starts a worker for one login. It holds no slot.
-pub(super) fn spawn_trial(spec: &WorkerSpec) -> Result<WorkerLink, OpeningError> {
-    let (link, process) = spawn_as(spec, &format!("{}.trial", spec.slot_name()), Stdio::null())?;
-    Ok(WorkerLink::new(link, process))
-}
-
-/// Starts a worker that only looks whether a token is there.
-pub(super) fn spawn_lookout(spec: &WorkerSpec) -> Result<WorkerLink, OpeningError> {
-    let (link, process) = spawn_as(spec, &format!("{}.lookout", spec.slot_name()), Stdio::null())?;
-    Ok(WorkerLink::new(link, process))
-}
-
-fn spawn_as(spec: &WorkerSpec, name: &str, stdout: Stdio) -> Result<(UnixStream, WorkerProcess), OpeningError> {
+fn spawn_as(token: &LocalToken, name: &str, stdout: Stdio) -> Result<(UnixStream, WorkerProcess, u32), OpeningError> {
     let (ours, theirs) = StdStream::pair().map_err(OpeningError::Spawn)?;
     ours.set_nonblocking(true).map_err(OpeningError::Spawn)?;
     // This very executable, even when the file was replaced since: both ends of a link are of one build.
@@ -70,7 +116,7 @@ fn spawn_as(spec: &WorkerSpec, name: &str, stdout: Stdio) -> Result<(UnixStream,
         .args(["worker", name])
         .env_clear()
         .envs(inherited())
-        .envs(&spec.environment)
+        .envs(&token.environment)
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(stdout)
         // A group of its own: what a terminal sends to the daemon's group is not meant for a worker.
@@ -90,5 +136,5 @@ fn spawn_as(spec: &WorkerSpec, name: &str, stdout: Stdio) -> Result<(UnixStream,
         }
     });
     let link = UnixStream::from_std(ours).map_err(OpeningError::Spawn)?;
-    Ok((link, WorkerProcess { pinned, pid }))
+    Ok((link, WorkerProcess(Whose::Ours { pinned, pid }), pid))
 }

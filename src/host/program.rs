@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::model::{ClusterId, Password, Username};
 
 use super::slot::SlotLock;
-use super::{Host, OpeningError, Turn, WorkerSpec, process, slot};
+use super::{Host, Location, OpeningError, Turn, WorkerLink, WorkerSpec, process};
 
 /// How often a taken lock is tried again, as for slots.
 const TRY_EVERY: Duration = Duration::from_millis(10);
@@ -91,7 +91,19 @@ impl ProgramError {
 /// Nodes without a worker of the user, and without a way to start one, until this is dropped.
 #[derive(Debug)]
 pub struct Vacant {
-    _held: Vec<(SlotLock, Turn)>,
+    _held: Vec<(Held, Turn)>,
+}
+
+/// A slot that is kept free.
+#[derive(Debug)]
+enum Held {
+    Here {
+        _lock: SlotLock,
+    },
+    /// As long as the link lasts.
+    There {
+        _link: Box<WorkerLink>,
+    },
 }
 
 impl Host {
@@ -99,8 +111,11 @@ impl Host {
     pub async fn vacate(&self, slots: &[WorkerSpec]) -> Result<Vacant, OpeningError> {
         let mut held = Vec::new();
         for spec in slots {
-            let lock = slot::take(&self.directory, &spec.slot_name(), spec.patience.longest()).await?;
-            held.push((lock, self.turn(spec).await));
+            let slot = match &spec.location {
+                Location::Here(_) => Held::Here { _lock: self.local.slot(spec).await? },
+                Location::There(node) => Held::There { _link: Box::new(self.remote.vacate(spec, node).await?) },
+            };
+            held.push((slot, self.turn(spec).await));
         }
         Ok(Vacant { _held: held })
     }
@@ -166,7 +181,7 @@ impl Host {
     }
 
     fn program_lock_file(&self, cluster: &ClusterId, user: &Username) -> PathBuf {
-        self.directory.join(format!("{cluster}.{user}.program"))
+        self.local.directory().join(format!("{cluster}.{user}.program"))
     }
 
     async fn program_lock(
@@ -230,7 +245,7 @@ mod tests {
 
     fn host() -> (tempfile::TempDir, Host) {
         let home = tempfile::tempdir().unwrap();
-        let host = Host::new(home.path().join("host")).unwrap();
+        let host = Host::new(home.path().join("host"), None).unwrap();
         (home, host)
     }
 

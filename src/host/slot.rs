@@ -22,6 +22,11 @@ const GRACE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct SlotLock(pub(super) File);
 
+/// How long [`take`] waits at most, when it kills what is stuck.
+pub(super) fn longest_wait(patience: Duration) -> Duration {
+    patience + 2 * GRACE
+}
+
 /// Waits until the slot is free. Its former worker ends by itself when its link has ended and its running calls have returned; past `patience` it is stuck, and killed.
 pub(super) async fn take(directory: &Path, slot: &str, patience: Duration) -> Result<SlotLock, OpeningError> {
     let path = directory.join(format!("{slot}.lock"));

@@ -7,7 +7,7 @@
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
-use super::{OpeningError, WorkerSpec};
+use super::{LocalToken, OpeningError, WorkerSpec};
 
 /// The directory of one node's and user's token, and the configuration that leads SoftHSM2 to it.
 #[derive(Debug, Clone)]
@@ -34,8 +34,8 @@ impl TokenDirectory {
 }
 
 /// Keeps copies of the slot's `token.object` files, unless they are already damaged.
-pub(super) fn save(directory: &Path, spec: &WorkerSpec) -> Result<(), OpeningError> {
-    for token in token_objects(spec) {
+pub(super) fn save(directory: &Path, spec: &WorkerSpec, token: &LocalToken) -> Result<(), OpeningError> {
+    for token in token_objects(token) {
         let copy = copy_of(directory, spec, &token);
         let result = whole(&token).and_then(|bytes| if bytes.is_empty() { Ok(()) } else { replace(&copy, &bytes) });
         result.map_err(|source| OpeningError::Files { path: token, source })?;
@@ -44,8 +44,8 @@ pub(super) fn save(directory: &Path, spec: &WorkerSpec) -> Result<(), OpeningErr
 }
 
 /// Puts back what a killed login emptied. Only while no worker uses the token.
-pub(super) fn repair(directory: &Path, spec: &WorkerSpec) -> Result<(), OpeningError> {
-    for token in token_objects(spec) {
+pub(super) fn repair(directory: &Path, spec: &WorkerSpec, token: &LocalToken) -> Result<(), OpeningError> {
+    for token in token_objects(token) {
         let copy = copy_of(directory, spec, &token);
         let Ok(saved) = std::fs::read(&copy) else { continue };
         let damaged = std::fs::metadata(&token).is_ok_and(|now| now.len() < saved.len() as u64);
@@ -58,8 +58,8 @@ pub(super) fn repair(directory: &Path, spec: &WorkerSpec) -> Result<(), OpeningE
 }
 
 /// Every `token.object` under the slot's token directory; none for modules other than SoftHSM2.
-fn token_objects(spec: &WorkerSpec) -> Vec<PathBuf> {
-    let Some(configuration) = spec.environment.get("SOFTHSM2_CONF") else {
+fn token_objects(token: &LocalToken) -> Vec<PathBuf> {
+    let Some(configuration) = token.environment.get("SOFTHSM2_CONF") else {
         return Vec::new();
     };
     let Ok(text) = std::fs::read_to_string(configuration) else {
@@ -101,36 +101,41 @@ fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::link::v1::open::Token;
+    use crate::host::{Location, TokenName};
 
-    fn spec(root: &TokenDirectory) -> WorkerSpec {
-        WorkerSpec {
+    fn slot(root: &TokenDirectory) -> (WorkerSpec, LocalToken) {
+        let token = LocalToken {
+            module: PathBuf::new(),
+            name: TokenName::Label("t".to_owned()),
+            environment: [("SOFTHSM2_CONF".to_owned(), root.configuration().display().to_string())].into(),
+            so_pin_file: None,
+        };
+        let spec = WorkerSpec {
             cluster: "cluster-2abcdefghij".parse().unwrap(),
             hsm: "hsm-1".parse().unwrap(),
             username: crate::model::Username::kmsuser(),
-            module: PathBuf::new(),
-            token: Token::Label("t".to_owned()),
-            environment: [("SOFTHSM2_CONF".to_owned(), root.configuration().display().to_string())].into(),
+            location: Location::Here(token.clone()),
             sessions: 1,
             patience: crate::link::Patience { quick: std::time::Duration::ZERO, slow: std::time::Duration::ZERO },
             memory_limit: u64::MAX,
-            so_pin_file: None,
-        }
+        };
+        (spec, token)
     }
 
     #[test]
     fn a_token_emptied_by_a_killed_login_is_restored_from_before_it() {
         let home = tempfile::tempdir().unwrap();
         let root = TokenDirectory::make(home.path().join("node")).unwrap();
-        let token = home.path().join("node/tokens/serial/token.object");
-        std::fs::create_dir_all(token.parent().unwrap()).unwrap();
-        std::fs::write(&token, b"a whole token").unwrap();
+        let object = home.path().join("node/tokens/serial/token.object");
+        std::fs::create_dir_all(object.parent().unwrap()).unwrap();
+        std::fs::write(&object, b"a whole token").unwrap();
 
-        save(home.path(), &spec(&root)).unwrap();
-        std::fs::write(&token, b"").unwrap();
-        save(home.path(), &spec(&root)).unwrap();
-        repair(home.path(), &spec(&root)).unwrap();
+        let (spec, token) = slot(&root);
+        save(home.path(), &spec, &token).unwrap();
+        std::fs::write(&object, b"").unwrap();
+        save(home.path(), &spec, &token).unwrap();
+        repair(home.path(), &spec, &token).unwrap();
 
-        assert_eq!(std::fs::read(&token).unwrap(), b"a whole token");
+        assert_eq!(std::fs::read(&object).unwrap(), b"a whole token");
     }
 }

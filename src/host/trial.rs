@@ -2,7 +2,7 @@
 
 use crate::model::Password;
 
-use super::{Host, OpeningError, Turn, WorkerLink, WorkerSpec, process, softhsm};
+use super::{Host, OpeningError, Purpose, Turn, WorkerLink, WorkerSpec};
 
 /// A worker with its token open. Nobody is logged in.
 #[derive(Debug)]
@@ -11,32 +11,7 @@ pub struct Trial(WorkerLink);
 impl Host {
     /// Opens the token, in the node's turn. The caller writes the attempt down before it is made.
     pub async fn open_trial(&self, _turn: &Turn, spec: &WorkerSpec) -> Result<Trial, OpeningError> {
-        let mut link = process::spawn_trial(spec)?;
-        match link.open(spec.open_frame(1)).await {
-            Ok(()) => Ok(Trial(link)),
-            Err(error) => {
-                link.kill();
-                Err(error)
-            }
-        }
-    }
-
-    /// One login attempt. When this returns the worker is gone, and its login with it.
-    pub async fn try_login(
-        &self,
-        _turn: &Turn,
-        spec: &WorkerSpec,
-        trial: Trial,
-        pin: &Password,
-    ) -> Result<(), OpeningError> {
-        let Trial(mut link) = trial;
-        softhsm::save(&self.directory, spec)?;
-        let answer = link.log_in(pin).await;
-        link.end().await;
-        if answer.is_err() {
-            softhsm::repair(&self.directory, spec)?;
-        }
-        answer
+        Ok(Trial(self.open(spec, Purpose::Try).await?))
     }
 }
 
@@ -44,6 +19,13 @@ impl Trial {
     /// What the token said of itself.
     pub fn serial(&self) -> &str {
         &self.0.opened().serial
+    }
+
+    /// One login attempt. When this returns the worker is gone, and its login with it.
+    pub async fn log_in(mut self, turn: &Turn, pin: &Password) -> Result<(), OpeningError> {
+        let answer = self.0.log_in(turn, pin).await;
+        self.0.end().await;
+        answer
     }
 
     /// Nobody was asked.

@@ -39,6 +39,13 @@ impl KeyStores {
         let CheckInput { trust_anchor, password } = shown;
         let mut facts = Facts { trust_anchor, ..self.facts(&id) };
         let Some(cluster) = facts.cluster.clone() else { return Err(Error::ClusterNotFound(id)) };
+        let anchor = match &facts.trust_anchor {
+            Some(Ok(shown)) => Some(shown.clone()),
+            Some(Err(_)) | None => cluster.trust_anchor.clone(),
+        };
+        if let Some(anchor) = anchor {
+            facts.strangers = self.strangers(&id, &anchor).await;
+        }
         facts.password = password.as_ref().map(|password| password.as_ref().map(drop).map_err(Clone::clone));
         if let Some(Ok(password)) = password {
             facts.login = self.try_password(&facts, &cluster, password).await?;

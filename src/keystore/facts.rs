@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
 use crate::cluster::{self, Connection, Declared, Lineage, Lineages};
-use crate::model::{ClusterId, HsmId};
+use crate::host::{DialError, Location};
+use crate::model::{ClusterId, HsmId, TrustAnchor};
 use crate::node::{Health, Reach};
 use crate::records::{Records, Unavailable};
 
@@ -27,6 +28,7 @@ impl KeyStores {
             cluster,
             name: None,
             trust_anchor: None,
+            strangers: BTreeMap::new(),
             password: None,
             login: Login::not_asked(),
             moving: None,
@@ -42,6 +44,21 @@ impl KeyStores {
     /// What must hold a new key there.
     pub fn quorum(&self, id: &ClusterId) -> cluster::Quorum {
         self.0.clusters.get(id).map_or(cluster::Quorum::USUAL, |cluster| cluster.quorum())
+    }
+
+    /// Asks the cluster's nodes on other hosts who they are: those that answer and are not under this trust anchor, and why.
+    pub(super) async fn strangers(&self, id: &ClusterId, anchor: &TrustAnchor) -> BTreeMap<HsmId, String> {
+        let Some(cluster) = self.0.clusters.get(id) else { return BTreeMap::new() };
+        let asked = cluster.active_nodes().filter_map(|(hsm, settings)| match &settings.location {
+            Location::Here(_) => None,
+            Location::There(node) => Some(async move {
+                match self.0.host.believe(node, anchor).await {
+                    Err(error @ DialError::Untrusted(_)) => Some((hsm.clone(), error.to_string())),
+                    Ok(()) | Err(DialError::Failed(_)) => None,
+                }
+            }),
+        });
+        futures_util::future::join_all(asked).await.into_iter().flatten().collect()
     }
 
     fn ties(&self) -> Vec<TiedKeyStore> {

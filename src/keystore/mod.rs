@@ -26,7 +26,7 @@ use tokio::sync::{mpsc, watch};
 use crate::authz::{Permit, action};
 use crate::clock;
 use crate::cluster::{self, Closing, Connection, Declared, Lineages};
-use crate::host::{Host, WorkerSpec};
+use crate::host::{Host, Location, WorkerSpec};
 use crate::model::{
     ClusterId, ConnectionState, HsmId, KeyStoreId, KeyStoreName, Password, PasswordVersion, TrustAnchor, Username,
 };
@@ -226,6 +226,7 @@ impl KeyStores {
     }
 
     async fn create_now(&self, new: NewKeyStore) -> Result<Arc<Store>, Error> {
+        let strangers = self.strangers(&new.cluster, &new.trust_anchor).await;
         let _tying = self.0.tying.lock().await;
         // A repeat is answered as the first time, whatever became of the cluster since.
         if let Some(twin) = self.twin_of(&new).await? {
@@ -234,6 +235,7 @@ impl KeyStores {
         let facts = prerequisites::Facts {
             name: Some(new.name.clone()),
             trust_anchor: Some(Ok(new.trust_anchor.clone())),
+            strangers,
             password: Some(Ok(())),
             ..self.facts(&new.cluster)
         };
@@ -439,7 +441,11 @@ impl KeyStores {
         let mut nodes = Vec::new();
         for (hsm, settings) in cluster.active_nodes() {
             let drained = self.drained(&record.cluster, hsm);
-            let spec = worker_spec(&record.cluster, hsm, settings, &user);
+            let mut spec = worker_spec(&record.cluster, hsm, settings, &user);
+            // What the store was made with, whatever is declared by now.
+            if let Location::There(node) = &mut spec.location {
+                node.trust_anchor = record.trust_anchor.clone();
+            }
             let node = Node::new(spec, settings.zone.clone(), settings.queue_limit, drained);
             let password = passwords.on(hsm).await?;
             node.has_password(password.candidate.is_none().then_some(password.confirmed));
@@ -544,12 +550,9 @@ fn worker_spec(cluster: &ClusterId, hsm: &HsmId, settings: &cluster::NodeSetting
         cluster: cluster.clone(),
         hsm: hsm.clone(),
         username: user.clone(),
-        module: settings.module.clone(),
-        token: settings.token.clone().into(),
-        environment: settings.environment.clone(),
+        location: settings.location.clone(),
         sessions: settings.pool_size.get(),
         patience: settings.patience,
         memory_limit: settings.memory_limit,
-        so_pin_file: settings.so_pin_file.clone(),
     }
 }

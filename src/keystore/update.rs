@@ -3,6 +3,7 @@
 //! What stays as it is needs no change, and is none. A password that is told is believed to be the present one, whatever
 //! HSMs said of the one before; it is never set on an HSM.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::authz::{Permit, action};
@@ -48,9 +49,13 @@ impl KeyStores {
         {
             return Err(Error::unmet(&before.cluster, CheckPhase::Move, Unmet::NameInUse(name.clone())));
         }
+        let strangers = match &update.cluster {
+            Some(cluster) => self.strangers(cluster, &before.trust_anchor).await,
+            None => BTreeMap::new(),
+        };
         let _tying = self.0.tying.lock().await;
         if let Some(cluster) = &update.cluster {
-            let facts = Facts { moving: Some(before.id.clone()), ..self.facts(cluster) };
+            let facts = Facts { moving: Some(before.id.clone()), strangers, ..self.facts(cluster) };
             prerequisites::to_move_to(&facts)?;
         }
         let after = match self.0.records.update_key_store(&before, &update).await? {

@@ -85,6 +85,10 @@ impl Certificate {
         &self.pem
     }
 
+    pub fn der(&self) -> &[u8] {
+        &self.der
+    }
+
     /// SHA-256 of the DER, in lower-case hexadecimal.
     pub fn fingerprint(&self) -> String {
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &self.der);

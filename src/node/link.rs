@@ -74,7 +74,7 @@ pub struct Link {
     patience: Patience,
     memory_limit: u64,
     latencies: Latencies,
-    process: WorkerProcess,
+    process: Arc<WorkerProcess>,
     /// Why the worker is to be replaced, once somebody knows.
     given_up: watch::Sender<Option<GivenUp>>,
     ended: watch::Sender<bool>,
@@ -241,7 +241,7 @@ impl Link {
 
     /// For a worker that does not see its link's end.
     pub(super) fn kill(&self) {
-        tracing::warn!(pid = self.process.pid, "a worker does not leave; killing it");
+        tracing::warn!(worker = %self.process, "a worker does not leave; killing it");
         self.process.kill();
     }
 
@@ -350,7 +350,7 @@ impl Link {
                     }
                 }
                 Ok(Some(Response { outcome: None, .. })) | Err(_) => {
-                    tracing::error!(pid = self.process.pid, "a worker's answer cannot be read; its link is given up");
+                    tracing::error!(worker = %self.process, "a worker's answer cannot be read; its link is given up");
                     return false;
                 }
             }
@@ -368,13 +368,13 @@ impl Link {
             let Some(pong) = self.ping().await else {
                 // A closed link takes no pings; whoever closed it waits for the worker, and kills it in the end.
                 if !self.lock_out().closed {
-                    tracing::warn!(pid = self.process.pid, "a worker does not answer; killing it");
+                    tracing::warn!(worker = %self.process, "a worker does not answer; killing it");
                     self.process.kill();
                 }
                 return;
             };
             if self.is_stuck(&pong) {
-                tracing::warn!(pid = self.process.pid, "a call is past its patience; killing its worker");
+                tracing::warn!(worker = %self.process, "a call is past its patience; killing its worker");
                 self.process.kill();
                 return;
             }

@@ -126,7 +126,7 @@ impl Attempt {
         #[cfg(debug_assertions)]
         self.stop_point();
         let pin = pin_text(&credential.username, &credential.password);
-        let answer = self.host.log_in(&turn, &self.spec, &mut link, &pin).await;
+        let answer = link.log_in(&turn, &pin).await;
         let Err(error) = answer else {
             self.write_down(Answer::Accepted).await;
             return Ok(link);
@@ -228,14 +228,8 @@ impl Said {
                     Bucket::Input | Bucket::Unknown | Bucket::Unspecified => Self::Nothing,
                 },
             },
-            // Before the request was sent.
-            OpeningError::Files { .. }
-            | OpeningError::Spawn(_)
-            | OpeningError::SlotTaken(_)
-            | OpeningError::NoToken => Self::NotAsked,
-            OpeningError::Ended | OpeningError::Silent(_) | OpeningError::OutOfTurn | OpeningError::Frame(_) => {
-                Self::Nothing
-            }
+            error if error.was_handed_over() => Self::Nothing,
+            _ => Self::NotAsked,
         }
     }
 }

@@ -138,7 +138,7 @@ impl Changing {
                 return Ok(Said::Not("no attempt with its present password is left".to_owned()));
             }
         }
-        if let Err(error) = self.common.host.keep_token(turn, spec) {
+        if let Err(error) = self.common.host.keep_token(turn, spec).await {
             return Ok(Said::Not(chain(&error)));
         }
         #[cfg(debug_assertions)]
@@ -172,7 +172,7 @@ impl Changing {
             tracing::error!(hsm = %spec.hsm, %error, "that the password was changed cannot be written down");
         }
         // Nothing brings the old one back from now on.
-        if let Err(error) = self.common.host.keep_token(turn, spec) {
+        if let Err(error) = self.common.host.keep_token(turn, spec).await {
             tracing::error!(hsm = %spec.hsm, %error, "the token's copy could not be renewed");
         }
     }

@@ -63,18 +63,11 @@ pub async fn try_password(
     }
     #[cfg(debug_assertions)]
     crate::seams::stop_point("check-begun");
-    Ok(answered(host, records, &turn, spec, trial, password).await)
+    Ok(answered(records, &turn, spec, trial, password).await)
 }
 
-async fn answered(
-    host: &Host,
-    records: &Records,
-    turn: &Turn,
-    spec: &WorkerSpec,
-    trial: Trial,
-    password: &Password,
-) -> Tried {
-    let answer = host.try_login(turn, spec, trial, &pin_text(&spec.username, password)).await;
+async fn answered(records: &Records, turn: &Turn, spec: &WorkerSpec, trial: Trial, password: &Password) -> Tried {
+    let answer = trial.log_in(turn, &pin_text(&spec.username, password)).await;
     let tried = match answer {
         Ok(()) => Tried::Accepted,
         Err(error) => verdict(&error),

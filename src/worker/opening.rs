@@ -91,7 +91,8 @@ impl Opening {
                 | Verb::MakeKek(_)
                 | Verb::OfferJoin(_)
                 | Verb::SealKek(_)
-                | Verb::AcceptKek(_),
+                | Verb::AcceptKek(_)
+                | Verb::Summon(_),
                 _,
             ) => Err(out_of_turn()),
             (

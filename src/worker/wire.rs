@@ -160,7 +160,8 @@ fn wipe(response: &mut Response) {
             | Outcome::Presence(_)
             | Outcome::Objects(_)
             | Outcome::JoinOffer(_)
-            | Outcome::Checked(_),
+            | Outcome::Checked(_)
+            | Outcome::HostFault(_),
         )
         | None => {}
     }

@@ -3,6 +3,7 @@
 //! One binary, so that everything is linked once. Tests run in parallel, each with a daemon and tokens of its own.
 
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by failing")]
+#![allow(clippy::duplicate_mod, reason = "`remotely` has the same tests run with nodes on other hosts")]
 
 mod rig;
 
@@ -13,6 +14,7 @@ mod concurrency;
 mod connection_errors;
 mod contract;
 mod crash;
+mod dev;
 mod disconnecting;
 mod documents;
 mod drift;
@@ -24,6 +26,8 @@ mod main_job;
 mod prerequisites;
 mod reflection;
 mod reload;
+mod remote_nodes;
+mod remotely;
 mod rotation;
 mod serve;
 mod soak;

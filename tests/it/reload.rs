@@ -3,7 +3,7 @@
 use std::io::BufRead as _;
 use std::process::Stdio;
 
-use crate::rig::{Clients, Rig, Served, Validity, certificate_in, pb, refused};
+use crate::rig::{Authority, Clients, Rig, Served, Validity, certificate_in, pb, refused};
 
 async fn served() -> (Rig, Served, Clients) {
     let (served, rig) = tokio::task::spawn_blocking(|| {
@@ -211,4 +211,33 @@ async fn a_configuration_that_cannot_be_read_to_its_end_does_not_keep_the_daemon
     served.tell_to_stop();
     assert!(served.ended().await.success());
     drop(writer);
+}
+
+#[tokio::test]
+async fn new_certificates_are_shown_and_believed_without_a_restart() {
+    let (_rig, served, _clients) = served().await;
+    let (configuration, ops) = (served.configuration(), served.transport.client("ops"));
+    let may_come = async |served: &Served| match served.clients(Some(&ops)).await {
+        Ok(mut clients) => clients.users.who_am_i(pb::WhoAmIRequest {}).await.is_ok(),
+        Err(_) => false,
+    };
+    assert!(may_come(&served).await);
+    served.put("server.crt", "no certificate");
+    let said = served.reload(&configuration).await;
+    assert!(said.contains("the certificates cannot be used; nothing was changed"), "{said}");
+    assert!(may_come(&served).await, "what was read before is shown");
+
+    let others = Authority::new("another transport");
+    let (server, own) = (others.server(), served.transport.server());
+    served.put("server.crt", &server.certificate);
+    served.put("server.key", &server.key);
+    served.reload(&configuration).await;
+    assert!(!may_come(&served).await, "who trusts the former CA sees another one's certificate");
+    served.put("server.crt", &own.certificate);
+    served.put("server.key", &own.key);
+    served.reload(&configuration).await;
+    assert!(may_come(&served).await);
+    served.put("clients-ca.crt", &others.pem());
+    served.reload(&configuration).await;
+    assert!(!may_come(&served).await, "its certificate is from a CA that is believed no more");
 }

@@ -12,15 +12,15 @@ use faulty_pkcs11::Function::C_SetPIN;
 use crate::rig::{Clients, Rig, Served, kill, pb, wait_async};
 use crate::update::update;
 
-const HSMS: [&str; 3] = ["hsm-1", "hsm-2", "hsm-3"];
+pub(crate) const HSMS: [&str; 3] = ["hsm-1", "hsm-2", "hsm-3"];
 const ADMIN: &str = "platform-engineer";
 
 /// Which version of the password each HSM has, as the store tells it.
-fn versions(store: &pb::KeyStore) -> [i32; 3] {
+pub(crate) fn versions(store: &pb::KeyStore) -> [i32; 3] {
     HSMS.map(|hsm| node(store, hsm).password_version)
 }
 
-fn node<'a>(store: &'a pb::KeyStore, hsm: &str) -> &'a pb::NodeConnection {
+pub(crate) fn node<'a>(store: &'a pb::KeyStore, hsm: &str) -> &'a pb::NodeConnection {
     store.nodes.iter().find(|node| node.hsm_id == hsm).expect("one of its nodes")
 }
 
@@ -46,14 +46,14 @@ async fn served(
 
 impl Clients {
     /// Connects anew, until every HSM is healthy.
-    async fn connect_again(&mut self, store: &str) -> pb::KeyStore {
+    pub async fn connect_again(&mut self, store: &str) -> pb::KeyStore {
         self.disconnect(store).await;
         self.connect(store).await;
         self.settled(store).await;
         self.all_healthy(store).await
     }
 
-    async fn a_key_works(&mut self, store: &str) {
+    pub async fn a_key_works(&mut self, store: &str) {
         let key = self.key(store).await.key_id;
         let ciphertext = self.encrypt(&key, b"x").await;
         assert_eq!(self.decrypt(&ciphertext).await.unwrap(), b"x");

@@ -185,6 +185,7 @@ impl From<prerequisites::Refusal> for Refusal {
             U::IncorrectTrustAnchor | U::UnreadableTrustAnchor(_) => {
                 of_cluster(Code::InvalidArgument).field("trust_anchor_certificate")
             }
+            U::NotUnderTrustAnchor { hsm, .. } => of_cluster(Code::InvalidArgument).with("hsmId", hsm),
             U::UnreadablePassword(_) => refusal(Code::InvalidArgument).field("key_store_password"),
             U::Elsewhere { here, store } => of_cluster(Code::NotFound)
                 .with("region", &here.region)
@@ -365,6 +366,7 @@ mod tests {
             U::Closed { .. } => &["clusterId", "ports", "securityGroupId"],
             U::TooFewHsms { .. } | U::TooFewAnswer { .. } => &["availabilityZones", "clusterId", "hsms"],
             U::IncorrectTrustAnchor | U::UnreadableTrustAnchor(_) => &["clusterId", "field"],
+            U::NotUnderTrustAnchor { .. } => &["clusterId", "hsmId"],
             U::UnreadablePassword(_) => &["field"],
             U::SubnetGone(_) | U::NoFreeAddress(_) | U::OneFreeAddress(_) => &["clusterId", "subnetId"],
             U::Unreachable { .. } => &["clusterId", "hsmId"],

@@ -73,6 +73,7 @@ const TABLE: &[(Rule, CheckPhase, Force)] = {
         (Rule::Ingress, Move, Refuses),
         (Rule::Egress, Move, Refuses),
         (Rule::EnoughHsms, Move, Refuses),
+        (Rule::TrustAnchor, Move, Refuses),
         (Rule::ClusterActive, Connect, Refuses),
         (Rule::SubnetsInTwoZones, Connect, Refuses),
         (Rule::Ingress, Connect, Refuses),
@@ -111,6 +112,8 @@ pub struct Facts {
     pub name: Option<KeyStoreName>,
     /// The certificate that was shown, or what is wrong with it.
     pub trust_anchor: Option<Result<TrustAnchor, String>>,
+    /// Nodes on other hosts that were asked who they are, and have no certificate under the trust anchor: why.
+    pub strangers: BTreeMap<HsmId, String>,
     /// Whether the password that was given can be one.
     pub password: Option<Result<(), String>>,
     pub login: Login,

@@ -261,8 +261,12 @@ fn trust_anchor(cluster: &cluster::Settings, facts: &Facts) -> Finding {
     match (&cluster.trust_anchor, &facts.trust_anchor) {
         (_, Some(Err(rule))) => Finding::Failed(Unmet::UnreadableTrustAnchor(rule.clone())),
         (None, _) => skipped("the cluster declares no trust anchor"),
-        (Some(_), None) => skipped("no certificate was given"),
-        (Some(own), Some(Ok(shown))) => unless(own == shown, || Unmet::IncorrectTrustAnchor),
+        (Some(own), Some(Ok(shown))) if own != shown => Finding::Failed(Unmet::IncorrectTrustAnchor),
+        (Some(_), shown) => match (facts.strangers.first_key_value(), shown) {
+            (Some((hsm, why)), _) => Finding::Failed(Unmet::NotUnderTrustAnchor { hsm: hsm.clone(), why: why.clone() }),
+            (None, None) => skipped("no certificate was given"),
+            (None, Some(_)) => Finding::Passed,
+        },
     }
 }
 

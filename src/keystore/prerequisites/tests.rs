@@ -6,8 +6,9 @@ use std::time::Duration;
 use super::*;
 use crate::cluster::{
     Direction, NodeSettings, Profile, Protocol, SecurityGroup, SecurityGroupRule, Settings, SubnetId, SubnetSettings,
-    SyncMode, TokenName,
+    SyncMode,
 };
+use crate::host::{LocalToken, Location, TokenName};
 use crate::link::Patience;
 use crate::model::{Certificate, ClusterState, HsmState};
 
@@ -27,6 +28,7 @@ fn good() -> Facts {
         hsms: [hsm(1), hsm(2)].map(|hsm| (hsm, HsmStanding::Reachable)).into(),
         name: Some("main".parse().unwrap()),
         trust_anchor: Some(Ok(authority())),
+        strangers: BTreeMap::new(),
         password: Some(Ok(())),
         login: Login::Accepted(hsm(1)),
         moving: None,
@@ -80,14 +82,16 @@ fn node(letter: char) -> NodeSettings {
         zone: zone(letter),
         state: HsmState::Active,
         vendor_cluster: false,
-        module: "/lib.so".into(),
-        token: TokenName::Label(letter.to_string()),
-        environment: BTreeMap::new(),
+        location: Location::Here(LocalToken {
+            module: "/lib.so".into(),
+            name: TokenName::Label(letter.to_string()),
+            environment: BTreeMap::new(),
+            so_pin_file: None,
+        }),
         pool_size: NonZeroU32::MIN,
         queue_limit: NonZeroU32::MIN,
         patience: Patience { quick: Duration::from_secs(5), slow: Duration::from_secs(30) },
         memory_limit: 1 << 30,
-        so_pin_file: None,
     }
 }
 
@@ -398,9 +402,11 @@ fn row_10_equal_certificates_mean_a_relative_whatever_else_is_said_of_either() {
 fn row_11_the_trust_anchor_is_the_clusters() {
     let wrong = TrustAnchor::parse(&another_authority()).unwrap();
     let facts = Facts { trust_anchor: Some(Ok(wrong)), ..good() };
-    row("another CA", &facts, ["INCORRECT_TRUST_ANCHOR", "-", "-", "-", "-", "-"]);
+    row("another CA", &facts, ["INCORRECT_TRUST_ANCHOR", "INCORRECT_TRUST_ANCHOR", "-", "-", "-", "-"]);
+    let facts = Facts { strangers: [(hsm(1), "unknown issuer".to_owned())].into(), trust_anchor: None, ..good() };
+    row("a node of another CA", &facts, ["INCORRECT_TRUST_ANCHOR", "INCORRECT_TRUST_ANCHOR", "-", "-", "-", "-"]);
     let facts = Facts { trust_anchor: Some(Err("is garbled".to_owned())), ..good() };
-    row("garbled", &facts, ["VALIDATION", "-", "-", "-", "-", "-"]);
+    row("garbled", &facts, ["VALIDATION", "VALIDATION", "-", "-", "-", "-"]);
     let facts = Facts { trust_anchor: None, ..good() };
     let finding =
         checks(CheckPhase::Create, &facts).into_iter().find(|it| it.rule == Rule::TrustAnchor).unwrap().finding;

@@ -38,6 +38,8 @@ pub enum Unmet {
     AllDrained,
     #[error("the certificate is not the one that the cluster was initialised under")]
     IncorrectTrustAnchor,
+    #[error("what answers at {hsm}'s address is not under the cluster's trust anchor: {why}")]
+    NotUnderTrustAnchor { hsm: HsmId, why: String },
     #[error("trust_anchor_certificate: {0}")]
     UnreadableTrustAnchor(String),
     #[error("key_store_password: {0}")]
@@ -91,6 +93,9 @@ impl Unmet {
             Self::NoActiveHsm => "Bring at least one HSM into service and declare it ACTIVE.".to_owned(),
             Self::AllDrained => "Resume one with `keyway cluster resume`.".to_owned(),
             Self::IncorrectTrustAnchor => "Give the cluster's customerCA.crt.".to_owned(),
+            Self::NotUnderTrustAnchor { .. } => {
+                "Give the node a certificate under the cluster's customerCA.crt, for the address that is configured.".to_owned()
+            }
             Self::UnreadableTrustAnchor(_) => "Give the cluster's customerCA.crt, one CA certificate in PEM.".to_owned(),
             Self::UnreadablePassword(_) => "Give kmsuser's password: 7 to 32 letters and digits.".to_owned(),
             Self::SubnetGone(_) => {
@@ -131,7 +136,7 @@ impl Unmet {
                 "CLOUD_HSM_CLUSTER_INVALID_CONFIGURATION"
             }
             Self::NoActiveHsm if phase != CheckPhase::Connecting => "CLOUD_HSM_CLUSTER_INVALID_CONFIGURATION",
-            Self::IncorrectTrustAnchor => "INCORRECT_TRUST_ANCHOR",
+            Self::IncorrectTrustAnchor | Self::NotUnderTrustAnchor { .. } => "INCORRECT_TRUST_ANCHOR",
             Self::UnreadableTrustAnchor(_) | Self::UnreadablePassword(_) => "VALIDATION",
             Self::NotDisconnected { .. } => "CUSTOM_KEY_STORE_INVALID_STATE",
             Self::NotConnected { .. } if phase == CheckPhase::CreateKey => "CUSTOM_KEY_STORE_INVALID_STATE",
@@ -169,6 +174,7 @@ impl Unmet {
             | Self::Closed { .. }
             | Self::TooFewHsms { .. }
             | Self::IncorrectTrustAnchor
+            | Self::NotUnderTrustAnchor { .. }
             | Self::UnreadableTrustAnchor(_)
             | Self::UnreadablePassword(_)
             | Self::TooFewAnswer { .. }
@@ -245,7 +251,10 @@ impl Unmet {
             Self::TooFewHsms { .. } => Self::NoActiveHsm,
             Self::NoActiveHsm => Self::AllDrained,
             Self::AllDrained => Self::IncorrectTrustAnchor,
-            Self::IncorrectTrustAnchor => Self::UnreadableTrustAnchor("is not PEM".to_owned()),
+            Self::IncorrectTrustAnchor => {
+                Self::NotUnderTrustAnchor { hsm: "hsm-1".parse().unwrap(), why: "it is expired".to_owned() }
+            }
+            Self::NotUnderTrustAnchor { .. } => Self::UnreadableTrustAnchor("is not PEM".to_owned()),
             Self::UnreadableTrustAnchor(_) => Self::UnreadablePassword("is too short".to_owned()),
             Self::UnreadablePassword(_) => Self::SubnetGone(subnet),
             Self::SubnetGone(_) => Self::NoFreeAddress(subnet),

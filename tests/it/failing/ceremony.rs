@@ -6,7 +6,7 @@ use faulty_pkcs11::ckr::*;
 use faulty_pkcs11::{Function::*, Outcome, Rule};
 
 use super::{node, ready};
-use crate::rig::{Clients, Rig, kill, pb, wait_async};
+use crate::rig::{Rig, kill, pb, wait_async};
 
 const OTHER_PASSWORD: &str = "another-password-of-32-characters";
 
@@ -203,39 +203,5 @@ impl Logins {
     fn refused(&self, rig: &Rig) -> usize {
         let journal = rig.faults(self.hsm).journal().into_iter().skip(self.before);
         journal.filter(|it| it.function == C_Login && it.outcome == Outcome::Answered(CKR_PIN_INCORRECT)).count()
-    }
-}
-
-impl Clients {
-    /// Waits until one HSM is logged in and this is why it is not in use.
-    async fn until_told(&mut self, store: &str, hsm: &str, reason: &str) -> pb::KeyStore {
-        self.watch_until(store, |store| {
-            let node = node(store, hsm);
-            node.health() == pb::HsmHealth::Syncing && node.last_error.contains(reason)
-        })
-        .await
-    }
-
-    /// When a node that cannot be proved was tried: each try says anew what is wrong. The first may have been before.
-    async fn tries(&mut self, store: &str, hsm: &str, wanted: usize) -> Vec<prost_types::Timestamp> {
-        let time = |store: &pb::KeyStore| node(store, hsm).last_error_time.expect("something is wrong");
-        let mut tries = Vec::new();
-        while tries.len() < wanted {
-            let last = tries.last().copied();
-            let told = self.watch_until(store, |store| Some(time(store)) != last).await;
-            tries.push(time(&told));
-        }
-        tries
-    }
-
-    /// A node is emptied and given everything back, which has every node that waits to be proved tried again.
-    async fn empty_and_heal(&mut self, rig: &Rig, store: &str, hsm: &str) {
-        let (mut watching, watched, name) = (self.clone(), store.to_owned(), hsm.to_owned());
-        let noticed = tokio::spawn(async move {
-            watching.until_health(&watched, &name, pb::HsmHealth::Syncing).await;
-        });
-        rig.empty_token(hsm);
-        noticed.await.unwrap();
-        self.until_health(store, hsm, pb::HsmHealth::Healthy).await;
     }
 }

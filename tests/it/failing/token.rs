@@ -222,23 +222,6 @@ async fn nobody_goes_on_looking_at_hsms_once_they_are_connected_or_out_of_use_th
     clients.all_healthy(&store).await;
 }
 
-impl crate::rig::Clients {
-    /// Waits until the cluster's first HSM is told like this; all of them.
-    async fn until_reach(&mut self, health: pb::HsmHealth, reason: &'static str) -> Vec<pb::Hsm> {
-        wait_async(|| {
-            let mut clients = self.clone();
-            async move {
-                let clusters =
-                    clients.clusters.describe_clusters(pb::DescribeClustersRequest::default()).await.unwrap();
-                let hsms = clusters.into_inner().clusters.remove(0).hsms;
-                let so = hsms[0].health() == health && hsms[0].health_reason.contains(reason);
-                (so && hsms.iter().skip(1).all(|hsm| hsm.health_reason.contains("reached"))).then_some(hsms)
-            }
-        })
-        .await
-    }
-}
-
 /// The changes of one HSM in a watch.
 trait Changes {
     fn flat_map_changes(

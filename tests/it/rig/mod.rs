@@ -6,8 +6,10 @@ pub mod generic;
 mod holdings;
 mod load;
 mod pki;
+mod proxy;
 mod raw;
 mod refusal;
+mod remote;
 mod served;
 
 use std::io::Read;
@@ -26,8 +28,10 @@ pub use holdings::Holdings;
 pub use load::Load;
 pub use pki::Authority;
 pub use pki::{Validity, certificate_in};
+pub use proxy::Weather;
 pub use raw::raw_call;
 pub use refusal::refused;
+pub use remote::{HostOfOne, Hosts};
 pub use served::{Served, refused_configuration};
 
 /// How long anything here is waited for. Only a test that fails waits so long.
@@ -45,6 +49,8 @@ pub struct Rig {
     rotating: bool,
     daemon: Option<Child>,
     announced: Value,
+    /// `None`: the nodes are the daemon's own machine's.
+    hosts: Option<Hosts>,
 }
 
 /// What a rig is to be like.
@@ -54,13 +60,28 @@ pub struct Builder {
     seams: bool,
     faulty: bool,
     rotating: bool,
+    remote: bool,
 }
 
+/// Tests under this module have their nodes on other hosts.
+const REMOTELY: &str = "remotely::";
+
 impl Rig {
-    /// Three nodes in three zones, unless told otherwise.
+    /// Three nodes in three zones, unless told otherwise. On this machine, but for tests in `remotely`.
     #[allow(clippy::new_ret_no_self, reason = "a rig is built in sentences")]
     pub fn new() -> Builder {
-        Builder { nodes: 3, zones: 3, seams: false, faulty: false, rotating: false }
+        let remote = std::thread::current().name().is_some_and(|test| test.starts_with(REMOTELY));
+        Builder { nodes: 3, zones: 3, seams: false, faulty: false, rotating: false, remote }
+    }
+
+    /// A daemon's certificate with this name on it, from the CA that nodes believe.
+    pub fn daemon_called(&self, name: &str) -> pki::Identity {
+        self.hosts.as_ref().expect("built with .remote()").daemons.client(name)
+    }
+
+    /// The host of a node. Only of a rig that is `remote`.
+    pub fn host(&mut self, hsm: &str) -> &mut HostOfOne {
+        self.hosts.as_mut().expect("built with .remote()").of(hsm)
     }
 
     pub fn data_dir(&self) -> PathBuf {
@@ -122,6 +143,14 @@ impl Rig {
     }
 
     pub fn start_daemon_with(&mut self, flags: &[&str]) {
+        if self.hosts.is_some() {
+            self.serve_remote_nodes(flags);
+        } else {
+            self.start_dev(flags);
+        }
+    }
+
+    fn start_dev(&mut self, flags: &[&str]) {
         let _ = std::fs::remove_file(self.path("cluster.json"));
         let log = std::fs::File::create(self.home.path().join("daemon.log")).expect("our directory");
         let mut command = Command::new(env!("CARGO_BIN_EXE_keyway"));
@@ -158,6 +187,88 @@ impl Rig {
             );
             std::thread::sleep(Duration::from_millis(20));
         };
+    }
+
+    /// The tokens that dev has made stay where they are; from now on they are other hosts'.
+    fn move_nodes_to_hosts(&mut self) {
+        self.stop_daemon();
+        let (dev, cluster, module) = (self.data_dir(), self.cluster_id(), self.module());
+        let token = remote::Token { dev: &dev, cluster: &cluster, module: &module };
+        self.hosts = Some(Hosts::prepare(&self.home.path().join("hosts"), &token, self.nodes));
+        self.start_daemon();
+    }
+
+    /// `keyway serve`, where dev would listen, and the hosts that do not run yet.
+    fn serve_remote_nodes(&mut self, flags: &[&str]) {
+        let configuration = self.remote_configuration(flags);
+        self.serve(&configuration);
+    }
+
+    /// Ends the daemon, and starts another one on a changed configuration. Only of a rig that is `remote`.
+    pub fn restart_with(&mut self, change: impl FnOnce(String) -> String) {
+        self.stop_daemon();
+        let configuration = change(self.remote_configuration(&[]));
+        self.serve(&configuration);
+    }
+
+    fn serve(&mut self, configuration: &str) {
+        let file = self.path("serve.toml");
+        std::fs::write(&file, configuration).expect("our directory");
+        self.hosts.as_mut().expect("there are hosts").start();
+        let log = std::fs::File::create(self.home.path().join("daemon.log")).expect("our directory");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_keyway"));
+        command.args(["serve", "--config"]).arg(file).stdin(Stdio::null()).stdout(Stdio::null());
+        self.daemon = Some(command.stderr(log).spawn().expect("the binary was built with the tests"));
+        let begun = Instant::now();
+        while !self.log().contains("\"message\":\"serving\"") {
+            let ended = self.daemon.as_mut().and_then(|daemon| daemon.try_wait().expect("it is ours"));
+            assert!(ended.is_none() && begun.elapsed() < PATIENCE, "it did not start: {ended:?}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The cluster as dev declares it, with its nodes elsewhere.
+    pub fn remote_configuration(&self, flags: &[&str]) -> String {
+        use std::fmt::Write as _;
+        let (cluster, hosts) = (self.cluster_id(), self.hosts.as_ref().expect("there are hosts"));
+        let rotation = if self.rotating { "set-pin" } else { "none" };
+        let mut text = format!(
+            r#"data_dir = "daemon"
+sealing_key_file = "secrets/sealing.key"
+log = {{ level = "info", format = "json" }}
+{client}
+[grpc]
+unix_socket = "keyway.sock"
+
+[authz]
+admins = ["nobody"]
+
+[clusters.{cluster}]
+region = "us-east-1"
+account = "000000000000"
+trust_anchor = "customerCA.crt"
+sync = "wrap"
+profile = "softhsm2"
+password_rotation = "{rotation}"
+"#,
+            client = hosts.client_section(),
+        );
+        for number in 1..=self.zones {
+            let zone = char::from(b'a' + number - 1);
+            write!(text, "\n[clusters.{cluster}.subnets.subnet-dev{number}]\nzone = \"us-east-1{zone}\"\n")
+                .expect("a text takes it");
+        }
+        let limits: String = flags.chunks(2).map(|flag| format!("{} = {}\n", key_of_flag(flag[0]), flag[1])).collect();
+        for (number, host) in hosts.hosts.iter().enumerate() {
+            let (hsm, address) = (&host.hsm, host.address());
+            let subnet = number % usize::from(self.zones) + 1;
+            write!(
+                text,
+                "\n[clusters.{cluster}.nodes.{hsm}]\nsubnet = \"subnet-dev{subnet}\"\nslow_patience = \"10s\"\n{limits}{address}"
+            )
+            .expect("a text takes it");
+        }
+        text
     }
 
     /// What the daemon said on standard error.
@@ -327,17 +438,23 @@ impl Rig {
         });
     }
 
-    /// What the daemon holds of the system.
+    /// What the daemon holds of the system, and its nodes where they are processes of their own.
     pub fn resources(&self) -> Resources {
-        let pid = self.daemon.as_ref().expect("running").id();
-        let entries = |name: &str| std::fs::read_dir(format!("/proc/{pid}/{name}")).expect("it lives").count();
+        let nodes = self.hosts.iter().flat_map(Hosts::nodes);
+        let pids: Vec<u32> = nodes.chain([self.daemon.as_ref().expect("running").id()]).collect();
+        let entries = |name: &str| {
+            let of_one = |pid: &u32| std::fs::read_dir(format!("/proc/{pid}/{name}")).expect("it lives").count();
+            pids.iter().map(of_one).sum()
+        };
         let locks = std::fs::read_to_string("/proc/locks").expect("Linux");
-        let own = pid.to_string();
+        let own = |line: &&str| {
+            line.split_whitespace().nth(4).and_then(|pid| pid.parse().ok()).is_some_and(|pid: u32| pids.contains(&pid))
+        };
         Resources {
             threads: entries("task"),
-            descriptors: descriptors(pid),
-            processes: children(pid),
-            locks: locks.lines().filter(|line| line.split_whitespace().nth(4) == Some(&own)).count(),
+            descriptors: pids.iter().map(|pid| descriptors(*pid)).sum(),
+            processes: pids.iter().map(|pid| children(*pid)).sum(),
+            locks: locks.lines().filter(own).count(),
         }
     }
 
@@ -386,14 +503,23 @@ impl Builder {
         self
     }
 
+    /// With each node on a host of its own: see `Rig::host`.
+    pub fn remote(mut self) -> Self {
+        self.remote = true;
+        self
+    }
+
     pub fn start(self) -> Rig {
         let home = tempfile::Builder::new().prefix("keyway-it-").tempdir().expect("a temporary directory");
-        let Self { nodes, zones, seams: _, faulty, rotating } = self;
-        let mut rig = Rig { home, nodes, zones, faulty, rotating, daemon: None, announced: Value::Null };
+        let Self { nodes, zones, seams: _, faulty, rotating, remote: _ } = self;
+        let mut rig = Rig { home, nodes, zones, faulty, rotating, daemon: None, announced: Value::Null, hosts: None };
         if self.seams {
             std::fs::create_dir_all(rig.path("daemon/seams")).expect("our directory");
         }
         rig.start_daemon();
+        if self.remote {
+            rig.move_nodes_to_hosts();
+        }
         rig
     }
 
@@ -414,13 +540,20 @@ impl Drop for Rig {
         }
         if std::thread::panicking() {
             eprintln!("---- the daemon said ----\n{}", self.log());
+            eprintln!("{}", self.hosts.as_ref().map(Hosts::log).unwrap_or_default());
         }
+        self.hosts = None;
         // Workers end by themselves once their daemon is gone; the tokens must not be pulled from under them.
         let begun = Instant::now();
         while !self.announced.is_null() && !self.workers_and_lookouts().is_empty() && begun.elapsed() < PATIENCE {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
+}
+
+/// What a flag of dev's is called in a configuration.
+fn key_of_flag(flag: &str) -> String {
+    flag.trim_start_matches("--").replace('-', "_")
 }
 
 /// SoftHSM2 that fails on command. Cargo builds it beside the tests.

@@ -1,6 +1,6 @@
 //! Certificates made for one test.
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, Issuer, KeyPair, SanType};
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -42,6 +42,11 @@ impl Authority {
         self.issue("workload", vec![SanType::URI(spiffe_id.try_into().expect("a URI"))])
     }
 
+    /// For a server that is reached by its address.
+    pub fn for_address(&self, address: &str) -> Identity {
+        self.issue("node", vec![SanType::IpAddress(address.parse().expect("an address"))])
+    }
+
     fn issue(&self, common_name: &str, subject_alt_names: Vec<SanType>) -> Identity {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, common_name);
@@ -53,8 +58,13 @@ impl Authority {
 
     /// A client's side of TLS that trusts this CA and shows who it is, or does not.
     pub fn client_config(&self, shown: Option<&Identity>) -> rustls::ClientConfig {
-        let mut roots = RootCertStore::empty();
         let root = CertificateDer::from_pem_slice(self.pem().as_bytes()).expect("PEM");
+        Self::client_config_trusting(root, shown)
+    }
+
+    /// One that trusts another CA.
+    pub fn client_config_trusting(root: CertificateDer<'static>, shown: Option<&Identity>) -> rustls::ClientConfig {
+        let mut roots = RootCertStore::empty();
         roots.add(root).expect("a CA");
         let provider = rustls::crypto::aws_lc_rs::default_provider();
         let config = rustls::ClientConfig::builder_with_provider(provider.into())
@@ -72,6 +82,17 @@ impl Authority {
         config.alpn_protocols = vec![b"h2".to_vec()];
         config
     }
+}
+
+/// A server's certificate for this address, under a CA that is given in PEM.
+pub fn issue_under(ca: &str, ca_key: &str, address: &str) -> Identity {
+    let ca_key = KeyPair::from_pem(ca_key).expect("a key");
+    let issuer = Issuer::from_ca_cert_pem(ca, ca_key).expect("a CA");
+    let mut params = CertificateParams::new([address.to_owned()]).expect("a name");
+    params.distinguished_name.push(DnType::CommonName, "node");
+    let key = KeyPair::generate().expect("a key");
+    let certificate = params.signed_by(&key, &issuer).expect("a certificate");
+    Identity { certificate: certificate.pem(), key: key.serialize_pem() }
 }
 
 /// When a certificate is valid.

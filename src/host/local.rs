@@ -1,0 +1,90 @@
+//! The workers of this machine: one slot each, started and logged in one at a time for each node.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::keeper::Keeper;
+use super::slot::SlotLock;
+use super::{LocalToken, OpeningError, Purpose, Turn, WorkerLink, WorkerProcess, WorkerSpec, process, slot, softhsm};
+
+/// Starts workers on this machine. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Local {
+    /// Slot locks, pid files and token copies.
+    directory: PathBuf,
+    /// One turn at a time for whoever starts or logs in on a node.
+    turns: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
+}
+
+/// A worker that has not opened its token, and has nothing to lose: killed when that is given up or fails. Its library may
+/// block for long.
+struct Unwanted(Option<Arc<WorkerProcess>>);
+
+impl Drop for Unwanted {
+    fn drop(&mut self) {
+        if let Some(worker) = &self.0 {
+            worker.kill();
+        }
+    }
+}
+
+impl Local {
+    pub(super) fn new(directory: PathBuf) -> std::io::Result<Self> {
+        use std::os::unix::fs::DirBuilderExt;
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+        Ok(Self { directory, turns: Arc::default() })
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub(super) async fn turn(&self, spec: &WorkerSpec) -> Turn {
+        let turn = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.entry(format!("{}.{}", spec.cluster, spec.hsm)).or_default().clone()
+        };
+        Turn { _held: turn.lock_owned().await }
+    }
+
+    /// Starts a worker and has it open its token. A job, and a login to try, are opened in the node's turn, which whoever
+    /// calls this has; the others wait for it here.
+    pub(super) async fn open(
+        &self,
+        spec: &WorkerSpec,
+        token: &LocalToken,
+        purpose: Purpose,
+    ) -> Result<WorkerLink, OpeningError> {
+        let keeper = Keeper::new(&self.directory, spec, token, purpose)?;
+        let sessions = purpose.sessions(spec);
+        let _turn;
+        let (stream, process) = match purpose {
+            Purpose::Serve => {
+                let lock = self.slot(spec).await?;
+                _turn = self.turn(spec).await;
+                keeper.repair()?;
+                process::spawn_serving(&self.directory, spec, token, lock)?
+            }
+            Purpose::Look => {
+                _turn = self.turn(spec).await;
+                process::spawn(spec, token, purpose)?
+            }
+            Purpose::Administer | Purpose::MakeToken | Purpose::Try => process::spawn(spec, token, purpose)?,
+        };
+        let mut link = WorkerLink::kept(stream, process, keeper);
+        let mut unwanted = Unwanted(matches!(purpose, Purpose::Look | Purpose::Try).then(|| link.process()));
+        link.open(spec.open_frame(token, sessions)).await?;
+        unwanted.0 = None;
+        Ok(link)
+    }
+
+    /// Waits until the slot has no worker, and keeps it so.
+    pub(super) async fn slot(&self, spec: &WorkerSpec) -> Result<SlotLock, OpeningError> {
+        slot::take(&self.directory, &spec.slot_name(), spec.patience.longest()).await
+    }
+
+    pub(super) fn keep_token(&self, spec: &WorkerSpec, token: &LocalToken) -> Result<(), OpeningError> {
+        softhsm::save(&self.directory, spec, token)
+    }
+}

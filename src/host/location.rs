@@ -1,0 +1,99 @@
+//! Where a node's HSM is reached from, and what must be known of it there.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use rustls::pki_types::ServerName;
+
+use crate::link::v1::open::Token;
+use crate::model::{Invalid, TrustAnchor};
+
+/// Whose workers a node has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Location {
+    /// This machine's.
+    Here(LocalToken),
+    /// Those of a `keyway node` on another host, which knows the token.
+    There(RemoteNode),
+}
+
+/// A `keyway node`, and who vouches for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteNode {
+    pub address: HostName,
+    pub ports: Ports,
+    /// Its certificate is under this one.
+    pub trust_anchor: TrustAnchor,
+}
+
+/// A DNS name or an IP address, as it stands in the node's certificate.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HostName(String);
+
+/// Where a node listens, as CloudHSM has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ports {
+    /// Session links.
+    pub sessions: u16,
+    /// Who is there.
+    pub identity: u16,
+    /// What is done to tokens and users.
+    pub administration: u16,
+}
+
+impl Ports {
+    pub const USUAL: Self = Self { sessions: 2223, identity: 2224, administration: 2225 };
+}
+
+impl HostName {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for HostName {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        match ServerName::try_from(text) {
+            Ok(_) => Ok(Self(text.to_owned())),
+            Err(_) => Err(Invalid::new("must be a DNS name or an IP address without a port")),
+        }
+    }
+}
+
+impl fmt::Display for HostName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What workers need to know of a token that is reached from this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalToken {
+    /// The vendor's PKCS#11 library.
+    pub module: PathBuf,
+    pub name: TokenName,
+    /// What the library is to find in its process's environment.
+    pub environment: BTreeMap<String, String>,
+    /// The SO PIN's file, for a token that we manage.
+    pub so_pin_file: Option<PathBuf>,
+}
+
+/// How a token is found among a library's slots.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TokenName {
+    Label(String),
+    Serial(String),
+}
+
+impl From<TokenName> for Token {
+    fn from(name: TokenName) -> Self {
+        match name {
+            TokenName::Label(label) => Self::Label(label),
+            TokenName::Serial(serial) => Self::Serial(serial),
+        }
+    }
+}

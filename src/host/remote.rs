@@ -1,0 +1,182 @@
+//! The hosts of other machines: how a daemon reaches a `keyway node`, and what it asks of it.
+//!
+//! Nothing here knows a token, a library or a PIN of an SO: the node does. Certificates are read at each connection, so
+//! that new ones need no restart.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Notify;
+use tokio_rustls::client::TlsStream;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::link::v1::{self, summon};
+use crate::link::{self};
+use crate::model::TrustAnchor;
+use crate::proto::node::administration_service_client::AdministrationServiceClient;
+use crate::proto::node::identity_service_client::IdentityServiceClient;
+use crate::proto::node::{IdentifyRequest, KeepTokenRequest};
+use crate::tls::{self, ClientFiles};
+
+use super::carry::{Kill, carry};
+use super::process::Carried;
+use super::{OpeningError, Purpose, RemoteNode, WorkerLink, WorkerProcess, WorkerSpec, milliseconds, slot};
+
+/// A connection is made, with its certificates looked at, within this time.
+const DIALLING: Duration = Duration::from_secs(5);
+/// A call on the identity or administration port.
+const CALL: Duration = Duration::from_secs(10);
+
+/// What is spoken on the sessions port.
+pub(super) const LINK_PROTOCOL: &[u8] = b"keyway-link";
+/// What is spoken on the others.
+pub(super) const SERVICE_PROTOCOL: &[u8] = b"h2";
+
+/// Why a node is not spoken to.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// Somebody is there, whose certificate the trust anchor did not sign.
+    #[error("its certificate is not one of the cluster's: {0}")]
+    Untrusted(String),
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Reaches other hosts, as whoever it is.
+#[derive(Debug, Clone)]
+pub(super) struct Remote {
+    /// What is shown to them. `None`: there are none.
+    identity: Option<ClientFiles>,
+}
+
+impl Remote {
+    pub(super) const fn new(identity: Option<ClientFiles>) -> Self {
+        Self { identity }
+    }
+
+    /// Has the node start a worker and open its token.
+    pub(super) async fn open(
+        &self,
+        spec: &WorkerSpec,
+        node: &RemoteNode,
+        purpose: Purpose,
+    ) -> Result<WorkerLink, OpeningError> {
+        self.summon(spec, node, purpose.on_the_link(), purpose.sessions(spec)).await
+    }
+
+    /// Has the node keep the slot free of workers, as long as the link lasts.
+    pub(super) async fn vacate(&self, spec: &WorkerSpec, node: &RemoteNode) -> Result<WorkerLink, OpeningError> {
+        self.summon(spec, node, summon::Purpose::Vacate, 0).await
+    }
+
+    /// Has the node keep a copy of the token.
+    pub(super) async fn keep_token(&self, spec: &WorkerSpec, node: &RemoteNode) -> Result<(), OpeningError> {
+        let channel = self.channel(node, node.ports.administration, &node.trust_anchor).await;
+        let channel = channel.map_err(|error| unreachable(node, &error))?;
+        let ask = KeepTokenRequest {
+            cluster: spec.cluster.to_string(),
+            hsm: spec.hsm.to_string(),
+            username: spec.username.to_string(),
+        };
+        let kept = AdministrationServiceClient::new(channel).keep_token(ask).await;
+        kept.map(drop).map_err(|status| OpeningError::Host(status.message().to_owned()))
+    }
+
+    /// Whether the node that answers has a certificate under this trust anchor.
+    pub(super) async fn believe(&self, node: &RemoteNode, anchor: &TrustAnchor) -> Result<(), DialError> {
+        let channel = self.channel(node, node.ports.identity, anchor).await?;
+        let told = IdentityServiceClient::new(channel).identify(IdentifyRequest {}).await;
+        told.map(drop).map_err(|status| DialError::Failed(status.message().to_owned()))
+    }
+
+    async fn summon(
+        &self,
+        spec: &WorkerSpec,
+        node: &RemoteNode,
+        purpose: summon::Purpose,
+        sessions: u32,
+    ) -> Result<WorkerLink, OpeningError> {
+        let dialled = self.dial(node, node.ports.sessions, &node.trust_anchor, LINK_PROTOCOL).await;
+        let connection = dialled.map_err(|error| unreachable(node, &error))?;
+        let (ours, carrys) = UnixStream::pair().map_err(OpeningError::Spawn)?;
+        let carried =
+            Carried { host: node.address.to_string(), kill: Arc::new(Notify::new()), cut: Arc::new(OnceLock::new()) };
+        let (kill, cut) = (Kill::Sent(carried.kill.clone()), carried.cut.clone());
+        tokio::spawn(async move {
+            // Told before the local socket ends, so that whoever sees it end can say why.
+            carry(connection, carrys, kill, |why| drop(cut.set(why.to_string()))).await;
+        });
+        let mut link = WorkerLink::carried(ours, WorkerProcess::carried(carried), spec.hsm.clone());
+        let summon = v1::Summon {
+            contract: link::CONTRACT,
+            cluster: spec.cluster.to_string(),
+            hsm: spec.hsm.to_string(),
+            username: spec.username.to_string(),
+            purpose: purpose.into(),
+            sessions,
+            patience_ms: milliseconds(spec.patience.quick),
+            slow_patience_ms: milliseconds(spec.patience.slow),
+        };
+        link.summon(summon, slot::longest_wait(spec.patience.longest())).await?;
+        Ok(link)
+    }
+
+    async fn dial(
+        &self,
+        node: &RemoteNode,
+        port: u16,
+        anchor: &TrustAnchor,
+        protocol: &[u8],
+    ) -> Result<TlsStream<TcpStream>, DialError> {
+        let failed = |why: &dyn std::fmt::Display| DialError::Failed(why.to_string());
+        let files = self.identity.as_ref().ok_or_else(|| failed(&"this daemon has no certificate for nodes"))?;
+        let connector = tls::connector(files, anchor, protocol).map_err(|error| failed(&error))?;
+        let name = ServerName::try_from(node.address.as_str().to_owned()).map_err(|error| failed(&error))?;
+        let connecting = async {
+            let stream = TcpStream::connect((node.address.as_str(), port)).await.map_err(|error| failed(&error))?;
+            stream.set_nodelay(true).map_err(|error| failed(&error))?;
+            connector.connect(name, stream).await.map_err(|error| untrusted(&error).unwrap_or_else(|| failed(&error)))
+        };
+        let connected = tokio::time::timeout(DIALLING, connecting).await;
+        connected.unwrap_or_else(|_| Err(failed(&format_args!("no answer within {DIALLING:?}"))))
+    }
+
+    async fn channel(&self, node: &RemoteNode, port: u16, anchor: &TrustAnchor) -> Result<Channel, DialError> {
+        let stream = self.dial(node, port, anchor, SERVICE_PROTOCOL).await?;
+        let mut once = Some(TokioIo::new(stream));
+        let connector = tower::service_fn(move |_| {
+            let stream = once.take().ok_or_else(|| std::io::Error::other("one call has one connection"));
+            std::future::ready(stream)
+        });
+        // The name is only what HTTP wants to see; whom we speak to is settled.
+        let endpoint = Endpoint::from_static("https://node").timeout(CALL);
+        endpoint.connect_with_connector(connector).await.map_err(|error| DialError::Failed(error.to_string()))
+    }
+}
+
+impl Purpose {
+    const fn on_the_link(self) -> summon::Purpose {
+        match self {
+            Self::Serve => summon::Purpose::Serve,
+            Self::Administer => summon::Purpose::Administer,
+            Self::MakeToken => summon::Purpose::MakeToken,
+            Self::Try => summon::Purpose::Try,
+            Self::Look => summon::Purpose::Look,
+        }
+    }
+}
+
+fn unreachable(node: &RemoteNode, error: &DialError) -> OpeningError {
+    OpeningError::Unreachable { host: node.address.to_string(), why: error.to_string() }
+}
+
+/// Whether it was the certificate.
+fn untrusted(error: &std::io::Error) -> Option<DialError> {
+    match error.get_ref()?.downcast_ref::<rustls::Error>()? {
+        rustls::Error::InvalidCertificate(why) => Some(DialError::Untrusted(why.to_string())),
+        _ => None,
+    }
+}

@@ -1,0 +1,247 @@
+//! `keyway node`: this host, behind TLS, for daemons on other machines.
+//!
+//! Three ports, as CloudHSM has them. On the first each connection is one session link, carried to a worker of its own
+//! (`session`); on the other two are plain services (`services`). Whoever connects shows a certificate under the
+//! client CA with a name that is among the daemons'; nobody else gets as far as a first byte. A node decides nothing that
+//! a host does not decide: which login may be tried, who serves what, is the daemon's.
+
+mod services;
+mod session;
+mod settings;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio_rustls::server::TlsStream;
+
+use crate::link::Patience;
+use crate::model::{ClusterId, HsmId, Username};
+use crate::tls::{self, Acceptor, TlsError};
+
+use super::local::Local;
+use super::remote::{LINK_PROTOCOL, SERVICE_PROTOCOL};
+use super::{LocalToken, Location, OpeningError, WorkerSpec};
+
+pub use settings::Settings;
+
+/// A connection has said who it is within this time, or is closed.
+const GREETING: Duration = Duration::from_secs(10);
+/// Connections that have not said who they are yet, on each port.
+const GREETINGS: usize = 64;
+/// The pause after `accept` failed, so that running out of descriptors does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why the node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("{path} cannot be made or used")]
+    Directory {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot listen on {address}")]
+    Bind {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the TLS material cannot be used")]
+    Tls(#[from] TlsError),
+}
+
+/// A node that serves.
+pub struct Served {
+    pub sessions: SocketAddr,
+    pub identity: SocketAddr,
+    pub administration: SocketAddr,
+    links: Acceptor,
+    services: Acceptor,
+    /// One permit for each link.
+    places: Arc<Semaphore>,
+    most: u32,
+}
+
+/// What the ports have in common.
+struct House {
+    local: Local,
+    settings: Settings,
+    draining: watch::Receiver<bool>,
+}
+
+/// A slot of this node's.
+struct Slot<'a> {
+    cluster: ClusterId,
+    hsm: HsmId,
+    username: Username,
+    token: &'a LocalToken,
+}
+
+impl House {
+    /// The slot that is meant, if it is one of this node's.
+    fn slot(&self, cluster: &str, hsm: &str, username: &str) -> Result<Slot<'_>, OpeningError> {
+        let unknown = |what: String| OpeningError::UnknownSlot(what);
+        let (Ok(cluster), Ok(hsm), Ok(username)) =
+            (cluster.parse::<ClusterId>(), hsm.parse::<HsmId>(), username.parse::<Username>())
+        else {
+            return Err(unknown("its names are not such".to_owned()));
+        };
+        let token = self.settings.hsms.get(&(cluster.clone(), hsm.clone()));
+        let token = token.ok_or_else(|| unknown(format!("it has no {hsm} of {cluster}")))?;
+        if username != Username::kmsuser() {
+            return Err(unknown(format!("{hsm} has no token of {username}'s")));
+        }
+        Ok(Slot { cluster, hsm, username, token })
+    }
+}
+
+impl Slot<'_> {
+    /// For a worker that is not given any work to be patient with.
+    fn spec(&self) -> WorkerSpec {
+        self.spec_for(1, Patience { quick: Duration::ZERO, slow: Duration::ZERO })
+    }
+
+    fn spec_for(&self, sessions: u32, patience: Patience) -> WorkerSpec {
+        WorkerSpec {
+            cluster: self.cluster.clone(),
+            hsm: self.hsm.clone(),
+            username: self.username.clone(),
+            location: Location::Here(self.token.clone()),
+            sessions,
+            patience,
+            // The daemon sees to that, by what the worker tells it.
+            memory_limit: u64::MAX,
+        }
+    }
+}
+
+/// Listens on all three ports until `draining`.
+pub async fn serve(settings: Settings, draining: watch::Receiver<bool>) -> Result<Served, ServeError> {
+    let directory = settings.data_dir.join("host");
+    let local = Local::new(directory.clone()).map_err(|source| ServeError::Directory { path: directory, source })?;
+    let links = Acceptor::new(settings.tls.clone(), LINK_PROTOCOL)?;
+    let services = Acceptor::new(settings.tls.clone(), SERVICE_PROTOCOL)?;
+    let places = Arc::new(Semaphore::new(settings.max_links));
+    let most = u32::try_from(settings.max_links).unwrap_or(u32::MAX);
+    let house = Arc::new(House { local, settings, draining });
+    let (listener, sessions) = bind(&house, house.settings.ports.sessions).await?;
+    tokio::spawn(accept_links(listener, links.clone(), house.clone(), places.clone()));
+    let (listener, identity) = bind(&house, house.settings.ports.identity).await?;
+    services::serve_identity(greeted(listener, services.clone(), house.clone()), house.clone());
+    let (listener, administration) = bind(&house, house.settings.ports.administration).await?;
+    services::serve_administration(greeted(listener, services.clone(), house.clone()), house);
+    Ok(Served { sessions, identity, administration, links, services, places, most })
+}
+
+impl Served {
+    /// Reads certificates, key and client CA again, for connections from now on. With a problem in any, nothing changes.
+    ///
+    /// # Errors
+    /// What is wrong with the files.
+    pub fn read_certificates_again(&self) -> Result<(), TlsError> {
+        // Of the same files: what one of them takes, so does the other.
+        self.links.read_again()?;
+        self.services.read_again()
+    }
+
+    /// Waits until the last link has ended, at most `limit`.
+    pub async fn links_ended(&self, limit: Duration) {
+        let _ = tokio::time::timeout(limit, self.places.acquire_many(self.most)).await;
+    }
+}
+
+async fn bind(house: &House, port: u16) -> Result<(TcpListener, SocketAddr), ServeError> {
+    let address = SocketAddr::new(house.settings.listen, port);
+    let failed = |source| ServeError::Bind { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}
+
+/// Who is there, when it is one of the daemons.
+async fn greet(acceptor: &Acceptor, stream: TcpStream, daemons: &[String]) -> io::Result<TlsStream<TcpStream>> {
+    stream.set_nodelay(true)?;
+    let greeted = tokio::time::timeout(GREETING, acceptor.current().accept(stream)).await;
+    let stream = greeted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+    if stream.get_ref().1.alpn_protocol() != Some(acceptor.protocol()) {
+        return Err(io::Error::other("another protocol was meant: is this the right port?"));
+    }
+    let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    match certificate.and_then(tls::name_on) {
+        Some(name) if daemons.contains(&name) => Ok(stream),
+        Some(name) => {
+            tracing::warn!(name, "a certificate under the client CA, and none of this node's daemons");
+            Err(io::ErrorKind::PermissionDenied.into())
+        }
+        None => Err(io::Error::other("the certificate names nobody")),
+    }
+}
+
+/// The next connection, with a place among those that have not said who they are yet. `None` once the node drains.
+async fn accepted(
+    listener: &TcpListener,
+    greetings: &Arc<Semaphore>,
+    draining: &mut watch::Receiver<bool>,
+) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+    loop {
+        let accepted = tokio::select! {
+            _ = draining.wait_for(|draining| *draining) => return None,
+            accepted = async {
+                let place = greetings.clone().acquire_owned().await;
+                (listener.accept().await, place)
+            } => accepted,
+        };
+        match accepted {
+            (Ok((stream, _)), Ok(place)) => return Some((stream, place)),
+            (Err(error), _) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+            (Ok(_), Err(_)) => return None,
+        }
+    }
+}
+
+async fn accept_links(listener: TcpListener, acceptor: Acceptor, house: Arc<House>, places: Arc<Semaphore>) {
+    let (greetings, mut draining) = (Arc::new(Semaphore::new(GREETINGS)), house.draining.clone());
+    while let Some((stream, greeting)) = accepted(&listener, &greetings, &mut draining).await {
+        let (acceptor, house, places) = (acceptor.clone(), house.clone(), places.clone());
+        tokio::spawn(async move {
+            let greeted = greet(&acceptor, stream, &house.settings.daemons).await;
+            let place = places.try_acquire_owned().ok();
+            // One without a place is told so, and stays among those who are being greeted until it has gone.
+            let _greeting = place.is_none().then_some(greeting);
+            match greeted {
+                Ok(stream) => session::serve(&house, stream, place).await,
+                Err(error) => {
+                    tracing::debug!(%error, "a connection to the sessions port was closed before it said who it is")
+                }
+            }
+        });
+    }
+}
+
+/// Connections of known daemons, for a server to take.
+fn greeted(listener: TcpListener, acceptor: Acceptor, house: Arc<House>) -> services::Incoming {
+    let (known, incoming) = services::incoming();
+    tokio::spawn(async move {
+        let (greetings, mut draining) = (Arc::new(Semaphore::new(GREETINGS)), house.draining.clone());
+        while let Some((stream, greeting)) = accepted(&listener, &greetings, &mut draining).await {
+            let (acceptor, house, known) = (acceptor.clone(), house.clone(), known.clone());
+            tokio::spawn(async move {
+                match greet(&acceptor, stream, &house.settings.daemons).await {
+                    Ok(stream) => known.pass_on(stream, greeting).await,
+                    Err(error) => {
+                        tracing::debug!(%error, "a connection to a service's port was closed before it said who it is")
+                    }
+                }
+            });
+        }
+    });
+    incoming
+}

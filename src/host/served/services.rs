@@ -1,0 +1,142 @@
+//! The identity and administration ports: who is there, and what is done to tokens beside any session link.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+use tonic::transport::server::Connected;
+use tonic::{Request, Response, Status};
+
+use crate::host::{OpeningError, fault};
+use crate::link;
+use crate::proto::node::administration_service_server::{AdministrationService, AdministrationServiceServer};
+use crate::proto::node::identify_response::Hsm;
+use crate::proto::node::identity_service_server::{IdentityService, IdentityServiceServer};
+use crate::proto::node::{IdentifyRequest, IdentifyResponse, KeepTokenRequest, KeepTokenResponse};
+
+use super::House;
+
+/// Connections on their way to a server.
+const ARRIVALS: usize = 16;
+/// The longest request that is read.
+const LONGEST_REQUEST: usize = 64 << 10;
+/// Streams of one connection.
+const STREAMS: u32 = 16;
+/// A client is asked so often whether it is there, and has so long to answer.
+const KEEP_ALIVE: Duration = Duration::from_secs(4);
+
+/// Connections of known daemons, one server's.
+pub(super) type Incoming = ReceiverStream<io::Result<Arrival>>;
+
+/// Where they come from.
+#[derive(Clone)]
+pub(super) struct Known(mpsc::Sender<io::Result<Arrival>>);
+
+pub(super) fn incoming() -> (Known, Incoming) {
+    let (known, incoming) = mpsc::channel(ARRIVALS);
+    (Known(known), ReceiverStream::new(incoming))
+}
+
+impl Known {
+    /// The connection keeps its place until it ends: no more of them are served at once than may say who they are.
+    pub(super) async fn pass_on(&self, stream: TlsStream<TcpStream>, place: OwnedSemaphorePermit) {
+        let _ = self.0.send(Ok(Arrival { stream, _place: place })).await;
+    }
+}
+
+pub(super) fn serve_identity(incoming: Incoming, house: Arc<House>) {
+    let draining = house.draining.clone();
+    let service = IdentityServiceServer::new(Identity(house)).max_decoding_message_size(LONGEST_REQUEST);
+    tokio::spawn(server().add_service(service).serve_with_incoming_shutdown(incoming, until(draining)));
+}
+
+pub(super) fn serve_administration(incoming: Incoming, house: Arc<House>) {
+    let draining = house.draining.clone();
+    let service = AdministrationServiceServer::new(Administration(house)).max_decoding_message_size(LONGEST_REQUEST);
+    tokio::spawn(server().add_service(service).serve_with_incoming_shutdown(incoming, until(draining)));
+}
+
+fn server() -> Server {
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE))
+        .max_concurrent_streams(STREAMS)
+}
+
+async fn until(mut draining: watch::Receiver<bool>) {
+    let _ = draining.wait_for(|draining| *draining).await;
+}
+
+struct Identity(Arc<House>);
+
+#[tonic::async_trait]
+impl IdentityService for Identity {
+    async fn identify(&self, _: Request<IdentifyRequest>) -> Result<Response<IdentifyResponse>, Status> {
+        let hsms = self.0.settings.hsms.keys();
+        Ok(Response::new(IdentifyResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            contract: link::CONTRACT,
+            hsms: hsms.map(|(cluster, hsm)| Hsm { cluster: cluster.to_string(), hsm: hsm.to_string() }).collect(),
+        }))
+    }
+}
+
+struct Administration(Arc<House>);
+
+#[tonic::async_trait]
+impl AdministrationService for Administration {
+    async fn keep_token(&self, request: Request<KeepTokenRequest>) -> Result<Response<KeepTokenResponse>, Status> {
+        let KeepTokenRequest { cluster, hsm, username } = request.into_inner();
+        let slot = self.0.slot(&cluster, &hsm, &username).map_err(refused)?;
+        // Whoever asks has the node's turn, as on its own machine: it is not taken here.
+        self.0.local.keep_token(&slot.spec(), slot.token).map_err(refused)?;
+        Ok(Response::new(KeepTokenResponse {}))
+    }
+}
+
+fn refused(error: OpeningError) -> Status {
+    match error {
+        OpeningError::UnknownSlot(_) => Status::not_found(error.to_string()),
+        error => Status::internal(fault::told(&error).detail),
+    }
+}
+
+/// A connection of a known daemon.
+pub(super) struct Arrival {
+    stream: TlsStream<TcpStream>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connected for Arrival {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Arrival {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Arrival {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
+    }
+}

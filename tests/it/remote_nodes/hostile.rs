@@ -1,0 +1,101 @@
+//! Whoever comes to a node's ports: strangers, the half-known, and those who speak nonsense.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
+use rustls::{ClientConnection, StreamOwned};
+
+use crate::rig::{Authority, Rig, pb};
+
+/// A node closes what says nothing of use within this time, on a busy machine.
+const CLOSED_WITHIN: Duration = Duration::from_secs(20);
+
+type Tls = StreamOwned<ClientConnection, TcpStream>;
+
+/// A connection that shows this certificate and wants to speak `protocol`.
+fn tls(rig: &mut Rig, shown: Option<&str>, protocol: &[u8]) -> Tls {
+    let ca = CertificateDer::from_pem_slice(rig.trust_anchor().as_bytes()).unwrap();
+    let identity = shown.map(|name| rig.daemon_called(name));
+    let mut config = Authority::client_config_trusting(ca, identity.as_ref());
+    config.alpn_protocols = vec![protocol.to_vec()];
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    let stream = connect(rig.host("hsm-1").ports()[0]);
+    StreamOwned::new(ClientConnection::new(Arc::new(config), name).unwrap(), stream)
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(CLOSED_WITHIN)).unwrap();
+    stream
+}
+
+/// Sends, and reads until the node has closed; whether it did, and what came.
+fn closed_after(mut stream: impl Read + Write, bytes: &[u8]) -> Vec<u8> {
+    // It may be closed already, in the middle of this.
+    let _ = stream.write_all(bytes).and_then(|()| stream.flush());
+    let begun = Instant::now();
+    let mut got = Vec::new();
+    let ended = stream.read_to_end(&mut got);
+    assert!(begun.elapsed() < CLOSED_WITHIN, "it was left open: {ended:?}, {got:?}");
+    got
+}
+
+/// A parcel of the link's carrier.
+fn parcel(kind: u8, number: usize, bytes: &[u8]) -> Vec<u8> {
+    [&[kind][..], &u32::try_from(number).unwrap().to_be_bytes(), bytes].concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_and_nonsense_get_nothing_and_disturb_nobody() {
+    let (mut rig, mut clients, store) = Rig::new().nodes(2).zones(2).remote().connected().await;
+    let before = clients.all_healthy(&store).await.nodes;
+    let ports = rig.host("hsm-1").ports().to_vec();
+    let client_hello_cut_short = [0x16, 3, 1, 0, 200, 1, 0, 0, 196];
+    let nonsense = [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 4096], &[0xff; 70_000], &client_hello_cut_short, b""];
+    std::thread::scope(|threads| {
+        for port in ports {
+            for bytes in nonsense {
+                threads.spawn(move || closed_after(connect(port), bytes));
+            }
+        }
+    });
+    let link = b"keyway-link";
+    // Without a certificate, with the wrong name on it, for another port's protocol.
+    for (shown, protocol) in [(None, &link[..]), (Some("somebody-else"), link), (Some("keyway-daemon"), b"h2")] {
+        let connection = tls(&mut rig, shown, protocol);
+        assert_eq!(closed_after(connection, &parcel(0, 0, b"")), b"", "{shown:?}");
+    }
+    // Who is let in and speaks nonsense: no parcels, a parcel too long, no frame, a frame too long, and no summons.
+    let too_long_a_frame = parcel(1, 4, &u32::MAX.to_be_bytes());
+    let no_message = parcel(1, 8, &[0, 0, 0, 4, 0xff, 0xff, 0xff, 0xff]);
+    let a_ping = parcel(1, 8, &[0, 0, 0, 4, 0x08, 0x01, 0x2a, 0x00]);
+    let nonsense = [vec![0xee; 64], parcel(1, 1 << 30, b""), too_long_a_frame, no_message, a_ping];
+    let connections = nonsense.map(|bytes| (tls(&mut rig, Some("keyway-daemon"), link), bytes));
+    std::thread::scope(|threads| {
+        for (connection, bytes) in connections {
+            threads.spawn(move || closed_after(connection, &[bytes, parcel(3, 0, b"")].concat()));
+        }
+    });
+    let after = clients.describe_store(&store).await.nodes;
+    for (before, after) in before.iter().zip(&after) {
+        assert_eq!(after.health(), pb::HsmHealth::Healthy, "{after:?}");
+        assert_eq!(after.worker_restarts, before.worker_restarts, "{after:?}");
+    }
+    let key = clients.key(&store).await.key_id;
+    let ciphertext = clients.encrypt(&key, b"x").await;
+    assert_eq!(clients.decrypt(&ciphertext).await.unwrap(), b"x");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_who_say_nothing_keep_no_daemon_out_for_long() {
+    let mut rig = Rig::new().nodes(2).zones(2).remote().start();
+    let mut clients = rig.clients().await;
+    let port = rig.host("hsm-1").ports()[0];
+    let silent: Vec<_> = (0..200).map(|_| connect(port)).collect();
+    let store = clients.connected_store(&rig, "main").await;
+    clients.all_healthy(&store).await;
+    drop(silent);
+}

@@ -1,0 +1,14 @@
+//! HSMs that fail on hosts of their own.
+
+use crate::failing::{node, ready};
+
+#[path = "../failing/ceremony.rs"]
+mod ceremony;
+#[path = "../failing/death.rs"]
+mod death;
+#[path = "../failing/login.rs"]
+mod login;
+#[path = "../failing/sessions.rs"]
+mod sessions;
+#[path = "../failing/token.rs"]
+mod token;

@@ -1,0 +1,239 @@
+//! Nodes on other hosts: a `keyway node` for each HSM, behind a network that fails on command, and `keyway serve` that
+//! reaches them by nothing else.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use super::pki::{Authority, Identity, issue_under};
+use super::proxy::{Proxy, Weather};
+use super::wait;
+
+/// The name on the daemon's certificate.
+const DAEMON: &str = "keyway-daemon";
+
+/// The hosts of a cluster.
+pub struct Hosts {
+    home: PathBuf,
+    /// Who vouches for daemons.
+    pub daemons: Authority,
+    pub hosts: Vec<HostOfOne>,
+}
+
+/// One host, with one HSM.
+pub struct HostOfOne {
+    pub hsm: String,
+    home: PathBuf,
+    sessions: Proxy,
+    identity: Proxy,
+    administration: Proxy,
+    identity_under_the_cluster: Identity,
+    node: Option<Child>,
+    bound: Vec<SocketAddr>,
+}
+
+/// What dev made of an HSM, and the library that its workers load.
+pub struct Token<'a> {
+    pub dev: &'a Path,
+    pub cluster: &'a str,
+    pub module: &'a Path,
+}
+
+impl Hosts {
+    /// Writes what each host and the daemon need. Nothing runs yet.
+    pub fn prepare(home: &Path, token: &Token<'_>, nodes: u8) -> Self {
+        let daemons = Authority::new("daemons");
+        let shown = daemons.client(DAEMON);
+        std::fs::create_dir_all(home).expect("our directory");
+        write_identity(home, "daemon", &shown);
+        let hosts = (1..=nodes).map(|number| HostOfOne::prepare(home, &format!("hsm-{number}"), token, &daemons));
+        let hosts = hosts.collect();
+        Self { home: home.to_owned(), daemons, hosts }
+    }
+
+    pub fn start(&mut self) {
+        for host in &mut self.hosts {
+            if host.node.is_none() {
+                host.start();
+            }
+        }
+    }
+
+    pub fn of(&mut self, hsm: &str) -> &mut HostOfOne {
+        self.hosts.iter_mut().find(|host| host.hsm == hsm).expect("one of the cluster's")
+    }
+
+    /// What a daemon's configuration says of itself for nodes.
+    pub fn client_section(&self) -> String {
+        let path = |name: &str| self.home.join(name);
+        format!("[node_client]\ncertificate = {:?}\nprivate_key = {:?}\n", path("daemon.crt"), path("daemon.key"))
+    }
+
+    /// The processes that run.
+    pub fn nodes(&self) -> impl Iterator<Item = u32> {
+        self.hosts.iter().filter_map(|host| host.node.as_ref()).map(Child::id)
+    }
+
+    pub fn log(&self) -> String {
+        self.hosts.iter().fold(String::new(), |mut all, host| {
+            let _ = write!(all, "---- the node of {} said ----\n{}", host.hsm, host.log());
+            all
+        })
+    }
+}
+
+impl HostOfOne {
+    fn prepare(home: &Path, hsm: &str, token: &Token<'_>, daemons: &Authority) -> Self {
+        let home = home.join(hsm);
+        std::fs::create_dir_all(&home).expect("our directory");
+        let read = |name: &str| std::fs::read_to_string(token.dev.join(name)).expect("dev wrote it");
+        let identity_under_the_cluster = issue_under(&read("customerCA.crt"), &read("customerCA.key"), "127.0.0.1");
+        write_identity(&home, "node", &identity_under_the_cluster);
+        std::fs::write(home.join("daemons.crt"), daemons.pem()).expect("our directory");
+        let configuration = format!(
+            r#"data_dir = "data"
+listen = "127.0.0.1"
+session_port = 0
+identity_port = 0
+administration_port = 0
+daemons = ["{DAEMON}"]
+log = {{ level = "info", format = "json" }}
+tls = {{ certificate = "node.crt", private_key = "node.key", client_ca = "daemons.crt" }}
+
+[clusters.{cluster}]
+sync = "wrap"
+profile = "softhsm2"
+
+[clusters.{cluster}.nodes.{hsm}]
+module = {module:?}
+token = {{ label = "{hsm}.kmsuser" }}
+environment = {{ SOFTHSM2_CONF = {softhsm2:?} }}
+so_pin_file = {so_pin:?}
+"#,
+            cluster = token.cluster,
+            module = token.module,
+            softhsm2 = token.dev.join(format!("hsms/{hsm}/kmsuser/softhsm2.conf")),
+            so_pin = token.dev.join(format!("hsms/{hsm}/so-pin")),
+        );
+        std::fs::write(home.join("node.toml"), configuration).expect("our directory");
+        let [sessions, identity, administration] = [(); 3].map(|()| Proxy::new());
+        Self {
+            hsm: hsm.to_owned(),
+            home,
+            sessions,
+            identity,
+            administration,
+            identity_under_the_cluster,
+            node: None,
+            bound: Vec::new(),
+        }
+    }
+
+    pub fn start(&mut self) {
+        let log = std::fs::File::create(self.home.join("node.log")).expect("our directory");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_keyway"));
+        command.args(["node", "--config"]).arg(self.home.join("node.toml"));
+        let node = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("it is built");
+        // Kept before it is waited for: a test that fails here must not leave it behind.
+        let node = self.node.insert(node);
+        let log = self.home.join("node.log");
+        let bound = wait(|| {
+            let ended = node.try_wait().expect("it is ours");
+            let said = std::fs::read_to_string(&log).unwrap_or_default();
+            assert!(ended.is_none(), "the node did not start: {ended:?}\n{said}");
+            bound(&said)
+        });
+        for (proxy, address) in [&self.sessions, &self.identity, &self.administration].into_iter().zip(&bound) {
+            proxy.leads_to(*address);
+        }
+        self.bound = bound;
+    }
+
+    /// `kill -9`: its workers see their links end.
+    pub fn kill(&mut self) {
+        let mut node = self.node.take().expect("running");
+        node.kill().expect("it is ours");
+        node.wait().expect("it is ours");
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        super::signal(self.node.as_ref().expect("running").id(), signal);
+    }
+
+    /// SIGTERM, and waits for the orderly end.
+    pub fn stop(&mut self) -> std::process::ExitStatus {
+        self.signal(rustix::process::Signal::TERM);
+        let mut node = self.node.take().expect("running");
+        wait(|| node.try_wait().expect("it is ours"))
+    }
+
+    /// Its whole network, between everybody and this host.
+    pub fn network(&self, weather: Weather) {
+        for proxy in [&self.sessions, &self.identity, &self.administration] {
+            proxy.turn(weather);
+        }
+    }
+
+    /// What another cluster's CA has signed, from the next start or SIGHUP on.
+    pub fn show_a_strangers_certificate(&self) {
+        let stranger = Authority::new("another cluster");
+        write_identity(&self.home, "node", &stranger.for_address("127.0.0.1"));
+    }
+
+    pub fn show_its_own_certificate(&self) {
+        write_identity(&self.home, "node", &self.identity_under_the_cluster);
+    }
+
+    /// SIGHUP, heeded.
+    pub async fn reads_its_certificates_again(&self) {
+        let heeded = || self.log().matches("were read again").count();
+        let before = heeded();
+        self.signal(rustix::process::Signal::HUP);
+        super::wait_async(|| async { (heeded() > before).then_some(()) }).await;
+    }
+
+    /// The ports themselves, past the network: sessions, identity, administration.
+    pub fn ports(&self) -> &[SocketAddr] {
+        &self.bound
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.home.join("node.log")).unwrap_or_default()
+    }
+
+    /// What a daemon's configuration says in place of a library and a token.
+    pub fn address(&self) -> String {
+        format!(
+            "address = \"127.0.0.1\"\nsession_port = {}\nidentity_port = {}\nadministration_port = {}\n",
+            self.sessions.address.port(),
+            self.identity.address.port(),
+            self.administration.address.port()
+        )
+    }
+}
+
+impl Drop for HostOfOne {
+    fn drop(&mut self) {
+        if let Some(mut node) = self.node.take() {
+            let _ = node.kill();
+            let _ = node.wait();
+        }
+    }
+}
+
+fn write_identity(home: &Path, name: &str, identity: &Identity) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::write(home.join(format!("{name}.crt")), &identity.certificate).expect("our directory");
+    let key = home.join(format!("{name}.key"));
+    std::fs::write(&key, &identity.key).expect("our directory");
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).expect("our file");
+}
+
+/// The ports that the system chose, as the log tells them once the node serves.
+fn bound(log: &str) -> Option<Vec<SocketAddr>> {
+    let mut lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let serving = lines.find(|line| line["message"] == "serving")?;
+    let of = |port: &str| serving[port].as_str().expect("it is told").parse().expect("an address");
+    Some(["sessions", "identity", "administration"].map(of).into())
+}
