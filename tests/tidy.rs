@@ -11,9 +11,10 @@ use std::collections::BTreeSet;
 use source::sources;
 
 /// Which rooms a room may import. `app` and `cli` join them and may import all; `seams` has a rule of its own.
-const IMPORTS: [(&str, &[&str]); 16] = [
-    ("door", &["authz", "keystore", "keys", "cluster", "node", "records", "clock", "model", "proto"]),
+const IMPORTS: [(&str, &[&str]); 17] = [
+    ("door", &["authz", "users", "keystore", "keys", "cluster", "node", "records", "clock", "model", "proto"]),
     ("authz", &["model"]),
+    ("users", &["authz", "keystore", "cluster", "node", "host", "link", "records", "clock", "model"]),
     ("keys", &["authz", "keystore", "cluster", "node", "link", "records", "clock", "model"]),
     ("keystore", &["authz", "cluster", "node", "host", "records", "clock", "model"]),
     ("cluster", &["node", "host", "link", "records", "clock", "model"]),
@@ -22,7 +23,7 @@ const IMPORTS: [(&str, &[&str]); 16] = [
     ("worker", &["link"]),
     ("link", &[]),
     ("records", &["model"]),
-    ("config", &["authz", "cluster", "door", "keys", "keystore", "link", "telemetry", "model"]),
+    ("config", &["authz", "cluster", "door", "keys", "keystore", "link", "telemetry", "users", "model"]),
     ("telemetry", &["model"]),
     ("clock", &[]),
     ("proto", &[]),

@@ -139,6 +139,7 @@ mod tests {
             patience: crate::link::Patience { quick: Duration::from_secs(5), slow: Duration::from_secs(30) },
             memory_limit: 1 << 30,
             so_pin_file: None,
+            user_tokens: None,
         };
         Settings {
             region: "us-east-1".parse().unwrap(),

@@ -18,7 +18,7 @@ use super::problem::KeyPath;
 use super::rotation::rotation;
 use super::section::Section;
 use super::value::{
-    Written, certificate, duration, existing_file, line, number, private_file, text, trust_anchor, truth,
+    Written, certificate, duration, existing_file, line, number, path, private_file, text, trust_anchor, truth,
 };
 
 /// As PKCS#11 lays out a token's label and serial number.
@@ -44,11 +44,16 @@ const LONGEST_PATIENCE: Duration = Duration::from_secs(300);
 
 type Subnets = BTreeMap<SubnetId, SubnetSettings>;
 
-/// Which tokens have been seen, and on which node: two nodes on one token are no copies of each other.
-type Tokens = BTreeMap<(PathBuf, TokenName, BTreeMap<String, String>), KeyPath>;
+/// Which tokens, and which directories of users' tokens, have been seen, and on which node: two nodes on one token are no
+/// copies of each other.
+#[derive(Default)]
+struct Tokens {
+    named: BTreeMap<(PathBuf, TokenName, BTreeMap<String, String>), KeyPath>,
+    of_users: BTreeMap<PathBuf, KeyPath>,
+}
 
 pub(super) fn clusters(root: &mut Section<'_>) -> Option<BTreeMap<ClusterId, Settings>> {
-    let mut tokens = Tokens::new();
+    let mut tokens = Tokens::default();
     root.sections("clusters", "<cluster>", |section| cluster(section, &mut tokens))
 }
 
@@ -72,6 +77,9 @@ fn cluster(cluster: &mut Section<'_>, tokens: &mut Tokens) -> Option<Settings> {
     });
     if nodes.as_ref().is_some_and(BTreeMap::is_empty) {
         cluster.complain_of("nodes", "is empty: a cluster has at least one node");
+    }
+    if let Some(nodes) = &nodes {
+        refuse_half_managed(cluster, nodes);
     }
     let min_hsms_to_create = min_hsms_to_create(cluster, nodes.as_ref());
     Some(Settings {
@@ -181,6 +189,7 @@ fn node(node: &mut Section<'_>, subnets: Option<&Subnets>, kind: Option<(SyncMod
     let slow_patience = node.defaulted("slow_patience", PATIENCE.slow, duration(SHORTEST_PATIENCE..=LONGEST_PATIENCE));
     let memory_limit = node.defaulted("memory_limit_mib", MEMORY_LIMIT_MIB, number(32..=65_536));
     let so_pin_file = so_pin_file(node, kind);
+    let user_tokens = node.optional("user_tokens", path);
     let (subnet, zone) = place?;
     Some(NodeSettings {
         subnet,
@@ -195,6 +204,7 @@ fn node(node: &mut Section<'_>, subnets: Option<&Subnets>, kind: Option<(SyncMod
         patience: Patience { quick: patience?, slow: slow_patience? },
         memory_limit: u64::from(memory_limit?.get()) << 20,
         so_pin_file: so_pin_file?,
+        user_tokens: user_tokens?,
     })
 }
 
@@ -273,8 +283,28 @@ fn variable(name: &str, written: &Written<'_>) -> Result<String, String> {
 fn refuse_twins(section: &mut Section<'_>, node: &NodeSettings, tokens: &mut Tokens) {
     let module = file::resolved(&node.module);
     let token = (module, node.token.clone(), node.environment.clone());
-    match tokens.get(&token) {
+    match tokens.named.get(&token) {
         Some(twin) => section.complain(format!("is the same token as {twin}: each node needs one of its own")),
-        None => drop(tokens.insert(token, section.path().clone())),
+        None => drop(tokens.named.insert(token, section.path().clone())),
+    }
+    if let Some(directory) = node.user_tokens.as_deref().map(file::resolved) {
+        match tokens.of_users.get(&directory) {
+            Some(twin) => {
+                section.complain_of("user_tokens", format!("is that of {twin}: each node needs one of its own"));
+            }
+            None => drop(tokens.of_users.insert(directory, section.path().clone())),
+        }
+    }
+}
+
+/// A user is on every node or on none.
+fn refuse_half_managed(cluster: &mut Section<'_>, nodes: &BTreeMap<HsmId, NodeSettings>) {
+    let without: Vec<_> = nodes.iter().filter(|(_, node)| node.user_tokens.is_none()).map(|(hsm, _)| hsm).collect();
+    if let [first, ..] = without[..]
+        && without.len() < nodes.len()
+    {
+        let complaint =
+            format!("{first} has no user_tokens and others have: give every node of the cluster one, or none");
+        cluster.complain_of("nodes", complaint);
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::door::{Protection, TcpSettings, TlsFiles};
 use crate::model::Invalid;
-use crate::{authz, door, keys, keystore, telemetry};
+use crate::{authz, door, keys, keystore, telemetry, users};
 
 use super::section::Section;
 use super::value::{Written, address, duration, existing_file, list, number, path, text, truth};
@@ -27,6 +27,7 @@ pub(super) fn config(root: &mut Section<'_>) -> Option<Config> {
     let zone = root.optional("zone", text);
     let key_stores = root.section("key_stores", key_stores);
     let keys = root.section("keys", keys);
+    let crypto_users = root.section("crypto_users", crypto_users);
     let clusters = clusters::clusters(root);
     Some(Config {
         sealing_key_file: sealing_key_file?,
@@ -36,6 +37,7 @@ pub(super) fn config(root: &mut Section<'_>) -> Option<Config> {
         key_stores: keystore::Settings { zone: zone?, escrow: data_dir.as_ref()?.join("escrow"), ..key_stores? },
         data_dir: data_dir?,
         keys: keys?,
+        crypto_users: crypto_users?,
         clusters: clusters?,
     })
 }
@@ -153,4 +155,9 @@ fn key_stores(key_stores: &mut Section<'_>) -> Option<keystore::Settings> {
 fn keys(keys: &mut Section<'_>) -> Option<keys::Settings> {
     let per_key_store = keys.defaulted("per_key_store", 100_000, number(1..=10_000_000));
     Some(keys::Settings { per_key_store: per_key_store? })
+}
+
+fn crypto_users(crypto_users: &mut Section<'_>) -> Option<users::Settings> {
+    let max_logins = crypto_users.defaulted("max_logins", 32, number(1..=1_024));
+    Some(users::Settings { max_logins: max_logins? })
 }

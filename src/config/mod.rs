@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::model::ClusterId;
-use crate::{authz, cluster, door, keys, keystore, telemetry};
+use crate::{authz, cluster, door, keys, keystore, telemetry, users};
 
 pub use problem::{KeyPath, Origin, Problem, Problems};
 
@@ -43,13 +43,14 @@ pub struct Config {
     pub authz: authz::Settings,
     pub key_stores: keystore::Settings,
     pub keys: keys::Settings,
+    pub crypto_users: users::Settings,
     pub clusters: BTreeMap<ClusterId, cluster::Settings>,
 }
 
 impl Config {
     /// The sections, beside the clusters, that say something else in the other one.
     pub fn differs_beside_clusters(&self, other: &Self) -> Vec<&'static str> {
-        let Self { data_dir, sealing_key_file, log, grpc, authz, key_stores, keys, clusters: _ } = self;
+        let Self { data_dir, sealing_key_file, log, grpc, authz, key_stores, keys, crypto_users, clusters: _ } = self;
         let compared = [
             ("data_dir", *data_dir != other.data_dir),
             ("sealing_key_file", *sealing_key_file != other.sealing_key_file),
@@ -62,6 +63,7 @@ impl Config {
                 keystore::Settings { zone: other.key_stores.zone.clone(), ..key_stores.clone() } != other.key_stores,
             ),
             ("keys", *keys != other.keys),
+            ("crypto_users", *crypto_users != other.crypto_users),
         ];
         compared.into_iter().filter(|(_, differs)| *differs).map(|(section, _)| section).collect()
     }

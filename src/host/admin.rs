@@ -10,7 +10,7 @@ use crate::link::v1::{self, request::Verb, response::Outcome};
 use crate::model::{Password, Username};
 
 use super::opening::unexpected;
-use super::{Host, OpeningError, Turn, WorkerLink, WorkerSpec, process, softhsm};
+use super::{Host, OpeningError, Turn, WorkerLink, WorkerSpec, attempts, process, softhsm};
 
 /// The label under which operators find the key-encryption key in a token.
 const KEK_LABEL: &str = "keyway:kek";
@@ -79,6 +79,7 @@ impl Host {
     /// A worker for one job of the SO's on this node, whose turn it is until the job's logins are closed.
     pub async fn admin(&self, _turn: &Turn, spec: &WorkerSpec) -> Result<AdminWorker, AdminError> {
         let so_pin = so_pin(spec)?.into();
+        attempts::unlocked(&self.directory, spec)?;
         softhsm::save(&self.directory, spec)?;
         let mut link = process::spawn_admin(spec)?;
         link.open(spec.open_frame(1)).await?;
@@ -160,7 +161,12 @@ impl Joining {
 /// Whatever the worker answers. One that does not may have been cut off in the middle of a login.
 async fn ask(host: &Host, spec: &WorkerSpec, link: &mut WorkerLink, verb: Verb) -> Result<Outcome, AdminError> {
     match link.ask(verb).await {
-        Ok(outcome) => Ok(outcome),
+        Ok(outcome) => {
+            if let Outcome::Fault(fault) = &outcome {
+                attempts::count_refusal(&host.directory, spec, fault)?;
+            }
+            Ok(outcome)
+        }
         Err(error) => {
             softhsm::repair(&host.directory, spec)?;
             Err(error.into())
@@ -168,7 +174,7 @@ async fn ask(host: &Host, spec: &WorkerSpec, link: &mut WorkerLink, verb: Verb) 
     }
 }
 
-fn so_pin(spec: &WorkerSpec) -> Result<Vec<u8>, AdminError> {
+pub(super) fn so_pin(spec: &WorkerSpec) -> Result<Vec<u8>, AdminError> {
     let path = spec.so_pin_file.as_ref().ok_or_else(|| AdminError::NoSoPin(spec.hsm.clone()))?;
     let text = zeroize::Zeroizing::new(std::fs::read(path).map_err(AdminError::SoPin)?);
     Ok(text.trim_ascii_end().to_vec())

@@ -1,11 +1,14 @@
 //! The host: starts workers and watches them end, one slot each, and runs admin jobs on tokens we manage.
 //!
+//! Failed logins are counted here, as an HSM counts them, and lock the users of tokens that we manage.
+//!
 //! A *slot* is one node and one crypto user: at most one serving worker holds its lock, and a
 //! successor waits until the former one is gone before it looks at what that one did. Starts and
 //! logins on one node take turns, because a start during another process's login may not see the token.
 //! The host never decides whether a login may be tried; it only makes the attempt it is told to make.
 
 mod admin;
+mod attempts;
 mod lookout;
 mod opening;
 mod process;
@@ -13,6 +16,7 @@ mod program;
 mod slot;
 mod softhsm;
 mod trial;
+mod users;
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -31,6 +35,7 @@ pub use process::WorkerProcess;
 pub use program::{PasswordChange, Program, ProgramError, Vacant};
 pub use softhsm::TokenDirectory;
 pub use trial::Trial;
+pub use users::{UserError, UserStanding};
 
 /// Everything a worker needs to know of its node and user.
 #[derive(Debug, Clone)]
@@ -116,7 +121,7 @@ impl Host {
         pin: &Password,
     ) -> Result<(), OpeningError> {
         softhsm::save(&self.directory, spec)?;
-        link.log_in(pin).await
+        attempts::counted(&self.directory, spec, link.log_in(pin)).await
     }
 
     /// Keeps a copy of the token as it is, from before a PIN change or after one, to be put back when a kill empties it.

@@ -131,7 +131,8 @@ impl WorkerLink {
         let mut bytes = zeroize::Zeroizing::new(Vec::new());
         link::push(&v1::Request { id, remaining_ms, verb: Some(verb) }, &mut bytes).map_err(OpeningError::Frame)?;
         self.stream.write_all(&bytes).await.map_err(|_| OpeningError::Ended)?;
-        let mut chunk = zeroize::Zeroizing::new([0; 16 * 1024]);
+        // Not within the future: a job of several requests would not fit on a thread's stack.
+        let mut chunk = zeroize::Zeroizing::new(vec![0; 16 * 1024]);
         loop {
             if let Some(response) = self.frames.0.take::<v1::Response>().map_err(OpeningError::Frame)? {
                 return match response {
@@ -139,7 +140,7 @@ impl WorkerLink {
                     v1::Response { .. } => Err(OpeningError::OutOfTurn),
                 };
             }
-            match self.stream.read(&mut *chunk).await {
+            match self.stream.read(&mut chunk).await {
                 Ok(0) | Err(_) => return Err(OpeningError::Ended),
                 Ok(read) => self.frames.0.feed(&chunk[..read]),
             }

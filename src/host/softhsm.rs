@@ -58,7 +58,7 @@ pub(super) fn repair(directory: &Path, spec: &WorkerSpec) -> Result<(), OpeningE
 }
 
 /// Every `token.object` under the slot's token directory; none for modules other than SoftHSM2.
-fn token_objects(spec: &WorkerSpec) -> Vec<PathBuf> {
+pub(super) fn token_objects(spec: &WorkerSpec) -> Vec<PathBuf> {
     let Some(configuration) = spec.environment.get("SOFTHSM2_CONF") else {
         return Vec::new();
     };

@@ -2,7 +2,7 @@
 
 use crate::model::Password;
 
-use super::{Host, OpeningError, Turn, WorkerLink, WorkerSpec, process, softhsm};
+use super::{Host, OpeningError, Turn, WorkerLink, WorkerSpec, attempts, process, softhsm};
 
 /// A worker with its token open. Nobody is logged in.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ impl Host {
     ) -> Result<(), OpeningError> {
         let Trial(mut link) = trial;
         softhsm::save(&self.directory, spec)?;
-        let answer = link.log_in(pin).await;
+        let answer = attempts::counted(&self.directory, spec, link.log_in(pin)).await;
         link.end().await;
         if answer.is_err() {
             softhsm::repair(&self.directory, spec)?;

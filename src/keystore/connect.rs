@@ -116,6 +116,7 @@ async fn attempt(stores: &KeyStores, store: &Store) -> Result<(), ConnectionFaul
         let message = format!("cluster {} cannot be connected to: {unmet}", facts.id);
         fault(unmet.code(), message, None)
     })?;
+    stores.kmsuser_may_log_in(&facts.id).await?;
     rotate::wait_for_former(stores, store).await;
     let connection = match stores.open(store).await {
         Ok(Some(connection)) => connection,
@@ -251,6 +252,6 @@ fn reasons(connection: &Connection) -> String {
     each.collect::<Vec<_>>().join("; ")
 }
 
-fn fault(code: ConnectionErrorCode, message: String, hsm: Option<HsmId>) -> ConnectionFault {
+pub(super) fn fault(code: ConnectionErrorCode, message: String, hsm: Option<HsmId>) -> ConnectionFault {
     ConnectionFault { code, message, hsm, time: clock::now() }
 }

@@ -44,7 +44,8 @@ impl Pace {
             | Verb::MakeKek(_)
             | Verb::OfferJoin(_)
             | Verb::SealKek(_)
-            | Verb::AcceptKek(_) => Self::Quick,
+            | Verb::AcceptKek(_)
+            | Verb::GiveUser(_) => Self::Quick,
         }
     }
 }

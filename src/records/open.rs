@@ -94,6 +94,7 @@ pub(super) fn migrations() -> Migrator {
         step(5, "clusters", include_str!("migrations/0005_clusters.sql").into_sql_str()),
         step(6, "updates", include_str!("migrations/0006_updates.sql").into_sql_str()),
         step(7, "rotation", include_str!("migrations/0007_rotation.sql").into_sql_str()),
+        step(8, "crypto users", include_str!("migrations/0008_crypto_users.sql").into_sql_str()),
     ];
     Migrator { migrations: Cow::Owned(steps), ..Migrator::DEFAULT }
 }
@@ -108,7 +109,9 @@ fn unmigrated(settings: &Settings, error: MigrateError) -> OpenError {
 
 /// The sealing key, made only when there is nothing yet that another one sealed.
 async fn sealer(path: &Path, database: &SqlitePool) -> Result<Sealer, OpenError> {
-    let sealed: i64 = sqlx::query_scalar("SELECT count(*) FROM passwords").fetch_one(database).await?;
+    let sealed = "SELECT (SELECT count(*) FROM passwords)
+        + (SELECT count(*) FROM crypto_users WHERE sealed IS NOT NULL)";
+    let sealed: i64 = sqlx::query_scalar(sealed).fetch_one(database).await?;
     let key = match read_key(path)? {
         Some(key) => key,
         None if sealed > 0 => return Err(OpenError::NoSealingKey(path.to_owned())),

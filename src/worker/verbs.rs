@@ -33,7 +33,8 @@ pub fn perform(session: &mut Session, verb: Verb) -> Result<Outcome, Fault> {
         | Verb::MakeKek(_)
         | Verb::OfferJoin(_)
         | Verb::SealKek(_)
-        | Verb::AcceptKek(_) => Err(Fault::protocol("the pool is open already")),
+        | Verb::AcceptKek(_)
+        | Verb::GiveUser(_) => Err(Fault::protocol("the pool is open already")),
     }
 }
 

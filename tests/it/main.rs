@@ -13,6 +13,7 @@ mod concurrency;
 mod connection_errors;
 mod contract;
 mod crash;
+mod crypto_users;
 mod disconnecting;
 mod documents;
 mod drift;

@@ -88,6 +88,7 @@ fn node(letter: char) -> NodeSettings {
         patience: Patience { quick: Duration::from_secs(5), slow: Duration::from_secs(30) },
         memory_limit: 1 << 30,
         so_pin_file: None,
+        user_tokens: None,
     }
 }
 
