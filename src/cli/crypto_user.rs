@@ -212,6 +212,6 @@ mod tests {
         };
         let text = table(&[alice], Paint::Plain);
         let line: Vec<_> = text.lines().nth(1).unwrap().split_whitespace().collect();
-        assert_eq!(line, ["alice", "2/3", "hsm-3", "hsm-2", "5"], "{text}");
+        assert_eq!(line, ["alice", "2/3", "hsm-3", "hsm-2", "5", "-", "-"], "{text}");
     }
 }

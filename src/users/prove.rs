@@ -8,13 +8,12 @@ use aws_lc_rs::rand;
 
 use crate::authz::{Permit, action};
 use crate::cluster;
-use crate::host::{WorkerSpec, pin_text};
+use crate::host::{UserError, WorkerSpec, pin_text};
 use crate::model::{ClusterId, Password, Username};
 use crate::node::{self, LoginRefusal, Tried, chain};
 use crate::records::Unavailable;
 
 use super::Users;
-use super::jobs::Undone;
 use super::place::Place;
 
 /// Of the password that nobody has.
@@ -127,9 +126,8 @@ impl Users {
             Ok(_) => {}
             Err(why) => return Ok(On::NotAsked(chain(&why))),
         }
-        if let Err(why) = self.nobody_on(id, cluster, place).await {
-            return Ok(On::NotAsked(chain(&why)));
-        }
+        // As if it were asked as well: whoever is nobody takes as long.
+        self.nobody_on(id, cluster, place).await;
         let pin = pin_text(&place.spec.username, password);
         let tried = node::try_user(&self.0.host, &self.0.records, &place.spec, &pin, allowed).await?;
         Ok(match tried {
@@ -164,22 +162,17 @@ impl Users {
         let mut throttled = false;
         let mut not_asked = Vec::new();
         for place in self.places(id, cluster, name) {
-            if let Err(why) = place.in_use() {
+            if let Err(why) = self.standing(&place) {
                 not_asked.push(format!("{}: {}", place.hsm(), chain(&why)));
                 continue;
             }
-            let spec = match self.nobody_on(id, cluster, &place).await {
-                Ok(spec) => spec,
-                Err(why) => {
-                    not_asked.push(format!("{}: {}", place.hsm(), chain(&why)));
-                    continue;
-                }
-            };
+            let nobody = self.nobody_on(id, cluster, &place).await;
             let allowed = cluster.profile.failed_logins_allowed();
             if !self.0.strangers.may_try(id, place.hsm(), name, allowed) {
                 throttled = true;
                 continue;
             }
+            let Some(spec) = nobody else { return Ok(Unproved::Refused) };
             match node::try_user(&self.0.host, &self.0.records, &spec, &pin, u32::MAX).await? {
                 Tried::Accepted | Tried::Refused(..) | Tried::Spent => return Ok(Unproved::Refused),
                 Tried::Unanswered(why) | Tried::NotAsked(why) => not_asked.push(format!("{}: {why}", place.hsm())),
@@ -188,28 +181,31 @@ impl Users {
         Ok(if throttled { Unproved::Throttled } else { Unproved::NoNode(not_asked.join("; ")) })
     }
 
-    /// The token of nobody on this HSM, made when it is not there yet: before anybody's attempt, so that it tells nothing.
-    async fn nobody_on(
-        &self,
-        id: &ClusterId,
-        cluster: &cluster::Settings,
-        beside: &Place,
-    ) -> Result<WorkerSpec, Undone> {
-        let host = &self.0.host;
-        let node = cluster.nodes.get(beside.hsm()).ok_or(Undone::NotDeclared)?;
+    /// The token of nobody on this HSM, made when it is not there yet: before anybody's attempt, so that it tells nothing. An
+    /// HSM that cannot have one lets its users in all the same.
+    async fn nobody_on(&self, id: &ClusterId, cluster: &cluster::Settings, beside: &Place) -> Option<WorkerSpec> {
+        let node = cluster.nodes.get(beside.hsm())?;
         let spec = self.place(id, beside.hsm(), node, &Username::nobody()).spec;
-        let turn = host.turn(&spec).await;
+        let made = self.make_nobody(&spec).await;
+        made.inspect_err(|why| tracing::warn!(hsm = %spec.hsm, why = chain(why), "nobody's token cannot be made"))
+            .ok()?;
+        Some(spec)
+    }
+
+    async fn make_nobody(&self, spec: &WorkerSpec) -> Result<(), UserError> {
+        let host = &self.0.host;
+        let turn = host.turn(spec).await;
         // No password of his is right, however many are tried: he is never locked.
-        host.unlock_user(&turn, &spec)?;
-        if host.user_standing(&spec)?.is_present {
-            return Ok(spec);
+        host.unlock_user(&turn, spec)?;
+        if host.user_standing(spec)?.is_present {
+            return Ok(());
         }
-        if let Err(error) = host.give_user(&turn, &spec, &nobodys_password()).await {
+        if let Err(error) = host.give_user(&turn, spec, &nobodys_password()).await {
             // Half of it would be in the way of the next one.
-            host.remove_user(&turn, &spec).await?;
-            return Err(error.into());
+            host.remove_user(&turn, spec).await?;
+            return Err(error);
         }
-        Ok(spec)
+        Ok(())
     }
 }
 

@@ -192,3 +192,40 @@ async fn the_commands_make_list_change_reset_and_delete_with_passwords_from_file
     let (code, said) = with("delete", &[]);
     assert!(code == Some(0) && !rig.user_token("hsm-1", "alice").exists(), "{said}");
 }
+
+#[tokio::test]
+async fn where_no_directory_is_declared_for_them_users_are_not_keyways_and_strangers_may_do_nothing() {
+    let mut rig = Rig::new().nodes(2).zones(2).start();
+    assert!(rig.stop_daemon().success());
+    let served = crate::rig::Served::start(&rig, &["ops"]);
+    let mut clients = served.clients_on_the_socket().await;
+    let cluster = pb::DescribeClustersRequest::default();
+    let clusters = clients.clusters.describe_clusters(cluster).await.unwrap().into_inner().clusters;
+    assert!(!clusters[0].manages_users);
+    let mut every = Vec::new();
+    every.extend(
+        everything(&mut clients, &rig).await.into_iter().map(|(call, answer)| (call, answer, "UNSUPPORTED_OPERATION")),
+    );
+    let stranger = served.transport.client("stranger");
+    let mut strangers = served.clients(Some(&stranger)).await.unwrap();
+    every.extend(
+        everything(&mut strangers, &rig).await.into_iter().map(|(call, answer)| (call, answer, "ACCESS_DENIED")),
+    );
+    for (call, answer, reason) in every {
+        refused(call, answer, reason, "");
+    }
+}
+
+/// What every call that changes, lists or tries a user is answered.
+async fn everything(clients: &mut Clients, rig: &Rig) -> Vec<(&'static str, Result<(), Status>)> {
+    let list = pb::ListCryptoUsersRequest { cluster_id: rig.cluster_id(), ..Default::default() };
+    vec![
+        ("create", clients.create_user(rig, "alice", FIRST).await.map(drop)),
+        ("delete", clients.delete_user(rig, "alice").await),
+        ("list", clients.users.list_crypto_users(list).await.map(drop)),
+        ("reset", clients.reset_password(rig, "alice", FIRST).await.map(drop)),
+        ("change", clients.change_user_password(rig, "alice", FIRST, SECOND).await.map(drop)),
+        ("log in", clients.log_in(rig, "alice", FIRST).await.map(drop)),
+        ("log in as kmsuser", clients.log_in(rig, "kmsuser", "letters4").await.map(drop)),
+    ]
+}

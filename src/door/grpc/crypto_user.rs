@@ -74,10 +74,8 @@ impl CryptoUserService for Service {
         let cluster: ClusterId = convert::parse("cluster_id", &asked.cluster_id)?;
         let limit = convert::page_size(asked.page_size)? as usize;
         let after = convert::page_token::<Username>(&asked.page_token)?;
-        let mut users = self.users().list(permit, &cluster).await.map_err(status::users)?;
-        users.retain(|user| after.as_ref().is_none_or(|after| user.username > *after));
-        let more = users.len() > limit;
-        users.truncate(limit);
+        let listed = self.users().list(permit, &cluster, after.as_ref(), limit).await;
+        let (users, more) = listed.map_err(status::users)?;
         let next_page_token = match users.last() {
             Some(last) if more => convert::next_page_token(&last.username),
             Some(_) | None => String::new(),

@@ -303,6 +303,7 @@ impl From<users::Error> for Refusal {
             E::SecondFactor(user) => {
                 Self::new(Code::Unimplemented, "UNSUPPORTED_OPERATION", message).with("username", user)
             }
+            E::Busy => Self::new(Code::ResourceExhausted, "SESSIONS_EXHAUSTED", message).retry(),
             E::LoginRequired => Self::new(
                 Code::Unauthenticated,
                 "LOGIN_REQUIRED",
