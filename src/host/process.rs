@@ -49,6 +49,12 @@ pub(super) fn spawn_admin(spec: &WorkerSpec) -> Result<WorkerLink, OpeningError>
     Ok(WorkerLink::new(link, process))
 }
 
+/// Starts a worker for one job on the token of a user, whose slot it holds as long as it lives.
+pub(super) fn spawn_job(spec: &WorkerSpec, job: &str, lock: SlotLock) -> Result<WorkerLink, OpeningError> {
+    let (link, process) = spawn_as(spec, &format!("{}.{job}", spec.slot_name()), Stdio::from(lock.0))?;
+    Ok(WorkerLink::new(link, process))
+}
+
 /// Starts a worker for one login. It holds no slot.
 pub(super) fn spawn_trial(spec: &WorkerSpec) -> Result<WorkerLink, OpeningError> {
     let (link, process) = spawn_as(spec, &format!("{}.trial", spec.slot_name()), Stdio::null())?;

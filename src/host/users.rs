@@ -10,7 +10,8 @@ use crate::link::v1::{self, open::Token, request::Verb, response::Outcome};
 use crate::model::Password;
 
 use super::opening::unexpected;
-use super::{AdminError, Host, OpeningError, Turn, WorkerSpec, admin, attempts, pin_text, process, slot, softhsm};
+use super::slot::{self, SlotLock};
+use super::{AdminError, Host, OpeningError, Trial, Turn, WorkerSpec, admin, attempts, pin_text, process, softhsm};
 
 /// What keyway makes in a user's directory.
 const OURS: [&str; 2] = ["softhsm2.conf", "tokens"];
@@ -57,6 +58,7 @@ impl Host {
     pub async fn give_user(&self, _turn: &Turn, spec: &WorkerSpec, password: &Password) -> Result<String, UserError> {
         let home = reachable_home(spec)?;
         let so_pin = admin::so_pin(spec)?;
+        let lock = self.alone(spec).await?;
         make_home(&home)?;
         softhsm::repair(&self.directory, spec)?;
         softhsm::save(&self.directory, spec)?;
@@ -65,7 +67,7 @@ impl Host {
             Token::Serial(_) => String::new(),
         };
         let user_pin = pin_text(&spec.username, password).expose().as_bytes().to_vec();
-        let mut link = process::spawn_admin(spec)?;
+        let mut link = process::spawn_job(spec, "admin", lock)?;
         // Without sessions: there may be no token yet to have them with.
         link.open(spec.open_frame(0)).await?;
         let answer = link.ask(Verb::GiveUser(v1::GiveUser { label, so_pin, user_pin })).await;
@@ -91,10 +93,30 @@ impl Host {
     /// Destroys the user's token with all that is in it, once no worker uses it, and what the host kept of him.
     pub async fn remove_user(&self, _turn: &Turn, spec: &WorkerSpec) -> Result<(), UserError> {
         let home = reachable_home(spec)?;
-        let _lock = slot::take(&self.directory, &spec.slot_name(), spec.patience.longest()).await?;
+        let _lock = self.alone(spec).await?;
         remove_home(&home)?;
         let ours = format!("{}.", spec.slot_name());
         self.forget_files(&ours).map_err(files(&self.directory))
+    }
+
+    /// Opens the user's token for one attempt to log in, as [`Host::open_trial`] does, once no other worker uses it.
+    pub async fn open_user_trial(&self, _turn: &Turn, spec: &WorkerSpec) -> Result<Trial, OpeningError> {
+        let lock = self.alone(spec).await?;
+        softhsm::repair(&self.directory, spec)?;
+        let mut link = process::spawn_job(spec, "trial", lock)?;
+        match link.open(spec.open_frame(1)).await {
+            Ok(()) => Ok(Trial(link)),
+            Err(error) => {
+                link.kill();
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits until no worker uses the user's token, not even one of a daemon before this: SoftHSM2 rewrites the token at each
+    /// login from what it has in memory, and would take back what was changed meanwhile.
+    async fn alone(&self, spec: &WorkerSpec) -> Result<SlotLock, OpeningError> {
+        slot::take(&self.directory, &spec.slot_name(), spec.patience.longest()).await
     }
 
     /// Copies of the token, counts, marks: all that is kept under the slot's name.

@@ -44,7 +44,8 @@ pub async fn try_password(
     if let Err(why) = still() {
         return Ok(Tried::NotAsked(why));
     }
-    let trial = match open(host, records, &turn, spec).await? {
+    let opened = host.open_trial(&turn, spec).await;
+    let trial = match as_before(records, spec, opened).await? {
         Ok(trial) => trial,
         Err(why) => return Ok(Tried::NotAsked(why)),
     };
@@ -72,7 +73,8 @@ pub async fn try_user(
         Ok(_) => {}
         Err(error) => return Ok(Tried::NotAsked(chain(&error))),
     }
-    let trial = match open(host, records, &turn, spec).await? {
+    let opened = host.open_user_trial(&turn, spec).await;
+    let trial = match as_before(records, spec, opened).await? {
         Ok(trial) => trial,
         Err(why) => return Ok(Tried::NotAsked(why)),
     };
@@ -82,14 +84,13 @@ pub async fn try_user(
     })
 }
 
-/// A worker with the very token open that the user was logged in to before; or why there is none.
-async fn open(
-    host: &Host,
+/// The worker, if it has the very token open that the user was logged in to before; or why there is none.
+async fn as_before(
     records: &Records,
-    turn: &Turn,
     spec: &WorkerSpec,
+    opened: Result<Trial, OpeningError>,
 ) -> Result<Result<Trial, String>, Unavailable> {
-    let trial = match host.open_trial(turn, spec).await {
+    let trial = match opened {
         Ok(trial) => trial,
         Err(error) => return Ok(Err(chain(&error))),
     };

@@ -9,7 +9,7 @@ use crate::host::{AdminError, OpeningError, UserError, WorkerSpec};
 use crate::keystore::KmsuserInUse;
 use crate::link::v1::fault::User;
 use crate::model::{ClusterId, HsmId, PasswordVersion, Username};
-use crate::node::{chain, refusal};
+use crate::node::{LoginRefusal, chain, refusal};
 use crate::records::{Lock, LoginLeave, Unavailable, UserOnHsm, UserTask};
 
 use super::Users;
@@ -155,10 +155,16 @@ fn said_of_the_security_officer(answer: &Result<String, UserError>) -> Said {
     };
     match error {
         OpeningError::Fault(fault) if fault.login() == User::SecurityOfficer => {
-            if refusal(fault.kind()).is_some() {
-                Said::Refused
-            } else {
-                Said::Nothing
+            match refusal(fault.kind()) {
+                Some(LoginRefusal::Incorrect | LoginRefusal::Locked) => Said::Refused,
+                // It was not even looked at.
+                Some(
+                    LoginRefusal::NoUser
+                    | LoginRefusal::LoggedInElsewhere
+                    | LoginRefusal::Unsettled
+                    | LoginRefusal::NotTried,
+                ) => Said::NotAsked,
+                None => Said::Nothing,
             }
         }
         OpeningError::Fault(fault) if fault.accepted().any(|user| user == User::SecurityOfficer) => Said::Accepted,

@@ -11,7 +11,7 @@ use crate::cluster;
 use crate::host::{UserError, WorkerSpec, pin_text};
 use crate::model::{ClusterId, Password, Username};
 use crate::node::{self, LoginRefusal, Tried, chain};
-use crate::records::Unavailable;
+use crate::records::{Unavailable, UserOnHsm, UserTask};
 
 use super::Users;
 use super::place::Place;
@@ -83,18 +83,22 @@ impl Users {
         let record = self.0.records.crypto_user(id, user).await?;
         let mut throttled = false;
         let mut not_asked = Vec::new();
-        let may_be_here = |place: &Place| match &record {
-            Some(record) => record.hsms.get(place.hsm()).is_some_and(|on| on.given && on.pending.is_none()),
-            None => *user == Username::kmsuser(),
-        };
         let places = self.places(id, cluster, user);
         let allowed = self.attempts_allowed(id, cluster, user);
         if allowed.is_a_stores && places.iter().any(|place| self.has_failed(place)) {
             return Err(Unproved::Throttled);
         }
         for place in &places {
-            if !may_be_here(place) {
-                continue;
+            match record.as_ref().map(|record| record.hsms.get(place.hsm())) {
+                // kmsuser as he was made elsewhere.
+                None if *user == Username::kmsuser() => {}
+                Some(Some(UserOnHsm { given: true, pending: None, .. })) => {}
+                // It may have the one before, and would count this one as wrong.
+                Some(Some(UserOnHsm { pending: Some(UserTask::Give), .. })) => {
+                    not_asked.push(format!("{}: it is still to be given the present password", place.hsm()));
+                    continue;
+                }
+                None | Some(None | Some(UserOnHsm { .. })) => continue,
             }
             match self.prove_on(id, cluster, place, password, allowed.failures).await? {
                 On::Accepted => return Ok(record.as_ref().map_or(0, |record| record.version)),

@@ -86,6 +86,26 @@ impl Clients {
     }
 }
 
+/// Logs in as soon as an HSM has the user's present password.
+async fn logs_in(clients: &Clients, rig: &Rig, user: &str, password: &str) -> Result<pb::LoginResponse, Status> {
+    crate::rig::wait_async(|| {
+        let mut clients = clients.clone();
+        async move {
+            match clients.log_in(rig, user, password).await {
+                Err(status) if crate::rig::reason(&status).1 == "NO_NODE" => None,
+                answer => Some(answer),
+            }
+        }
+    })
+    .await
+}
+
+/// Waits until whoever was doing something for a user of the cluster has done it on every HSM that is there. Tokens are
+/// not to be looked into past keyway before: SoftHSM2 writes a token anew at each login, as it was when it was opened.
+async fn all_done(clients: &mut Clients, rig: &Rig, user: &str) {
+    refused("comes after it", clients.create_user(rig, user, FIRST).await, "ALREADY_EXISTS", "");
+}
+
 fn present_on(user: &pb::CryptoUser) -> Vec<&str> {
     user.hsms.iter().filter(|on| on.present).map(|on| on.hsm_id.as_str()).collect()
 }

@@ -32,10 +32,6 @@ async fn until_on(clients: &Clients, rig: &Rig, user: &str, wanted: &[&str]) {
     .await;
 }
 
-async fn until_opens(rig: &Rig, hsm: &str, user: &str, password: &str) {
-    wait_async(|| async { rig.user_opens(hsm, user, password).then_some(()) }).await;
-}
-
 #[tokio::test]
 async fn an_hsm_that_was_away_gets_the_user_and_his_present_password_when_it_is_back() {
     let mut rig = Rig::new().start();
@@ -53,13 +49,22 @@ async fn an_hsm_that_was_away_gets_the_user_and_his_present_password_when_it_is_
     rig.start_daemon();
     clients = rig.clients().await;
     until_on(&clients, &rig, "alice", &["hsm-1", "hsm-2", "hsm-3"]).await;
+    all_done(&mut clients, &rig, "alice").await;
     assert!(rig.user_opens("hsm-3", "alice", SECOND) && !rig.user_opens("hsm-3", "alice", FIRST));
 
     rig.take_away("hsm-1");
     assert_eq!(clients.reset_password(&rig, "alice", FIRST).await.unwrap(), ["hsm-1"]);
     clients.log_in(&rig, "alice", FIRST).await.unwrap();
+    for hsm in ["hsm-2", "hsm-3"] {
+        rig.take_away(hsm);
+    }
+    let nowhere = clients.log_in(&rig, "alice", FIRST).await;
+    refused("no HSM with the present password", nowhere, "NO_NODE", "");
     rig.put_back("hsm-1");
-    until_opens(&rig, "hsm-1", "alice", FIRST).await;
+    logs_in(&clients, &rig, "alice", FIRST).await.unwrap();
+    for hsm in ["hsm-2", "hsm-3"] {
+        rig.put_back(hsm);
+    }
     assert!(clients.reset_password(&rig, "alice", SECOND).await.unwrap().is_empty());
 }
 
