@@ -24,6 +24,7 @@ use crate::host::served::ServeError;
 use crate::keys::{self, Keys};
 use crate::keystore::KeyStores;
 use crate::records::{self, OpenError, Records, Unavailable};
+use crate::users::Users;
 
 pub use node::Node;
 pub use reload::Source;
@@ -107,7 +108,9 @@ impl App {
 
         let key_store_quota = config.key_stores.quota;
         let (opened, to_reconcile) = mpsc::channel(OPENED_DEPTH);
-        let key_stores = KeyStores::load(config.key_stores, clusters.clone(), records.clone(), host, opened).await?;
+        let key_stores =
+            KeyStores::load(config.key_stores, clusters.clone(), records.clone(), host.clone(), opened).await?;
+        let users = Users::new(config.crypto_users, key_stores.clone(), records.clone(), host);
         let keys = Keys::new(config.keys, clusters.clone(), records, key_stores.clone());
         tokio::spawn(keys::reconcile::run(keys.clone(), to_reconcile));
         key_stores.take_up().await?;
@@ -124,6 +127,7 @@ impl App {
             policy: Policy::new(&config.authz, rustix::process::getuid().as_raw(), loopback),
             key_stores: key_stores.clone(),
             keys,
+            users,
             clusters,
             health,
             draining: until_draining.clone(),

@@ -1,4 +1,4 @@
-//! What can be permitted: one type for each rpc that is served, named as the rpc is.
+//! What can be permitted: one type for each rpc that is served, named as the rpc is; and one for what more an rpc may ask.
 
 /// Something a caller asks to do.
 pub trait Action: Send + Sync + 'static {
@@ -33,6 +33,15 @@ actions!(
     ResumeHsm,
     ListDrift,
     SyncCluster,
+    CreateCryptoUser,
+    DeleteCryptoUser,
+    ListCryptoUsers,
+    ChangePassword,
+    ResetPassword,
+    Login,
+    LoginAsKmsuser,
+    RenewLogin,
+    Logout,
     CreateKey,
     DescribeKey,
     ListKeys,

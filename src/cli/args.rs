@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use super::output::Output;
-use super::{alias, cluster, crypto, data_key, health, key, key_store, parse, wait};
+use super::{alias, cluster, crypto, crypto_user, data_key, health, key, key_store, parse, wait};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -84,6 +84,9 @@ pub(super) enum ClientCommand {
     /// Clusters of HSMs: list and watch them, drain and resume an HSM, synchronise keys
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// Crypto users: create, list, delete, change and reset passwords
+    #[command(subcommand)]
+    CryptoUser(crypto_user::CryptoUserCommand),
     /// Keys: create, list, describe
     #[command(subcommand)]
     Key(key::KeyCommand),

@@ -22,7 +22,7 @@ use crate::host::{Host, LocalToken, Location, TokenDirectory, TokenName, WorkerS
 use crate::link::Patience;
 use crate::model::{ClusterId, ClusterState, HsmId, HsmState, Invalid, TrustAnchor, Username};
 use crate::tls::TlsFiles;
-use crate::{authz, cluster, keys, keystore, telemetry};
+use crate::{authz, cluster, keys, keystore, telemetry, users};
 
 use super::{DevArgs, DevRotation, Listen};
 use assets::{Assets, AssetsError};
@@ -141,6 +141,7 @@ fn prepare(args: &DevArgs) -> Result<Ready, DevError> {
         },
         keys: keys::Settings { per_key_store: 100_000 },
         node_client: None,
+        crypto_users: users::Settings { max_logins: 32 },
         clusters: [(cluster_id.clone(), cluster)].into(),
     };
     Ok(Ready { assets, cluster_id, config, insecure_listen: beyond_loopback.is_some() })
@@ -204,6 +205,8 @@ fn declare(assets: &Assets, shape: &Shape, module: &Path, args: &DevArgs) -> Res
         let hsm: HsmId = format!("hsm-{}", number + 1).parse().expect("its alphabet");
         let directory =
             TokenDirectory::make(assets.path(&format!("hsms/{hsm}/kmsuser"))).map_err(AssetsError::token(&hsm))?;
+        let user_tokens = assets.path(&format!("hsms/{hsm}/users"));
+        std::fs::create_dir_all(&user_tokens).map_err(AssetsError::token(&hsm))?;
         let so_pin_file = format!("hsms/{hsm}/so-pin");
         material::so_pin(assets, &so_pin_file)?;
         let settings = cluster::NodeSettings {
@@ -221,6 +224,7 @@ fn declare(assets: &Assets, shape: &Shape, module: &Path, args: &DevArgs) -> Res
             queue_limit: NonZeroU32::new(args.queue_limit).unwrap_or(NonZeroU32::MIN),
             patience: Patience { quick: Duration::from_secs(5), slow: Duration::from_secs(10) },
             memory_limit: u64::from(args.memory_limit_mib) << 20,
+            user_tokens: Some(user_tokens),
         };
         nodes.insert(hsm, settings);
     }

@@ -18,6 +18,7 @@ mod check;
 mod cluster;
 mod connect;
 mod crypto;
+mod crypto_user;
 mod data_key;
 mod dev;
 mod drift;
@@ -97,6 +98,7 @@ impl ClientCommand {
         match self {
             Self::KeyStore(command) => command.run(client).await,
             Self::Cluster(command) => command.run(client).await,
+            Self::CryptoUser(command) => command.run(client).await,
             Self::Key(command) => command.run(client).await,
             Self::Alias(command) => command.run(client).await,
             Self::Encrypt(args) => crypto::encrypt(client, args).await,

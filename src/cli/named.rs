@@ -20,12 +20,15 @@ macro_rules! named {
 }
 
 named!(
+    ChangePasswordResponse,
     CheckClusterResponse,
     ConnectKeyStoreResponse,
     CreateAliasResponse,
+    CreateCryptoUserResponse,
     CreateKeyResponse,
     CreateKeyStoreResponse,
     DecryptResponse,
+    DeleteCryptoUserResponse,
     DeleteKeyStoreResponse,
     DescribeClustersResponse,
     DescribeKeyResponse,
@@ -38,8 +41,10 @@ named!(
     GenerateRandomResponse,
     GetServerInfoResponse,
     ListAliasesResponse,
+    ListCryptoUsersResponse,
     ListDriftResponse,
     ListKeysResponse,
+    ResetPasswordResponse,
     ResumeHsmResponse,
     SyncClusterResponse,
     UpdateKeyStoreResponse,

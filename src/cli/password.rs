@@ -16,24 +16,47 @@ const MAX_FILE: usize = 4096;
 
 /// A key store's password from `file` (`-` is stdin), or asked for on the terminal.
 pub(super) fn for_key_store(file: Option<&Path>) -> Result<Password, Failure> {
-    let mut text = match file {
-        Some(path) if is_standard(Some(path)) => {
-            first_line(std::io::stdin().lock()).map_err(|error| Failure::usage(format!("stdin: {error}")))?
-        }
-        Some(path) => File::open(path)
-            .and_then(first_line)
-            .map_err(|error| Failure::usage(format!("{}: {error}", path.display())))?,
-        None => prompt()?,
-    };
+    let mut text = from_file(file).unwrap_or_else(|| prompt("Password of kmsuser (not shown): "))?;
     Password::for_key_store(std::mem::take(&mut *text)).map_err(|error| Failure::usage(error.to_string()))
 }
 
-fn prompt() -> Result<Zeroizing<String>, Failure> {
+/// The password that a crypto user has, in the same way. What a password may be is for the daemon to judge.
+pub(super) fn present_of_crypto_user(file: Option<&Path>, user: &str) -> Result<Password, Failure> {
+    let ask = || prompt(&format!("Present password of {user} (not shown): "));
+    from_file(file).unwrap_or_else(ask).map(trusted)
+}
+
+/// One that a crypto user is to have. On the terminal it is typed twice.
+pub(super) fn new_of_crypto_user(file: Option<&Path>, user: &str) -> Result<Password, Failure> {
+    let ask = || {
+        let first = prompt(&format!("New password of {user} (not shown): "))?;
+        let second = prompt("The same again: ")?;
+        if first == second { Ok(first) } else { Err(Failure::usage("the two passwords are not the same")) }
+    };
+    from_file(file).unwrap_or_else(ask).map(trusted)
+}
+
+fn trusted(mut text: Zeroizing<String>) -> Password {
+    Password::trusted(std::mem::take(&mut *text))
+}
+
+/// `None` when no file was named.
+fn from_file(file: Option<&Path>) -> Option<Result<Zeroizing<String>, Failure>> {
+    let path = file?;
+    if is_standard(Some(path)) {
+        let line = first_line(std::io::stdin().lock());
+        return Some(line.map_err(|error| Failure::usage(format!("stdin: {error}"))));
+    }
+    let line = File::open(path).and_then(first_line);
+    Some(line.map_err(|error| Failure::usage(format!("{}: {error}", path.display()))))
+}
+
+fn prompt(what: &str) -> Result<Zeroizing<String>, Failure> {
     if !std::io::stdin().is_terminal() {
         return Err(Failure::usage("there is no terminal to ask for the password on")
             .advise("give --password-file FILE, or `-` to read it from stdin"));
     }
-    rpassword::prompt_password("Password of kmsuser (not shown): ")
+    rpassword::prompt_password(what)
         .map(Zeroizing::new)
         .map_err(|error| Failure::usage(format!("no password was typed: {error}")))
 }

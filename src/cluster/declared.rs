@@ -142,6 +142,7 @@ mod tests {
             queue_limit: NonZeroU32::MIN,
             patience: crate::link::Patience { quick: Duration::from_secs(5), slow: Duration::from_secs(30) },
             memory_limit: 1 << 30,
+            user_tokens: None,
         };
         Settings {
             region: "us-east-1".parse().unwrap(),

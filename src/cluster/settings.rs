@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZeroU32;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::SystemTime;
 
@@ -102,6 +103,8 @@ pub struct NodeSettings {
     pub patience: Patience,
     /// Resident memory beyond which the worker is replaced, in bytes.
     pub memory_limit: u64,
+    /// Where crypto users' tokens are, in a directory for each.
+    pub user_tokens: Option<PathBuf>,
 }
 
 /// So many HSMs, in so many availability zones.
@@ -161,6 +164,14 @@ impl Settings {
     pub fn quorum(&self) -> Quorum {
         let hsms = usize::try_from(self.min_hsms_to_create.get()).unwrap_or(usize::MAX);
         Quorum { hsms, zones: hsms.min(Quorum::USUAL.zones) }
+    }
+
+    /// Whether crypto users are made, changed and deleted through us.
+    pub fn manages_users(&self) -> bool {
+        self.nodes.values().all(|node| match &node.location {
+            Location::Here(token) => token.so_pin_file.is_some() && node.user_tokens.is_some(),
+            Location::There(_) => false,
+        })
     }
 
     /// What an operator should look at although it stops nothing.
@@ -241,6 +252,14 @@ impl FromStr for Direction {
 }
 
 impl Profile {
+    /// Where we stop trying passwords: so many may have failed in a row for a user on an HSM, short of its own limit.
+    pub const fn failed_logins_allowed(self) -> u32 {
+        match self {
+            // CloudHSM's own, whose place it takes, is five.
+            Self::SoftHsm2 => 3,
+        }
+    }
+
     /// Whether its clusters have a `customerCA.crt` that callers must show.
     pub const fn requires_trust_anchor(self) -> bool {
         match self {

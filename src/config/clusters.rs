@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use super::problem::KeyPath;
 use super::rotation::rotation;
 use super::section::Section;
 use super::value::{
-    Written, certificate, duration, existing_file, line, number, private_file, text, trust_anchor, truth,
+    Written, certificate, duration, existing_file, line, number, path, private_file, text, trust_anchor, truth,
 };
 
 /// As PKCS#11 lays out a token's label and serial number.
@@ -44,11 +44,16 @@ const LONGEST_PATIENCE: Duration = Duration::from_secs(300);
 
 type Subnets = BTreeMap<SubnetId, SubnetSettings>;
 
-/// Which tokens have been seen, and on which node: two nodes on one token are no copies of each other.
-pub(super) type Tokens = BTreeMap<(PathBuf, TokenName, BTreeMap<String, String>), KeyPath>;
+/// Which tokens, and which directories of users' tokens, have been seen, and on which node: two nodes on one token are no
+/// copies of each other.
+#[derive(Default)]
+pub(super) struct Tokens {
+    named: BTreeMap<(PathBuf, TokenName, BTreeMap<String, String>), KeyPath>,
+    of_users: BTreeMap<PathBuf, KeyPath>,
+}
 
 pub(super) fn clusters(root: &mut Section<'_>) -> Option<BTreeMap<ClusterId, Settings>> {
-    let mut tokens = Tokens::new();
+    let mut tokens = Tokens::default();
     root.sections("clusters", "<cluster>", |section| cluster(section, &mut tokens))
 }
 
@@ -73,10 +78,16 @@ fn cluster(cluster: &mut Section<'_>, tokens: &mut Tokens) -> Option<Settings> {
             // What is behind an address, and that it is there once, its node sees to.
             Location::There(_) => {}
         }
+        if let Some(directory) = &node.user_tokens {
+            refuse_shared_users(section, directory, tokens);
+        }
         Some(node)
     });
     if nodes.as_ref().is_some_and(BTreeMap::is_empty) {
         cluster.complain_of("nodes", "is empty: a cluster has at least one node");
+    }
+    if let Some(nodes) = &nodes {
+        refuse_half_managed(cluster, nodes);
     }
     let min_hsms_to_create = min_hsms_to_create(cluster, nodes.as_ref());
     Some(Settings {
@@ -192,6 +203,11 @@ fn node(
     let patience = node.defaulted("patience", PATIENCE.quick, duration(SHORTEST_PATIENCE..=LONGEST_PATIENCE));
     let slow_patience = node.defaulted("slow_patience", PATIENCE.slow, duration(SHORTEST_PATIENCE..=LONGEST_PATIENCE));
     let memory_limit = node.defaulted("memory_limit_mib", MEMORY_LIMIT_MIB, number(32..=65_536));
+    let user_tokens = match &location {
+        // Passed over, and complained of if it is there.
+        Some(Location::There(_)) => Some(None),
+        Some(Location::Here(_)) | None => node.optional("user_tokens", path),
+    };
     let (subnet, zone) = place?;
     Some(NodeSettings {
         subnet,
@@ -203,6 +219,7 @@ fn node(
         queue_limit: queue_limit?,
         patience: Patience { quick: patience?, slow: slow_patience? },
         memory_limit: u64::from(memory_limit?.get()) << 20,
+        user_tokens: user_tokens?,
     })
 }
 
@@ -210,7 +227,7 @@ fn node(
 fn remote_node(node: &mut Section<'_>, anchor: Option<Option<&TrustAnchor>>) -> Option<RemoteNode> {
     let address = node.required("address", text::<HostName>, "name the node's host");
     let ports = ports(node);
-    for key in ["module", "token", "environment", "so_pin_file"] {
+    for key in ["module", "token", "environment", "so_pin_file", "user_tokens"] {
         if node.has(key) {
             node.complain_of(
                 key,
@@ -317,8 +334,30 @@ fn variable(name: &str, written: &Written<'_>) -> Result<String, String> {
 
 pub(super) fn refuse_twins(section: &mut Section<'_>, token: &LocalToken, tokens: &mut Tokens) {
     let token = (file::resolved(&token.module), token.name.clone(), token.environment.clone());
-    match tokens.get(&token) {
+    match tokens.named.get(&token) {
         Some(twin) => section.complain(format!("is the same token as {twin}: each node needs one of its own")),
-        None => drop(tokens.insert(token, section.path().clone())),
+        None => drop(tokens.named.insert(token, section.path().clone())),
+    }
+}
+
+fn refuse_shared_users(section: &mut Section<'_>, directory: &Path, tokens: &mut Tokens) {
+    let directory = file::resolved(directory);
+    match tokens.of_users.get(&directory) {
+        Some(twin) => {
+            section.complain_of("user_tokens", format!("is that of {twin}: each node needs one of its own"));
+        }
+        None => drop(tokens.of_users.insert(directory, section.path().clone())),
+    }
+}
+
+/// A user is on every node or on none.
+fn refuse_half_managed(cluster: &mut Section<'_>, nodes: &BTreeMap<HsmId, NodeSettings>) {
+    let without: Vec<_> = nodes.iter().filter(|(_, node)| node.user_tokens.is_none()).map(|(hsm, _)| hsm).collect();
+    if let [first, ..] = without[..]
+        && without.len() < nodes.len()
+    {
+        let complaint =
+            format!("{first} has no user_tokens and others have: give every node of the cluster one, or none");
+        cluster.complain_of("nodes", complaint);
     }
 }

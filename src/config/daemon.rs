@@ -9,7 +9,7 @@ use crate::door::{Protection, TcpSettings};
 use crate::host::Location;
 use crate::model::{ClusterId, Invalid};
 use crate::tls::{ClientFiles, TlsFiles};
-use crate::{authz, cluster, door, keys, keystore, telemetry};
+use crate::{authz, cluster, door, keys, keystore, telemetry, users};
 
 use super::section::Section;
 use super::value::{Written, address, duration, existing_file, list, number, path, private_file, text, truth};
@@ -31,6 +31,7 @@ pub(super) fn config(root: &mut Section<'_>) -> Option<Config> {
     let key_stores = root.section("key_stores", key_stores);
     let keys = root.section("keys", keys);
     let node_client = node_client(root);
+    let crypto_users = root.section("crypto_users", crypto_users);
     let clusters = clusters::clusters(root);
     refuse_to_be_nobody(root, node_client.as_ref(), clusters.as_ref());
     Some(Config {
@@ -42,6 +43,7 @@ pub(super) fn config(root: &mut Section<'_>) -> Option<Config> {
         data_dir: data_dir?,
         keys: keys?,
         node_client: node_client?,
+        crypto_users: crypto_users?,
         clusters: clusters?,
     })
 }
@@ -185,4 +187,9 @@ fn key_stores(key_stores: &mut Section<'_>) -> Option<keystore::Settings> {
 fn keys(keys: &mut Section<'_>) -> Option<keys::Settings> {
     let per_key_store = keys.defaulted("per_key_store", 100_000, number(1..=10_000_000));
     Some(keys::Settings { per_key_store: per_key_store? })
+}
+
+fn crypto_users(crypto_users: &mut Section<'_>) -> Option<users::Settings> {
+    let max_logins = crypto_users.defaulted("max_logins", 32, number(1..=1_024));
+    Some(users::Settings { max_logins: max_logins? })
 }

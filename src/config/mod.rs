@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 
 use crate::model::ClusterId;
 use crate::tls::ClientFiles;
-use crate::{authz, cluster, door, keys, keystore, telemetry};
+use crate::{authz, cluster, door, keys, keystore, telemetry, users};
 
 pub use node::NodeConfig;
 pub use problem::{Origin, Problems};
@@ -48,13 +48,25 @@ pub struct Config {
     pub keys: keys::Settings,
     /// What the daemon shows to `keyway node`s; there when a cluster has one.
     pub node_client: Option<ClientFiles>,
+    pub crypto_users: users::Settings,
     pub clusters: BTreeMap<ClusterId, cluster::Settings>,
 }
 
 impl Config {
     /// The sections, beside the clusters, that say something else in the other one.
     pub fn differs_beside_clusters(&self, other: &Self) -> Vec<&'static str> {
-        let Self { data_dir, sealing_key_file, log, grpc, authz, key_stores, keys, node_client, clusters: _ } = self;
+        let Self {
+            data_dir,
+            sealing_key_file,
+            log,
+            grpc,
+            authz,
+            key_stores,
+            keys,
+            node_client,
+            crypto_users,
+            clusters: _,
+        } = self;
         let compared = [
             ("data_dir", *data_dir != other.data_dir),
             ("sealing_key_file", *sealing_key_file != other.sealing_key_file),
@@ -68,6 +80,7 @@ impl Config {
             ),
             ("keys", *keys != other.keys),
             ("node_client", *node_client != other.node_client),
+            ("crypto_users", *crypto_users != other.crypto_users),
         ];
         compared.into_iter().filter(|(_, differs)| *differs).map(|(section, _)| section).collect()
     }

@@ -31,7 +31,7 @@ pub(super) fn config(root: &mut Section<'_>) -> Option<NodeConfig> {
     let tls = root.section("tls", tls);
     let daemons = root.required("daemons", names, "name the daemons that may come, by their certificates");
     let max_links = root.defaulted("max_links", MAX_LINKS, number(1..=4096));
-    let mut tokens = Tokens::new();
+    let mut tokens = Tokens::default();
     let clusters = root.sections::<ClusterId, _>("clusters", "<cluster>", |cluster| {
         let sync = cluster.required("sync", text::<SyncMode>, "write \"wrap\"");
         let profile = cluster.required("profile", text::<Profile>, "write \"softhsm2\"");

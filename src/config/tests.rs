@@ -393,6 +393,25 @@ fn a_managed_token_needs_its_so_pin() {
 }
 
 #[test]
+fn users_have_a_directory_on_every_node_of_a_cluster_or_on_none() {
+    let site = Site::new();
+    let id = "cluster-2abcdefghij".parse().unwrap();
+    let users = |one: &str, two: &str| {
+        let first = with("token.label = \"one\"", &format!("token.label = \"one\"\n{one}"));
+        first.replace("token.label = \"two\"", &format!("token.label = \"two\"\n{two}"))
+    };
+    assert!(!site.load(GOOD, &[]).unwrap().clusters[&id].manages_users());
+    let both = users("user_tokens = \"users-1\"", "user_tokens = \"users-2\"");
+    let cluster = &site.load(&both, &[]).unwrap().clusters[&id];
+    assert!(cluster.manages_users());
+    assert_eq!(cluster.nodes[&"hsm-1".parse().unwrap()].user_tokens, Some(site.path("users-1")));
+    let half = site.problems(&users("user_tokens = \"users-1\"", ""), &[]);
+    assert!(half.len() == 1 && half[0].contains("hsm-2 has no user_tokens"), "{half:?}");
+    let shared = site.problems(&users("user_tokens = \"users\"", "user_tokens = \"./users\""), &[]);
+    assert!(shared.len() == 1 && shared[0].contains("hsm-2.user_tokens: is that of"), "{shared:?}");
+}
+
+#[test]
 fn a_missing_file_and_a_broken_one_are_named() {
     let site = Site::new();
     let problems = load(&site.path("none.toml"), std::iter::empty()).unwrap_err().to_string();

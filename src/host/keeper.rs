@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
-use crate::link::v1::request::Verb;
+use crate::link::v1::{request::Verb, response::Outcome};
 use crate::model::HsmId;
 
+use super::attempts::{self, Logins};
 use super::{LocalToken, OpeningError, Purpose, TokenName, WorkerSpec, softhsm};
 
 /// Keeps one worker's token.
@@ -36,22 +37,41 @@ impl Keeper {
         Ok(Self { directory: directory.to_owned(), spec: spec.clone(), token: token.clone(), purpose, so_pin })
     }
 
-    /// Before the worker is given the request.
-    pub(super) fn before(&self, verb: &mut Verb) -> Result<(), OpeningError> {
+    /// Before the worker is given the request. What it says of an answer is for [`Keeper::after`].
+    pub(super) fn before(&self, verb: &mut Verb) -> Result<Option<Logins>, OpeningError> {
         match verb {
             Verb::InitToken(ask) => {
                 let TokenName::Label(label) = &self.token.name else { return Err(OpeningError::NoLabel) };
                 label.clone_into(&mut ask.label);
                 ask.so_pin = self.so_pin()?;
-                return Ok(());
+                return Ok(None);
+            }
+            Verb::GiveUser(ask) => {
+                if let TokenName::Label(label) = &self.token.name {
+                    label.clone_into(&mut ask.label);
+                }
+                ask.so_pin = self.so_pin()?;
             }
             Verb::MakeKek(ask) => ask.so_pin = self.so_pin()?,
             Verb::OfferJoin(ask) => ask.so_pin = self.so_pin()?,
             Verb::SealKek(ask) => ask.so_pin = self.so_pin()?,
             Verb::LogIn(_) | Verb::AcceptKek(_) => {}
-            _ => return Ok(()),
+            _ => return Ok(None),
         }
-        softhsm::save(&self.directory, &self.spec, &self.token)
+        softhsm::save(&self.directory, &self.spec, &self.token)?;
+        Ok(match verb {
+            Verb::LogIn(_) => Some(attempts::count(&self.directory, &self.spec, &self.token)?),
+            // They log the user in on their way, with a password that was proved before.
+            Verb::MakeKek(_) | Verb::SealKek(_) | Verb::AcceptKek(_) => {
+                Some(attempts::unlocked(&self.directory, &self.spec, &self.token)?)
+            }
+            _ => None,
+        })
+    }
+
+    /// After the answer, if one came.
+    pub(super) fn after(&self, logins: Logins, answer: &Result<Outcome, OpeningError>) -> Result<(), OpeningError> {
+        attempts::answered(&self.directory, &self.spec, logins, answer)
     }
 
     /// Whether the token is put back by whoever ends this worker. After a serving one its successor sees to that, which

@@ -57,7 +57,6 @@ impl Local {
         purpose: Purpose,
     ) -> Result<WorkerLink, OpeningError> {
         let keeper = Keeper::new(&self.directory, spec, token, purpose)?;
-        let sessions = purpose.sessions(spec);
         let _turn;
         let (stream, process) = match purpose {
             Purpose::Serve => {
@@ -72,11 +71,23 @@ impl Local {
             }
             Purpose::Administer | Purpose::MakeToken | Purpose::Try => process::spawn(spec, token, purpose)?,
         };
-        let mut link = WorkerLink::kept(stream, process, keeper);
-        let mut unwanted = Unwanted(matches!(purpose, Purpose::Look | Purpose::Try).then(|| link.process()));
-        link.open(spec.open_frame(token, sessions)).await?;
-        unwanted.0 = None;
-        Ok(link)
+        opened(WorkerLink::kept(stream, process, keeper), spec, token, purpose).await
+    }
+
+    /// As [`Local::open`] for a job or a login to try, in a worker that holds the slot: no other one uses the token
+    /// meanwhile, not even one of a daemon before this. SoftHSM2 rewrites a token at each login from what it has in memory,
+    /// and would take back what was changed.
+    pub(super) async fn open_alone(
+        &self,
+        spec: &WorkerSpec,
+        token: &LocalToken,
+        purpose: Purpose,
+    ) -> Result<WorkerLink, OpeningError> {
+        let keeper = Keeper::new(&self.directory, spec, token, purpose)?;
+        let lock = self.slot(spec).await?;
+        keeper.repair()?;
+        let (stream, process) = process::spawn_alone(spec, token, purpose, lock)?;
+        opened(WorkerLink::kept(stream, process, keeper), spec, token, purpose).await
     }
 
     /// Waits until the slot has no worker, and keeps it so.
@@ -87,4 +98,16 @@ impl Local {
     pub(super) fn keep_token(&self, spec: &WorkerSpec, token: &LocalToken) -> Result<(), OpeningError> {
         softhsm::save(&self.directory, spec, token)
     }
+}
+
+async fn opened(
+    mut link: WorkerLink,
+    spec: &WorkerSpec,
+    token: &LocalToken,
+    purpose: Purpose,
+) -> Result<WorkerLink, OpeningError> {
+    let mut unwanted = Unwanted(matches!(purpose, Purpose::Look | Purpose::Try).then(|| link.process()));
+    link.open(spec.open_frame(token, purpose.sessions(spec))).await?;
+    unwanted.0 = None;
+    Ok(link)
 }

@@ -1,11 +1,14 @@
 //! The host: starts workers and watches them end, one slot each, and runs admin jobs on tokens we manage.
 //!
+//! Failed logins are counted here, as an HSM counts them, and lock the users of tokens that we manage.
+//!
 //! A *slot* is one node and one crypto user: at most one serving worker holds its lock, and a
 //! successor waits until the former one is gone before it looks at what that one did. Starts and
 //! logins on one node take turns, because a start during another process's login may not see the token.
 //! The host never decides whether a login may be tried; it only makes the attempt it is told to make.
 
 mod admin;
+mod attempts;
 mod carry;
 mod fault;
 mod keeper;
@@ -20,6 +23,7 @@ pub mod served;
 mod slot;
 mod softhsm;
 mod trial;
+mod users;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -41,6 +45,7 @@ pub use program::{PasswordChange, Program, ProgramError};
 pub use remote::DialError;
 pub use softhsm::TokenDirectory;
 pub use trial::Trial;
+pub use users::{UserError, UserStanding};
 
 /// Everything a worker needs to know of its node and user.
 #[derive(Debug, Clone)]

@@ -199,13 +199,10 @@ impl WorkerLink {
     }
 
     async fn ask_within(&mut self, mut verb: Verb, patience: Duration) -> Result<Outcome, OpeningError> {
-        let patience = match &self.by {
-            By::Us(keeper) => {
-                keeper.before(&mut verb)?;
-                patience
-            }
+        let (patience, logins) = match &self.by {
+            By::Us(keeper) => (patience, keeper.before(&mut verb)?),
             // Its host has the same patience, and is to be the one that says so.
-            By::ItsHost(_) => patience + NETWORK_PATIENCE,
+            By::ItsHost(_) => (patience + NETWORK_PATIENCE, None),
         };
         let answer = match tokio::time::timeout(patience, self.exchange(verb)).await {
             Ok(answer) => answer,
@@ -214,6 +211,9 @@ impl WorkerLink {
                 Err(OpeningError::Silent(patience))
             }
         };
+        if let (By::Us(keeper), Some(logins)) = (&self.by, logins) {
+            keeper.after(logins, &answer)?;
+        }
         match (answer, &self.by) {
             (Ok(Outcome::HostFault(fault)), By::ItsHost(hsm)) => Err(fault::heard(fault, hsm)),
             (Err(error), By::Us(keeper)) if keeper.repairs_at_its_end() => {
@@ -242,7 +242,8 @@ impl WorkerLink {
         let mut bytes = zeroize::Zeroizing::new(Vec::new());
         link::push(&v1::Request { id, remaining_ms, verb: Some(verb) }, &mut bytes).map_err(OpeningError::Frame)?;
         self.stream.write_all(&bytes).await.map_err(|_| OpeningError::Ended)?;
-        let mut chunk = zeroize::Zeroizing::new([0; 16 * 1024]);
+        // Not within the future: a job of several requests would not fit on a thread's stack.
+        let mut chunk = zeroize::Zeroizing::new(vec![0; 16 * 1024]);
         loop {
             if let Some(response) = self.frames.0.take::<v1::Response>().map_err(OpeningError::Frame)? {
                 return match response {
@@ -250,7 +251,7 @@ impl WorkerLink {
                     v1::Response { .. } => Err(OpeningError::OutOfTurn),
                 };
             }
-            match self.stream.read(&mut *chunk).await {
+            match self.stream.read(&mut chunk).await {
                 Ok(0) | Err(_) => return Err(OpeningError::Ended),
                 Ok(read) => self.frames.0.feed(&chunk[..read]),
             }

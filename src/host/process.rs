@@ -92,14 +92,30 @@ pub(super) fn spawn(
     token: &LocalToken,
     purpose: Purpose,
 ) -> Result<(UnixStream, WorkerProcess), OpeningError> {
-    let role = match purpose {
-        Purpose::Administer | Purpose::MakeToken => "admin",
-        Purpose::Try => "trial",
-        Purpose::Look => "lookout",
-        Purpose::Serve => unreachable!("a serving worker holds its slot"),
-    };
-    let (link, process, _pid) = spawn_as(token, &format!("{}.{role}", spec.slot_name()), Stdio::null())?;
+    let (link, process, _pid) = spawn_as(token, &name(spec, purpose), Stdio::null())?;
     Ok((link, process))
+}
+
+/// Starts a worker for one job, which holds the slot as long as it lives.
+pub(super) fn spawn_alone(
+    spec: &WorkerSpec,
+    token: &LocalToken,
+    purpose: Purpose,
+    lock: SlotLock,
+) -> Result<(UnixStream, WorkerProcess), OpeningError> {
+    let (link, process, _pid) = spawn_as(token, &name(spec, purpose), Stdio::from(lock.0))?;
+    Ok((link, process))
+}
+
+/// How it shows in the process list.
+fn name(spec: &WorkerSpec, purpose: Purpose) -> String {
+    let slot = spec.slot_name();
+    match purpose {
+        Purpose::Serve => slot,
+        Purpose::Administer | Purpose::MakeToken => format!("{slot}.admin"),
+        Purpose::Try => format!("{slot}.trial"),
+        Purpose::Look => format!("{slot}.lookout"),
+    }
 }
 
 /// What a child inherits of the daemon's environment.

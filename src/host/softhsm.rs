@@ -58,7 +58,7 @@ pub(super) fn repair(directory: &Path, spec: &WorkerSpec, token: &LocalToken) ->
 }
 
 /// Every `token.object` under the slot's token directory; none for modules other than SoftHSM2.
-fn token_objects(token: &LocalToken) -> Vec<PathBuf> {
+pub(super) fn token_objects(token: &LocalToken) -> Vec<PathBuf> {
     let Some(configuration) = token.environment.get("SOFTHSM2_CONF") else {
         return Vec::new();
     };

@@ -6,7 +6,7 @@ use super::{Host, OpeningError, Purpose, Turn, WorkerLink, WorkerSpec};
 
 /// A worker with its token open. Nobody is logged in.
 #[derive(Debug)]
-pub struct Trial(WorkerLink);
+pub struct Trial(pub(super) WorkerLink);
 
 impl Host {
     /// Opens the token, in the node's turn. The caller writes the attempt down before it is made.

@@ -121,6 +121,7 @@ async fn attempt(stores: &KeyStores, store: &Arc<Store>) -> Result<(), Connectio
     let facts = stores.facts(&store.record().cluster);
     prerequisites::while_connecting(&facts)
         .map_err(|refusal| fault(refusal.unmet.code(), refusal.to_string(), None))?;
+    stores.kmsuser_may_log_in(&facts.id).await?;
     let former_gone = rotate::wait_for_former(stores, store).await;
     former_gone.map_err(|message| fault(ConnectionErrorCode::InternalError, message, None))?;
     let connection = stores.open(store).await.map_err(|error| {
@@ -264,6 +265,6 @@ fn reasons(connection: &Connection) -> String {
     each.collect::<Vec<_>>().join("; ")
 }
 
-fn fault(code: ConnectionErrorCode, message: String, hsm: Option<HsmId>) -> ConnectionFault {
+pub(super) fn fault(code: ConnectionErrorCode, message: String, hsm: Option<HsmId>) -> ConnectionFault {
     ConnectionFault { code, message, hsm, time: clock::now() }
 }

@@ -7,6 +7,7 @@
 mod check;
 mod connect;
 mod facts;
+mod kmsuser;
 pub mod lifecycle;
 mod lookout;
 mod maintenance;
@@ -40,6 +41,7 @@ use prerequisites::{CheckPhase, Unmet};
 
 pub use check::CheckInput;
 pub use connect::{ConnectPhase, Progress};
+pub use kmsuser::KmsuserInUse;
 pub use maintenance::Logins;
 pub use settings::Settings;
 pub use store::{Place, Store};
@@ -545,7 +547,8 @@ fn same_password(one: &Password, other: &Password) -> bool {
     aws_lc_rs::constant_time::verify_slices_are_equal(one, other).is_ok()
 }
 
-fn worker_spec(cluster: &ClusterId, hsm: &HsmId, settings: &cluster::NodeSettings, user: &Username) -> WorkerSpec {
+/// What kmsuser's workers need to know on a node; another user's, but for where his token is.
+pub fn worker_spec(cluster: &ClusterId, hsm: &HsmId, settings: &cluster::NodeSettings, user: &Username) -> WorkerSpec {
     WorkerSpec {
         cluster: cluster.clone(),
         hsm: hsm.clone(),

@@ -45,6 +45,7 @@ impl Pace {
             | Verb::OfferJoin(_)
             | Verb::SealKek(_)
             | Verb::AcceptKek(_)
+            | Verb::GiveUser(_)
         | Verb::Summon(_) => Self::Quick,
         }
     }

@@ -112,16 +112,14 @@ text_id!(
 );
 
 text_id!(
-    /// A crypto user: 1 to 31 letters, digits, `_`, `-` or `.`. Key stores use `kmsuser`.
+    /// A crypto user: 1 to 31 letters, digits or `_`, as CloudHSM has them. Key stores use `kmsuser`.
     Username,
     |text| {
-        let alphabet = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
+        let alphabet = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
         if (1..=31).contains(&text.len()) && alphabet {
             Ok(())
         } else {
-            Err(Invalid::new(
-                "a crypto user's name is 1 to 31 letters, digits, `_`, `-` or `.`",
-            ))
+            Err(Invalid::new("a crypto user's name is 1 to 31 letters, digits or underscores"))
         }
     }
 );
@@ -132,9 +130,25 @@ impl Username {
         Self("kmsuser".into())
     }
 
-    /// Under which the security officer's logins are counted among the others'. No crypto user's name is like this.
+    /// Under which the security officer's logins to the declared tokens, which are kmsuser's, are counted among the others'.
+    /// No crypto user's name is like this.
     pub fn security_officer() -> Self {
         Self("(security officer)".into())
+    }
+
+    /// The security officer of the token of a crypto user, who has one for himself.
+    pub fn security_officer_of(user: &Self) -> Self {
+        if *user == Self::kmsuser() {
+            Self::security_officer()
+        } else {
+            Self(format!("(security officer of {user})").into())
+        }
+    }
+
+    /// Whose password nobody has: who logs in as a user that is not there is refused by this one's token, which takes as
+    /// long as any other. No crypto user's name is like this.
+    pub fn nobody() -> Self {
+        Self("(nobody)".into())
     }
 }
 

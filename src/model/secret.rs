@@ -6,7 +6,7 @@ use std::fmt;
 
 use zeroize::Zeroizing;
 
-use super::Invalid;
+use super::{Invalid, Username};
 
 macro_rules! secret_bytes {
     ($(#[$doc:meta])* $name:ident) => {
@@ -68,6 +68,20 @@ impl Password {
         Ok(Self(text))
     }
 
+    /// CloudHSM's rule for a crypto user's password: 7 to 32 characters, here ones that can be seen and typed. Key stores
+    /// must be able to use kmsuser's.
+    pub fn for_crypto_user(user: &Username, text: String) -> Result<Self, Invalid> {
+        if *user == Username::kmsuser() {
+            return Self::for_key_store(text)
+                .map_err(|_| Invalid::new("kmsuser's password is 7 to 32 letters and digits: key stores use it"));
+        }
+        let text = Zeroizing::new(text);
+        if !(7..=32).contains(&text.len()) || !text.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(Invalid::new("a crypto user's password is 7 to 32 visible ASCII characters"));
+        }
+        Ok(Self(text))
+    }
+
     /// A password that was checked when it was first given: one read back from the records, or
     /// an SO PIN of our own making.
     pub fn trusted(text: String) -> Self {
@@ -103,5 +117,18 @@ mod tests {
         }
         assert!(Password::for_key_store("a".repeat(7)).is_ok());
         assert!(Password::for_key_store("Z9".repeat(16)).is_ok());
+    }
+
+    #[test]
+    fn a_crypto_users_password_may_have_more_kinds_of_characters_and_kmsusers_may_not() {
+        let alice: Username = "alice".parse().unwrap();
+        for text in ["short1", "", "has space1", "ünicode123", &"a".repeat(33), "tab\tcharacter"] {
+            assert!(Password::for_crypto_user(&alice, text.to_owned()).is_err(), "{text:?}");
+        }
+        for text in ["a".repeat(7), "Z9".repeat(16), "co:lon;$%&".to_owned()] {
+            assert!(Password::for_crypto_user(&alice, text).is_ok());
+        }
+        assert!(Password::for_crypto_user(&Username::kmsuser(), "co:lon;$%&".to_owned()).is_err());
+        assert!(Password::for_crypto_user(&Username::kmsuser(), "letters4".to_owned()).is_ok());
     }
 }

@@ -486,7 +486,7 @@ pub(super) fn jittered(pause: Duration) -> Duration {
 }
 
 /// An error with its causes, for a person.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -1,7 +1,8 @@
 //! Trying a password on one HSM for somebody who only wants to know: one attempt, by a worker that leaves afterwards.
 //!
-//! It is written down before the call, as every login is, in a budget of its own: an HSM that did not accept it is not
-//! asked again until an operator allows it or a key store's login succeeds there.
+//! It is written down before the call, as every login is. What an operator checks has a budget of its own: an HSM that did
+//! not accept it is not asked again until an operator allows it or a key store's login succeeds there. What a crypto user
+//! gives, the host counts.
 
 use std::time::Duration;
 
@@ -47,16 +48,11 @@ pub async fn try_password(
     if let Err(why) = still() {
         return Ok(Tried::Withdrawn(why));
     }
-    let trial = match host.open_trial(&turn, spec).await {
+    let opened = host.open_trial(&turn, spec).await;
+    let trial = match as_before(records, spec, opened).await? {
         Ok(trial) => trial,
-        Err(error) => return Ok(Tried::NotAsked(chain(&error))),
+        Err(tried) => return Ok(tried),
     };
-    let known = records.token_serial(&spec.cluster, &spec.hsm, &spec.username).await?;
-    if let Some(known) = known.filter(|known| known != trial.serial()) {
-        let why = format!("its token is {}, not {known} as before; no password is sent there", trial.serial());
-        trial.leave().await;
-        return Ok(Tried::AnotherToken(why));
-    }
     if !records.begin_password_check(&spec.cluster, &spec.hsm).await? {
         trial.leave().await;
         return Ok(Tried::Spent);
@@ -64,6 +60,51 @@ pub async fn try_password(
     #[cfg(debug_assertions)]
     crate::seams::stop_point("check-begun");
     Ok(answered(records, &turn, spec, trial, password).await)
+}
+
+/// Makes an attempt for a crypto user who wants to log in, unless `allowed` have failed in a row: his host counts them, and
+/// writes each down before it is made. The PIN is the text that the token wants.
+pub async fn try_user(
+    host: &Host,
+    records: &Records,
+    spec: &WorkerSpec,
+    pin: &Password,
+    allowed: u32,
+) -> Result<Tried, Unavailable> {
+    let turn = host.turn(spec).await;
+    match host.user_standing(spec) {
+        Ok(standing) if standing.failed_logins >= allowed => return Ok(Tried::Spent),
+        Ok(_) => {}
+        Err(error) => return Ok(Tried::NotAsked(chain(&error))),
+    }
+    let opened = host.open_user_trial(&turn, spec).await;
+    let trial = match as_before(records, spec, opened).await? {
+        Ok(trial) => trial,
+        Err(tried) => return Ok(tried),
+    };
+    Ok(match trial.log_in(&turn, pin).await {
+        Ok(()) => Tried::Accepted,
+        Err(error) => verdict(&error),
+    })
+}
+
+/// The worker, if it has the very token open that the user was logged in to before.
+async fn as_before(
+    records: &Records,
+    spec: &WorkerSpec,
+    opened: Result<Trial, impl std::error::Error>,
+) -> Result<Result<Trial, Tried>, Unavailable> {
+    let trial = match opened {
+        Ok(trial) => trial,
+        Err(error) => return Ok(Err(Tried::NotAsked(chain(&error)))),
+    };
+    let known = records.token_serial(&spec.cluster, &spec.hsm, &spec.username).await?;
+    if let Some(known) = known.filter(|known| known != trial.serial()) {
+        let why = format!("its token is {}, not {known} as before; no password is sent there", trial.serial());
+        trial.leave().await;
+        return Ok(Err(Tried::AnotherToken(why)));
+    }
+    Ok(Ok(trial))
 }
 
 async fn answered(records: &Records, turn: &Turn, spec: &WorkerSpec, trial: Trial, password: &Password) -> Tried {

@@ -49,6 +49,13 @@ pub enum Standing {
     Refused,
 }
 
+// Nothing stands there yet of a node that was not asked because another had refused.
+const GRANTED: &str = "INSERT INTO logins
+         (cluster_id, username, hsm_id, version, proven, attempt_open, refused, granted)
+     VALUES (?, ?, ?, ?, FALSE, FALSE, FALSE, TRUE)
+     ON CONFLICT (cluster_id, username, hsm_id, version)
+     DO UPDATE SET refused = FALSE, attempt_open = FALSE, granted = TRUE WHERE NOT proven";
+
 impl Records {
     pub async fn begin_login(
         &self,
@@ -158,14 +165,20 @@ impl Records {
         user: &Username,
         version: PasswordVersion,
     ) -> Result<(), Unavailable> {
-        // Nothing stands there yet of a node that was not asked because another had refused.
-        const GRANTED: &str = "INSERT INTO logins
-                 (cluster_id, username, hsm_id, version, proven, attempt_open, refused, granted)
-             VALUES (?, ?, ?, ?, FALSE, FALSE, FALSE, TRUE)
-             ON CONFLICT (cluster_id, username, hsm_id, version)
-             DO UPDATE SET refused = FALSE, attempt_open = FALSE, granted = TRUE WHERE NOT proven";
         self.write_login(GRANTED, cluster, hsm, user, version).await?;
         self.write_login(GRANTED, cluster, hsm, &Username::security_officer(), PasswordVersion::SO_PIN).await
+    }
+
+    /// An operator's act, or that the token is being made with this very PIN: the security officer of the user's token is to
+    /// be logged in once more, whatever was said of his PIN.
+    pub async fn allow_one_security_officer_login(
+        &self,
+        cluster: &ClusterId,
+        hsm: &HsmId,
+        user: &Username,
+    ) -> Result<(), Unavailable> {
+        let so = Username::security_officer_of(user);
+        self.write_login(GRANTED, cluster, hsm, &so, PasswordVersion::SO_PIN).await
     }
 
     /// What one node has said of one password.

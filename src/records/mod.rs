@@ -1,4 +1,5 @@
-//! What is written down: key stores, passwords (sealed), login attempts, keys and where they are, aliases.
+//! What is written down: key stores, passwords (sealed), login attempts, keys and where they are, aliases; crypto
+//! users and who is logged in as one.
 //!
 //! SQL stands here and nowhere else. Every change is one transaction; what a caller was told is on
 //! the disk. This room decides nothing about keys or stores beyond what must hold between rows: business answers are
@@ -6,6 +7,7 @@
 
 mod aliases;
 mod creating;
+mod crypto_users;
 mod drifts;
 mod error;
 mod hsms;
@@ -22,6 +24,7 @@ mod replicas;
 mod row;
 mod seal;
 mod updates;
+mod user_logins;
 mod uses;
 
 #[cfg(test)]
@@ -33,6 +36,7 @@ use sqlx::SqlitePool;
 
 pub use aliases::{AliasRecord, CreatedAlias};
 pub use creating::{BegunKey, KeyLimits, NewKey, RequestClaim};
+pub use crypto_users::{AddedCryptoUser, CryptoUserRecord, Lock, NewCryptoUser, UserOnHsm, UserTask};
 pub use drifts::{Difference, DriftCursor, DriftRecord, ObjectName, Oddity};
 pub use error::{OpenError, Unavailable};
 pub use keks::KekRecord;
@@ -44,6 +48,7 @@ pub use passwords::{CandidateFate, NodePassword, PasswordOwner, Rotation};
 pub use presences::{NewProof, PresenceRecord, Proof};
 pub use replicas::ProvableKey;
 pub use updates::{KeyStoreUpdate, UpdatedKeyStore};
+pub use user_logins::{AddedLogin, UserLoginRecord};
 pub use uses::Reserved;
 
 use seal::Sealer;

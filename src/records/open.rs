@@ -97,6 +97,7 @@ pub(super) fn migrations() -> Migrator {
         step(8, "lineages", include_str!("migrations/0008_lineages.sql").into_sql_str()),
         step(9, "realms", include_str!("migrations/0009_realms.sql").into_sql_str()),
         step(10, "rotations", include_str!("migrations/0010_rotations.sql").into_sql_str()),
+        step(11, "crypto users", include_str!("migrations/0011_crypto_users.sql").into_sql_str()),
     ];
     Migrator { migrations: Cow::Owned(steps), ..Migrator::DEFAULT }
 }
@@ -111,7 +112,9 @@ fn unmigrated(settings: &Settings, error: MigrateError) -> OpenError {
 
 /// The sealing key, made only when there is nothing yet that another one sealed.
 async fn sealer(path: &Path, database: &SqlitePool) -> Result<Sealer, OpenError> {
-    let sealed: i64 = sqlx::query_scalar("SELECT count(*) FROM passwords").fetch_one(database).await?;
+    let sealed = "SELECT (SELECT count(*) FROM passwords)
+        + (SELECT count(*) FROM crypto_users WHERE sealed IS NOT NULL)";
+    let sealed: i64 = sqlx::query_scalar(sealed).fetch_one(database).await?;
     let key = match read_key(path)? {
         Some(key) => key,
         None if sealed > 0 => return Err(OpenError::NoSealingKey(path.to_owned())),

@@ -7,6 +7,7 @@ use crate::model::{
 };
 
 mod clusters;
+mod crypto_users;
 mod drifts;
 mod opening;
 mod passwords;

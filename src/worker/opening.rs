@@ -73,6 +73,11 @@ impl Opening {
                 let token = Token::initialise(module, &ask.label, &so_pin, &user_pin)?;
                 opened(&token, 0)
             }
+            (Verb::GiveUser(ask), Self::Loaded(module, token)) => {
+                let (so_pin, user_pin) = (Pin::new(ask.so_pin), Pin::new(ask.user_pin));
+                let token = Token::give_user(module, token.clone(), &ask.label, &so_pin, &user_pin)?;
+                opened(&token, 0)
+            }
             (Verb::CheckToken(ask), Self::Opened(it)) if ask.canary_cka_id.is_empty() => {
                 super::verbs::check_token(it.admin.session(), &ask)
             }
@@ -92,6 +97,7 @@ impl Opening {
                 | Verb::OfferJoin(_)
                 | Verb::SealKek(_)
                 | Verb::AcceptKek(_)
+                | Verb::GiveUser(_)
                 | Verb::Summon(_),
                 _,
             ) => Err(out_of_turn()),

@@ -34,6 +34,7 @@ pub fn perform(session: &mut Session, verb: Verb) -> Result<Outcome, Fault> {
         | Verb::OfferJoin(_)
         | Verb::SealKek(_)
         | Verb::AcceptKek(_)
+        | Verb::GiveUser(_)
         | Verb::Summon(_) => Err(Fault::protocol("the pool is open already")),
     }
 }

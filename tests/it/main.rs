@@ -14,6 +14,7 @@ mod concurrency;
 mod connection_errors;
 mod contract;
 mod crash;
+mod crypto_users;
 mod dev;
 mod disconnecting;
 mod documents;

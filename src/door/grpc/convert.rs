@@ -5,11 +5,13 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use tonic::Status;
+use tonic::metadata::MetadataMap;
 
 use crate::clock;
 use crate::keystore;
-use crate::model::{EncryptionContext, KeyRef, KeySpec, KeyStoreId, Password, Plaintext, TrustAnchor};
+use crate::model::{EncryptionContext, KeyRef, KeySpec, KeyStoreId, Password, Plaintext, TrustAnchor, Username};
 use crate::proto::v1 as pb;
+use crate::users::{self, LoginToken};
 
 use super::status;
 
@@ -19,6 +21,12 @@ const MAX_PLAINTEXT: usize = 4_096;
 const MAX_RANDOM: i32 = 1_024;
 const DEFAULT_PAGE: u32 = 100;
 const LARGEST_PAGE: u32 = 1_000;
+/// The metadata in which login tokens travel, one for each cluster.
+const LOGIN: &str = "x-keyway-login";
+const MOST_LOGINS: usize = 16;
+const LOGIN_TTL: Duration = Duration::from_secs(15 * 60);
+const SHORTEST_LOGIN: Duration = Duration::from_secs(1);
+const LONGEST_LOGIN: Duration = Duration::from_secs(12 * 60 * 60);
 
 /// Parses one field.
 pub(super) fn parse<T: FromStr<Err: std::fmt::Display>>(field: &str, text: &str) -> Result<T, Status> {
@@ -50,6 +58,48 @@ pub(super) fn parse_given<T: FromStr<Err: std::fmt::Display>>(
 
 pub(super) fn key_store_password(text: String) -> Result<Password, Status> {
     Password::for_key_store(text).map_err(|why| status::field("key_store_password", why))
+}
+
+pub(super) fn crypto_user_password(field: &str, user: &Username, text: String) -> Result<Password, Status> {
+    Password::for_crypto_user(user, text).map_err(|why| status::field(field, why))
+}
+
+/// How long a login is to last.
+pub(super) fn login_ttl(asked: Option<prost_types::Duration>) -> Result<Duration, Status> {
+    let Some(asked) = asked else { return Ok(LOGIN_TTL) };
+    match Duration::try_from(asked) {
+        Ok(ttl) if (SHORTEST_LOGIN..=LONGEST_LOGIN).contains(&ttl) => Ok(ttl),
+        Ok(_) | Err(_) => Err(status::field("ttl", "is 1 second to 12 hours")),
+    }
+}
+
+/// The login tokens that came along.
+pub(super) fn login_tokens(metadata: &MetadataMap) -> Result<Vec<LoginToken>, Status> {
+    let values = metadata.get_all(LOGIN).iter().take(MOST_LOGINS + 1);
+    let tokens = values.map(|value| {
+        let token = value.to_str().ok().and_then(|text| text.parse().ok());
+        token.ok_or_else(|| status::field(LOGIN, "is not a login token"))
+    });
+    let tokens = tokens.collect::<Result<Vec<_>, _>>()?;
+    if tokens.len() > MOST_LOGINS {
+        return Err(status::field(LOGIN, format!("stands at most {MOST_LOGINS} times")));
+    }
+    Ok(tokens)
+}
+
+/// The one login token that came along.
+pub(super) fn login_token(metadata: &MetadataMap) -> Result<LoginToken, Status> {
+    let token = login_token_if_any(metadata)?;
+    token.ok_or_else(|| status::users(users::Error::LoginRequired))
+}
+
+/// The same, when there need not be one.
+pub(super) fn login_token_if_any(metadata: &MetadataMap) -> Result<Option<LoginToken>, Status> {
+    let mut tokens = login_tokens(metadata)?;
+    match (tokens.pop(), tokens.is_empty()) {
+        (token, true) => Ok(token),
+        (_, false) => Err(status::field(LOGIN, "stands once in this call")),
+    }
 }
 
 pub(super) fn key_ref(text: &str) -> Result<KeyRef, Status> {

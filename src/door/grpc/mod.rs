@@ -33,6 +33,7 @@ use crate::cluster::Declared;
 use crate::keys::Keys;
 use crate::keystore::KeyStores;
 use crate::proto::{self, v1 as pb};
+use crate::users::Users;
 
 use super::greet::Io;
 
@@ -58,6 +59,7 @@ pub struct Foundation {
     pub policy: Policy,
     pub key_stores: KeyStores,
     pub keys: Keys,
+    pub users: Users,
     pub clusters: Declared,
     pub health: tonic_health::server::HealthReporter,
     pub draining: watch::Receiver<bool>,

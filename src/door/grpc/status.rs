@@ -12,8 +12,10 @@ use tonic_types::{ErrorDetails, StatusExt};
 use crate::authz::Denied;
 use crate::cluster::Failure;
 use crate::keys;
-use crate::keystore::{self, prerequisites};
+use crate::keystore::{self, KmsuserInUse, prerequisites};
+use crate::model::Username;
 use crate::records::Unavailable;
+use crate::users::{self, Unproved};
 
 use super::tell;
 
@@ -280,6 +282,66 @@ impl From<keys::Error> for Refusal {
     }
 }
 
+impl From<users::Error> for Refusal {
+    fn from(error: users::Error) -> Self {
+        use users::Error as E;
+        let message = error.to_string();
+        match error {
+            E::ClusterNotFound(cluster) => {
+                Self::new(Code::NotFound, "CLOUD_HSM_CLUSTER_NOT_FOUND", message).with("clusterId", cluster)
+            }
+            E::ClusterNotActive { cluster, state } => {
+                Self::new(Code::FailedPrecondition, "CLOUD_HSM_CLUSTER_NOT_ACTIVE", message)
+                    .with("clusterId", cluster)
+                    .with("state", state)
+            }
+            E::NotManaged(cluster) => {
+                Self::new(Code::Unimplemented, "UNSUPPORTED_OPERATION", message).with("clusterId", cluster)
+            }
+            E::NotFound { cluster, user } => {
+                Self::new(Code::NotFound, "NOT_FOUND", message).with("clusterId", cluster).with("username", user)
+            }
+            E::Exists { cluster, user, .. } => Self::new(Code::AlreadyExists, "ALREADY_EXISTS", message)
+                .with("clusterId", cluster)
+                .with("username", user),
+            E::BeingDeleted { user, .. } => {
+                Self::new(Code::Aborted, "CONFLICT", message).with("username", user).retry()
+            }
+            E::TooManyUsers(quota) | E::TooManyLogins(quota) => {
+                Self::new(Code::ResourceExhausted, "LIMIT_EXCEEDED", message).with("quota", quota)
+            }
+            E::LoggedIn(user) => Self::new(Code::FailedPrecondition, "USER_LOGGED_IN", message).with("username", user),
+            E::KmsuserInUse(KmsuserInUse { store, state }) => {
+                Self::new(Code::FailedPrecondition, "USER_LOGGED_IN", format!("{message}; {}", way_out(state)))
+                    .with("username", Username::kmsuser())
+                    .with("keyStoreId", store)
+                    .with("connectionState", state)
+            }
+            E::KmsuserHasKeyStore { store, state } => {
+                Self::new(Code::FailedPrecondition, "CUSTOM_KEY_STORE_INVALID_STATE", message)
+                    .with("keyStoreId", store)
+                    .with("connectionState", state)
+            }
+            E::NoNode(_) | E::Unproved(Unproved::NoNode(_)) => Self::new(Code::Unavailable, "NO_NODE", message).retry(),
+            E::OutcomeUnknown(_) => Self::new(Code::Aborted, "OUTCOME_UNKNOWN", message),
+            E::Unproved(Unproved::Refused) => Self::new(Code::Unauthenticated, "INVALID_CREDENTIALS", message),
+            E::Unproved(Unproved::Throttled) => Self::new(Code::ResourceExhausted, "THROTTLING", message),
+            E::SecondFactor(user) => {
+                Self::new(Code::Unimplemented, "UNSUPPORTED_OPERATION", message).with("username", user)
+            }
+            E::Busy => Self::new(Code::ResourceExhausted, "SESSIONS_EXHAUSTED", message).retry(),
+            E::LoginRequired => Self::new(
+                Code::Unauthenticated,
+                "LOGIN_REQUIRED",
+                format!("{message}: send it as metadata x-keyway-login"),
+            ),
+            E::LoginExpired => Self::new(Code::Unauthenticated, "LOGIN_EXPIRED", format!("{message}; log in again")),
+            E::Conflict => Self::new(Code::Aborted, "CONFLICT", message).retry(),
+            E::Records(error) | E::Unproved(Unproved::Records(error)) => error.into(),
+        }
+    }
+}
+
 impl From<Failure> for Refusal {
     fn from(failure: Failure) -> Self {
         let message = failure.to_string();
@@ -312,6 +374,10 @@ impl From<Unavailable> for Refusal {
 }
 
 pub(super) fn key_store(error: keystore::Error) -> Status {
+    Refusal::from(error).status()
+}
+
+pub(super) fn users(error: users::Error) -> Status {
     Refusal::from(error).status()
 }
 

@@ -39,7 +39,7 @@ pub(super) fn cluster(key_stores: &KeyStores, id: &ClusterId, settings: &cluster
         profile: settings.profile.as_str().to_owned(),
         password_rotation: password_rotation(&settings.rotation.strategy).into(),
         trust_anchor_required: settings.profile.requires_trust_anchor(),
-        manages_users: false,
+        manages_users: settings.manages_users(),
         key_store_id: store.map(|store| store.id().to_string()).unwrap_or_default(),
         ineligible_reason: match prerequisites::to_create(&key_stores.facts(id)) {
             Ok(()) => String::new(),

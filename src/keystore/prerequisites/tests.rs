@@ -92,6 +92,7 @@ fn node(letter: char) -> NodeSettings {
         queue_limit: NonZeroU32::MIN,
         patience: Patience { quick: Duration::from_secs(5), slow: Duration::from_secs(30) },
         memory_limit: 1 << 30,
+        user_tokens: None,
     }
 }
 

@@ -67,16 +67,30 @@ impl Token {
     /// Makes a free slot a token with this label and gives its user a PIN, or finishes one that was begun.
     /// The user's PIN is tried before the token is handed out.
     pub fn initialise(module: &Module, label: &str, so_pin: &Pin, user_pin: &Pin) -> Result<Self, Fault> {
-        if label.is_empty() || label.len() > 32 {
-            return Err(Fault::bad_input("a token's label has 1 to 32 bytes"));
-        }
-        let (so, user) = (so_pin.for_setting()?, user_pin.for_setting()?);
-        let slot = match Self::find(module, TokenName::Label(label))? {
+        check_label(label)?;
+        match Self::find(module, TokenName::Label(label))? {
             Some(token) if token.0.info.user_pin_initialized() => {
-                return Err(Fault::refused(Bucket::Input, Kind::BadInput, "a token with this label exists already"));
+                Err(Fault::refused(Bucket::Input, Kind::BadInput, "a token with this label exists already"))
             }
-            Some(begun) => begun.0.slot,
+            begun => Self::give_user(module, begun, label, so_pin, user_pin),
+        }
+    }
+
+    /// Has the SO give the token's user this PIN, whatever he had before; without a token, makes one under this label
+    /// first. To be repeated as often as one likes. The PIN is tried before the token is handed out.
+    pub fn give_user(
+        module: &Module,
+        token: Option<Self>,
+        label: &str,
+        so_pin: &Pin,
+        user_pin: &Pin,
+    ) -> Result<Self, Fault> {
+        let (so, user) = (so_pin.for_setting()?, user_pin.for_setting()?);
+        let slot = match token {
+            Some(token) => token.0.slot,
+            None if label.is_empty() => return Err(absent("no slot has this token")),
             None => {
+                check_label(label)?;
                 let free = module.tokens()?.into_iter().find(|(_, info)| !info.token_initialized());
                 let (slot, _) = free.ok_or_else(|| absent("there is no free slot"))?;
                 module.library.init_token(slot, &so, label)?;
@@ -84,9 +98,10 @@ impl Token {
             }
         };
         let token = Self::at(module, slot, module.library.get_token_info(slot)?);
-        let session = token.open_session()?;
-        session.as_security_officer(so_pin, |session| Ok(session.raw.init_pin(&user)?))?;
-        session.as_user(user_pin, |_| Ok(()))?;
+        token.open_session()?.job(|session| {
+            session.as_security_officer(so_pin, |session| Ok(session.raw.init_pin(&user)?))?;
+            session.as_user(user_pin, |_| Ok(()))
+        })?;
         Ok(token)
     }
 
@@ -236,6 +251,10 @@ impl Session {
             }
         }
     }
+}
+
+fn check_label(label: &str) -> Result<(), Fault> {
+    if (1..=32).contains(&label.len()) { Ok(()) } else { Err(Fault::bad_input("a token's label has 1 to 32 bytes")) }
 }
 
 fn absent(why: &'static str) -> Fault {

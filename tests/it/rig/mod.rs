@@ -626,11 +626,20 @@ fn pkcs11_tool(configuration: &Path, password: &str, args: &[&str]) -> String {
     try_pkcs11_tool(configuration, password, args).unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// Whether a token lets this crypto user in.
+pub fn opens_as(configuration: &Path, user: &str, password: &str) -> bool {
+    try_pkcs11_tool_as(configuration, user, password, &["--list-objects"]).is_ok()
+}
+
 fn try_pkcs11_tool(configuration: &Path, password: &str, args: &[&str]) -> Result<String, String> {
+    try_pkcs11_tool_as(configuration, "kmsuser", password, args)
+}
+
+fn try_pkcs11_tool_as(configuration: &Path, user: &str, password: &str, args: &[&str]) -> Result<String, String> {
     let output = Command::new("pkcs11-tool")
         .env("SOFTHSM2_CONF", configuration)
         .args(["--module", SOFTHSM2, "--login", "--pin"])
-        .arg(format!("kmsuser:{password}"))
+        .arg(format!("{user}:{password}"))
         .args(args)
         .output()
         .expect("opensc is installed by scripts/test");

@@ -4,7 +4,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 /// The code that goes with each reason, as the public contract has it.
-const CODES: [(&str, Code); 28] = [
+const CODES: [(&str, Code); 36] = [
     ("VALIDATION", Code::InvalidArgument),
     ("INVALID_ARN", Code::InvalidArgument),
     ("INVALID_MARKER", Code::InvalidArgument),
@@ -33,6 +33,14 @@ const CODES: [(&str, Code); 28] = [
     ("DEADLINE", Code::DeadlineExceeded),
     ("UNSUPPORTED_OPERATION", Code::Unimplemented),
     ("NO_CALLER_IDENTITY", Code::Unauthenticated),
+    ("INVALID_CREDENTIALS", Code::Unauthenticated),
+    ("LOGIN_REQUIRED", Code::Unauthenticated),
+    ("LOGIN_EXPIRED", Code::Unauthenticated),
+    ("USER_LOGGED_IN", Code::FailedPrecondition),
+    ("THROTTLING", Code::ResourceExhausted),
+    ("NO_NODE", Code::Unavailable),
+    ("CONFLICT", Code::Aborted),
+    ("OUTCOME_UNKNOWN", Code::Aborted),
 ];
 
 /// The answer must be a refusal with this reason, which names this field (none when empty), and all else a refusal owes its caller.

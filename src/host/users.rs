@@ -1,0 +1,177 @@
+//! Crypto users on tokens that we manage: each has a token of his own on each node, in a directory of its own.
+//!
+//! The user's `SOFTHSM2_CONF` stands in that directory, whose parent is made by the operator and never here: where it is
+//! missing, the node's tokens are out of reach, and nothing is concluded from that. Every job is to be repeated as often as
+//! one likes, so that one that was cut short is finished by being done again. Which users there should be is not known here.
+
+use std::path::{Path, PathBuf};
+
+use crate::link::v1::{self, request::Verb, response::Outcome};
+use crate::model::Password;
+
+use super::opening::unexpected;
+use super::{Host, LocalToken, Location, OpeningError, Purpose, Trial, Turn, WorkerSpec, attempts, pin_text, softhsm};
+
+/// What keyway makes in a user's directory.
+const OURS: [&str; 2] = ["softhsm2.conf", "tokens"];
+
+/// Why a job for a user was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum UserError {
+    #[error("{0} is not there")]
+    OutOfReach(PathBuf),
+    #[error("the user's token is not in a directory of his own: no SOFTHSM2_CONF is configured")]
+    NoDirectory,
+    #[error("{0} holds more than keyway makes there: remove the token by hand")]
+    NotOurs(PathBuf),
+    #[error("the user's token is on another host, whose crypto users are not managed from here")]
+    Elsewhere,
+    #[error(transparent)]
+    Host(#[from] OpeningError),
+}
+
+/// A user as his token's directory shows him.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UserStanding {
+    pub is_present: bool,
+    /// In a row.
+    pub failed_logins: u32,
+    pub is_locked: bool,
+}
+
+impl Host {
+    /// Whether the user has a token here, and how his logins went.
+    pub fn user_standing(&self, spec: &WorkerSpec) -> Result<UserStanding, UserError> {
+        let token = token_here(spec)?;
+        reachable_home(token)?;
+        let failed_logins = attempts::failed(self.local.directory(), spec)?;
+        let is_locked = attempts::is_locked(token, failed_logins);
+        Ok(UserStanding { is_present: !softhsm::token_objects(token).is_empty(), failed_logins, is_locked })
+    }
+
+    /// Makes the user's token, or gives the user of the one that is there another password, as its SO: one login of the
+    /// SO's, which the caller has written down, unless the token is new. The token's serial number.
+    pub async fn give_user(&self, _turn: &Turn, spec: &WorkerSpec, password: &Password) -> Result<String, UserError> {
+        let token = token_here(spec)?;
+        make_home(&reachable_home(token)?)?;
+        let user_pin = pin_text(&spec.username, password).expose().as_bytes().to_vec();
+        let mut link = self.local.open_alone(spec, token, Purpose::MakeToken).await?;
+        let answer = link.ask(Verb::GiveUser(v1::GiveUser { user_pin, ..Default::default() })).await;
+        link.end().await;
+        match answer? {
+            Outcome::Opened(opened) => {
+                self.local.keep_token(spec, token)?;
+                Ok(opened.serial)
+            }
+            other => Err(unexpected(other).into()),
+        }
+    }
+
+    /// Forgets the user's failed logins: he may log in again.
+    pub fn unlock_user(&self, _turn: &Turn, spec: &WorkerSpec) -> Result<(), UserError> {
+        Ok(attempts::forget(self.local.directory(), spec)?)
+    }
+
+    /// Destroys the user's token with all that is in it, once no worker uses it, and what the host kept of him.
+    pub async fn remove_user(&self, _turn: &Turn, spec: &WorkerSpec) -> Result<(), UserError> {
+        let home = reachable_home(token_here(spec)?)?;
+        let _lock = self.local.slot(spec).await?;
+        remove_home(&home)?;
+        let ours = format!("{}.", spec.slot_name());
+        self.forget_files(&ours).map_err(files(self.local.directory()))
+    }
+
+    /// Opens the user's token for one attempt to log in, as [`Host::open_trial`] does, once no other worker uses it.
+    pub async fn open_user_trial(&self, _turn: &Turn, spec: &WorkerSpec) -> Result<Trial, UserError> {
+        Ok(Trial(self.local.open_alone(spec, token_here(spec)?, Purpose::Try).await?))
+    }
+
+    /// Copies of the token, counts, marks: all that is kept under the slot's name.
+    fn forget_files(&self, prefix: &str) -> std::io::Result<()> {
+        for entry in std::fs::read_dir(self.local.directory())? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(prefix) {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn token_here(spec: &WorkerSpec) -> Result<&LocalToken, UserError> {
+    match &spec.location {
+        Location::Here(token) => Ok(token),
+        Location::There(_) => Err(UserError::Elsewhere),
+    }
+}
+
+/// The user's directory, which may not be there yet. The one above it must be.
+fn reachable_home(token: &LocalToken) -> Result<PathBuf, UserError> {
+    let configuration = token.environment.get("SOFTHSM2_CONF").map(Path::new);
+    let home = configuration.and_then(Path::parent).ok_or(UserError::NoDirectory)?;
+    let above = home.parent().ok_or(UserError::NoDirectory)?;
+    if above.is_dir() { Ok(home.to_owned()) } else { Err(UserError::OutOfReach(above.to_owned())) }
+}
+
+/// Makes what is missing. An operator's own configuration is left as it is.
+fn make_home(home: &Path) -> Result<(), UserError> {
+    use std::os::unix::fs::DirBuilderExt;
+    let made = std::fs::DirBuilder::new().mode(0o700).create(home);
+    let made = made.or_else(|error| if home.is_dir() { Ok(()) } else { Err(error) });
+    let configured = std::fs::metadata(home.join("softhsm2.conf")).is_ok_and(|file| file.len() > 0);
+    let made =
+        made.and_then(|()| if configured { Ok(()) } else { softhsm::TokenDirectory::make(home.to_owned()).map(drop) });
+    made.map_err(files(home))
+}
+
+/// Gone as a whole before the first file of it is removed: half a token is never found under the user's name.
+fn remove_home(home: &Path) -> Result<(), UserError> {
+    let name = home.file_name().ok_or(UserError::NoDirectory)?.to_string_lossy();
+    // No user's name has a full stop.
+    let removed = home.with_file_name(format!(".removed.{name}"));
+    let rid = |path: &Path| match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    };
+    rid(&removed).map_err(files(&removed))?;
+    if !home.exists() {
+        return Ok(());
+    }
+    let entries = std::fs::read_dir(home).and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(files(home))?;
+    if entries.iter().any(|entry| !OURS.iter().any(|ours| entry.file_name() == *ours)) {
+        return Err(UserError::NotOurs(home.to_owned()));
+    }
+    std::fs::rename(home, &removed).map_err(files(home))?;
+    rid(&removed).map_err(files(&removed))
+}
+
+fn files(path: &Path) -> impl FnOnce(std::io::Error) -> UserError {
+    let path = path.to_owned();
+    move |source| OpeningError::Files { path, source }.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_removed_users_directory_goes_whole_and_one_with_more_in_it_stays() {
+        let above = tempfile::tempdir().unwrap();
+        let home = above.path().join("alice");
+        make_home(&home).unwrap();
+        std::fs::write(home.join("softhsm2.conf"), "the operator's own").unwrap();
+        make_home(&home).unwrap();
+        assert_eq!(std::fs::read_to_string(home.join("softhsm2.conf")).unwrap(), "the operator's own");
+
+        std::fs::write(home.join("so-pin"), b"").unwrap();
+        assert!(matches!(remove_home(&home), Err(UserError::NotOurs(_))));
+        assert!(home.join("softhsm2.conf").exists());
+
+        std::fs::remove_file(home.join("so-pin")).unwrap();
+        // What a crash left of an earlier one.
+        std::fs::create_dir(above.path().join(".removed.alice")).unwrap();
+        remove_home(&home).unwrap();
+        remove_home(&home).unwrap();
+        assert_eq!(std::fs::read_dir(above.path()).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,172 @@
+//! What is pending for a user on an HSM, done there and closed in the records.
+//!
+//! To be repeated as often as one likes: a job that a crash cut short is done again from its beginning. An SO's login is
+//! within the budget that every login has, written down before the job; one that was refused, or not answered and never
+//! accepted before, needs an administrator's act.
+
+use crate::cluster;
+use crate::host::{OpeningError, UserError, WorkerSpec};
+use crate::keystore::KmsuserInUse;
+use crate::link::v1::fault::User;
+use crate::model::{ClusterId, HsmId, PasswordVersion, Username};
+use crate::node::{LoginRefusal, chain, refusal};
+use crate::records::{Lock, LoginLeave, Unavailable, UserOnHsm, UserTask};
+
+use super::Users;
+use super::place::Place;
+
+/// Why a job is still to be done.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Undone {
+    #[error("it is out of use: {0}")]
+    OutOfUse(String),
+    #[error("it is not declared")]
+    NotDeclared,
+    #[error(transparent)]
+    KmsuserInUse(#[from] KmsuserInUse),
+    #[error("{}", spent(.0, .1))]
+    Spent(HsmId, Username),
+    #[error(transparent)]
+    Host(#[from] UserError),
+    #[error("the records cannot be reached")]
+    Records(#[from] Unavailable),
+}
+
+fn spent(hsm: &HsmId, user: &Username) -> String {
+    let act = if *user == Username::kmsuser() {
+        format!("resume {hsm} allowing one login")
+    } else {
+        format!("reset {user}'s password")
+    };
+    format!("the SO PIN was refused, or its login not answered; mend so_pin_file, and {act} to have it tried once more")
+}
+
+impl Users {
+    /// Does what is pending for the user on each HSM, on all of them at once: what is still to be done, and why.
+    pub(super) async fn settle(
+        &self,
+        id: &ClusterId,
+        cluster: &cluster::Settings,
+        user: &Username,
+    ) -> Result<Vec<(HsmId, Undone)>, Unavailable> {
+        let Some(record) = self.0.records.crypto_user(id, user).await? else { return Ok(Vec::new()) };
+        let pending = record.hsms.iter().filter_map(|(hsm, on)| Some((hsm, *on, on.pending?)));
+        let each = pending.map(|(hsm, on, task)| async move {
+            let done = match cluster.nodes.get(hsm) {
+                Some(node) => self.settle_on(id, &self.place(id, hsm, node, user), on, task).await,
+                // Nobody can say when it comes back, if ever: the name is free again without it.
+                None if task == UserTask::Remove => Ok(self.0.records.crypto_user_removed(id, user, hsm).await?),
+                None => Err(Undone::NotDeclared),
+            };
+            Ok::<_, Unavailable>((hsm.clone(), done))
+        });
+        let done = futures_util::future::try_join_all(each).await?;
+        let undone: Vec<_> = done.into_iter().filter_map(|(hsm, done)| Some((hsm, done.err()?))).collect();
+        for (hsm, why) in &undone {
+            let why = chain(why);
+            tracing::info!(cluster = %id, %hsm, %user, why, "a crypto user is still to be brought level here");
+        }
+        if !undone.is_empty() {
+            self.0.left_over.notify_one();
+        }
+        Ok(undone)
+    }
+
+    async fn settle_on(&self, id: &ClusterId, place: &Place, on: UserOnHsm, task: UserTask) -> Result<(), Undone> {
+        place.in_use()?;
+        let user = &place.spec.username;
+        let job = async {
+            match task {
+                UserTask::Give => self.give_on(&place.spec, on).await,
+                UserTask::Remove => self.remove_on(&place.spec).await,
+            }
+        };
+        self.resting(id, user, job).await?
+    }
+
+    async fn give_on(&self, spec: &WorkerSpec, on: UserOnHsm) -> Result<(), Undone> {
+        let (records, host) = (&self.0.records, &self.0.host);
+        let WorkerSpec { cluster, hsm, username: user, .. } = spec;
+        let turn = host.turn(spec).await;
+        // Not even begun where it cannot be done: no login is written down for nothing.
+        host.user_standing(spec)?;
+        let Some((version, password)) = records.pending_password(cluster, user).await? else { return Ok(()) };
+        if !on.given && *user != Username::kmsuser() {
+            // Whatever token is there was made by a job like this one, which was cut short, with this very PIN.
+            records.allow_one_security_officer_login(cluster, hsm, user).await?;
+        }
+        let so = Username::security_officer_of(user);
+        match records.begin_login(cluster, hsm, &so, PasswordVersion::SO_PIN).await? {
+            LoginLeave::Granted | LoginLeave::GrantedAgain => {}
+            LoginLeave::Refused | LoginLeave::Unsettled => return Err(Undone::Spent(hsm.clone(), user.clone())),
+        }
+        #[cfg(debug_assertions)]
+        crate::seams::stop_point("user-give-begun");
+        let answer = host.give_user(&turn, spec, &password).await;
+        match said_of_the_security_officer(&answer) {
+            Said::Accepted => records.login_succeeded(cluster, hsm, &so, PasswordVersion::SO_PIN).await?,
+            Said::Refused => records.login_refused(cluster, hsm, &so, PasswordVersion::SO_PIN).await?,
+            Said::NotAsked => records.login_not_made(cluster, hsm, &so, PasswordVersion::SO_PIN).await?,
+            Said::Nothing => {}
+        }
+        let serial = answer?;
+        #[cfg(debug_assertions)]
+        crate::seams::stop_point("user-given");
+        // Whether the HSM's own token may be another one is for whoever connects to it to say.
+        if *user != Username::kmsuser() {
+            records.set_token_serial(cluster, hsm, user, &serial).await?;
+        }
+        if on.lock == Lock::Opened {
+            host.unlock_user(&turn, spec)?;
+        }
+        Ok(records.crypto_user_given(cluster, user, hsm, version).await?)
+    }
+
+    async fn remove_on(&self, spec: &WorkerSpec) -> Result<(), Undone> {
+        let turn = self.0.host.turn(spec).await;
+        #[cfg(debug_assertions)]
+        crate::seams::stop_point("user-remove-begun");
+        self.0.host.remove_user(&turn, spec).await?;
+        #[cfg(debug_assertions)]
+        crate::seams::stop_point("user-removed");
+        Ok(self.0.records.crypto_user_removed(&spec.cluster, &spec.username, &spec.hsm).await?)
+    }
+}
+
+/// What a job says of the SO's login in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Said {
+    Accepted,
+    Refused,
+    NotAsked,
+    Nothing,
+}
+
+fn said_of_the_security_officer(answer: &Result<String, UserError>) -> Said {
+    let error = match answer {
+        Ok(_) => return Said::Accepted,
+        Err(UserError::Host(error)) => error,
+        Err(UserError::OutOfReach(_) | UserError::NoDirectory | UserError::NotOurs(_) | UserError::Elsewhere) => {
+            return Said::NotAsked;
+        }
+    };
+    match error {
+        OpeningError::Fault(fault) if fault.login() == User::SecurityOfficer => {
+            match refusal(fault.kind()) {
+                Some(LoginRefusal::Incorrect | LoginRefusal::Locked) => Said::Refused,
+                // It was not even looked at.
+                Some(
+                    LoginRefusal::NoUser
+                    | LoginRefusal::LoggedInElsewhere
+                    | LoginRefusal::Unsettled
+                    | LoginRefusal::NotTried,
+                ) => Said::NotAsked,
+                None => Said::Nothing,
+            }
+        }
+        OpeningError::Fault(fault) if fault.accepted().any(|user| user == User::SecurityOfficer) => Said::Accepted,
+        OpeningError::Fault(_) => Said::NotAsked,
+        error if error.was_handed_over() => Said::Nothing,
+        _ => Said::NotAsked,
+    }
+}

@@ -1,0 +1,251 @@
+//! Crypto users: made, deleted and given passwords on every HSM of a cluster, also on one that was away.
+
+mod absence;
+mod crash;
+mod logins;
+
+use tonic::Status;
+
+use crate::rig::{Clients, Rig, pb, refused};
+
+const FIRST: &str = "correct:horse4";
+const SECOND: &str = "battery-staple5";
+const WRONG: &str = "not-the-password";
+
+impl Rig {
+    fn user_token(&self, hsm: &str, user: &str) -> std::path::PathBuf {
+        self.path(&format!("hsms/{hsm}/users/{user}"))
+    }
+
+    /// Whether the user's own token on an HSM lets him in, asked past keyway.
+    fn user_opens(&self, hsm: &str, user: &str, password: &str) -> bool {
+        crate::rig::opens_as(&self.user_token(hsm, user).join("softhsm2.conf"), user, password)
+    }
+}
+
+impl Clients {
+    async fn create_user(&mut self, rig: &Rig, user: &str, password: &str) -> Result<pb::CryptoUser, Status> {
+        let request = pb::CreateCryptoUserRequest {
+            cluster_id: rig.cluster_id(),
+            username: user.to_owned(),
+            password: password.to_owned(),
+            require_second_factor: false,
+        };
+        Ok(self.users.create_crypto_user(request).await?.into_inner().user.expect("it is told"))
+    }
+
+    async fn delete_user(&mut self, rig: &Rig, user: &str) -> Result<(), Status> {
+        let request = pb::DeleteCryptoUserRequest { cluster_id: rig.cluster_id(), username: user.to_owned() };
+        self.users.delete_crypto_user(request).await.map(drop)
+    }
+
+    /// Those that still lack it.
+    async fn reset_password(&mut self, rig: &Rig, user: &str, new: &str) -> Result<Vec<String>, Status> {
+        let request = pb::ResetPasswordRequest {
+            cluster_id: rig.cluster_id(),
+            username: user.to_owned(),
+            new_password: new.to_owned(),
+        };
+        Ok(self.users.reset_password(request).await?.into_inner().pending_hsm_ids)
+    }
+
+    /// Those that still lack it.
+    async fn change_user_password(
+        &mut self,
+        rig: &Rig,
+        user: &str,
+        present: &str,
+        new: &str,
+    ) -> Result<Vec<String>, Status> {
+        let request = pb::ChangePasswordRequest {
+            cluster_id: rig.cluster_id(),
+            username: user.to_owned(),
+            current_password: present.to_owned(),
+            new_password: new.to_owned(),
+        };
+        Ok(self.users.change_password(request).await?.into_inner().pending_hsm_ids)
+    }
+
+    async fn list_users(&mut self, rig: &Rig) -> Vec<pb::CryptoUser> {
+        let request = pb::ListCryptoUsersRequest { cluster_id: rig.cluster_id(), ..Default::default() };
+        self.users.list_crypto_users(request).await.expect("they can be listed").into_inner().users
+    }
+
+    async fn user(&mut self, rig: &Rig, name: &str) -> Option<pb::CryptoUser> {
+        self.list_users(rig).await.into_iter().find(|user| user.username == name)
+    }
+
+    async fn log_in(&mut self, rig: &Rig, user: &str, password: &str) -> Result<pb::LoginResponse, Status> {
+        let request = pb::LoginRequest {
+            cluster_id: rig.cluster_id(),
+            username: user.to_owned(),
+            password: password.to_owned(),
+            ttl: None,
+        };
+        Ok(self.users.login(request).await?.into_inner())
+    }
+}
+
+/// Logs in as soon as an HSM has the user's present password.
+async fn logs_in(clients: &Clients, rig: &Rig, user: &str, password: &str) -> Result<pb::LoginResponse, Status> {
+    crate::rig::wait_async(|| {
+        let mut clients = clients.clone();
+        async move {
+            match clients.log_in(rig, user, password).await {
+                Err(status) if crate::rig::reason(&status).1 == "NO_NODE" => None,
+                answer => Some(answer),
+            }
+        }
+    })
+    .await
+}
+
+/// Waits until whoever was doing something for a user of the cluster has done it on every HSM that is there. Tokens are
+/// not to be looked into past keyway before: SoftHSM2 writes a token anew at each login, as it was when it was opened.
+async fn all_done(clients: &mut Clients, rig: &Rig, user: &str) {
+    refused("comes after it", clients.create_user(rig, user, FIRST).await, "ALREADY_EXISTS", "");
+}
+
+fn present_on(user: &pb::CryptoUser) -> Vec<&str> {
+    user.hsms.iter().filter(|on| on.present).map(|on| on.hsm_id.as_str()).collect()
+}
+
+#[tokio::test]
+async fn a_user_is_made_on_every_hsm_listed_and_deleted_with_his_tokens() {
+    let rig = Rig::new().start();
+    let mut clients = rig.clients().await;
+    let kmsuser = clients.user(&rig, "kmsuser").await.expect("dev made it");
+    assert_eq!((present_on(&kmsuser).len(), kmsuser.key_store_id.as_str()), (3, ""));
+
+    let alice = clients.create_user(&rig, "alice", FIRST).await.unwrap();
+    assert_eq!(present_on(&alice), ["hsm-1", "hsm-2", "hsm-3"]);
+    assert!(!alice.second_factor && alice.hsms.iter().all(|on| !on.locked && on.failed_logins == 0));
+    for hsm in ["hsm-1", "hsm-2", "hsm-3"] {
+        assert!(rig.user_opens(hsm, "alice", FIRST) && !rig.user_opens(hsm, "alice", WRONG));
+    }
+    clients.create_user(&rig, "bob", SECOND).await.unwrap();
+
+    let names = |users: &[pb::CryptoUser]| users.iter().map(|user| user.username.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&clients.list_users(&rig).await), ["alice", "bob", "kmsuser"]);
+    let page =
+        |page_token: String| pb::ListCryptoUsersRequest { cluster_id: rig.cluster_id(), page_size: 2, page_token };
+    let first = clients.users.list_crypto_users(page(String::new())).await.unwrap().into_inner();
+    let second = clients.users.list_crypto_users(page(first.next_page_token)).await.unwrap().into_inner();
+    assert_eq!((names(&first.users).len(), names(&second.users)), (2, vec!["kmsuser".to_owned()]));
+    assert_eq!(second.next_page_token, "");
+
+    clients.delete_user(&rig, "alice").await.unwrap();
+    assert_eq!(names(&clients.list_users(&rig).await), ["bob", "kmsuser"]);
+    assert!(["hsm-1", "hsm-2", "hsm-3"].iter().all(|hsm| !rig.user_token(hsm, "alice").exists()));
+    assert!(rig.user_opens("hsm-1", "bob", SECOND), "another's token stays");
+    let status = refused("deleting nobody", clients.delete_user(&rig, "alice").await, "NOT_FOUND", "");
+    assert!(status.message().contains("alice"), "{}", status.message());
+
+    let again = clients.create_user(&rig, "alice", SECOND).await.unwrap();
+    assert_eq!(present_on(&again).len(), 3, "the name is free again");
+    assert!(rig.user_opens("hsm-2", "alice", SECOND) && !rig.user_opens("hsm-2", "alice", FIRST));
+    assert!(rig.workers().is_empty(), "whoever did a job has left: {:?}", rig.workers());
+}
+
+#[tokio::test]
+async fn names_and_passwords_go_by_cloudhsms_rules_and_a_name_is_taken_in_every_case() {
+    let rig = Rig::new().nodes(2).zones(2).start();
+    let mut clients = rig.clients().await;
+    for name in ["", "../alice", "a.b", "with-hyphen", "with space", "é", &"a".repeat(32)] {
+        refused(name, clients.create_user(&rig, name, FIRST).await, "VALIDATION", "username");
+        refused(name, clients.delete_user(&rig, name).await, "VALIDATION", "username");
+        refused(name, clients.log_in(&rig, name, FIRST).await, "VALIDATION", "username");
+    }
+    for password in ["", "short1", "with space1", "ümlaut1234", "a\nline-more", &"a".repeat(33)] {
+        refused(password, clients.create_user(&rig, "alice", password).await, "VALIDATION", "password");
+        refused(password, clients.reset_password(&rig, "alice", password).await, "VALIDATION", "new_password");
+        let changed = clients.change_user_password(&rig, "alice", password, FIRST).await;
+        refused(password, changed, "VALIDATION", "current_password");
+    }
+    let reset = clients.reset_password(&rig, "kmsuser", "co:lon-and-more").await;
+    let status = refused("kmsuser's must do for key stores", reset, "VALIDATION", "new_password");
+    assert!(!status.message().contains("co:lon"), "{}", status.message());
+
+    clients.create_user(&rig, &"a".repeat(31), &"p".repeat(7)).await.unwrap();
+    clients.create_user(&rig, "Alice_2", &"P".repeat(32)).await.unwrap();
+    for taken in ["alice_2", "Alice_2", "kmsuser", "KMSUSER"] {
+        refused(taken, clients.create_user(&rig, taken, "letters4").await, "ALREADY_EXISTS", "");
+    }
+    let elsewhere = pb::ListCryptoUsersRequest { cluster_id: "cluster-2zzzzzzzzzz".to_owned(), ..Default::default() };
+    let answer = clients.users.list_crypto_users(elsewhere).await;
+    refused("no such cluster", answer, "CLOUD_HSM_CLUSTER_NOT_FOUND", "");
+}
+
+#[tokio::test]
+async fn the_commands_make_list_change_reset_and_delete_with_passwords_from_files() {
+    let rig = Rig::new().nodes(2).zones(2).start();
+    let cluster = rig.cluster_id();
+    for (name, text) in [("first", FIRST), ("second", SECOND), ("wrong", WRONG)] {
+        std::fs::write(rig.path(name), format!("{text}\n")).unwrap();
+    }
+    let file = |name: &str| rig.path(name).display().to_string();
+    let run = |args: &[&str]| {
+        let output = rig.keyway(args).stdin(std::process::Stdio::null()).output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(said).unwrap())
+    };
+    let of_alice = |verb: &'static str| ["crypto-user", verb, &cluster, "alice"].map(str::to_owned);
+    let with = |verb: &'static str, more: &[&str]| {
+        let args: Vec<_> = of_alice(verb).into_iter().chain(more.iter().map(|arg| (*arg).to_owned())).collect();
+        run(&args.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let (code, said) = with("create", &["--password-file", &file("first")]);
+    assert!(code == Some(0) && said.contains("alice") && said.contains("2/2"), "{said}");
+    let (code, said) = with("create", &[]);
+    assert!(code == Some(2) && said.contains("--password-file"), "{said}");
+    let (_, listed) = run(&["crypto-user", "list", &cluster]);
+    assert!(listed.contains("alice") && listed.contains("kmsuser"), "{listed}");
+    let both = |present: &str, new: &str| {
+        with("change-password", &["--password-file", &file(present), "--new-password-file", &file(new)])
+    };
+    let (code, said) = both("wrong", "second");
+    assert!(code == Some(1) && said.contains("INVALID_CREDENTIALS"), "{said}");
+    let (code, said) = both("first", "second");
+    assert!(code == Some(0) && rig.user_opens("hsm-2", "alice", SECOND), "{said}");
+    let (code, said) = with("reset-password", &["--password-file", &file("first")]);
+    assert!(code == Some(0) && rig.user_opens("hsm-2", "alice", FIRST), "{said}");
+    let (code, said) = with("delete", &[]);
+    assert!(code == Some(0) && !rig.user_token("hsm-1", "alice").exists(), "{said}");
+}
+
+#[tokio::test]
+async fn where_no_directory_is_declared_for_them_users_are_not_keyways_and_strangers_may_do_nothing() {
+    let mut rig = Rig::new().nodes(2).zones(2).start();
+    assert!(rig.stop_daemon().success());
+    let served = crate::rig::Served::start(&rig, &["ops"]);
+    let mut clients = served.clients_on_the_socket().await;
+    let cluster = pb::DescribeClustersRequest::default();
+    let clusters = clients.clusters.describe_clusters(cluster).await.unwrap().into_inner().clusters;
+    assert!(!clusters[0].manages_users);
+    let mut every = Vec::new();
+    every.extend(
+        everything(&mut clients, &rig).await.into_iter().map(|(call, answer)| (call, answer, "UNSUPPORTED_OPERATION")),
+    );
+    let stranger = served.transport.client("stranger");
+    let mut strangers = served.clients(Some(&stranger)).await.unwrap();
+    every.extend(
+        everything(&mut strangers, &rig).await.into_iter().map(|(call, answer)| (call, answer, "ACCESS_DENIED")),
+    );
+    for (call, answer, reason) in every {
+        refused(call, answer, reason, "");
+    }
+}
+
+/// What every call that changes, lists or tries a user is answered.
+async fn everything(clients: &mut Clients, rig: &Rig) -> Vec<(&'static str, Result<(), Status>)> {
+    let list = pb::ListCryptoUsersRequest { cluster_id: rig.cluster_id(), ..Default::default() };
+    vec![
+        ("create", clients.create_user(rig, "alice", FIRST).await.map(drop)),
+        ("delete", clients.delete_user(rig, "alice").await),
+        ("list", clients.users.list_crypto_users(list).await.map(drop)),
+        ("reset", clients.reset_password(rig, "alice", FIRST).await.map(drop)),
+        ("change", clients.change_user_password(rig, "alice", FIRST, SECOND).await.map(drop)),
+        ("log in", clients.log_in(rig, "alice", FIRST).await.map(drop)),
+        ("log in as kmsuser", clients.log_in(rig, "kmsuser", "letters4").await.map(drop)),
+    ]
+}
