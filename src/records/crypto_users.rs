@@ -175,8 +175,13 @@ impl Records {
         Ok(true)
     }
 
-    /// The user is to be removed from every HSM that he may be on. `false` when there is none.
-    pub async fn begin_removing_crypto_user(&self, cluster: &ClusterId, user: &Username) -> Result<bool, Unavailable> {
+    /// The user is to be removed from these HSMs, and from every other that he may be on. `false` when there is none.
+    pub async fn begin_removing_crypto_user(
+        &self,
+        cluster: &ClusterId,
+        user: &Username,
+        hsms: &[HsmId],
+    ) -> Result<bool, Unavailable> {
         let mut change = self.begin().await?;
         if read(&mut change, cluster, user).await?.is_none() {
             return Ok(false);
@@ -186,6 +191,17 @@ impl Records {
             .bind(user.as_str())
             .execute(&mut *change)
             .await?;
+        for hsm in hsms {
+            sqlx::query(
+                "INSERT INTO crypto_user_hsms (cluster_id, username, hsm_id, given, unlock) VALUES (?, ?, ?, FALSE, FALSE)
+                 ON CONFLICT DO NOTHING",
+            )
+            .bind(cluster.as_str())
+            .bind(user.as_str())
+            .bind(hsm.as_str())
+            .execute(&mut *change)
+            .await?;
+        }
         sqlx::query("UPDATE crypto_user_hsms SET pending = ? WHERE cluster_id = ? AND username = ?")
             .bind(UserTask::Remove.as_str())
             .bind(cluster.as_str())

@@ -105,13 +105,14 @@ impl Users {
         if self.0.records.logged_in_until(id, user, clock::now()).await?.is_some() {
             return Err(Error::LoggedIn(user.clone()));
         }
+        let hsms: Vec<_> = cluster.nodes.keys().cloned().collect();
         let begun = self.resting(id, user, async {
             match self.0.key_stores.on_cluster(id) {
                 // With kmsuser's token would go every key of the store.
                 Some(store) if *user == Username::kmsuser() => {
                     Err(Error::KmsuserHasKeyStore { store: store.id(), state: store.state() })
                 }
-                Some(_) | None => Ok(self.0.records.begin_removing_crypto_user(id, user).await?),
+                Some(_) | None => Ok(self.0.records.begin_removing_crypto_user(id, user, &hsms).await?),
             }
         });
         if !begun.await?? {

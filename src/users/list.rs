@@ -62,8 +62,11 @@ impl Users {
         user: &Username,
         record: Option<&CryptoUserRecord>,
     ) -> UserView {
+        // Who may have been made elsewhere, where keyway has no word of him: the HSM's is taken.
+        let is_kmsuser = *user == Username::kmsuser();
         let hsms = self.places(id, cluster, user).into_iter().map(|place| {
-            let was_given = record.is_none_or(|record| record.hsms.get(place.hsm()).is_some_and(|on| on.given));
+            let known = record.and_then(|record| record.hsms.get(place.hsm()));
+            let was_given = known.map_or(is_kmsuser, |on| on.given);
             let on = match self.standing(&place) {
                 // What is there and was never given whole is half made.
                 Ok(standing) => OnHsm {
@@ -71,11 +74,10 @@ impl Users {
                     is_locked: standing.is_locked,
                     failed_logins: standing.failed_logins,
                 },
-                Err(_) => OnHsm { is_present: record.is_some() && was_given, is_locked: false, failed_logins: 0 },
+                Err(_) => OnHsm { is_present: known.is_some_and(|on| on.given), is_locked: false, failed_logins: 0 },
             };
             (place.hsm().clone(), on)
         });
-        let is_kmsuser = *user == Username::kmsuser();
         UserView {
             username: user.clone(),
             second_factor: record.is_some_and(|record| record.second_factor),

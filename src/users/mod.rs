@@ -1,8 +1,8 @@
 //! Crypto users: made, deleted, given passwords on every HSM of a cluster, and logged in.
 //!
 //! Each HSM keeps its users for itself. What is to be on them is written down first, then done on each that can be reached,
-//! and closed there; what is left over is [caught up with](catch_up) when the HSM is back. A password is proved on one HSM
-//! before anything goes by it, and nowhere more often than is [safe](prove). Keys are never looked at here.
+//! and closed there; what is left over is caught up with (`catch_up`) when the HSM is back. A password is proved on one HSM
+//! before anything goes by it, and nowhere more often than is safe (`prove`). Keys are never looked at here.
 //!
 //! ```text
 //!  create, delete, reset ───────▶ records ─▶ jobs, on each HSM ─▶ records

@@ -9,9 +9,9 @@ use aws_lc_rs::rand;
 use crate::authz::{Permit, action};
 use crate::cluster;
 use crate::host::{UserError, WorkerSpec, pin_text};
-use crate::model::{ClusterId, Password, Username};
+use crate::model::{ClusterId, HsmId, Password, Username};
 use crate::node::{self, LoginRefusal, Tried, chain};
-use crate::records::{Unavailable, UserOnHsm, UserTask};
+use crate::records::{CryptoUserRecord, Unavailable, UserOnHsm, UserTask};
 
 use super::Users;
 use super::place::Place;
@@ -66,7 +66,7 @@ enum On {
     Accepted,
     Refused,
     Throttled,
-    /// He is not there, or has another password there yet.
+    /// He is not there.
     NotHere,
     NotAsked(String),
 }
@@ -89,18 +89,12 @@ impl Users {
             return Err(Unproved::Throttled);
         }
         for place in &places {
-            match record.as_ref().map(|record| record.hsms.get(place.hsm())) {
-                // kmsuser as he was made elsewhere.
-                None if *user == Username::kmsuser() => {}
-                Some(Some(UserOnHsm { given: true, pending: None, .. })) => {}
-                // It may have the one before, and would count this one as wrong.
-                Some(Some(UserOnHsm { pending: Some(UserTask::Give), .. })) => {
-                    not_asked.push(format!("{}: it is still to be given the present password", place.hsm()));
-                    continue;
-                }
-                None | Some(None | Some(UserOnHsm { .. })) => continue,
-            }
-            match self.prove_on(id, cluster, place, password, allowed.failures).await? {
+            let on = match asking(record.as_ref(), user, place.hsm()) {
+                Asking::Yes => self.prove_on(id, cluster, place, password, allowed.failures).await?,
+                Asking::NotYet => On::NotAsked("it is still to be given the present password".to_owned()),
+                Asking::NotHere => On::NotHere,
+            };
+            match on {
                 On::Accepted => return Ok(record.as_ref().map_or(0, |record| record.version)),
                 On::Refused => return Err(Unproved::Refused),
                 On::Throttled => throttled = true,
@@ -214,6 +208,24 @@ impl Users {
             return Err(error);
         }
         Ok(())
+    }
+}
+
+/// Whether an HSM may be asked about a user's present password, as far as keyway brought him there.
+enum Asking {
+    Yes,
+    /// It may have the one before, and would count this one as wrong.
+    NotYet,
+    NotHere,
+}
+
+fn asking(record: Option<&CryptoUserRecord>, user: &Username, hsm: &HsmId) -> Asking {
+    match record.and_then(|record| record.hsms.get(hsm)) {
+        // kmsuser may have been made elsewhere; the HSM knows.
+        None if *user == Username::kmsuser() => Asking::Yes,
+        Some(UserOnHsm { pending: None, given: true, .. }) => Asking::Yes,
+        Some(UserOnHsm { pending: Some(UserTask::Give), .. }) => Asking::NotYet,
+        Some(UserOnHsm { pending: Some(UserTask::Remove) | None, .. }) | None => Asking::NotHere,
     }
 }
 

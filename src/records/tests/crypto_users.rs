@@ -85,7 +85,7 @@ async fn nothing_is_left_of_a_user_whom_the_last_hsm_has_removed() {
     records.begin_login(&a, &hsm(1), &so, PasswordVersion::SO_PIN).await.unwrap();
     records.login_refused(&a, &hsm(1), &so, PasswordVersion::SO_PIN).await.unwrap();
 
-    assert!(records.begin_removing_crypto_user(&a, &user).await.unwrap());
+    assert!(records.begin_removing_crypto_user(&a, &user, &[hsm(2)]).await.unwrap());
     assert_eq!(pending_text(&records).await, None, "nobody is given it any more");
     let again = records.set_crypto_user_password(&a, &user, &[hsm(1)], &password("second123"), Lock::Kept).await;
     assert!(!again.unwrap());
@@ -127,7 +127,7 @@ async fn a_login_is_for_the_password_that_was_proved_and_expired_ones_take_no_pl
     assert!(records.renew_user_login(&[2; 32], "mallory", at(60)).await.unwrap().is_none());
     let renewed = records.renew_user_login(&[2; 32], "ops", at(80)).await.unwrap().unwrap();
     assert_eq!((renewed.expires, &renewed), (at(140), &UserLoginRecord { expires: at(140), ..login(2, 0) }));
-    records.begin_removing_crypto_user(&a, &user).await.unwrap();
+    records.begin_removing_crypto_user(&a, &user, &[hsm(2)]).await.unwrap();
     assert_eq!(records.logged_in_until(&a, &user, at(80)).await.unwrap(), None);
     assert_eq!(records.add_user_login(&login(4, 200), 1, 2, at(80)).await.unwrap(), AddedLogin::Outdated);
 }
