@@ -8,6 +8,11 @@ use std::time::{Duration, Instant};
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
 use rustls::{ClientConnection, StreamOwned};
 
+use keyway::link::v1::host_fault::Kind;
+use keyway::link::v1::summon::Purpose;
+use keyway::link::v1::{Request, Response, Summon, request::Verb, response::Outcome};
+use keyway::link::{Frames, push};
+
 use crate::rig::{Authority, Rig, pb};
 
 /// A node closes what says nothing of use within this time, on a busy machine.
@@ -98,4 +103,47 @@ async fn many_who_say_nothing_keep_no_daemon_out_for_long() {
     let store = clients.connected_store(&rig, "main").await;
     clients.all_healthy(&store).await;
     drop(silent);
+}
+
+/// The bytes of the link in what a node sent.
+fn carried(mut parcels: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while let Some(([kind, number @ ..], behind)) = parcels.split_first_chunk::<5>() {
+        let length = if *kind == 1 { u32::from_be_bytes(*number) as usize } else { 0 };
+        bytes.extend_from_slice(&behind[..length]);
+        parcels = &behind[length..];
+    }
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_of_another_build_or_one_that_means_another_hsm_or_user_is_told_so() {
+    let mut rig = Rig::new().nodes(2).zones(2).remote().start();
+    let good = Summon {
+        contract: keyway::link::CONTRACT,
+        cluster: rig.cluster_id(),
+        hsm: "hsm-1".to_owned(),
+        username: "kmsuser".to_owned(),
+        purpose: Purpose::Look.into(),
+        ..Default::default()
+    };
+    let cases = [
+        (Summon { contract: 1, ..good.clone() }, Kind::DifferentBuild),
+        (Summon { hsm: "hsm-2".to_owned(), ..good.clone() }, Kind::UnknownSlot),
+        (Summon { cluster: "cluster-2abcdefghij".to_owned(), ..good.clone() }, Kind::UnknownSlot),
+        (Summon { cluster: "../../etc".to_owned(), ..good.clone() }, Kind::UnknownSlot),
+        (Summon { username: "somebody".to_owned(), ..good.clone() }, Kind::UnknownSlot),
+        (Summon { purpose: 99, ..good }, Kind::OutOfTurn),
+    ];
+    for (summon, kind) in cases {
+        let mut frame = Vec::new();
+        push(&Request { id: 7, remaining_ms: 1_000, verb: Some(Verb::Summon(summon.clone())) }, &mut frame).unwrap();
+        let connection = tls(&mut rig, Some("keyway-daemon"), b"keyway-link");
+        let said = closed_after(connection, &[parcel(1, frame.len(), &frame), parcel(3, 0, b"")].concat());
+        let mut frames = Frames::default();
+        frames.feed(&carried(&said));
+        let told: Response = frames.take().unwrap().expect("an answer");
+        let Some(Outcome::HostFault(fault)) = told.outcome else { panic!("{summon:?}: {told:?}") };
+        assert_eq!((told.id, fault.kind()), (7, kind), "{summon:?}: {fault:?}");
+    }
 }
