@@ -1,5 +1,6 @@
 //! A key store that is changed: its name, its password, its cluster.
 
+mod by_command;
 mod cluster;
 
 use crate::rig::{Clients, Rig, pb, refused};
