@@ -42,7 +42,7 @@ const EXPOSURES: [(&str, usize); 22] = [
     ("src/host/opening.rs", 1),
     ("src/host/program.rs", 2),
     ("src/host/users.rs", 1),
-    ("src/keystore/mod.rs", 2),
+    ("src/keystore/create.rs", 2),
     ("src/model/escrow.rs", 1),
     ("src/node/rotate.rs", 1),
     ("src/records/crypto_users.rs", 1),

@@ -18,8 +18,9 @@ use crate::node::{Health, LoginRefusal};
 use crate::records::ConnectionFault;
 
 use super::lifecycle::Event;
+use super::open::NotOpened;
 use super::rotate::{self, Rotated};
-use super::{Error, KeyStores, NotOpened, Store, prerequisites};
+use super::{Error, KeyStores, Store, prerequisites};
 
 /// Once one node is proved, the others get this long before the store is CONNECTED without them.
 const OTHERS: Duration = Duration::from_secs(20);

@@ -4,13 +4,17 @@
 //! stores their results by compare-and-set and runs what they ask for in tasks of their own, so that nothing is
 //! lost when a caller leaves. It never looks at keys: whether a store still has some is the records' answer.
 
+mod advance;
 mod check;
 mod connect;
+mod create;
+mod error;
 mod facts;
 mod kmsuser;
 pub mod lifecycle;
 mod lookout;
 mod maintenance;
+mod open;
 pub mod prerequisites;
 mod redeclare;
 mod rotate;
@@ -25,82 +29,28 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 use crate::authz::{Permit, action};
-use crate::clock;
 use crate::cluster::{self, Closing, Connection, Declared, Lineages};
-use crate::host::{Host, Location, WorkerSpec};
-use crate::model::{
-    ClusterId, ConnectionState, HsmId, KeyStoreId, KeyStoreName, Password, PasswordVersion, TrustAnchor, Username,
-};
-use crate::node::{Common, Node, Passwords, Reach, Sharing};
-use crate::records::{
-    AddedKeyStore, DeletedKeyStore, KeyStoreChange, KeyStoreRecord, PasswordOwner, Records, Unavailable,
-};
+use crate::host::Host;
+use crate::model::{ClusterId, ConnectionState, HsmId, KeyStoreId, KeyStoreName, Username};
+use crate::node::Reach;
+use crate::records::{DeletedKeyStore, Records, Unavailable};
 
-use lifecycle::{Event, Refused, Step};
-use prerequisites::{CheckPhase, Unmet};
+use lifecycle::{Event, Step};
+use prerequisites::Unmet;
 
 pub use check::CheckInput;
 pub use connect::{ConnectPhase, Progress};
+pub use create::NewKeyStore;
+pub use error::Error;
 pub use kmsuser::KmsuserInUse;
 pub use maintenance::Logins;
+pub use open::worker_spec;
 pub use settings::Settings;
 pub use store::{Place, Store};
 pub use update::Changes;
 
 /// How long running requests get when a store is disconnected, unless told otherwise.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A state that cannot be written down is written again after this long.
-const WRITE_AGAIN: Duration = Duration::from_secs(1);
-
-/// Why a key store could not be made or changed.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("no key store {0}")]
-    NotFound(String),
-    /// The cluster that a request is about.
-    #[error("no cluster {0} is declared")]
-    ClusterNotFound(ClusterId),
-    #[error("cluster {cluster} has no HSM {hsm}")]
-    HsmNotFound { cluster: ClusterId, hsm: HsmId },
-    #[error(transparent)]
-    Prerequisite(#[from] prerequisites::Refusal),
-    #[error(transparent)]
-    InvalidState(#[from] Refused),
-    #[error("the key store still has {0} keys")]
-    HasKeys(u64),
-    #[error("another request changed the key store at the same time")]
-    Conflict,
-    #[error("the records cannot be reached")]
-    Records(#[from] Unavailable),
-}
-
-impl Error {
-    /// What the records found not to be met, though it was a moment ago.
-    fn unmet(cluster: &ClusterId, phase: CheckPhase, unmet: Unmet) -> Self {
-        Self::Prerequisite(prerequisites::Refusal { cluster: cluster.clone(), phase, unmet })
-    }
-}
-
-/// Why a store got no Connection.
-#[derive(Debug, thiserror::Error)]
-enum NotOpened {
-    #[error("cluster {0} is not declared")]
-    Undeclared(ClusterId),
-    #[error("the key store's password is not in the records; tell it kmsuser's present password")]
-    NoPassword,
-    #[error("the records cannot be reached")]
-    Records(#[from] Unavailable),
-}
-
-/// What an operator gives to make a key store.
-#[derive(Debug)]
-pub struct NewKeyStore {
-    pub name: KeyStoreName,
-    pub cluster: ClusterId,
-    pub password: Password,
-    pub trust_anchor: TrustAnchor,
-}
 
 /// Which key store is meant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -221,68 +171,6 @@ impl KeyStores {
         self.on_cluster(cluster).map(|store| Unmet::Tied(store.id()))
     }
 
-    /// Makes a key store, DISCONNECTED. A request equal in everything to an existing DISCONNECTED store gives that store.
-    pub async fn create(&self, _permit: Permit<action::CreateKeyStore>, new: NewKeyStore) -> Result<Arc<Store>, Error> {
-        let this = self.clone();
-        self.outlive(async move { this.create_now(new).await }).await
-    }
-
-    async fn create_now(&self, new: NewKeyStore) -> Result<Arc<Store>, Error> {
-        let strangers = self.strangers(&new.cluster, &new.trust_anchor).await;
-        let _tying = self.0.tying.lock().await;
-        // A repeat is answered as the first time, whatever became of the cluster since.
-        if let Some(twin) = self.twin_of(&new).await? {
-            return Ok(twin);
-        }
-        let facts = prerequisites::Facts {
-            name: Some(new.name.clone()),
-            trust_anchor: Some(Ok(new.trust_anchor.clone())),
-            strangers,
-            password: Some(Ok(())),
-            ..self.facts(&new.cluster)
-        };
-        prerequisites::to_create(&facts)?;
-        let unmet = |unmet| Error::unmet(&new.cluster, CheckPhase::Create, unmet);
-        let mut record = KeyStoreRecord {
-            id: KeyStoreId::random(),
-            name: new.name.clone(),
-            cluster: new.cluster.clone(),
-            realm: facts.cluster.as_ref().map(|cluster| cluster.realm()),
-            trust_anchor: new.trust_anchor.clone(),
-            state: ConnectionState::Disconnected,
-            state_changed: clock::now(),
-            connect_attempt: 0,
-            last_error: None,
-            password_version: PasswordVersion(0),
-            password_rotated: None,
-            created: clock::now(),
-        };
-        match self.0.records.add_key_store(&record, &new.password, self.0.settings.quota).await? {
-            AddedKeyStore::Added(version) => record.password_version = version,
-            AddedKeyStore::NameInUse => return Err(unmet(Unmet::NameInUse(new.name))),
-            AddedKeyStore::ClusterInUse => return Err(self.tied(&new.cluster).map_or(Error::Conflict, unmet)),
-            AddedKeyStore::Full => return Err(unmet(Unmet::QuotaReached(self.0.settings.quota))),
-        }
-        let store = Store::new(record);
-        self.0.stores.write().unwrap_or_else(PoisonError::into_inner).insert(store.id(), store.clone());
-        self.0.listed.send_modify(|count| *count += 1);
-        Ok(store)
-    }
-
-    /// The DISCONNECTED store that equals this request in everything, if there is one: the request is a repeat.
-    async fn twin_of(&self, new: &NewKeyStore) -> Result<Option<Arc<Store>>, Error> {
-        let Ok(store) = self.find(&Selector::Name(new.name.clone())) else {
-            return Ok(None);
-        };
-        let record = store.record();
-        let same = record.cluster == new.cluster && record.trust_anchor == new.trust_anchor;
-        if record.state != ConnectionState::Disconnected || !same {
-            return Ok(None);
-        }
-        let stored = self.0.records.password(&record.cluster, &Username::kmsuser(), record.password_version).await?;
-        Ok(stored.is_some_and(|stored| same_password(&stored, &new.password)).then_some(store))
-    }
-
     /// Begins to connect: answers when CONNECTING is written down.
     pub async fn connect(
         &self,
@@ -395,28 +283,6 @@ impl KeyStores {
         Ok(())
     }
 
-    /// Logs in, without rotating, where a store is CONNECTED and has no Connection: a new daemon has none, and one whose
-    /// cluster was not declared could make none.
-    async fn log_in_again(&self, store: &Arc<Store>) -> Result<(), Unavailable> {
-        let _turn = store.turn.lock().await;
-        let has_one = store.connection.borrow().is_some();
-        if store.state() != ConnectionState::Connected || has_one {
-            return Ok(());
-        }
-        let connection = match self.open(store).await {
-            Ok(connection) => connection,
-            Err(NotOpened::Records(error)) => return Err(error),
-            Err(error @ (NotOpened::Undeclared(_) | NotOpened::NoPassword)) => {
-                tracing::error!(key_store = %store.id(), %error, "the key store's HSMs cannot be logged in to");
-                return Ok(());
-            }
-        };
-        for index in 0..connection.members().len() {
-            connection.bring_up(index);
-        }
-        Ok(())
-    }
-
     async fn drain(&self, store: Arc<Store>, closing: Closing) {
         store.attempt_ended().await;
         if let Some(connection) = store.connection.send_replace(None) {
@@ -428,134 +294,7 @@ impl KeyStores {
         }
     }
 
-    /// A Connection for the store's cluster, its nodes at rest.
-    async fn open(&self, store: &Arc<Store>) -> Result<Arc<Connection>, NotOpened> {
-        let record = store.record();
-        let user = Username::kmsuser();
-        let Some(cluster) = self.0.clusters.get(&record.cluster) else {
-            return Err(NotOpened::Undeclared(record.cluster));
-        };
-        if self.0.records.password(&record.cluster, &user, record.password_version).await?.is_none() {
-            return Err(NotOpened::NoPassword);
-        }
-        let passwords = self.passwords(&record).await?;
-        let _maintenance = self.0.maintenance.lock().await;
-        let mut nodes = Vec::new();
-        for (hsm, settings) in cluster.active_nodes() {
-            let drained = self.drained(&record.cluster, hsm);
-            let mut spec = worker_spec(&record.cluster, hsm, settings, &user);
-            // What the store was made with, whatever is declared by now.
-            if let Location::There(node) = &mut spec.location {
-                node.trust_anchor = record.trust_anchor.clone();
-            }
-            let node = Node::new(spec, settings.zone.clone(), settings.queue_limit, drained);
-            let password = passwords.on(hsm).await?;
-            node.has_password(password.candidate.is_none().then_some(password.confirmed));
-            nodes.push(node);
-        }
-        let common = Common::new(self.0.host.clone(), self.0.records.clone(), passwords);
-        let connection = Connection::new(record.cluster.clone(), nodes, common, self.0.settings.zone.clone());
-        store.connection.send_replace(Some(connection.clone()));
-        self.0.runtime.spawn(rotate::follow(self.clone(), store.clone(), connection.clone()));
-        if self.0.opened.send(connection.clone()).await.is_err() {
-            tracing::error!("nobody keeps keys level with the records");
-        }
-        Ok(connection)
-    }
-
-    /// The passwords of the store's crypto user on its cluster's nodes.
-    async fn passwords(&self, record: &KeyStoreRecord) -> Result<Passwords, Unavailable> {
-        let owner = PasswordOwner {
-            cluster: record.cluster.clone(),
-            username: Username::kmsuser(),
-            given: record.password_version,
-        };
-        let cluster = self.0.clusters.get(&record.cluster);
-        let nodes = cluster.iter().flat_map(|cluster| cluster.nodes.keys());
-        let sharing = match cluster.as_ref().map(|cluster| &cluster.rotation.strategy) {
-            Some(cluster::Strategy::Command(_)) => Sharing::OneForAll,
-            Some(cluster::Strategy::None | cluster::Strategy::SetPin) | None => Sharing::EachItsOwn,
-        };
-        Passwords::of(self.0.records.clone(), owner, nodes, sharing).await
-    }
-
-    /// As [`KeyStores::advance`], for what has happened already: tried until it can be written down, since nobody else would.
-    async fn advance_in_the_end(
-        &self,
-        store: &Store,
-        event: Event,
-        also: impl Fn(&mut KeyStoreRecord),
-    ) -> Result<(), Error> {
-        loop {
-            match self.advance(store, event, &also).await {
-                Err(Error::Records(error)) => {
-                    tracing::error!(key_store = %store.id(), %error, "a state cannot be written down; trying again");
-                    tokio::time::sleep(WRITE_AGAIN).await;
-                }
-                decided => return decided,
-            }
-        }
-    }
-
-    /// Moves the store as the table says.
-    async fn advance(&self, store: &Store, event: Event, also: impl FnOnce(&mut KeyStoreRecord)) -> Result<(), Error> {
-        let _turn = store.turn.lock().await;
-        self.advance_in_turn(store, event, also).await
-    }
-
-    /// The same, for who holds the store's turn: in the records first, and here when it stands there.
-    async fn advance_in_turn(
-        &self,
-        store: &Store,
-        event: Event,
-        also: impl FnOnce(&mut KeyStoreRecord),
-    ) -> Result<(), Error> {
-        let before = store.record();
-        let Step::Move(to) = lifecycle::next(before.state, event)? else {
-            return Ok(());
-        };
-        let mut after = before.clone();
-        also(&mut after);
-        (after.state, after.state_changed) = (to, clock::now());
-        let change = KeyStoreChange {
-            to,
-            at: after.state_changed,
-            connect_attempt: after.connect_attempt,
-            last_error: after.last_error.clone(),
-        };
-        if !self.0.records.move_key_store(&before.id, before.state, &change).await? {
-            return Err(self.lost(&before.id));
-        }
-        tracing::info!(key_store = %before.id, from = %before.state, %to, "key store moved");
-        store.record.send_replace(after);
-        Ok(())
-    }
-
-    /// Why a record is not as it was a moment ago: the store was deleted, or another request came first.
-    fn lost(&self, id: &KeyStoreId) -> Error {
-        self.get(id).err().unwrap_or(Error::Conflict)
-    }
-
     fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<KeyStoreId, Arc<Store>>> {
         self.0.stores.read().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// In a time that tells nothing of either.
-fn same_password(one: &Password, other: &Password) -> bool {
-    let (one, other) = (one.expose().as_bytes(), other.expose().as_bytes());
-    aws_lc_rs::constant_time::verify_slices_are_equal(one, other).is_ok()
-}
-
-/// What kmsuser's workers need to know on a node; another user's, but for where his token is.
-pub fn worker_spec(cluster: &ClusterId, hsm: &HsmId, settings: &cluster::NodeSettings, user: &Username) -> WorkerSpec {
-    WorkerSpec {
-        cluster: cluster.clone(),
-        hsm: hsm.clone(),
-        username: user.clone(),
-        location: settings.location.clone(),
-        sessions: settings.pool_size.get(),
-        patience: settings.patience,
-        memory_limit: settings.memory_limit,
     }
 }

@@ -10,9 +10,10 @@ use crate::authz::{Permit, action};
 use crate::model::{ClusterId, KeyStoreId, KeyStoreName, Password, Username};
 use crate::records::{KeyStoreRecord, KeyStoreUpdate, PasswordOwner, Standing, UpdatedKeyStore};
 
+use super::create::same_password;
 use super::lifecycle::{self, Event};
 use super::prerequisites::{self, CheckPhase, Facts, Unmet};
-use super::{Error, KeyStores, Selector, Store, same_password};
+use super::{Error, KeyStores, Selector, Store};
 
 /// What is to become different.
 #[derive(Debug, Default)]
