@@ -212,7 +212,10 @@ impl WorkerLink {
             }
         };
         if let (By::Us(keeper), Some(logins)) = (&self.by, logins) {
-            keeper.after(logins, &answer)?;
+            keeper.after(logins, &answer).unwrap_or_else(|error| {
+                // What the token said stands, whatever the disk says: an attempt stays counted.
+                tracing::error!(%error, "what came of a login cannot be written down");
+            });
         }
         match (answer, &self.by) {
             (Ok(Outcome::HostFault(fault)), By::ItsHost(hsm)) => Err(fault::heard(fault, hsm)),
@@ -273,5 +276,60 @@ struct FramesBox(Frames);
 impl std::fmt::Debug for FramesBox {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Frames(…)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::process::Carried;
+    use crate::host::{LocalToken, Location, Purpose, TokenName, WorkerSpec};
+    use crate::model::Username;
+
+    #[tokio::test]
+    async fn a_login_that_the_token_has_judged_is_told_as_judged_though_the_disk_fails() {
+        let home = tempfile::tempdir().unwrap();
+        let token = LocalToken {
+            module: PathBuf::new(),
+            name: TokenName::Label("kmsuser".to_owned()),
+            environment: std::collections::BTreeMap::new(),
+            so_pin_file: None,
+        };
+        let spec = WorkerSpec {
+            cluster: "cluster-2abcdefghij".parse().unwrap(),
+            hsm: "hsm-1".parse().unwrap(),
+            username: Username::kmsuser(),
+            location: Location::Here(token.clone()),
+            sessions: 1,
+            patience: link::Patience { quick: Duration::ZERO, slow: Duration::ZERO },
+            memory_limit: u64::MAX,
+        };
+        let keeper = Keeper::new(home.path(), &spec, &token, Purpose::Serve).unwrap();
+        let carried = Carried { host: String::new(), kill: Arc::default(), cut: Arc::default() };
+        let (ours, mut workers) = UnixStream::pair().unwrap();
+        let mut link = WorkerLink::kept(ours, WorkerProcess::carried(carried), keeper);
+
+        let count = home.path().join(format!("{}.failed-logins", spec.slot_name()));
+        let worker = tokio::spawn(async move {
+            let mut frames = Frames::default();
+            let request = loop {
+                if let Some(request) = frames.take::<v1::Request>().unwrap() {
+                    break request;
+                }
+                let mut chunk = [0; 1024];
+                let read = workers.read(&mut chunk).await.unwrap();
+                frames.feed(&chunk[..read]);
+            };
+            // The count can be neither removed nor written now.
+            std::fs::remove_file(&count).unwrap();
+            std::fs::create_dir(&count).unwrap();
+            let done = v1::Response { id: request.id, outcome: Some(Outcome::Done(v1::Done::default())) };
+            let mut bytes = Vec::new();
+            link::push(&done, &mut bytes).unwrap();
+            workers.write_all(&bytes).await.unwrap();
+        });
+        let answer = link.ask(Verb::LogIn(v1::LogIn { pin: b"kmsuser:password".to_vec() })).await;
+        assert!(matches!(answer, Ok(Outcome::Done(_))), "{answer:?}");
+        worker.await.unwrap();
     }
 }
