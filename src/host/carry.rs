@@ -141,6 +141,8 @@ impl<S: AsyncRead + AsyncWrite> Carrier<S> {
                 biased;
                 read = self.far_read.read(&mut from_far), if !self.far_closed => {
                     match read? {
+                        // A daemon that has left hears no answers: its worker is not to work off what it has not taken.
+                        0 if self.far_ended && matches!(self.kill, Kill::Heard(_)) => return Ok(()),
                         // It has said all; what came of it is still passed on.
                         0 if self.far_ended => self.far_closed = true,
                         0 => return Err(Cut::Closed),

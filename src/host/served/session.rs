@@ -163,7 +163,8 @@ impl Session<'_> {
     }
 
     /// The user is logged in: from here on daemon and worker speak with each other alone. At the end of either side's
-    /// words the other learns of it, and so does the worker when the node drains.
+    /// words the other learns of it, and so does the worker when the node drains or its link to the daemon has ended: with
+    /// all its threads stuck and its socket full, nobody comes to read the end of what the daemon said.
     async fn relay(&mut self, mut worker: UnixStream) {
         let (mut from_daemon, mut to_daemon) = self.link.split();
         let (mut from_worker, mut to_worker) = worker.split();
@@ -171,6 +172,8 @@ impl Session<'_> {
             tokio::select! {
                 _ = tokio::io::copy(&mut from_daemon, &mut to_worker) => {}
                 _ = self.draining.wait_for(|draining| *draining) => {}
+                // Killed, or (an error) carried no more, so that no order to kill will come either: it is on its leash.
+                _ = self.kill.wait_for(|kill| *kill) => {}
             }
             let _ = to_worker.shutdown().await;
             std::future::pending::<()>().await;
