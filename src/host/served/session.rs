@@ -1,7 +1,7 @@
 //! One session link at the node's end: from its summons to the end of its worker.
 //!
 //! Until the login the host takes part in every request, as it does for a daemon on its own machine: the node's turn, the
-//! SO's PIN, the token's copy. Once the user is logged in, bytes are passed on as they are.
+//! SO's PIN, the token's copy. Nothing is asked of a worker that is not among what it was summoned for. Once the user is logged in, bytes are passed on as they are.
 //!
 //! ```text
 //!   TLS ── carry ── socket ── summons ─▶ open a worker ─▶ request, answer ─▶ … ─▶ login ─▶ relay ── worker's socket
@@ -135,13 +135,17 @@ impl Session<'_> {
             };
             let logs_in = matches!(verb, Verb::LogIn(_));
             // Heard out, though the link may have ended meanwhile: a login that is cut off damages tokens.
-            let answer = self.attend(&mut worker, spec, verb).await;
+            let answer = self.attend(&mut worker, (spec, purpose), verb).await;
             let logged_in = logs_in && matches!(answer, Ok(Outcome::Done(_)));
             let lost = answer.is_err();
             self.answer(id, answer).await?;
-            if logged_in {
+            if logged_in && purpose == Purpose::Serve {
                 let (worker, _) = worker.into_parts();
                 self.relay(worker).await;
+                return Ok(());
+            }
+            if logged_in {
+                worker.end().await;
                 return Ok(());
             }
             if lost {
@@ -150,10 +154,14 @@ impl Session<'_> {
         }
     }
 
-    async fn attend(&self, worker: &mut WorkerLink, spec: &WorkerSpec, verb: Verb) -> Result<Outcome, OpeningError> {
+    async fn attend(
+        &self,
+        worker: &mut WorkerLink,
+        (spec, purpose): (&WorkerSpec, Purpose),
+        verb: Verb,
+    ) -> Result<Outcome, OpeningError> {
         match verb {
-            // What is opened, and where, is this node's to say.
-            Verb::Open(_) | Verb::Summon(_) => Err(OpeningError::OutOfTurn),
+            verb if !is_for(purpose, &verb) => Err(OpeningError::OutOfTurn),
             Verb::CheckToken(_) => worker.ask(verb).await,
             verb => {
                 let _turn = self.house.local.turn(spec).await;
@@ -241,6 +249,21 @@ impl Session<'_> {
         let mut bytes = Zeroizing::new(Vec::new());
         link::push(&v1::Response { id, outcome: Some(outcome) }, &mut bytes).map_err(io::Error::other)?;
         self.link.write_all(&bytes).await
+    }
+}
+
+/// What a daemon may ask before its pool's time of a worker that it summoned for this. The SO's PIN is filled in on the
+/// way, so that nothing goes through that the purpose does not need; what is opened, and where, is this node's to say, and
+/// to give users passwords is for whoever is on its machine.
+const fn is_for(purpose: Purpose, verb: &Verb) -> bool {
+    match purpose {
+        Purpose::Serve => matches!(verb, Verb::CheckToken(_) | Verb::LogIn(_)),
+        Purpose::Administer => {
+            matches!(verb, Verb::MakeKek(_) | Verb::OfferJoin(_) | Verb::SealKek(_) | Verb::AcceptKek(_))
+        }
+        Purpose::MakeToken => matches!(verb, Verb::InitToken(_)),
+        Purpose::Try => matches!(verb, Verb::LogIn(_)),
+        Purpose::Look => matches!(verb, Verb::CheckToken(_)),
     }
 }
 
