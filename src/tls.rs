@@ -10,7 +10,7 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 
@@ -103,6 +103,10 @@ fn acceptor(files: &TlsFiles, protocol: &[u8]) -> Result<TlsAcceptor, TlsError> 
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain, key)
         .map_err(TlsError::Material)?;
+    // Nobody resumes: a resumed session's certificates are not verified again, so that one that has expired, or whose CA
+    // was taken out of the file since, would still be let in.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
     config.alpn_protocols = vec![protocol.to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
@@ -172,13 +176,52 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rcgen::{CertificateParams, DnType, KeyPair, SanType};
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     fn certificate(sans: Vec<SanType>, common_name: &str) -> CertificateDer<'static> {
         let mut params = CertificateParams::default();
         params.subject_alt_names = sans;
         params.distinguished_name.push(DnType::CommonName, common_name);
         params.self_signed(&KeyPair::generate().unwrap()).unwrap().into()
+    }
+
+    /// A server's files in a directory of their own, and a connector that it lets in and that would resume.
+    fn acquainted(home: &Path) -> (TlsFiles, TlsConnector) {
+        let (key, mut params) = (KeyPair::generate().unwrap(), CertificateParams::default());
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let certificate = CertificateParams::new(["localhost".to_owned()]).unwrap().signed_by(&key, &ca).unwrap();
+        let path = |name: &str, text: String| {
+            std::fs::write(home.join(name), text).unwrap();
+            home.join(name)
+        };
+        let files = TlsFiles {
+            certificate: path("crt", certificate.pem()),
+            private_key: path("key", key.serialize_pem()),
+            client_ca: path("ca", ca.pem()),
+        };
+        let shown = ClientFiles { certificate: files.certificate.clone(), private_key: files.private_key.clone() };
+        let anchor = TrustAnchor::parse(&ca.pem()).unwrap();
+        (files, connector(&shown, &anchor, b"test").unwrap())
+    }
+
+    #[tokio::test]
+    async fn every_connection_has_its_certificates_verified() {
+        let home = tempfile::tempdir().unwrap();
+        let (files, connector) = acquainted(home.path());
+        let acceptor = Acceptor::new(files, b"test").unwrap();
+        for _ in 0..2 {
+            let (near, far) = tokio::io::duplex(64 << 10);
+            let accepting = acceptor.current().accept(far);
+            let connecting = connector.connect("localhost".try_into().unwrap(), near);
+            let (accepted, connected) = tokio::join!(accepting, connecting);
+            let (mut accepted, mut connected) = (accepted.unwrap(), connected.unwrap());
+            // Tickets come with the first bytes.
+            accepted.write_all(b"x").await.unwrap();
+            connected.read_exact(&mut [0]).await.unwrap();
+            assert_eq!(accepted.get_ref().1.handshake_kind(), Some(rustls::HandshakeKind::Full));
+        }
     }
 
     #[test]
