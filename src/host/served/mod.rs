@@ -29,8 +29,9 @@ use super::{LocalToken, Location, OpeningError, WorkerSpec};
 
 pub use settings::Settings;
 
-/// A connection has said who it is within this time, or is closed.
-const GREETING: Duration = Duration::from_secs(10);
+/// A connection has said who it is within this time, or is closed: sooner than a daemon gives up, which may have to wait for
+/// others who say nothing.
+const GREETING: Duration = Duration::from_secs(2);
 /// Connections that have not said who they are yet, on each port.
 const GREETINGS: usize = 64;
 /// The pause after `accept` failed, so that running out of descriptors does not spin.
