@@ -22,7 +22,7 @@ use crate::proto::node::identity_service_client::IdentityServiceClient;
 use crate::proto::node::{IdentifyRequest, KeepTokenRequest};
 use crate::tls::{self, ClientFiles};
 
-use super::carry::{Kill, carry};
+use super::carry::{Kill, SILENCE, carry};
 use super::process::Carried;
 use super::{OpeningError, Purpose, RemoteNode, WorkerLink, WorkerProcess, WorkerSpec, milliseconds, slot};
 
@@ -121,7 +121,8 @@ impl Remote {
             patience_ms: milliseconds(spec.patience.quick),
             slow_patience_ms: milliseconds(spec.patience.slow),
         };
-        link.summon(summon, slot::longest_wait(spec.patience.longest())).await?;
+        // The node may not have noticed yet that a former daemon of this slot is gone.
+        link.summon(summon, SILENCE + slot::longest_wait(spec.patience.longest())).await?;
         Ok(link)
     }
 

@@ -23,6 +23,7 @@ use crate::link::Patience;
 use crate::model::{ClusterId, HsmId, Username};
 use crate::tls::{self, Acceptor, TlsError};
 
+use super::carry::SILENCE;
 use super::local::Local;
 use super::remote::{LINK_PROTOCOL, SERVICE_PROTOCOL};
 use super::{LocalToken, Location, OpeningError, WorkerSpec};
@@ -124,7 +125,8 @@ impl Slot<'_> {
 /// Listens on all three ports until `draining`.
 pub async fn serve(settings: Settings, draining: watch::Receiver<bool>) -> Result<Served, ServeError> {
     let directory = settings.data_dir.join("host");
-    let local = Local::new(directory.clone()).map_err(|source| ServeError::Directory { path: directory, source })?;
+    let local = Local::for_daemons_elsewhere(directory.clone(), SILENCE);
+    let local = local.map_err(|source| ServeError::Directory { path: directory, source })?;
     let links = Acceptor::new(settings.tls.clone(), LINK_PROTOCOL)?;
     let services = Acceptor::new(settings.tls.clone(), SERVICE_PROTOCOL)?;
     let places = Arc::new(Semaphore::new(settings.max_links));
