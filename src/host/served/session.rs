@@ -19,7 +19,7 @@ use tokio_rustls::server::TlsStream;
 use zeroize::Zeroizing;
 
 use crate::host::carry::{Kill, carry};
-use crate::host::{LocalToken, OpeningError, Purpose, WorkerLink, WorkerProcess, WorkerSpec, fault};
+use crate::host::{LONGEST_PATIENCE, LocalToken, OpeningError, Purpose, WorkerLink, WorkerProcess, WorkerSpec, fault};
 use crate::link::v1::{self, request::Verb, response::Outcome, summon};
 use crate::link::{self, Patience};
 
@@ -27,8 +27,6 @@ use super::House;
 
 /// The first request comes within this time.
 const SUMMONS: Duration = Duration::from_secs(10);
-/// A worker is believed no more patient than this, whatever a daemon says.
-const LONGEST_PATIENCE: Duration = Duration::from_secs(300);
 /// The longest request before the login.
 const LONGEST: usize = 64 << 10;
 
