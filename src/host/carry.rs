@@ -144,8 +144,10 @@ impl<S: AsyncRead + AsyncWrite> Carrier<S> {
             let room =
                 if self.near_ended.is_some() || self.for_far.len() >= BACKLOG { 0 } else { self.credit.min(LONGEST) };
             tokio::select! {
-                // In this order: what has come in is heard before the silence is judged.
+                // In this order: what has come in is heard before the silence is judged, and no flood of it keeps an order
+                // or an end waiting.
                 biased;
+                () = ordered(&self.kill) => self.post(Kind::Kill, 0),
                 () = lingered(self.near_ended) => return Err(Cut::Lingering),
                 read = self.far_read.read(&mut from_far), if !self.far_closed => {
                     match read? {
@@ -182,7 +184,6 @@ impl<S: AsyncRead + AsyncWrite> Carrier<S> {
                         }
                     }
                 }
-                () = ordered(&self.kill) => self.post(Kind::Kill, 0),
                 _ = beat.tick(), if self.for_far.is_empty() && !self.far_closed => self.post(Kind::Alive, 0),
                 () = tokio::time::sleep_until(self.heard + SILENCE), if !self.far_closed => return Err(Cut::Silence),
             }
