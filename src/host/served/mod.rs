@@ -62,8 +62,7 @@ pub struct Served {
     pub sessions: SocketAddr,
     pub identity: SocketAddr,
     pub administration: SocketAddr,
-    links: Acceptor,
-    services: Acceptor,
+    tls: Acceptor,
     /// One permit for each link.
     places: Arc<Semaphore>,
     most: u32,
@@ -128,7 +127,7 @@ pub async fn serve(settings: Settings, draining: watch::Receiver<bool>) -> Resul
     let local = Local::for_daemons_elsewhere(directory.clone(), SILENCE);
     let local = local.map_err(|source| ServeError::Directory { path: directory, source })?;
     let links = Acceptor::new(settings.tls.clone(), LINK_PROTOCOL)?;
-    let services = Acceptor::new(settings.tls.clone(), SERVICE_PROTOCOL)?;
+    let services = links.speaking(SERVICE_PROTOCOL);
     let places = Arc::new(Semaphore::new(settings.max_links));
     let most = u32::try_from(settings.max_links).unwrap_or(u32::MAX);
     let house = Arc::new(House { local, settings, draining });
@@ -137,19 +136,17 @@ pub async fn serve(settings: Settings, draining: watch::Receiver<bool>) -> Resul
     let (listener, identity) = bind(&house, house.settings.ports.identity).await?;
     services::serve_identity(greeted(listener, services.clone(), house.clone()), house.clone());
     let (listener, administration) = bind(&house, house.settings.ports.administration).await?;
-    services::serve_administration(greeted(listener, services.clone(), house.clone()), house);
-    Ok(Served { sessions, identity, administration, links, services, places, most })
+    services::serve_administration(greeted(listener, services, house.clone()), house);
+    Ok(Served { sessions, identity, administration, tls: links, places, most })
 }
 
 impl Served {
-    /// Reads certificates, key and client CA again, for connections from now on. With a problem in any, nothing changes.
+    /// Reads certificates, key and client CA again, for connections on all ports from now on. With a problem in any, nothing changes.
     ///
     /// # Errors
     /// What is wrong with the files.
     pub fn read_certificates_again(&self) -> Result<(), TlsError> {
-        // Of the same files: what one of them takes, so does the other.
-        self.links.read_again()?;
-        self.services.read_again()
+        self.tls.read_again()
     }
 
     /// Waits until the last link has ended, at most `limit`.
