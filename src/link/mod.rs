@@ -5,6 +5,7 @@
 
 mod codec;
 mod pace;
+mod wipe;
 
 #[allow(missing_docs, clippy::pedantic)]
 pub mod v1 {

@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_rustls::server::TlsStream;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::host::carry::{Kill, carry};
 use crate::host::{LONGEST_PATIENCE, LocalToken, OpeningError, Purpose, WorkerLink, WorkerProcess, WorkerSpec, fault};
@@ -64,8 +64,12 @@ impl Session<'_> {
         let Some((id, verb)) = summoned.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))? else {
             return Ok(());
         };
-        let Verb::Summon(summon) = verb else {
-            return self.answer(id, Err(OpeningError::OutOfTurn)).await;
+        let summon = match verb {
+            Verb::Summon(summon) => summon,
+            mut verb => {
+                verb.zeroize();
+                return self.answer(id, Err(OpeningError::OutOfTurn)).await;
+            }
         };
         let spec = match self.admit(&summon, has_place) {
             Ok(spec) => spec,
@@ -159,7 +163,10 @@ impl Session<'_> {
         verb: Verb,
     ) -> Result<Outcome, OpeningError> {
         match verb {
-            verb if !is_for(purpose, &verb) => Err(OpeningError::OutOfTurn),
+            mut verb if !is_for(purpose, &verb) => {
+                verb.zeroize();
+                Err(OpeningError::OutOfTurn)
+            }
             Verb::CheckToken(_) => worker.ask(verb).await,
             verb => {
                 let _turn = self.house.local.turn(spec).await;
