@@ -5,12 +5,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use rustls::RootCertStore;
 use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 
@@ -45,12 +45,14 @@ pub enum TlsError {
 
 /// A listener's end of TLS, as its files were last read. Cheap to clone.
 #[derive(Clone)]
-pub struct Acceptor(Arc<Files>);
+pub struct Acceptor {
+    shared: Arc<Files>,
+    protocol: &'static [u8],
+}
 
 struct Files {
     files: TlsFiles,
-    protocol: &'static [u8],
-    current: RwLock<TlsAcceptor>,
+    current: RwLock<ServerConfig>,
 }
 
 impl Acceptor {
@@ -59,8 +61,13 @@ impl Acceptor {
     /// # Errors
     /// What is wrong with the files.
     pub fn new(files: TlsFiles, protocol: &'static [u8]) -> Result<Self, TlsError> {
-        let current = RwLock::new(acceptor(&files, protocol)?);
-        Ok(Self(Arc::new(Files { files, protocol, current })))
+        let current = RwLock::new(server_config(&files)?);
+        Ok(Self { shared: Arc::new(Files { files, current }), protocol })
+    }
+
+    /// Another listener's, of the same files: both are exchanged at once.
+    pub fn speaking(&self, protocol: &'static [u8]) -> Self {
+        Self { shared: self.shared.clone(), protocol }
     }
 
     /// Reads the files again, for connections from now on. With a problem in any, nothing changes.
@@ -68,28 +75,30 @@ impl Acceptor {
     /// # Errors
     /// What is wrong with the files.
     pub fn read_again(&self) -> Result<(), TlsError> {
-        let fresh = acceptor(&self.0.files, self.0.protocol)?;
-        *self.0.current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        let fresh = server_config(&self.shared.files)?;
+        *self.shared.current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
         Ok(())
     }
 
     /// For the next connection.
     pub fn current(&self) -> TlsAcceptor {
-        self.0.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+        let mut config = self.shared.current.read().unwrap_or_else(PoisonError::into_inner).clone();
+        config.alpn_protocols = vec![self.protocol.to_vec()];
+        TlsAcceptor::from(Arc::new(config))
     }
 
     pub fn protocol(&self) -> &'static [u8] {
-        self.0.protocol
+        self.protocol
     }
 }
 
 impl std::fmt::Debug for Acceptor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Acceptor").field(&self.0.files).finish()
+        f.debug_tuple("Acceptor").field(&self.shared.files).finish()
     }
 }
 
-fn acceptor(files: &TlsFiles, protocol: &[u8]) -> Result<TlsAcceptor, TlsError> {
+fn server_config(files: &TlsFiles) -> Result<ServerConfig, TlsError> {
     let (chain, key) = identity(&files.certificate, &files.private_key)?;
     let mut roots = RootCertStore::empty();
     for certificate in certificates(&files.client_ca)? {
@@ -97,14 +106,17 @@ fn acceptor(files: &TlsFiles, protocol: &[u8]) -> Result<TlsAcceptor, TlsError> 
     }
     let verifier =
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider()).build().map_err(TlsError::Verifier)?;
-    let mut config = rustls::ServerConfig::builder_with_provider(provider())
+    let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(TlsError::Material)?
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain, key)
         .map_err(TlsError::Material)?;
-    config.alpn_protocols = vec![protocol.to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
+    // Nobody resumes: a resumed session's certificates are not verified again, so that one that has expired, or whose CA
+    // was taken out of the file since, would still be let in.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
 }
 
 /// A connector that believes what the trust anchor has signed and nobody else, and shows who it is.
@@ -172,13 +184,52 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rcgen::{CertificateParams, DnType, KeyPair, SanType};
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     fn certificate(sans: Vec<SanType>, common_name: &str) -> CertificateDer<'static> {
         let mut params = CertificateParams::default();
         params.subject_alt_names = sans;
         params.distinguished_name.push(DnType::CommonName, common_name);
         params.self_signed(&KeyPair::generate().unwrap()).unwrap().into()
+    }
+
+    /// A server's files in a directory of their own, and a connector that it lets in and that would resume.
+    fn acquainted(home: &Path) -> (TlsFiles, TlsConnector) {
+        let (key, mut params) = (KeyPair::generate().unwrap(), CertificateParams::default());
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let certificate = CertificateParams::new(["localhost".to_owned()]).unwrap().signed_by(&key, &ca).unwrap();
+        let path = |name: &str, text: String| {
+            std::fs::write(home.join(name), text).unwrap();
+            home.join(name)
+        };
+        let files = TlsFiles {
+            certificate: path("crt", certificate.pem()),
+            private_key: path("key", key.serialize_pem()),
+            client_ca: path("ca", ca.pem()),
+        };
+        let shown = ClientFiles { certificate: files.certificate.clone(), private_key: files.private_key.clone() };
+        let anchor = TrustAnchor::parse(&ca.pem()).unwrap();
+        (files, connector(&shown, &anchor, b"test").unwrap())
+    }
+
+    #[tokio::test]
+    async fn every_connection_has_its_certificates_verified() {
+        let home = tempfile::tempdir().unwrap();
+        let (files, connector) = acquainted(home.path());
+        let acceptor = Acceptor::new(files, b"test").unwrap();
+        for _ in 0..2 {
+            let (near, far) = tokio::io::duplex(64 << 10);
+            let accepting = acceptor.current().accept(far);
+            let connecting = connector.connect("localhost".try_into().unwrap(), near);
+            let (accepted, connected) = tokio::join!(accepting, connecting);
+            let (mut accepted, mut connected) = (accepted.unwrap(), connected.unwrap());
+            // Tickets come with the first bytes.
+            accepted.write_all(b"x").await.unwrap();
+            connected.read_exact(&mut [0]).await.unwrap();
+            assert_eq!(accepted.get_ref().1.handshake_kind(), Some(rustls::HandshakeKind::Full));
+        }
     }
 
     #[test]

@@ -20,6 +20,8 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
+use super::LONGEST_PATIENCE;
+
 /// An end that has heard nothing for so long believes the other gone.
 pub(super) const SILENCE: Duration = Duration::from_secs(10);
 /// How often an end says that it is there.
@@ -32,6 +34,8 @@ const TELL_AT: usize = WINDOW / 4;
 const LONGEST: usize = 16 << 10;
 /// Beyond so much that the connection has not taken, nothing more is read here.
 const BACKLOG: usize = 64 << 10;
+/// An end whose local socket has ended waits so long for the other's: a worker lets running calls return first.
+const LINGERING: Duration = LONGEST_PATIENCE.saturating_add(Duration::from_secs(15));
 /// The last bytes get this long to leave.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -64,6 +68,8 @@ pub(super) enum Kill {
 pub(super) enum Cut {
     #[error("nothing was heard of the other end for {SILENCE:?}")]
     Silence,
+    #[error("the other end did not end the link within {LINGERING:?} of this one")]
+    Lingering,
     #[error("the other end closed the connection")]
     Closed,
     #[error("the connection failed")]
@@ -93,7 +99,7 @@ pub(super) async fn carry<S: AsyncRead + AsyncWrite>(
         unflushed: false,
         credit: WINDOW,
         untold: 0,
-        near_ended: false,
+        near_ended: None,
         far_ended: false,
         far_closed: false,
         near_is_shut: false,
@@ -121,7 +127,7 @@ struct Carrier<S> {
     credit: usize,
     /// Passed on here, and not told yet.
     untold: usize,
-    near_ended: bool,
+    near_ended: Option<Instant>,
     far_ended: bool,
     far_closed: bool,
     near_is_shut: bool,
@@ -135,12 +141,18 @@ impl<S: AsyncRead + AsyncWrite> Carrier<S> {
         let mut beat = tokio::time::interval(ALIVE_EVERY);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while !self.is_over() {
-            let room = if self.near_ended || self.for_far.len() >= BACKLOG { 0 } else { self.credit.min(LONGEST) };
+            let room =
+                if self.near_ended.is_some() || self.for_far.len() >= BACKLOG { 0 } else { self.credit.min(LONGEST) };
             tokio::select! {
-                // In this order: what has come in is heard before the silence is judged.
+                // In this order: what has come in is heard before the silence is judged, and no flood of it keeps an order
+                // or an end waiting.
                 biased;
+                () = ordered(&self.kill) => self.post(Kind::Kill, 0),
+                () = lingered(self.near_ended) => return Err(Cut::Lingering),
                 read = self.far_read.read(&mut from_far), if !self.far_closed => {
                     match read? {
+                        // A daemon that has left hears no answers: its worker is not to work off what it has not taken.
+                        0 if self.far_ended && matches!(self.kill, Kill::Heard(_)) => return Ok(()),
                         // It has said all; what came of it is still passed on.
                         0 if self.far_ended => self.far_closed = true,
                         0 => return Err(Cut::Closed),
@@ -162,7 +174,7 @@ impl<S: AsyncRead + AsyncWrite> Carrier<S> {
                 read = self.near_read.read(&mut from_near[..room]), if room > 0 => {
                     match read.unwrap_or(0) {
                         0 => {
-                            self.near_ended = true;
+                            self.near_ended = Some(Instant::now());
                             self.post(Kind::End, 0);
                         }
                         read => {
@@ -172,7 +184,6 @@ impl<S: AsyncRead + AsyncWrite> Carrier<S> {
                         }
                     }
                 }
-                () = ordered(&self.kill) => self.post(Kind::Kill, 0),
                 _ = beat.tick(), if self.for_far.is_empty() && !self.far_closed => self.post(Kind::Alive, 0),
                 () = tokio::time::sleep_until(self.heard + SILENCE), if !self.far_closed => return Err(Cut::Silence),
             }
@@ -186,7 +197,7 @@ impl<S: AsyncRead + AsyncWrite> Carrier<S> {
     }
 
     fn is_over(&self) -> bool {
-        self.near_is_shut && (self.far_closed || (self.near_ended && !self.has_something_to_send()))
+        self.near_is_shut && (self.far_closed || (self.near_ended.is_some() && !self.has_something_to_send()))
     }
 
     fn has_something_to_send(&self) -> bool {
@@ -261,6 +272,14 @@ impl Kind {
 /// Some of the bytes, or with none left those that TLS still holds back.
 async fn write_or_flush(far: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<usize> {
     if bytes.is_empty() { far.flush().await.map(|()| 0) } else { far.write(bytes).await }
+}
+
+/// Resolves when the other end should have ended too.
+async fn lingered(near_ended: Option<Instant>) {
+    match near_ended {
+        Some(ended) => tokio::time::sleep_until(ended + LINGERING).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Resolves when the other end is to kill its worker.

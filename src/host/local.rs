@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::keeper::Keeper;
 use super::slot::SlotLock;
@@ -15,6 +16,8 @@ pub(super) struct Local {
     directory: PathBuf,
     /// One turn at a time for whoever starts or logs in on a node.
     turns: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
+    /// How long a link's end may go unnoticed here.
+    unnoticed: Duration,
 }
 
 /// A worker that has not opened its token, and has nothing to lose: killed when that is given up or fails. Its library may
@@ -30,10 +33,16 @@ impl Drop for Unwanted {
 }
 
 impl Local {
+    /// For a daemon on this machine, whose end its workers notice at once.
     pub(super) fn new(directory: PathBuf) -> std::io::Result<Self> {
+        Self::for_daemons_elsewhere(directory, Duration::ZERO)
+    }
+
+    /// For daemons that may be gone so long before it is noticed.
+    pub(super) fn for_daemons_elsewhere(directory: PathBuf, unnoticed: Duration) -> std::io::Result<Self> {
         use std::os::unix::fs::DirBuilderExt;
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
-        Ok(Self { directory, turns: Arc::default() })
+        Ok(Self { directory, turns: Arc::default(), unnoticed })
     }
 
     pub(super) fn directory(&self) -> &Path {
@@ -90,9 +99,10 @@ impl Local {
         opened(WorkerLink::kept(stream, process, keeper), spec, token, purpose).await
     }
 
-    /// Waits until the slot has no worker, and keeps it so.
+    /// Waits until the slot has no worker, and keeps it so. A former one that does not know yet that its daemon is gone is
+    /// not stuck.
     pub(super) async fn slot(&self, spec: &WorkerSpec) -> Result<SlotLock, OpeningError> {
-        slot::take(&self.directory, &spec.slot_name(), spec.patience.longest()).await
+        slot::take(&self.directory, &spec.slot_name(), self.unnoticed + spec.patience.longest()).await
     }
 
     pub(super) fn keep_token(&self, spec: &WorkerSpec, token: &LocalToken) -> Result<(), OpeningError> {

@@ -47,6 +47,9 @@ pub use softhsm::TokenDirectory;
 pub use trial::Trial;
 pub use users::{UserError, UserStanding};
 
+/// A worker on another host is no more patient than this, whatever a daemon says.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(300);
+
 /// Everything a worker needs to know of its node and user.
 #[derive(Debug, Clone)]
 pub struct WorkerSpec {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use zeroize::Zeroizing;
 
 use crate::link::v1::{self, Fault, request::Verb, response::Outcome};
 use crate::link::{self, BadFrame, Frames};
@@ -154,7 +155,7 @@ impl WorkerLink {
 
     /// The kernel closes the other end when the process is gone.
     async fn gone(&mut self) {
-        let mut rest = zeroize::Zeroizing::new([0; 1024]);
+        let mut rest = Zeroizing::new([0; 1024]);
         while self.stream.read(&mut *rest).await.is_ok_and(|read| read > 0) {}
     }
 
@@ -193,12 +194,13 @@ impl WorkerLink {
         }
     }
 
-    /// One request, one answer. A worker that does not answer in time is killed: what it is doing cannot be taken back otherwise.
+    /// One request, one answer; its PINs are wiped here. A worker that does not answer in time is killed: what it is doing cannot be taken back otherwise.
     pub(super) async fn ask(&mut self, verb: Verb) -> Result<Outcome, OpeningError> {
         self.ask_within(verb, OPENING_PATIENCE).await
     }
 
-    async fn ask_within(&mut self, mut verb: Verb, patience: Duration) -> Result<Outcome, OpeningError> {
+    async fn ask_within(&mut self, verb: Verb, patience: Duration) -> Result<Outcome, OpeningError> {
+        let mut verb = Zeroizing::new(verb);
         let (patience, logins) = match &self.by {
             By::Us(keeper) => (patience, keeper.before(&mut verb)?),
             // Its host has the same patience, and is to be the one that says so.
@@ -212,7 +214,10 @@ impl WorkerLink {
             }
         };
         if let (By::Us(keeper), Some(logins)) = (&self.by, logins) {
-            keeper.after(logins, &answer)?;
+            keeper.after(logins, &answer).unwrap_or_else(|error| {
+                // What the token said stands, whatever the disk says: an attempt stays counted.
+                tracing::error!(%error, "what came of a login cannot be written down");
+            });
         }
         match (answer, &self.by) {
             (Ok(Outcome::HostFault(fault)), By::ItsHost(hsm)) => Err(fault::heard(fault, hsm)),
@@ -235,15 +240,13 @@ impl WorkerLink {
         }
     }
 
-    async fn exchange(&mut self, verb: Verb) -> Result<Outcome, OpeningError> {
+    async fn exchange(&mut self, verb: Zeroizing<Verb>) -> Result<Outcome, OpeningError> {
         let id = self.next_id;
         self.next_id += 1;
-        let remaining_ms = super::milliseconds(OPENING_PATIENCE);
-        let mut bytes = zeroize::Zeroizing::new(Vec::new());
-        link::push(&v1::Request { id, remaining_ms, verb: Some(verb) }, &mut bytes).map_err(OpeningError::Frame)?;
+        let bytes = framed(id, verb)?;
         self.stream.write_all(&bytes).await.map_err(|_| OpeningError::Ended)?;
         // Not within the future: a job of several requests would not fit on a thread's stack.
-        let mut chunk = zeroize::Zeroizing::new(vec![0; 16 * 1024]);
+        let mut chunk = Zeroizing::new(vec![0; 16 * 1024]);
         loop {
             if let Some(response) = self.frames.0.take::<v1::Response>().map_err(OpeningError::Frame)? {
                 return match response {
@@ -257,6 +260,16 @@ impl WorkerLink {
             }
         }
     }
+}
+
+/// A request's frame. The request itself is wiped.
+fn framed(id: u64, mut verb: Zeroizing<Verb>) -> Result<Zeroizing<Vec<u8>>, OpeningError> {
+    let nothing = Verb::Ping(v1::Ping::default());
+    let verb = Some(std::mem::replace(&mut *verb, nothing));
+    let request = Zeroizing::new(v1::Request { id, remaining_ms: super::milliseconds(OPENING_PATIENCE), verb });
+    let mut bytes = Zeroizing::new(Vec::new());
+    link::push(&*request, &mut bytes).map_err(OpeningError::Frame)?;
+    Ok(bytes)
 }
 
 /// An answer of the wrong kind is a fault when it is one, and otherwise a worker out of step.
@@ -273,5 +286,60 @@ struct FramesBox(Frames);
 impl std::fmt::Debug for FramesBox {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Frames(…)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::process::Carried;
+    use crate::host::{LocalToken, Location, Purpose, TokenName, WorkerSpec};
+    use crate::model::Username;
+
+    #[tokio::test]
+    async fn a_login_that_the_token_has_judged_is_told_as_judged_though_the_disk_fails() {
+        let home = tempfile::tempdir().unwrap();
+        let token = LocalToken {
+            module: PathBuf::new(),
+            name: TokenName::Label("kmsuser".to_owned()),
+            environment: std::collections::BTreeMap::new(),
+            so_pin_file: None,
+        };
+        let spec = WorkerSpec {
+            cluster: "cluster-2abcdefghij".parse().unwrap(),
+            hsm: "hsm-1".parse().unwrap(),
+            username: Username::kmsuser(),
+            location: Location::Here(token.clone()),
+            sessions: 1,
+            patience: link::Patience { quick: Duration::ZERO, slow: Duration::ZERO },
+            memory_limit: u64::MAX,
+        };
+        let keeper = Keeper::new(home.path(), &spec, &token, Purpose::Serve).unwrap();
+        let carried = Carried { host: String::new(), kill: Arc::default(), cut: Arc::default() };
+        let (ours, mut workers) = UnixStream::pair().unwrap();
+        let mut link = WorkerLink::kept(ours, WorkerProcess::carried(carried), keeper);
+
+        let count = home.path().join(format!("{}.failed-logins", spec.slot_name()));
+        let worker = tokio::spawn(async move {
+            let mut frames = Frames::default();
+            let request = loop {
+                if let Some(request) = frames.take::<v1::Request>().unwrap() {
+                    break request;
+                }
+                let mut chunk = [0; 1024];
+                let read = workers.read(&mut chunk).await.unwrap();
+                frames.feed(&chunk[..read]);
+            };
+            // The count can be neither removed nor written now.
+            std::fs::remove_file(&count).unwrap();
+            std::fs::create_dir(&count).unwrap();
+            let done = v1::Response { id: request.id, outcome: Some(Outcome::Done(v1::Done::default())) };
+            let mut bytes = Vec::new();
+            link::push(&done, &mut bytes).unwrap();
+            workers.write_all(&bytes).await.unwrap();
+        });
+        let answer = link.ask(Verb::LogIn(v1::LogIn { pin: b"kmsuser:password".to_vec() })).await;
+        assert!(matches!(answer, Ok(Outcome::Done(_))), "{answer:?}");
+        worker.await.unwrap();
     }
 }

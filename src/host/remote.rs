@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use rustls::CertificateError;
 use rustls::pki_types::ServerName;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
@@ -21,7 +22,7 @@ use crate::proto::node::identity_service_client::IdentityServiceClient;
 use crate::proto::node::{IdentifyRequest, KeepTokenRequest};
 use crate::tls::{self, ClientFiles};
 
-use super::carry::{Kill, carry};
+use super::carry::{Kill, SILENCE, carry};
 use super::process::Carried;
 use super::{OpeningError, Purpose, RemoteNode, WorkerLink, WorkerProcess, WorkerSpec, milliseconds, slot};
 
@@ -120,7 +121,8 @@ impl Remote {
             patience_ms: milliseconds(spec.patience.quick),
             slow_patience_ms: milliseconds(spec.patience.slow),
         };
-        link.summon(summon, slot::longest_wait(spec.patience.longest())).await?;
+        // The node may not have noticed yet that a former daemon of this slot is gone.
+        link.summon(summon, SILENCE + slot::longest_wait(spec.patience.longest())).await?;
         Ok(link)
     }
 
@@ -173,10 +175,30 @@ fn unreachable(node: &RemoteNode, error: &DialError) -> OpeningError {
     OpeningError::Unreachable { host: node.address.to_string(), why: error.to_string() }
 }
 
-/// Whether it was the certificate.
+/// Whether the trust anchor did not sign its certificate. One that it signed and that is bad otherwise (expired, or for
+/// another name) says nothing against the anchor.
 fn untrusted(error: &std::io::Error) -> Option<DialError> {
     match error.get_ref()?.downcast_ref::<rustls::Error>()? {
-        rustls::Error::InvalidCertificate(why) => Some(DialError::Untrusted(why.to_string())),
+        rustls::Error::InvalidCertificate(why @ (CertificateError::UnknownIssuer | CertificateError::BadSignature)) => {
+            Some(DialError::Untrusted(why.to_string()))
+        }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_certificate_that_the_anchor_did_not_sign_speaks_against_the_anchor() {
+        let failed = |why| std::io::Error::other(rustls::Error::InvalidCertificate(why));
+        for why in [CertificateError::UnknownIssuer, CertificateError::BadSignature] {
+            assert!(matches!(untrusted(&failed(why)), Some(DialError::Untrusted(_))));
+        }
+        for why in [CertificateError::Expired, CertificateError::NotValidForName, CertificateError::Revoked] {
+            assert!(untrusted(&failed(why)).is_none());
+        }
+        assert!(untrusted(&std::io::Error::other("the connection was closed")).is_none());
     }
 }

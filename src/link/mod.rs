@@ -5,18 +5,27 @@
 
 mod codec;
 mod pace;
+mod wipe;
 
 #[allow(missing_docs, clippy::pedantic)]
 pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/keyway.link.v1.rs"));
 }
 
-/// A number made of the contract's very text: ends that differ in it are of different builds.
-pub const CONTRACT: u64 = fingerprint(include_bytes!("../../proto/keyway/link/v1/link.proto"));
+/// A number made of this release's version and of the contracts' very texts, the link's and the nodes': ends that differ in
+/// it do not understand each other.
+pub const CONTRACT: u64 = {
+    let version = fingerprint(OFFSET_BASIS, env!("CARGO_PKG_VERSION").as_bytes());
+    let link = fingerprint(version, include_bytes!("../../proto/keyway/link/v1/link.proto"));
+    fingerprint(link, include_bytes!("../../proto/keyway/node/v1/node.proto"))
+};
 
-/// FNV-1a.
-const fn fingerprint(text: &[u8]) -> u64 {
-    let (mut hash, mut at) = (0xcbf2_9ce4_8422_2325_u64, 0);
+/// FNV-1a's, of no text at all.
+const OFFSET_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// FNV-1a, going on from the fingerprint of what stands before.
+const fn fingerprint(before: u64, text: &[u8]) -> u64 {
+    let (mut hash, mut at) = (before, 0);
     while at < text.len() {
         hash = (hash ^ text[at] as u64).wrapping_mul(0x0000_0100_0000_01b3);
         at += 1;

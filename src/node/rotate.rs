@@ -149,10 +149,7 @@ impl Changing {
         let request = &mut Request { verb: Some(verb), ..Request::default() };
         let deadline = Instant::now() + spec.patience.longest() + GRACE;
         let answer = self.node.call(request, deadline).await;
-        if let Some(Verb::SetPin(SetPin { old_pin, new_pin })) = &mut request.verb {
-            old_pin.zeroize();
-            new_pin.zeroize();
-        }
+        request.zeroize();
         Ok(match answer {
             Ok(Outcome::Done(_)) => Said::Done,
             Ok(_) => Said::Nothing("the worker answered out of turn".to_owned()),

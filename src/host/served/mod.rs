@@ -23,14 +23,16 @@ use crate::link::Patience;
 use crate::model::{ClusterId, HsmId, Username};
 use crate::tls::{self, Acceptor, TlsError};
 
+use super::carry::SILENCE;
 use super::local::Local;
 use super::remote::{LINK_PROTOCOL, SERVICE_PROTOCOL};
 use super::{LocalToken, Location, OpeningError, WorkerSpec};
 
 pub use settings::Settings;
 
-/// A connection has said who it is within this time, or is closed.
-const GREETING: Duration = Duration::from_secs(10);
+/// A connection has said who it is within this time, or is closed: sooner than a daemon gives up, which may have to wait for
+/// others who say nothing.
+const GREETING: Duration = Duration::from_secs(2);
 /// Connections that have not said who they are yet, on each port.
 const GREETINGS: usize = 64;
 /// The pause after `accept` failed, so that running out of descriptors does not spin.
@@ -60,8 +62,7 @@ pub struct Served {
     pub sessions: SocketAddr,
     pub identity: SocketAddr,
     pub administration: SocketAddr,
-    links: Acceptor,
-    services: Acceptor,
+    tls: Acceptor,
     /// One permit for each link.
     places: Arc<Semaphore>,
     most: u32,
@@ -123,9 +124,10 @@ impl Slot<'_> {
 /// Listens on all three ports until `draining`.
 pub async fn serve(settings: Settings, draining: watch::Receiver<bool>) -> Result<Served, ServeError> {
     let directory = settings.data_dir.join("host");
-    let local = Local::new(directory.clone()).map_err(|source| ServeError::Directory { path: directory, source })?;
+    let local = Local::for_daemons_elsewhere(directory.clone(), SILENCE);
+    let local = local.map_err(|source| ServeError::Directory { path: directory, source })?;
     let links = Acceptor::new(settings.tls.clone(), LINK_PROTOCOL)?;
-    let services = Acceptor::new(settings.tls.clone(), SERVICE_PROTOCOL)?;
+    let services = links.speaking(SERVICE_PROTOCOL);
     let places = Arc::new(Semaphore::new(settings.max_links));
     let most = u32::try_from(settings.max_links).unwrap_or(u32::MAX);
     let house = Arc::new(House { local, settings, draining });
@@ -134,19 +136,17 @@ pub async fn serve(settings: Settings, draining: watch::Receiver<bool>) -> Resul
     let (listener, identity) = bind(&house, house.settings.ports.identity).await?;
     services::serve_identity(greeted(listener, services.clone(), house.clone()), house.clone());
     let (listener, administration) = bind(&house, house.settings.ports.administration).await?;
-    services::serve_administration(greeted(listener, services.clone(), house.clone()), house);
-    Ok(Served { sessions, identity, administration, links, services, places, most })
+    services::serve_administration(greeted(listener, services, house.clone()), house);
+    Ok(Served { sessions, identity, administration, tls: links, places, most })
 }
 
 impl Served {
-    /// Reads certificates, key and client CA again, for connections from now on. With a problem in any, nothing changes.
+    /// Reads certificates, key and client CA again, for connections on all ports from now on. With a problem in any, nothing changes.
     ///
     /// # Errors
     /// What is wrong with the files.
     pub fn read_certificates_again(&self) -> Result<(), TlsError> {
-        // Of the same files: what one of them takes, so does the other.
-        self.links.read_again()?;
-        self.services.read_again()
+        self.tls.read_again()
     }
 
     /// Waits until the last link has ended, at most `limit`.

@@ -96,7 +96,8 @@ impl AdministrationService for Administration {
     async fn keep_token(&self, request: Request<KeepTokenRequest>) -> Result<Response<KeepTokenResponse>, Status> {
         let KeepTokenRequest { cluster, hsm, username } = request.into_inner();
         let slot = self.0.slot(&cluster, &hsm, &username).map_err(refused)?;
-        // Whoever asks has the node's turn, as on its own machine: it is not taken here.
+        // Whoever asks has the turn among its own; another daemon may have a login made on this token meanwhile.
+        let _turn = self.0.local.turn(&slot.spec()).await;
         self.0.local.keep_token(&slot.spec(), slot.token).map_err(refused)?;
         Ok(Response::new(KeepTokenResponse {}))
     }

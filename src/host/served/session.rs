@@ -1,7 +1,7 @@
 //! One session link at the node's end: from its summons to the end of its worker.
 //!
 //! Until the login the host takes part in every request, as it does for a daemon on its own machine: the node's turn, the
-//! SO's PIN, the token's copy. Once the user is logged in, bytes are passed on as they are.
+//! SO's PIN, the token's copy. Nothing is asked of a worker that is not among what it was summoned for. Once the user is logged in, bytes are passed on as they are.
 //!
 //! ```text
 //!   TLS ── carry ── socket ── summons ─▶ open a worker ─▶ request, answer ─▶ … ─▶ login ─▶ relay ── worker's socket
@@ -16,10 +16,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_rustls::server::TlsStream;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::host::carry::{Kill, carry};
-use crate::host::{LocalToken, OpeningError, Purpose, WorkerLink, WorkerProcess, WorkerSpec, fault};
+use crate::host::{LONGEST_PATIENCE, LocalToken, OpeningError, Purpose, WorkerLink, WorkerProcess, WorkerSpec, fault};
 use crate::link::v1::{self, request::Verb, response::Outcome, summon};
 use crate::link::{self, Patience};
 
@@ -27,8 +27,6 @@ use super::House;
 
 /// The first request comes within this time.
 const SUMMONS: Duration = Duration::from_secs(10);
-/// A worker is believed no more patient than this, whatever a daemon says.
-const LONGEST_PATIENCE: Duration = Duration::from_secs(300);
 /// The longest request before the login.
 const LONGEST: usize = 64 << 10;
 
@@ -66,8 +64,12 @@ impl Session<'_> {
         let Some((id, verb)) = summoned.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))? else {
             return Ok(());
         };
-        let Verb::Summon(summon) = verb else {
-            return self.answer(id, Err(OpeningError::OutOfTurn)).await;
+        let summon = match verb {
+            Verb::Summon(summon) => summon,
+            mut verb => {
+                verb.zeroize();
+                return self.answer(id, Err(OpeningError::OutOfTurn)).await;
+            }
         };
         let spec = match self.admit(&summon, has_place) {
             Ok(spec) => spec,
@@ -135,13 +137,17 @@ impl Session<'_> {
             };
             let logs_in = matches!(verb, Verb::LogIn(_));
             // Heard out, though the link may have ended meanwhile: a login that is cut off damages tokens.
-            let answer = self.attend(&mut worker, spec, verb).await;
+            let answer = self.attend(&mut worker, (spec, purpose), verb).await;
             let logged_in = logs_in && matches!(answer, Ok(Outcome::Done(_)));
             let lost = answer.is_err();
             self.answer(id, answer).await?;
-            if logged_in {
+            if logged_in && purpose == Purpose::Serve {
                 let (worker, _) = worker.into_parts();
                 self.relay(worker).await;
+                return Ok(());
+            }
+            if logged_in {
+                worker.end().await;
                 return Ok(());
             }
             if lost {
@@ -150,10 +156,17 @@ impl Session<'_> {
         }
     }
 
-    async fn attend(&self, worker: &mut WorkerLink, spec: &WorkerSpec, verb: Verb) -> Result<Outcome, OpeningError> {
+    async fn attend(
+        &self,
+        worker: &mut WorkerLink,
+        (spec, purpose): (&WorkerSpec, Purpose),
+        verb: Verb,
+    ) -> Result<Outcome, OpeningError> {
         match verb {
-            // What is opened, and where, is this node's to say.
-            Verb::Open(_) | Verb::Summon(_) => Err(OpeningError::OutOfTurn),
+            mut verb if !is_for(purpose, &verb) => {
+                verb.zeroize();
+                Err(OpeningError::OutOfTurn)
+            }
             Verb::CheckToken(_) => worker.ask(verb).await,
             verb => {
                 let _turn = self.house.local.turn(spec).await;
@@ -163,7 +176,8 @@ impl Session<'_> {
     }
 
     /// The user is logged in: from here on daemon and worker speak with each other alone. At the end of either side's
-    /// words the other learns of it, and so does the worker when the node drains.
+    /// words the other learns of it, and so does the worker when the node drains or its link to the daemon has ended: with
+    /// all its threads stuck and its socket full, nobody comes to read the end of what the daemon said.
     async fn relay(&mut self, mut worker: UnixStream) {
         let (mut from_daemon, mut to_daemon) = self.link.split();
         let (mut from_worker, mut to_worker) = worker.split();
@@ -171,6 +185,8 @@ impl Session<'_> {
             tokio::select! {
                 _ = tokio::io::copy(&mut from_daemon, &mut to_worker) => {}
                 _ = self.draining.wait_for(|draining| *draining) => {}
+                // Killed, or (an error) carried no more, so that no order to kill will come either: it is on its leash.
+                _ = self.kill.wait_for(|kill| *kill) => {}
             }
             let _ = to_worker.shutdown().await;
             std::future::pending::<()>().await;
@@ -238,6 +254,21 @@ impl Session<'_> {
         let mut bytes = Zeroizing::new(Vec::new());
         link::push(&v1::Response { id, outcome: Some(outcome) }, &mut bytes).map_err(io::Error::other)?;
         self.link.write_all(&bytes).await
+    }
+}
+
+/// What a daemon may ask before its pool's time of a worker that it summoned for this. The SO's PIN is filled in on the
+/// way, so that nothing goes through that the purpose does not need; what is opened, and where, is this node's to say, and
+/// to give users passwords is for whoever is on its machine.
+const fn is_for(purpose: Purpose, verb: &Verb) -> bool {
+    match purpose {
+        Purpose::Serve => matches!(verb, Verb::CheckToken(_) | Verb::LogIn(_)),
+        Purpose::Administer => {
+            matches!(verb, Verb::MakeKek(_) | Verb::OfferJoin(_) | Verb::SealKek(_) | Verb::AcceptKek(_))
+        }
+        Purpose::MakeToken => matches!(verb, Verb::InitToken(_)),
+        Purpose::Try => matches!(verb, Verb::LogIn(_)),
+        Purpose::Look => matches!(verb, Verb::CheckToken(_)),
     }
 }
 

@@ -10,10 +10,14 @@ use rustls::{ClientConnection, StreamOwned};
 
 use keyway::link::v1::host_fault::Kind;
 use keyway::link::v1::summon::Purpose;
+use keyway::link::v1::{GenerateRandom, GiveUser, InitToken, LogIn, SetPin};
 use keyway::link::v1::{Request, Response, Summon, request::Verb, response::Outcome};
 use keyway::link::{Frames, push};
 
-use crate::rig::{Authority, Rig, pb};
+use faulty_pkcs11::Function::C_GenerateRandom;
+use faulty_pkcs11::Rule;
+
+use crate::rig::{Authority, Rig, pb, wait};
 
 /// A node closes what says nothing of use within this time, on a busy machine.
 const CLOSED_WITHIN: Duration = Duration::from_secs(20);
@@ -146,4 +150,126 @@ async fn a_daemon_of_another_build_or_one_that_means_another_hsm_or_user_is_told
         let Some(Outcome::HostFault(fault)) = told.outcome else { panic!("{summon:?}: {told:?}") };
         assert_eq!((told.id, fault.kind()), (7, kind), "{summon:?}: {fault:?}");
     }
+}
+
+/// A daemon's end of a link, spoken by hand.
+struct Daemon {
+    connection: Tls,
+    frames: Frames,
+    /// How many bytes more the node takes.
+    credit: usize,
+}
+
+impl Daemon {
+    /// Of `hsm-1`.
+    fn summon(rig: &mut Rig, purpose: Purpose) -> (Self, Response) {
+        let connection = tls(rig, Some("keyway-daemon"), b"keyway-link");
+        let mut daemon = Self { connection, frames: Frames::default(), credit: 256 << 10 };
+        let summon = Summon {
+            contract: keyway::link::CONTRACT,
+            cluster: rig.cluster_id(),
+            hsm: "hsm-1".to_owned(),
+            username: "kmsuser".to_owned(),
+            purpose: purpose.into(),
+            sessions: 1,
+            patience_ms: 500,
+            slow_patience_ms: 500,
+        };
+        let told = daemon.ask(Verb::Summon(summon));
+        (daemon, told)
+    }
+
+    fn ask(&mut self, verb: Verb) -> Response {
+        let mut frame = Vec::new();
+        push(&Request { id: 1, remaining_ms: 10_000, verb: Some(verb) }, &mut frame).unwrap();
+        self.send(&frame);
+        loop {
+            if let Some(told) = self.frames.take().unwrap() {
+                return told;
+            }
+            self.hear();
+        }
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        self.credit -= bytes.len();
+        self.connection.write_all(&parcel(1, bytes.len(), bytes)).unwrap();
+        self.connection.flush().unwrap();
+    }
+
+    /// The kind of the next parcel.
+    fn hear(&mut self) -> u8 {
+        let mut header = [0; 5];
+        self.connection.read_exact(&mut header).unwrap();
+        let [kind, number @ ..] = header;
+        let number = u32::from_be_bytes(number) as usize;
+        match kind {
+            1 => {
+                let mut bytes = vec![0; number];
+                self.connection.read_exact(&mut bytes).unwrap();
+                self.frames.feed(&bytes);
+            }
+            2 => self.credit += number,
+            _ => {}
+        }
+        kind
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_vanishes_while_its_worker_is_stuck_and_takes_no_more_leaves_nobody_logged_in() {
+    let mut rig = Rig::new().nodes(2).zones(2).remote().faulty().start();
+    let (mut daemon, told) = Daemon::summon(&mut rig, Purpose::Serve);
+    assert!(matches!(told.outcome, Some(Outcome::Opened(_))), "{told:?}");
+    let pin = format!("kmsuser:{}", rig.password()).into_bytes();
+    let told = daemon.ask(Verb::LogIn(LogIn { pin }));
+    assert!(matches!(told.outcome, Some(Outcome::Done(_))), "{told:?}");
+
+    // Its only thread is stuck, and then all that is between us fills.
+    rig.faults("hsm-1").set([Rule::block(C_GenerateRandom)]);
+    let mut request = Vec::new();
+    let verb = Verb::GenerateRandom(GenerateRandom { number_of_bytes: 1 });
+    push(&Request { id: 2, remaining_ms: 60_000, verb: Some(verb) }, &mut request).unwrap();
+    let much = request.repeat((2 << 20) / request.len());
+    let mut parcels = much.chunks(8 << 10);
+    let mut signs_of_life = 0;
+    while signs_of_life < 2 {
+        if daemon.credit >= 8 << 10 {
+            daemon.send(parcels.next().expect("not all of it is taken"));
+        } else if daemon.hear() == 0 {
+            signs_of_life += 1;
+        } else {
+            signs_of_life = 0;
+        }
+    }
+    assert_eq!(rig.workers_of("hsm-1").len(), 1);
+    drop(daemon);
+    wait(|| rig.workers_of("hsm-1").is_empty().then_some(()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_does_only_what_it_was_summoned_for() {
+    let mut rig = Rig::new().nodes(2).zones(2).remote().start();
+    let give = || Verb::GiveUser(GiveUser { user_pin: b"kmsuser:stolen".to_vec(), ..Default::default() });
+    let make = || Verb::InitToken(InitToken { user_pin: b"kmsuser:stolen".to_vec(), ..Default::default() });
+    let log_in = || Verb::LogIn(LogIn { pin: b"kmsuser:guessed".to_vec() });
+    let set = || Verb::SetPin(SetPin { old_pin: b"kmsuser:guessed".to_vec(), new_pin: b"kmsuser:stolen".to_vec() });
+    let cases = [
+        (Purpose::MakeToken, give()),
+        (Purpose::Administer, give()),
+        (Purpose::Administer, make()),
+        (Purpose::Administer, log_in()),
+        (Purpose::Serve, give()),
+        (Purpose::Serve, set()),
+        (Purpose::Look, log_in()),
+        (Purpose::Try, make()),
+    ];
+    for (purpose, verb) in cases {
+        let (mut daemon, told) = Daemon::summon(&mut rig, purpose);
+        assert!(matches!(told.outcome, Some(Outcome::Opened(_))), "{purpose:?}: {told:?}");
+        let told = daemon.ask(verb.clone());
+        let Some(Outcome::HostFault(fault)) = told.outcome else { panic!("{purpose:?}, {verb:?}: {told:?}") };
+        assert_eq!(fault.kind(), Kind::OutOfTurn, "{purpose:?}, {verb:?}");
+    }
+    assert!(rig.opens("hsm-1", &rig.password()), "its password is what it was");
 }
