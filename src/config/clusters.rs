@@ -193,7 +193,7 @@ fn node(
     let place = place(node, subnets);
     let state = node.defaulted("state", HsmState::Active, text);
     let vendor_cluster = node.defaulted("vendor_cluster", false, truth);
-    let location = if node.has("address") {
+    let mut location = if node.has("address") {
         remote_node(node, anchor).map(Location::There)
     } else {
         local_token(node, kind).map(Location::Here)
@@ -208,6 +208,10 @@ fn node(
         Some(Location::There(_)) => Some(None),
         Some(Location::Here(_)) | None => node.optional("user_tokens", path),
     };
+    if let (Some(Location::Here(token)), Some(user_tokens)) = (&mut location, &user_tokens) {
+        // With them an administrator can reset a password, which unlocks.
+        token.locks_user = user_tokens.is_some();
+    }
     let (subnet, zone) = place?;
     Some(NodeSettings {
         subnet,
@@ -251,13 +255,14 @@ pub(super) fn ports(section: &mut Section<'_>) -> Option<Ports> {
     Some(Ports { sessions: sessions?, identity: identity?, administration: administration? })
 }
 
-/// A token that is reached from this machine.
+/// A token that is reached from this machine. Who says no more of it than this cannot unlock its user, so that it never
+/// locks him.
 pub(super) fn local_token(node: &mut Section<'_>, kind: Option<(SyncMode, Profile)>) -> Option<LocalToken> {
     let module = node.required("module", existing_file, "name the vendor's PKCS#11 library");
     let name = node.section("token", token);
     let environment = node.texts("environment", "<name>", variable);
     let so_pin_file = so_pin_file(node, kind);
-    Some(LocalToken { module: module?, name: name?, environment: environment?, so_pin_file: so_pin_file? })
+    Some(LocalToken { module: module?, name: name?, environment: environment?, so_pin_file: so_pin_file?, locks_user: false })
 }
 
 /// Where a node is: in a subnet that is declared, or else in a zone and no subnet.

@@ -1,4 +1,4 @@
-//! Failed logins in a row, counted for each slot on the disk: tokens that we manage lock their user as an HSM would, and
+//! Failed logins in a row, counted for each slot on the disk: tokens whose users we manage lock them as an HSM would, and
 //! SoftHSM2 by itself counts nothing.
 //!
 //! An attempt is counted before it is made, so that a crash makes none free. What the token accepts forgets all before it;
@@ -77,7 +77,7 @@ pub(super) fn answered(
 
 /// Only where we could unlock: another token's own count is what counts.
 pub(super) fn is_locked(token: &LocalToken, failed: u32) -> bool {
-    token.so_pin_file.is_some() && failed >= LOCKED_AFTER
+    token.locks_user && failed >= LOCKED_AFTER
 }
 
 /// None failed, whatever was counted: for who gave the user a password, or took him away.
@@ -140,12 +140,13 @@ mod tests {
     use crate::host::{Location, TokenName};
     use crate::link::v1::Done;
 
-    fn slot(so_pin_file: Option<PathBuf>) -> (WorkerSpec, LocalToken) {
+    fn slot(locks_user: bool) -> (WorkerSpec, LocalToken) {
         let token = LocalToken {
             module: PathBuf::new(),
             name: TokenName::Label("alice".to_owned()),
             environment: std::collections::BTreeMap::new(),
-            so_pin_file,
+            so_pin_file: Some(PathBuf::new()),
+            locks_user,
         };
         let spec = WorkerSpec {
             cluster: "cluster-2abcdefghij".parse().unwrap(),
@@ -178,7 +179,7 @@ mod tests {
     #[test]
     fn five_refusals_in_a_row_lock_and_only_an_act_unlocks() {
         let home = tempfile::tempdir().unwrap();
-        let (home, slot) = (home.path(), slot(Some(PathBuf::new())));
+        let (home, slot) = (home.path(), slot(true));
         for _ in 0..4 {
             attempt(home, &slot, &said(Kind::PinIncorrect)).unwrap();
         }
@@ -201,7 +202,7 @@ mod tests {
     #[test]
     fn an_attempt_counts_from_before_it_is_made_until_nobody_has_judged_it() {
         let home = tempfile::tempdir().unwrap();
-        let (home, slot) = (home.path(), slot(Some(PathBuf::new())));
+        let (home, slot) = (home.path(), slot(true));
         for unjudged in [said(Kind::TokenAbsent), Err(OpeningError::Ended)] {
             let logins = count(home, &slot.0, &slot.1).unwrap();
             assert_eq!(failed(home, &slot.0).unwrap(), 1, "a crash here leaves it counted");
@@ -213,7 +214,7 @@ mod tests {
     #[test]
     fn a_login_on_a_jobs_way_counts_when_it_is_refused() {
         let home = tempfile::tempdir().unwrap();
-        let (home, slot) = (home.path(), slot(Some(PathBuf::new())));
+        let (home, slot) = (home.path(), slot(true));
         for (answer, failures) in [(accepted(), 0), (said(Kind::PinIncorrect), 1), (accepted(), 1)] {
             let logins = unlocked(home, &slot.0, &slot.1).unwrap();
             answered(home, &slot.0, logins, &answer).unwrap();
@@ -224,7 +225,7 @@ mod tests {
     #[test]
     fn a_token_that_nobody_can_unlock_here_is_not_locked_here() {
         let home = tempfile::tempdir().unwrap();
-        let (home, slot) = (home.path(), slot(None));
+        let (home, slot) = (home.path(), slot(false));
         for _ in 0..=LOCKED_AFTER {
             attempt(home, &slot, &said(Kind::PinIncorrect)).unwrap();
         }

@@ -109,6 +109,7 @@ mod tests {
             name: TokenName::Label("t".to_owned()),
             environment: [("SOFTHSM2_CONF".to_owned(), root.configuration().display().to_string())].into(),
             so_pin_file: None,
+            locks_user: false,
         };
         let spec = WorkerSpec {
             cluster: "cluster-2abcdefghij".parse().unwrap(),
