@@ -8,7 +8,7 @@ use crate::cluster;
 use crate::host::{OpeningError, UserError, WorkerSpec};
 use crate::keystore::KmsuserInUse;
 use crate::link::v1::fault::User;
-use crate::model::{ClusterId, HsmId, PasswordVersion, Username};
+use crate::model::{ClusterId, HsmId, KeyStoreId, PasswordVersion, Username};
 use crate::node::{LoginRefusal, chain, refusal};
 use crate::records::{Lock, LoginLeave, Unavailable, UserOnHsm, UserTask};
 
@@ -24,6 +24,8 @@ pub(super) enum Undone {
     NotDeclared,
     #[error(transparent)]
     KmsuserInUse(#[from] KmsuserInUse),
+    #[error("key store {0} stands on kmsuser; delete the key store first")]
+    KmsuserHasKeyStore(KeyStoreId),
     #[error("{}", spent(.0, .1))]
     Spent(HsmId, Username),
     #[error(transparent)]
@@ -78,10 +80,21 @@ impl Users {
         let job = async {
             match task {
                 UserTask::Give => self.give_on(&place.spec, on).await,
-                UserTask::Remove => self.remove_on(&place.spec).await,
+                UserTask::Remove => {
+                    self.no_key_store_stands_on(id, user)?;
+                    self.remove_on(&place.spec).await
+                }
             }
         };
         self.resting(id, user, job).await?
+    }
+
+    /// One may have been made since the removal was written down: with kmsuser's token would go its keys.
+    fn no_key_store_stands_on(&self, id: &ClusterId, user: &Username) -> Result<(), Undone> {
+        match self.0.key_stores.on_cluster(id) {
+            Some(store) if *user == Username::kmsuser() => Err(Undone::KmsuserHasKeyStore(store.id())),
+            Some(_) | None => Ok(()),
+        }
     }
 
     async fn give_on(&self, spec: &WorkerSpec, on: UserOnHsm) -> Result<(), Undone> {
