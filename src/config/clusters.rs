@@ -50,6 +50,8 @@ type Subnets = BTreeMap<SubnetId, SubnetSettings>;
 pub(super) struct Tokens {
     named: BTreeMap<(PathBuf, TokenName, BTreeMap<String, String>), KeyPath>,
     of_users: BTreeMap<PathBuf, KeyPath>,
+    /// By their `SOFTHSM2_CONF`, and whether users are managed there.
+    configurations: BTreeMap<PathBuf, (KeyPath, bool)>,
 }
 
 pub(super) fn clusters(root: &mut Section<'_>) -> Option<BTreeMap<ClusterId, Settings>> {
@@ -74,7 +76,10 @@ fn cluster(cluster: &mut Section<'_>, tokens: &mut Tokens) -> Option<Settings> {
         let anchor = trust_anchor.as_ref().map(Option::as_ref);
         let node = node(section, subnets.as_ref(), sync.zip(profile), anchor)?;
         match &node.location {
-            Location::Here(token) => refuse_twins(section, token, tokens),
+            Location::Here(token) => {
+                refuse_twins(section, token, tokens);
+                refuse_shared_configuration(section, token, tokens);
+            }
             // What is behind an address, and that it is there once, its node sees to.
             Location::There(_) => {}
         }
@@ -342,6 +347,20 @@ pub(super) fn refuse_twins(section: &mut Section<'_>, token: &LocalToken, tokens
     match tokens.named.get(&token) {
         Some(twin) => section.complain(format!("is the same token as {twin}: each node needs one of its own")),
         None => drop(tokens.named.insert(token, section.path().clone())),
+    }
+}
+
+/// A user who is removed goes with all that his `SOFTHSM2_CONF` leads to, and is told to be there when something is.
+fn refuse_shared_configuration(section: &mut Section<'_>, token: &LocalToken, tokens: &mut Tokens) {
+    let Some(configuration) = token.environment.get("SOFTHSM2_CONF") else { return };
+    let configuration = file::resolved(Path::new(configuration));
+    match tokens.configurations.get(&configuration) {
+        Some((twin, is_managed)) if *is_managed || token.locks_user => {
+            let complaint = format!("SOFTHSM2_CONF is that of {twin}: with user_tokens each node needs one of its own");
+            section.complain_of("environment", complaint);
+        }
+        Some(_) => {}
+        None => drop(tokens.configurations.insert(configuration, (section.path().clone(), token.locks_user))),
     }
 }
 

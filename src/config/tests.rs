@@ -412,6 +412,10 @@ fn users_have_a_directory_on_every_node_of_a_cluster_or_on_none() {
     assert!(half.len() == 1 && half[0].contains("hsm-2 has no user_tokens"), "{half:?}");
     let shared = site.problems(&users("user_tokens = \"users\"", "user_tokens = \"./users\""), &[]);
     assert!(shared.len() == 1 && shared[0].contains("hsm-2.user_tokens: is that of"), "{shared:?}");
+    let first = "user_tokens = \"users-1\"\nenvironment.SOFTHSM2_CONF = \"two.conf\"";
+    let one_configuration = users(first, "user_tokens = \"users-2\"");
+    let shared = site.problems(&one_configuration, &[]);
+    assert!(shared.len() == 1 && shared[0].contains("hsm-2.environment: SOFTHSM2_CONF is that of"), "{shared:?}");
 }
 
 #[test]

@@ -65,10 +65,19 @@ pub(super) fn token_objects(token: &LocalToken) -> Vec<PathBuf> {
     let Ok(text) = std::fs::read_to_string(configuration) else {
         return Vec::new();
     };
-    let tokens =
-        text.lines().filter_map(|line| line.split_once('=')).find(|(key, _)| key.trim() == "directories.tokendir");
-    let Some((_, tokens)) = tokens else { return Vec::new() };
-    let Ok(entries) = std::fs::read_dir(tokens.trim()) else {
+    tokens_directory(&text).map_or_else(Vec::new, token_objects_in)
+}
+
+/// Where the tokens are, as a `softhsm2.conf` says it.
+pub(super) fn tokens_directory(configuration: &str) -> Option<&Path> {
+    let mut settings = configuration.lines().filter_map(|line| line.split_once('='));
+    let (_, directory) = settings.find(|(key, _)| key.trim() == "directories.tokendir")?;
+    Some(Path::new(directory.trim()))
+}
+
+/// Every `token.object` of this directory's tokens.
+pub(super) fn token_objects_in(directory: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(directory) else {
         return Vec::new();
     };
     entries.flatten().map(|entry| entry.path().join("token.object")).filter(|path| path.is_file()).collect()
