@@ -220,7 +220,7 @@ mod tests {
             let logins = count(home, spec, &token).unwrap();
             assert_eq!(failed(home, spec).unwrap(), 1, "a crash here leaves it counted");
             answered(home, spec, logins, &answer).unwrap();
-            assert_eq!(failed(home, spec).unwrap(), counted, "{answer:?}");
+            assert_eq!(failed(home, spec).unwrap(), counted, "of {}", spec.username);
         }
     }
 

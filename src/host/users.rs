@@ -49,6 +49,14 @@ impl Host {
         Ok(UserStanding { is_present: !softhsm::token_objects(token).is_empty(), failed_logins, is_locked })
     }
 
+    /// How many of the user's logins failed in a row, also while his token is out of reach: none, where they lock nobody.
+    pub fn failed_logins(&self, spec: &WorkerSpec) -> Result<u32, OpeningError> {
+        match &spec.location {
+            Location::Here(token) if token.locks_user => attempts::failed(self.local.directory(), spec),
+            Location::Here(_) | Location::There(_) => Ok(0),
+        }
+    }
+
     /// Makes the user's token, or gives the user of the one that is there another password, as its SO: one login of the
     /// SO's, which the caller has written down, unless the token is new. The token's serial number.
     pub async fn give_user(&self, _turn: &Turn, spec: &WorkerSpec, password: &Password) -> Result<String, UserError> {
