@@ -1,4 +1,4 @@
-//! Whether a password is a user's: asked of one HSM, and never so often that he is locked out by it.
+//! Whether a password is a user's: asked of one HSM, and never so often that it locks him on the HSM.
 //!
 //! The first HSM that has him and says yes or no decides: a wrong password is tried once. On each HSM we stop short of its
 //! own limit, whoever asks, until an administrator resets the password; others may still be asked. A key store's kmsuser has
