@@ -146,7 +146,11 @@ impl Users {
         self.anybody_there(id, &cluster, user)?;
         // Also where he is not, though he should be.
         let hsms: Vec<_> = cluster.nodes.keys().cloned().collect();
-        self.allow_security_officers(id, &hsms, user).await?;
+        // Where he never was whole, the job itself knows whether the token there is his.
+        let record = self.0.records.crypto_user(id, user).await?;
+        let given = record.iter().flat_map(|record| &record.hsms).filter(|(_, on)| on.given);
+        let given: Vec<_> = given.map(|(hsm, _)| hsm.clone()).collect();
+        self.allow_security_officers(id, &given, user).await?;
         self.give(id, &cluster, user, &hsms, password, Lock::Opened).await
     }
 

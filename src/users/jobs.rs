@@ -10,7 +10,7 @@ use crate::keystore::KmsuserInUse;
 use crate::link::v1::fault::User;
 use crate::model::{ClusterId, HsmId, KeyStoreId, PasswordVersion, Username};
 use crate::node::{LoginRefusal, chain, refusal};
-use crate::records::{Lock, LoginLeave, Unavailable, UserOnHsm, UserTask};
+use crate::records::{Lock, LoginLeave, Standing, Unavailable, UserOnHsm, UserTask};
 
 use super::Users;
 use super::place::Place;
@@ -26,6 +26,8 @@ pub(super) enum Undone {
     KmsuserInUse(#[from] KmsuserInUse),
     #[error("key store {0} stands on kmsuser; delete the key store first")]
     KmsuserHasKeyStore(KeyStoreId),
+    #[error("{0} has a token of {1}'s that keyway did not make; it is not taken over: remove it by hand")]
+    Stranger(HsmId, Username),
     #[error("{}", spent(.0, .1))]
     Spent(HsmId, Username),
     #[error(transparent)]
@@ -102,13 +104,21 @@ impl Users {
         let WorkerSpec { cluster, hsm, username: user, .. } = spec;
         let turn = host.turn(spec).await;
         // Not even begun where it cannot be done: no login is written down for nothing.
-        host.user_standing(spec)?;
+        let is_present = host.user_standing(spec)?.is_present;
         let Some((version, password)) = records.pending_password(cluster, user).await? else { return Ok(()) };
-        if !on.given && *user != Username::kmsuser() {
+        let so = Username::security_officer_of(user);
+        let is_new = !on.given && *user != Username::kmsuser();
+        if is_new {
+            let begun = match records.login_standing_on(cluster, hsm, &so, PasswordVersion::SO_PIN).await? {
+                Standing::Untried | Standing::Granted => false,
+                Standing::Unsettled | Standing::Proven | Standing::Refused => true,
+            };
+            if is_present && !begun {
+                return Err(Undone::Stranger(hsm.clone(), user.clone()));
+            }
             // Whatever token is there was made by a job like this one, which was cut short, with this very PIN.
             records.allow_one_security_officer_login(cluster, hsm, user).await?;
         }
-        let so = Username::security_officer_of(user);
         match records.begin_login(cluster, hsm, &so, PasswordVersion::SO_PIN).await? {
             LoginLeave::Granted | LoginLeave::GrantedAgain => {}
             LoginLeave::Refused | LoginLeave::Unsettled => return Err(Undone::Spent(hsm.clone(), user.clone())),
@@ -119,6 +129,8 @@ impl Users {
         match said_of_the_security_officer(&answer) {
             Said::Accepted => records.login_succeeded(cluster, hsm, &so, PasswordVersion::SO_PIN).await?,
             Said::Refused => records.login_refused(cluster, hsm, &so, PasswordVersion::SO_PIN).await?,
+            // What it has left there is ours: the open attempt says so to the next job.
+            Said::NotAsked if is_new && host.user_standing(spec)?.is_present => {}
             Said::NotAsked => records.login_not_made(cluster, hsm, &so, PasswordVersion::SO_PIN).await?,
             Said::Nothing => {}
         }

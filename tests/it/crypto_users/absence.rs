@@ -163,6 +163,16 @@ async fn a_user_whom_an_hsm_has_lost_is_told_missing_there_and_comes_back_with_a
     std::fs::rename(&kept, &home).unwrap();
     let status = refused("a stranger", clients.create_user(&rig, "bob", SECOND).await, "ALREADY_EXISTS", "");
     assert!(status.message().contains("hsm-2"), "{}", status.message());
+
+    // Nor when it comes with an HSM that was away.
+    rig.take_away("hsm-2");
+    assert_eq!(present_on(&clients.create_user(&rig, "bob", SECOND).await.unwrap()), ["hsm-1"]);
+    rig.put_back("hsm-2");
+    assert_eq!(clients.reset_password(&rig, "bob", SECOND).await.unwrap(), ["hsm-2"]);
+    assert!(rig.user_opens("hsm-2", "bob", FIRST), "it has the password that it had");
+    std::fs::remove_dir_all(&home).unwrap();
+    assert!(clients.reset_password(&rig, "bob", SECOND).await.unwrap().is_empty());
+    assert!(rig.user_opens("hsm-2", "bob", SECOND));
 }
 
 #[tokio::test]
