@@ -16,14 +16,17 @@ pub struct TokenDirectory {
 }
 
 impl TokenDirectory {
-    /// Makes the directory and its `softhsm2.conf`, or finds them.
+    /// Makes the directory and its `softhsm2.conf`, or finds them: on the disk when this returns.
     pub fn make(root: PathBuf) -> std::io::Result<Self> {
         use std::os::unix::fs::DirBuilderExt;
         let tokens = root.join("tokens");
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&tokens)?;
         let text =
             format!("directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n", tokens.display());
-        std::fs::write(root.join("softhsm2.conf"), text)?;
+        let mut file = std::fs::File::create(root.join("softhsm2.conf"))?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::File::open(&root)?.sync_all()?;
         Ok(Self { root })
     }
 

@@ -121,7 +121,7 @@ fn reachable_home(token: &LocalToken) -> Result<PathBuf, UserError> {
     if above.is_dir() { Ok(home.to_owned()) } else { Err(UserError::OutOfReach(above.to_owned())) }
 }
 
-/// Makes what is missing. An operator's own configuration is left as it is.
+/// Makes what is missing, on the disk when this returns. An operator's own configuration is left as it is.
 fn make_home(home: &Path) -> Result<(), UserError> {
     use std::os::unix::fs::DirBuilderExt;
     let made = std::fs::DirBuilder::new().mode(0o700).create(home);
@@ -129,7 +129,7 @@ fn make_home(home: &Path) -> Result<(), UserError> {
     let configured = std::fs::metadata(home.join("softhsm2.conf")).is_ok_and(|file| file.len() > 0);
     let made =
         made.and_then(|()| if configured { Ok(()) } else { softhsm::TokenDirectory::make(home.to_owned()).map(drop) });
-    made.map_err(files(home))
+    made.and_then(|()| sync_above(home)).map_err(files(home))
 }
 
 /// Gone as a whole before the first file of it is removed: half a token is never found under the user's name.
@@ -152,8 +152,14 @@ fn remove_home(home: &Path) -> Result<(), UserError> {
     if !is_one_token_of_ours(home).map_err(files(home))? {
         return Err(UserError::NotOurs(home.to_owned()));
     }
-    std::fs::rename(home, &removed).map_err(files(home))?;
+    std::fs::rename(home, &removed).and_then(|()| sync_above(home)).map_err(files(home))?;
     rid(&removed).map_err(files(&removed))
+}
+
+/// The system may forget a directory's name, or that it has another one, until the directory above it is on the disk: a user
+/// who counts as made or removed must not be otherwise after a power cut.
+fn sync_above(home: &Path) -> std::io::Result<()> {
+    home.parent().map_or(Ok(()), |above| std::fs::File::open(above)?.sync_all())
 }
 
 /// Whether the directory has one token at most, and its configuration leads there: an operator's may lead elsewhere, and a
