@@ -20,8 +20,6 @@ use super::place::Place;
 pub(super) enum Undone {
     #[error("it is out of use: {0}")]
     OutOfUse(String),
-    #[error("it is not declared")]
-    NotDeclared,
     #[error(transparent)]
     KmsuserInUse(#[from] KmsuserInUse),
     #[error("key store {0} stands on kmsuser; delete the key store first")]
@@ -58,9 +56,11 @@ impl Users {
         let each = pending.map(|(hsm, on, task)| async move {
             let done = match cluster.nodes.get(hsm) {
                 Some(node) => self.settle_on(id, &self.place(id, hsm, node, user), on, task).await,
-                // Nobody can say when it comes back, if ever: the name is free again without it.
-                None if task == UserTask::Remove => Ok(self.0.records.crypto_user_removed(id, user, hsm).await?),
-                None => Err(Undone::NotDeclared),
+                // Nobody can say when it comes back, if ever: the name is free again without it, and no password kept for it.
+                None => Ok(match task {
+                    UserTask::Remove => self.0.records.crypto_user_removed(id, user, hsm).await?,
+                    UserTask::Give => self.0.records.crypto_user_not_to_be_given(id, user, hsm).await?,
+                }),
             };
             Ok::<_, Unavailable>((hsm.clone(), done))
         });
