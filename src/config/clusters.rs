@@ -267,7 +267,13 @@ pub(super) fn local_token(node: &mut Section<'_>, kind: Option<(SyncMode, Profil
     let name = node.section("token", token);
     let environment = node.texts("environment", "<name>", variable);
     let so_pin_file = so_pin_file(node, kind);
-    Some(LocalToken { module: module?, name: name?, environment: environment?, so_pin_file: so_pin_file?, locks_user: false })
+    Some(LocalToken {
+        module: module?,
+        name: name?,
+        environment: environment?,
+        so_pin_file: so_pin_file?,
+        locks_user: false,
+    })
 }
 
 /// Where a node is: in a subnet that is declared, or else in a zone and no subnet.

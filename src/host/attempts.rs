@@ -1,4 +1,4 @@
-//! Failed logins in a row, counted for each slot on the disk: tokens whose users we manage lock them as an HSM would, and
+//! Failed logins in a row, counted for each slot on the disk: users whom we manage are locked as an HSM would, and
 //! SoftHSM2 by itself counts nothing.
 //!
 //! An attempt is counted before it is made, so that a crash makes none free. What the token accepts forgets all before it;
@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 
 use crate::link::v1::fault::{Bucket, Kind, User};
 use crate::link::v1::{Fault, response::Outcome};
-
 use crate::model::Username;
 
 use super::{LocalToken, OpeningError, WorkerSpec};

@@ -49,7 +49,7 @@ impl Host {
         Ok(UserStanding { is_present: !softhsm::token_objects(token).is_empty(), failed_logins, is_locked })
     }
 
-    /// How many of the user's logins failed in a row, also while his token is out of reach: none, where they lock nobody.
+    /// How many of the user's logins failed in a row, also while he is out of reach: none, where they lock nobody.
     pub fn failed_logins(&self, spec: &WorkerSpec) -> Result<u32, OpeningError> {
         match &spec.location {
             Location::Here(token) if token.locks_user => attempts::failed(self.local.directory(), spec),
@@ -156,13 +156,13 @@ fn remove_home(home: &Path) -> Result<(), UserError> {
     rid(&removed).map_err(files(&removed))
 }
 
-/// The system may forget a directory's name, or that it has another one, until the directory above it is on the disk: a user
-/// who counts as made or removed must not be otherwise after a power cut.
+/// The system may forget a directory's name, or a change of it, until the directory above is on the disk: a user who counts
+/// as made or removed must still be so after a power cut.
 fn sync_above(home: &Path) -> std::io::Result<()> {
     home.parent().map_or(Ok(()), |above| std::fs::File::open(above)?.sync_all())
 }
 
-/// Whether the directory has one token at most, and its configuration leads there: an operator's may lead elsewhere, and a
+/// Whether the directory has one token at most, and its configuration leads there: an operator's may not, and a
 /// directory that several tokens share is nobody's to remove.
 fn is_one_token_of_ours(home: &Path) -> std::io::Result<bool> {
     let tokens = home.join("tokens");
@@ -177,8 +177,7 @@ fn is_one_token_of_ours(home: &Path) -> std::io::Result<bool> {
 }
 
 fn is_same(one: &Path, other: &Path) -> bool {
-    one == other
-        || matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
+    one == other || matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
 }
 
 fn files(path: &Path) -> impl FnOnce(std::io::Error) -> UserError {
@@ -223,7 +222,9 @@ mod tests {
             std::fs::create_dir_all(&token).unwrap();
             std::fs::write(token.join("token.object"), "a token").unwrap();
         }
-        for leads_elsewhere in [format!("directories.tokendir = {}\n", elsewhere.display()), "log.level = INFO\n".into()] {
+        for leads_elsewhere in
+            [format!("directories.tokendir = {}\n", elsewhere.display()), "log.level = INFO\n".into()]
+        {
             std::fs::write(home.join("softhsm2.conf"), leads_elsewhere).unwrap();
             assert!(matches!(remove_home(&home), Err(UserError::NotOurs(_))));
         }

@@ -53,8 +53,8 @@ impl KeyStores {
             |error: crate::records::Unavailable| fault(ConnectionErrorCode::InternalError, error.to_string(), None);
         let record = records.crypto_user(cluster, &user).await.map_err(unavailable)?;
         if record.as_ref().is_some_and(CryptoUserRecord::is_being_removed) {
-            let message = "kmsuser is being deleted: an HSM that was away when he was is still to remove him. Delete this key \
-                           store, wait until kmsuser is gone, create him again, and make the key store anew";
+            let message = "kmsuser is being deleted, and an HSM that was away is still to remove him; delete this key store, \
+                           wait until kmsuser is gone, create him again, and make the key store anew";
             return Err(fault(ConnectionErrorCode::UserNotFound, message.to_owned(), None));
         }
         if record.is_some_and(|record| record.second_factor) {

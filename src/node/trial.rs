@@ -37,8 +37,8 @@ pub enum Tried {
     Throttled,
 }
 
-/// Makes the attempt, unless the budget forbids it, `allowed` have failed in a row, or `still` says, in the node's turn,
-/// that it must not be made any more.
+/// Makes the attempt, unless the budget forbids it, `allowed` have failed in a row, or `still` says, in the node's
+/// turn, that it must not be made any more.
 /// Runs in a task of its caller's that nobody cuts short: an attempt that was begun is heard out.
 pub async fn try_password(
     host: &Host,

@@ -298,8 +298,8 @@ impl Records {
         Ok(())
     }
 
-    /// The HSM is not to be given the user any more: nobody can say when it comes back, if ever. His password is not kept
-    /// for it. Should it come back, he counts as missing there until his password is reset.
+    /// The HSM is not to be given the user any more: nobody can say when it comes back, if ever. His password is not
+    /// kept for it. Should it come back, he counts as missing there until his password is reset.
     pub async fn crypto_user_not_to_be_given(
         &self,
         cluster: &ClusterId,

@@ -164,7 +164,8 @@ impl Users {
         new: Password,
     ) -> Result<Vec<HsmId>, Error> {
         let (this, cluster) = (self.clone(), cluster.clone());
-        self.outlive(&self.0.proofs, async move { this.change_now(&cluster, subject.username(), &present, &new).await }).await
+        self.outlive(&self.0.proofs, async move { this.change_now(&cluster, subject.username(), &present, &new).await })
+            .await
     }
 
     async fn change_now(

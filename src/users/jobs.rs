@@ -56,11 +56,14 @@ impl Users {
         let each = pending.map(|(hsm, on, task)| async move {
             let done = match cluster.nodes.get(hsm) {
                 Some(node) => self.settle_on(id, &self.place(id, hsm, node, user), on, task).await,
-                // Nobody can say when it comes back, if ever: the name is free again without it, and no password kept for it.
-                None => Ok(match task {
-                    UserTask::Remove => self.0.records.crypto_user_removed(id, user, hsm).await?,
-                    UserTask::Give => self.0.records.crypto_user_not_to_be_given(id, user, hsm).await?,
-                }),
+                // Nobody can say when it comes back, if ever: the name is free without it, and no password kept.
+                None => {
+                    match task {
+                        UserTask::Remove => self.0.records.crypto_user_removed(id, user, hsm).await?,
+                        UserTask::Give => self.0.records.crypto_user_not_to_be_given(id, user, hsm).await?,
+                    }
+                    Ok(())
+                }
             };
             Ok::<_, Unavailable>((hsm.clone(), done))
         });

@@ -43,8 +43,8 @@ pub use token::LoginToken;
 
 use strangers::Strangers;
 
-/// So many administrators' changes are on their way at once, and as many passwords are being proved: each waits for its turn
-/// on an HSM, and is not given up with its caller.
+/// So many administrators' changes are on their way at once, and as many passwords are being proved: each waits for its
+/// turn on an HSM, and is not given up with its caller.
 const MOST_AT_ONCE: usize = 32;
 
 /// Every cluster's crypto users. Cheap to clone.
