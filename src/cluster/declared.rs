@@ -137,6 +137,7 @@ mod tests {
                 name: TokenName::Label("one".to_owned()),
                 environment: BTreeMap::new(),
                 so_pin_file: None,
+                locks_user: false,
             }),
             pool_size: NonZeroU32::MIN,
             queue_limit: NonZeroU32::MIN,

@@ -50,6 +50,8 @@ type Subnets = BTreeMap<SubnetId, SubnetSettings>;
 pub(super) struct Tokens {
     named: BTreeMap<(PathBuf, TokenName, BTreeMap<String, String>), KeyPath>,
     of_users: BTreeMap<PathBuf, KeyPath>,
+    /// By their `SOFTHSM2_CONF`, and whether users are managed there.
+    configurations: BTreeMap<PathBuf, (KeyPath, bool)>,
 }
 
 pub(super) fn clusters(root: &mut Section<'_>) -> Option<BTreeMap<ClusterId, Settings>> {
@@ -74,7 +76,10 @@ fn cluster(cluster: &mut Section<'_>, tokens: &mut Tokens) -> Option<Settings> {
         let anchor = trust_anchor.as_ref().map(Option::as_ref);
         let node = node(section, subnets.as_ref(), sync.zip(profile), anchor)?;
         match &node.location {
-            Location::Here(token) => refuse_twins(section, token, tokens),
+            Location::Here(token) => {
+                refuse_twins(section, token, tokens);
+                refuse_shared_configuration(section, token, tokens);
+            }
             // What is behind an address, and that it is there once, its node sees to.
             Location::There(_) => {}
         }
@@ -193,7 +198,7 @@ fn node(
     let place = place(node, subnets);
     let state = node.defaulted("state", HsmState::Active, text);
     let vendor_cluster = node.defaulted("vendor_cluster", false, truth);
-    let location = if node.has("address") {
+    let mut location = if node.has("address") {
         remote_node(node, anchor).map(Location::There)
     } else {
         local_token(node, kind).map(Location::Here)
@@ -208,6 +213,10 @@ fn node(
         Some(Location::There(_)) => Some(None),
         Some(Location::Here(_)) | None => node.optional("user_tokens", path),
     };
+    if let (Some(Location::Here(token)), Some(user_tokens)) = (&mut location, &user_tokens) {
+        // With them an administrator can reset a password, which unlocks.
+        token.locks_user = user_tokens.is_some();
+    }
     let (subnet, zone) = place?;
     Some(NodeSettings {
         subnet,
@@ -251,13 +260,20 @@ pub(super) fn ports(section: &mut Section<'_>) -> Option<Ports> {
     Some(Ports { sessions: sessions?, identity: identity?, administration: administration? })
 }
 
-/// A token that is reached from this machine.
+/// A token that is reached from this machine. Who says no more of it than this cannot unlock its user, so that it never
+/// locks him.
 pub(super) fn local_token(node: &mut Section<'_>, kind: Option<(SyncMode, Profile)>) -> Option<LocalToken> {
     let module = node.required("module", existing_file, "name the vendor's PKCS#11 library");
     let name = node.section("token", token);
     let environment = node.texts("environment", "<name>", variable);
     let so_pin_file = so_pin_file(node, kind);
-    Some(LocalToken { module: module?, name: name?, environment: environment?, so_pin_file: so_pin_file? })
+    Some(LocalToken {
+        module: module?,
+        name: name?,
+        environment: environment?,
+        so_pin_file: so_pin_file?,
+        locks_user: false,
+    })
 }
 
 /// Where a node is: in a subnet that is declared, or else in a zone and no subnet.
@@ -337,6 +353,20 @@ pub(super) fn refuse_twins(section: &mut Section<'_>, token: &LocalToken, tokens
     match tokens.named.get(&token) {
         Some(twin) => section.complain(format!("is the same token as {twin}: each node needs one of its own")),
         None => drop(tokens.named.insert(token, section.path().clone())),
+    }
+}
+
+/// A user who is removed goes with all that his `SOFTHSM2_CONF` leads to, and is told to be there when something is.
+fn refuse_shared_configuration(section: &mut Section<'_>, token: &LocalToken, tokens: &mut Tokens) {
+    let Some(configuration) = token.environment.get("SOFTHSM2_CONF") else { return };
+    let configuration = file::resolved(Path::new(configuration));
+    match tokens.configurations.get(&configuration) {
+        Some((twin, is_managed)) if *is_managed || token.locks_user => {
+            let complaint = format!("SOFTHSM2_CONF is that of {twin}: with user_tokens each node needs one of its own");
+            section.complain_of("environment", complaint);
+        }
+        Some(_) => {}
+        None => drop(tokens.configurations.insert(configuration, (section.path().clone(), token.locks_user))),
     }
 }
 

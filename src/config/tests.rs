@@ -400,15 +400,22 @@ fn users_have_a_directory_on_every_node_of_a_cluster_or_on_none() {
         let first = with("token.label = \"one\"", &format!("token.label = \"one\"\n{one}"));
         first.replace("token.label = \"two\"", &format!("token.label = \"two\"\n{two}"))
     };
-    assert!(!site.load(GOOD, &[]).unwrap().clusters[&id].manages_users());
+    let without = &site.load(GOOD, &[]).unwrap().clusters[&id];
+    assert!(!without.manages_users());
+    assert!(without.nodes.values().all(|node| !local(node).locks_user), "nobody could unlock him there");
     let both = users("user_tokens = \"users-1\"", "user_tokens = \"users-2\"");
     let cluster = &site.load(&both, &[]).unwrap().clusters[&id];
     assert!(cluster.manages_users());
+    assert!(cluster.nodes.values().all(|node| local(node).locks_user));
     assert_eq!(cluster.nodes[&"hsm-1".parse().unwrap()].user_tokens, Some(site.path("users-1")));
     let half = site.problems(&users("user_tokens = \"users-1\"", ""), &[]);
     assert!(half.len() == 1 && half[0].contains("hsm-2 has no user_tokens"), "{half:?}");
     let shared = site.problems(&users("user_tokens = \"users\"", "user_tokens = \"./users\""), &[]);
     assert!(shared.len() == 1 && shared[0].contains("hsm-2.user_tokens: is that of"), "{shared:?}");
+    let first = "user_tokens = \"users-1\"\nenvironment.SOFTHSM2_CONF = \"two.conf\"";
+    let one_configuration = users(first, "user_tokens = \"users-2\"");
+    let shared = site.problems(&one_configuration, &[]);
+    assert!(shared.len() == 1 && shared[0].contains("hsm-2.environment: SOFTHSM2_CONF is that of"), "{shared:?}");
 }
 
 #[test]

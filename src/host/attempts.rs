@@ -1,14 +1,15 @@
-//! Failed logins in a row, counted for each slot on the disk: tokens that we manage lock their user as an HSM would, and
+//! Failed logins in a row, counted for each slot on the disk: users whom we manage are locked as an HSM would, and
 //! SoftHSM2 by itself counts nothing.
 //!
 //! An attempt is counted before it is made, so that a crash makes none free. What the token accepts forgets all before it;
-//! what it has not judged is taken back. All of it in the node's turn.
+//! what it has certainly not judged is taken back. All of it in the node's turn.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::link::v1::fault::{Bucket, Kind, User};
 use crate::link::v1::{Fault, response::Outcome};
+use crate::model::Username;
 
 use super::{LocalToken, OpeningError, WorkerSpec};
 
@@ -67,6 +68,9 @@ pub(super) fn answered(
     match (are, answer) {
         (Are::Attempted, Ok(Outcome::Done(_))) => write(directory, spec, 0),
         (Are::Attempted, Ok(Outcome::Fault(fault))) if is_verdict(fault) => Ok(()),
+        // The token may have judged it: a guess whose worker ends is no free one. A key store's own logins are never so
+        // many that they lock it: what becomes of them is in its login budget.
+        (Are::Attempted, Err(error)) if error.was_handed_over() && spec.username != Username::kmsuser() => Ok(()),
         (Are::Attempted, _) => write(directory, spec, before),
         (Are::OnTheWay, Ok(Outcome::Fault(fault))) if fault.login() == User::CryptoUser && is_verdict(fault) => {
             write(directory, spec, before.saturating_add(1))
@@ -77,7 +81,7 @@ pub(super) fn answered(
 
 /// Only where we could unlock: another token's own count is what counts.
 pub(super) fn is_locked(token: &LocalToken, failed: u32) -> bool {
-    token.so_pin_file.is_some() && failed >= LOCKED_AFTER
+    token.locks_user && failed >= LOCKED_AFTER
 }
 
 /// None failed, whatever was counted: for who gave the user a password, or took him away.
@@ -101,8 +105,8 @@ fn locked() -> OpeningError {
 }
 
 #[cfg(debug_assertions)]
-fn stop_point(user: &crate::model::Username) {
-    if *user != crate::model::Username::kmsuser() {
+fn stop_point(user: &Username) {
+    if *user != Username::kmsuser() {
         crate::seams::stop_point("user-login-counted");
     }
 }
@@ -140,12 +144,13 @@ mod tests {
     use crate::host::{Location, TokenName};
     use crate::link::v1::Done;
 
-    fn slot(so_pin_file: Option<PathBuf>) -> (WorkerSpec, LocalToken) {
+    fn slot(locks_user: bool) -> (WorkerSpec, LocalToken) {
         let token = LocalToken {
             module: PathBuf::new(),
             name: TokenName::Label("alice".to_owned()),
             environment: std::collections::BTreeMap::new(),
-            so_pin_file,
+            so_pin_file: Some(PathBuf::new()),
+            locks_user,
         };
         let spec = WorkerSpec {
             cluster: "cluster-2abcdefghij".parse().unwrap(),
@@ -178,7 +183,7 @@ mod tests {
     #[test]
     fn five_refusals_in_a_row_lock_and_only_an_act_unlocks() {
         let home = tempfile::tempdir().unwrap();
-        let (home, slot) = (home.path(), slot(Some(PathBuf::new())));
+        let (home, slot) = (home.path(), slot(true));
         for _ in 0..4 {
             attempt(home, &slot, &said(Kind::PinIncorrect)).unwrap();
         }
@@ -199,21 +204,29 @@ mod tests {
     }
 
     #[test]
-    fn an_attempt_counts_from_before_it_is_made_until_nobody_has_judged_it() {
+    fn an_attempt_counts_from_before_it_is_made_unless_the_token_has_certainly_not_judged_it() {
         let home = tempfile::tempdir().unwrap();
-        let (home, slot) = (home.path(), slot(Some(PathBuf::new())));
-        for unjudged in [said(Kind::TokenAbsent), Err(OpeningError::Ended)] {
-            let logins = count(home, &slot.0, &slot.1).unwrap();
-            assert_eq!(failed(home, &slot.0).unwrap(), 1, "a crash here leaves it counted");
-            answered(home, &slot.0, logins, &unjudged).unwrap();
-            assert_eq!(failed(home, &slot.0).unwrap(), 0);
+        let (home, (alice, token)) = (home.path(), slot(true));
+        let kmsuser = WorkerSpec { username: Username::kmsuser(), ..alice.clone() };
+        let unanswered = || Err(OpeningError::Ended);
+        for (spec, answer, counted) in [
+            (&alice, said(Kind::TokenAbsent), 0),
+            (&kmsuser, said(Kind::TokenAbsent), 0),
+            (&alice, unanswered(), 1),
+            // Five logins of a store's that hung would lock it, whose password is right.
+            (&kmsuser, unanswered(), 0),
+        ] {
+            let logins = count(home, spec, &token).unwrap();
+            assert_eq!(failed(home, spec).unwrap(), 1, "a crash here leaves it counted");
+            answered(home, spec, logins, &answer).unwrap();
+            assert_eq!(failed(home, spec).unwrap(), counted, "of {}", spec.username);
         }
     }
 
     #[test]
     fn a_login_on_a_jobs_way_counts_when_it_is_refused() {
         let home = tempfile::tempdir().unwrap();
-        let (home, slot) = (home.path(), slot(Some(PathBuf::new())));
+        let (home, slot) = (home.path(), slot(true));
         for (answer, failures) in [(accepted(), 0), (said(Kind::PinIncorrect), 1), (accepted(), 1)] {
             let logins = unlocked(home, &slot.0, &slot.1).unwrap();
             answered(home, &slot.0, logins, &answer).unwrap();
@@ -224,7 +237,7 @@ mod tests {
     #[test]
     fn a_token_that_nobody_can_unlock_here_is_not_locked_here() {
         let home = tempfile::tempdir().unwrap();
-        let (home, slot) = (home.path(), slot(None));
+        let (home, slot) = (home.path(), slot(false));
         for _ in 0..=LOCKED_AFTER {
             attempt(home, &slot, &said(Kind::PinIncorrect)).unwrap();
         }

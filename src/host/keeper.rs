@@ -1,6 +1,7 @@
 //! What a host does around the requests of a worker of its own: it fills in what only it knows, keeps a copy of the token
 //! from before whatever may damage it, and puts that back when a worker came to its end in the middle.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
@@ -12,7 +13,6 @@ use super::attempts::{self, Logins};
 use super::{LocalToken, OpeningError, Purpose, TokenName, WorkerSpec, softhsm};
 
 /// Keeps one worker's token.
-#[derive(Debug)]
 pub(super) struct Keeper {
     directory: PathBuf,
     spec: WorkerSpec,
@@ -93,8 +93,48 @@ impl Keeper {
     }
 }
 
+/// Without the SO PIN, which its type would print.
+impl fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { spec, purpose, .. } = self;
+        f.debug_struct("Keeper").field("slot", &spec.slot_name()).field("purpose", purpose).finish_non_exhaustive()
+    }
+}
+
 fn so_pin(token: &LocalToken, hsm: &HsmId) -> Result<Zeroizing<Vec<u8>>, OpeningError> {
     let path = token.so_pin_file.as_ref().ok_or_else(|| OpeningError::NoSoPin(hsm.clone()))?;
     let text = Zeroizing::new(std::fs::read(path).map_err(OpeningError::SoPin)?);
     Ok(Zeroizing::new(text.trim_ascii_end().to_vec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::Location;
+
+    #[test]
+    fn a_keeper_is_printed_without_its_so_pin() {
+        let home = tempfile::tempdir().unwrap();
+        let so_pin_file = home.path().join("so-pin");
+        std::fs::write(&so_pin_file, "12345678").unwrap();
+        let token = LocalToken {
+            module: PathBuf::new(),
+            name: TokenName::Label("one".to_owned()),
+            environment: std::collections::BTreeMap::new(),
+            so_pin_file: Some(so_pin_file),
+            locks_user: true,
+        };
+        let spec = WorkerSpec {
+            cluster: "cluster-2abcdefghij".parse().unwrap(),
+            hsm: "hsm-1".parse().unwrap(),
+            username: crate::model::Username::kmsuser(),
+            location: Location::Here(token.clone()),
+            sessions: 1,
+            patience: crate::link::Patience { quick: std::time::Duration::ZERO, slow: std::time::Duration::ZERO },
+            memory_limit: u64::MAX,
+        };
+        let keeper = Keeper::new(home.path(), &spec, &token, Purpose::Administer).unwrap();
+        let (pin, printed) = (keeper.so_pin().unwrap(), format!("{keeper:?}"));
+        assert!(!printed.contains("12345678") && !printed.contains(&format!("{pin:?}")), "{printed}");
+    }
 }

@@ -80,6 +80,8 @@ pub struct LocalToken {
     pub environment: BTreeMap<String, String>,
     /// The SO PIN's file, for a token that we manage.
     pub so_pin_file: Option<PathBuf>,
+    /// Whether failed logins lock the user here: only where there is a way to unlock him again.
+    pub locks_user: bool,
 }
 
 /// How a token is found among a library's slots.

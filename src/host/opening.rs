@@ -304,6 +304,7 @@ mod tests {
             name: TokenName::Label("kmsuser".to_owned()),
             environment: std::collections::BTreeMap::new(),
             so_pin_file: None,
+            locks_user: false,
         };
         let spec = WorkerSpec {
             cluster: "cluster-2abcdefghij".parse().unwrap(),

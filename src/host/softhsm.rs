@@ -16,14 +16,17 @@ pub struct TokenDirectory {
 }
 
 impl TokenDirectory {
-    /// Makes the directory and its `softhsm2.conf`, or finds them.
+    /// Makes the directory and its `softhsm2.conf`, or finds them: on the disk when this returns.
     pub fn make(root: PathBuf) -> std::io::Result<Self> {
         use std::os::unix::fs::DirBuilderExt;
         let tokens = root.join("tokens");
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&tokens)?;
         let text =
             format!("directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n", tokens.display());
-        std::fs::write(root.join("softhsm2.conf"), text)?;
+        let mut file = std::fs::File::create(root.join("softhsm2.conf"))?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::File::open(&root)?.sync_all()?;
         Ok(Self { root })
     }
 
@@ -65,10 +68,19 @@ pub(super) fn token_objects(token: &LocalToken) -> Vec<PathBuf> {
     let Ok(text) = std::fs::read_to_string(configuration) else {
         return Vec::new();
     };
-    let tokens =
-        text.lines().filter_map(|line| line.split_once('=')).find(|(key, _)| key.trim() == "directories.tokendir");
-    let Some((_, tokens)) = tokens else { return Vec::new() };
-    let Ok(entries) = std::fs::read_dir(tokens.trim()) else {
+    tokens_directory(&text).map_or_else(Vec::new, token_objects_in)
+}
+
+/// Where the tokens are, as a `softhsm2.conf` says it.
+pub(super) fn tokens_directory(configuration: &str) -> Option<&Path> {
+    let mut settings = configuration.lines().filter_map(|line| line.split_once('='));
+    let (_, directory) = settings.find(|(key, _)| key.trim() == "directories.tokendir")?;
+    Some(Path::new(directory.trim()))
+}
+
+/// Every `token.object` of this directory's tokens.
+pub(super) fn token_objects_in(directory: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(directory) else {
         return Vec::new();
     };
     entries.flatten().map(|entry| entry.path().join("token.object")).filter(|path| path.is_file()).collect()
@@ -109,6 +121,7 @@ mod tests {
             name: TokenName::Label("t".to_owned()),
             environment: [("SOFTHSM2_CONF".to_owned(), root.configuration().display().to_string())].into(),
             so_pin_file: None,
+            locks_user: false,
         };
         let spec = WorkerSpec {
             cluster: "cluster-2abcdefghij".parse().unwrap(),

@@ -49,6 +49,14 @@ impl Host {
         Ok(UserStanding { is_present: !softhsm::token_objects(token).is_empty(), failed_logins, is_locked })
     }
 
+    /// How many of the user's logins failed in a row, also while he is out of reach: none, where they lock nobody.
+    pub fn failed_logins(&self, spec: &WorkerSpec) -> Result<u32, OpeningError> {
+        match &spec.location {
+            Location::Here(token) if token.locks_user => attempts::failed(self.local.directory(), spec),
+            Location::Here(_) | Location::There(_) => Ok(0),
+        }
+    }
+
     /// Makes the user's token, or gives the user of the one that is there another password, as its SO: one login of the
     /// SO's, which the caller has written down, unless the token is new. The token's serial number.
     pub async fn give_user(&self, _turn: &Turn, spec: &WorkerSpec, password: &Password) -> Result<String, UserError> {
@@ -113,7 +121,7 @@ fn reachable_home(token: &LocalToken) -> Result<PathBuf, UserError> {
     if above.is_dir() { Ok(home.to_owned()) } else { Err(UserError::OutOfReach(above.to_owned())) }
 }
 
-/// Makes what is missing. An operator's own configuration is left as it is.
+/// Makes what is missing, on the disk when this returns. An operator's own configuration is left as it is.
 fn make_home(home: &Path) -> Result<(), UserError> {
     use std::os::unix::fs::DirBuilderExt;
     let made = std::fs::DirBuilder::new().mode(0o700).create(home);
@@ -121,7 +129,7 @@ fn make_home(home: &Path) -> Result<(), UserError> {
     let configured = std::fs::metadata(home.join("softhsm2.conf")).is_ok_and(|file| file.len() > 0);
     let made =
         made.and_then(|()| if configured { Ok(()) } else { softhsm::TokenDirectory::make(home.to_owned()).map(drop) });
-    made.map_err(files(home))
+    made.and_then(|()| sync_above(home)).map_err(files(home))
 }
 
 /// Gone as a whole before the first file of it is removed: half a token is never found under the user's name.
@@ -141,8 +149,35 @@ fn remove_home(home: &Path) -> Result<(), UserError> {
     if entries.iter().any(|entry| !OURS.iter().any(|ours| entry.file_name() == *ours)) {
         return Err(UserError::NotOurs(home.to_owned()));
     }
-    std::fs::rename(home, &removed).map_err(files(home))?;
+    if !is_one_token_of_ours(home).map_err(files(home))? {
+        return Err(UserError::NotOurs(home.to_owned()));
+    }
+    std::fs::rename(home, &removed).and_then(|()| sync_above(home)).map_err(files(home))?;
     rid(&removed).map_err(files(&removed))
+}
+
+/// The system may forget a directory's name, or a change of it, until the directory above is on the disk: a user who counts
+/// as made or removed must still be so after a power cut.
+fn sync_above(home: &Path) -> std::io::Result<()> {
+    home.parent().map_or(Ok(()), |above| std::fs::File::open(above)?.sync_all())
+}
+
+/// Whether the directory has one token at most, and its configuration leads there: an operator's may not, and a
+/// directory that several tokens share is nobody's to remove.
+fn is_one_token_of_ours(home: &Path) -> std::io::Result<bool> {
+    let tokens = home.join("tokens");
+    let configuration = match std::fs::read_to_string(home.join("softhsm2.conf")) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        read => read?,
+    };
+    // Nothing is in it yet when making it was cut short.
+    let leads_there = configuration.is_empty()
+        || softhsm::tokens_directory(&configuration).is_some_and(|configured| is_same(configured, &tokens));
+    Ok(leads_there && softhsm::token_objects_in(&tokens).len() <= 1)
+}
+
+fn is_same(one: &Path, other: &Path) -> bool {
+    one == other || matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
 }
 
 fn files(path: &Path) -> impl FnOnce(std::io::Error) -> UserError {
@@ -159,9 +194,10 @@ mod tests {
         let above = tempfile::tempdir().unwrap();
         let home = above.path().join("alice");
         make_home(&home).unwrap();
-        std::fs::write(home.join("softhsm2.conf"), "the operator's own").unwrap();
+        let own = format!("# The operator's own\ndirectories.tokendir = {}\n", home.join("./tokens").display());
+        std::fs::write(home.join("softhsm2.conf"), &own).unwrap();
         make_home(&home).unwrap();
-        assert_eq!(std::fs::read_to_string(home.join("softhsm2.conf")).unwrap(), "the operator's own");
+        assert_eq!(std::fs::read_to_string(home.join("softhsm2.conf")).unwrap(), own);
 
         std::fs::write(home.join("so-pin"), b"").unwrap();
         assert!(matches!(remove_home(&home), Err(UserError::NotOurs(_))));
@@ -173,5 +209,35 @@ mod tests {
         remove_home(&home).unwrap();
         remove_home(&home).unwrap();
         assert_eq!(std::fs::read_dir(above.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn tokens_that_may_be_others_are_not_removed_with_a_user() {
+        let above = tempfile::tempdir().unwrap();
+        let home = above.path().join("kmsuser");
+        make_home(&home).unwrap();
+        let ours = std::fs::read_to_string(home.join("softhsm2.conf")).unwrap();
+        let elsewhere = above.path().join("elsewhere");
+        for token in [home.join("tokens/one"), elsewhere.join("one")] {
+            std::fs::create_dir_all(&token).unwrap();
+            std::fs::write(token.join("token.object"), "a token").unwrap();
+        }
+        for leads_elsewhere in
+            [format!("directories.tokendir = {}\n", elsewhere.display()), "log.level = INFO\n".into()]
+        {
+            std::fs::write(home.join("softhsm2.conf"), leads_elsewhere).unwrap();
+            assert!(matches!(remove_home(&home), Err(UserError::NotOurs(_))));
+        }
+        std::fs::write(home.join("softhsm2.conf"), ours).unwrap();
+
+        let second = home.join("tokens/two");
+        std::fs::create_dir(&second).unwrap();
+        std::fs::write(second.join("token.object"), "another's token").unwrap();
+        assert!(matches!(remove_home(&home), Err(UserError::NotOurs(_))));
+        assert!(home.join("tokens/one/token.object").exists() && second.join("token.object").exists());
+
+        std::fs::remove_dir_all(second).unwrap();
+        remove_home(&home).unwrap();
+        assert!(!home.exists() && elsewhere.join("one/token.object").exists());
     }
 }

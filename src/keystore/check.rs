@@ -14,6 +14,9 @@ const AT_WORK: &str = "Read how its HSMs do with `keyway key-store describe`.";
 /// What to do where no HSM may be asked.
 const ALLOW_ONE: &str = "Let one be asked once more with `keyway cluster resume CLUSTER HSM --allow-one-login`, when the password is certain.";
 
+/// What to do where another failure might lock kmsuser.
+const RESET: &str = "Give it another with `keyway crypto-user reset-password CLUSTER kmsuser`.";
+
 /// What somebody would give to make a key store, or what is wrong with it.
 #[derive(Debug, Default)]
 pub struct CheckInput {
@@ -74,14 +77,16 @@ impl KeyStores {
         }
         let spent = self.0.records.spent_password_checks(id).await?;
         let mut unreached = Vec::new();
+        let mut throttled = false;
+        let allowed = cluster.profile.failed_logins_allowed();
         for hsm in self.in_order_of_hope(facts, cluster) {
             if spent.contains(&hsm) {
                 continue;
             }
             let spec = worker_spec(id, &hsm, &cluster.nodes[&hsm], &Username::kmsuser());
             let (host, records) = (&self.0.host, &self.0.records);
-            let tried = node::try_password(host, records, &spec, &password, || self.nobody_is_at_work(id)).await?;
-            match tried {
+            let still = || self.nobody_is_at_work(id);
+            match node::try_password(host, records, &spec, &password, allowed, still).await? {
                 Tried::NotAsked(why) => unreached.push((ConnectionErrorCode::NetworkErrors, format!("{hsm}: {why}"))),
                 Tried::AnotherToken(why) => {
                     unreached.push((ConnectionErrorCode::InternalError, format!("{hsm}: {why}")));
@@ -89,6 +94,7 @@ impl KeyStores {
                 Tried::Withdrawn(why) => return not_tried(why, Some(AT_WORK)),
                 // Another check was quicker.
                 Tried::Spent => {}
+                Tried::Throttled => throttled = true,
                 Tried::Accepted => return Ok(Login::Accepted(hsm)),
                 Tried::Refused(refusal, message) => return Ok(failed(hsm, connect::code(refusal), message)),
                 Tried::Unanswered(message) => {
@@ -96,6 +102,10 @@ impl KeyStores {
                     return Ok(failed(hsm, connect::code(LoginRefusal::Unsettled), message));
                 }
             }
+        }
+        if unreached.is_empty() && throttled {
+            let why = "too many wrong passwords were given for kmsuser in a row: another might lock him";
+            return not_tried(why.to_owned(), Some(RESET));
         }
         if unreached.is_empty() {
             let why = "each HSM in service was asked before and did not accept what it was given";

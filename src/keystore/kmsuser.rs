@@ -5,7 +5,7 @@
 
 use crate::clock;
 use crate::model::{ClusterId, ConnectionErrorCode, ConnectionState, KeyStoreId, Username};
-use crate::records::ConnectionFault;
+use crate::records::{ConnectionFault, CryptoUserRecord};
 
 use super::KeyStores;
 use super::connect::fault;
@@ -52,6 +52,11 @@ impl KeyStores {
         let unavailable =
             |error: crate::records::Unavailable| fault(ConnectionErrorCode::InternalError, error.to_string(), None);
         let record = records.crypto_user(cluster, &user).await.map_err(unavailable)?;
+        if record.as_ref().is_some_and(CryptoUserRecord::is_being_removed) {
+            let message = "kmsuser is being deleted, and an HSM that was away is still to remove him; delete this key store, \
+                           wait until kmsuser is gone, create him again, and make the key store anew";
+            return Err(fault(ConnectionErrorCode::UserNotFound, message.to_owned(), None));
+        }
         if record.is_some_and(|record| record.second_factor) {
             let message =
                 "kmsuser has a second factor, which no key store can give; delete kmsuser and create it without one";

@@ -33,20 +33,29 @@ pub enum Tried {
     Withdrawn(String),
     /// It was asked before, and is not asked again.
     Spent,
+    /// As many have failed in a row as may: short of what would lock the user.
+    Throttled,
 }
 
-/// Makes the attempt, unless the budget forbids it or `still` says, in the node's turn, that it must not be made any more.
+/// Makes the attempt, unless the budget forbids it, `allowed` have failed in a row, or `still` says, in the node's
+/// turn, that it must not be made any more.
 /// Runs in a task of its caller's that nobody cuts short: an attempt that was begun is heard out.
 pub async fn try_password(
     host: &Host,
     records: &Records,
     spec: &WorkerSpec,
     password: &Password,
+    allowed: u32,
     still: impl Fn() -> Result<(), String>,
 ) -> Result<Tried, Unavailable> {
     let turn = host.turn(spec).await;
     if let Err(why) = still() {
         return Ok(Tried::Withdrawn(why));
+    }
+    match host.failed_logins(spec) {
+        Ok(failed) if failed >= allowed => return Ok(Tried::Throttled),
+        Ok(_) => {}
+        Err(error) => return Ok(Tried::NotAsked(chain(&error))),
     }
     let opened = host.open_trial(&turn, spec).await;
     let trial = match as_before(records, spec, opened).await? {
@@ -73,7 +82,7 @@ pub async fn try_user(
 ) -> Result<Tried, Unavailable> {
     let turn = host.turn(spec).await;
     match host.user_standing(spec) {
-        Ok(standing) if standing.failed_logins >= allowed => return Ok(Tried::Spent),
+        Ok(standing) if standing.failed_logins >= allowed => return Ok(Tried::Throttled),
         Ok(_) => {}
         Err(error) => return Ok(Tried::NotAsked(chain(&error))),
     }
@@ -119,7 +128,12 @@ async fn answered(records: &Records, turn: &Turn, spec: &WorkerSpec, trial: Tria
         | Tried::Refused(LoginRefusal::NoUser | LoginRefusal::LoggedInElsewhere, _) => {
             may_be_asked_again(records, spec).await;
         }
-        Tried::Refused(..) | Tried::Unanswered(_) | Tried::AnotherToken(_) | Tried::Withdrawn(_) | Tried::Spent => {}
+        Tried::Refused(..)
+        | Tried::Unanswered(_)
+        | Tried::AnotherToken(_)
+        | Tried::Withdrawn(_)
+        | Tried::Spent
+        | Tried::Throttled => {}
     }
     tried
 }

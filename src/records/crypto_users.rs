@@ -293,14 +293,29 @@ impl Records {
         .bind(version)
         .execute(&mut *change)
         .await?;
+        forget_given_password(&mut change, cluster, user).await?;
+        change.commit().await?;
+        Ok(())
+    }
+
+    /// The HSM is not to be given the user any more: nobody can say when it comes back, if ever. His password is not
+    /// kept for it. Should it come back, he counts as missing there until his password is reset.
+    pub async fn crypto_user_not_to_be_given(
+        &self,
+        cluster: &ClusterId,
+        user: &Username,
+        hsm: &HsmId,
+    ) -> Result<(), Unavailable> {
+        let mut change = self.begin().await?;
         sqlx::query(
-            "UPDATE crypto_users SET sealed = NULL WHERE cluster_id = ?1 AND username = ?2 AND NOT EXISTS
-             (SELECT 1 FROM crypto_user_hsms WHERE cluster_id = ?1 AND username = ?2 AND pending = 'GIVE')",
+            "DELETE FROM crypto_user_hsms WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND pending = 'GIVE'",
         )
         .bind(cluster.as_str())
         .bind(user.as_str())
+        .bind(hsm.as_str())
         .execute(&mut *change)
         .await?;
+        forget_given_password(&mut change, cluster, user).await?;
         change.commit().await?;
         Ok(())
     }
@@ -418,6 +433,23 @@ async fn end_logins(
         .bind(user.as_str())
         .execute(&mut **change)
         .await?;
+    Ok(())
+}
+
+/// Unless an HSM is still to be given it.
+async fn forget_given_password(
+    change: &mut Transaction<'_, Sqlite>,
+    cluster: &ClusterId,
+    user: &Username,
+) -> Result<(), Unavailable> {
+    sqlx::query(
+        "UPDATE crypto_users SET sealed = NULL WHERE cluster_id = ?1 AND username = ?2 AND NOT EXISTS
+         (SELECT 1 FROM crypto_user_hsms WHERE cluster_id = ?1 AND username = ?2 AND pending = 'GIVE')",
+    )
+    .bind(cluster.as_str())
+    .bind(user.as_str())
+    .execute(&mut **change)
+    .await?;
     Ok(())
 }
 

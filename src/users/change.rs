@@ -29,7 +29,7 @@ impl Users {
         new: NewUser,
     ) -> Result<UserView, Error> {
         let (this, cluster) = (self.clone(), cluster.clone());
-        self.outlive(async move { this.create_now(&cluster, new).await }).await
+        self.outlive(&self.0.changes, async move { this.create_now(&cluster, new).await }).await
     }
 
     async fn create_now(&self, id: &ClusterId, new: NewUser) -> Result<UserView, Error> {
@@ -94,7 +94,7 @@ impl Users {
         user: &Username,
     ) -> Result<(), Error> {
         let (this, cluster, user) = (self.clone(), cluster.clone(), user.clone());
-        self.outlive(async move { this.delete_now(&cluster, &user).await }).await
+        self.outlive(&self.0.changes, async move { this.delete_now(&cluster, &user).await }).await
     }
 
     async fn delete_now(&self, id: &ClusterId, user: &Username) -> Result<(), Error> {
@@ -136,7 +136,7 @@ impl Users {
         password: Password,
     ) -> Result<Vec<HsmId>, Error> {
         let (this, cluster, user) = (self.clone(), cluster.clone(), user.clone());
-        self.outlive(async move { this.reset_now(&cluster, &user, &password).await }).await
+        self.outlive(&self.0.changes, async move { this.reset_now(&cluster, &user, &password).await }).await
     }
 
     async fn reset_now(&self, id: &ClusterId, user: &Username, password: &Password) -> Result<Vec<HsmId>, Error> {
@@ -146,7 +146,11 @@ impl Users {
         self.anybody_there(id, &cluster, user)?;
         // Also where he is not, though he should be.
         let hsms: Vec<_> = cluster.nodes.keys().cloned().collect();
-        self.allow_security_officers(id, &hsms, user).await?;
+        // Where he never was whole, the job itself knows whether the token there is his.
+        let record = self.0.records.crypto_user(id, user).await?;
+        let given = record.iter().flat_map(|record| &record.hsms).filter(|(_, on)| on.given);
+        let given: Vec<_> = given.map(|(hsm, _)| hsm.clone()).collect();
+        self.allow_security_officers(id, &given, user).await?;
         self.give(id, &cluster, user, &hsms, password, Lock::Opened).await
     }
 
@@ -160,7 +164,8 @@ impl Users {
         new: Password,
     ) -> Result<Vec<HsmId>, Error> {
         let (this, cluster) = (self.clone(), cluster.clone());
-        self.outlive(async move { this.change_now(&cluster, subject.username(), &present, &new).await }).await
+        self.outlive(&self.0.proofs, async move { this.change_now(&cluster, subject.username(), &present, &new).await })
+            .await
     }
 
     async fn change_now(
@@ -171,10 +176,14 @@ impl Users {
         new: &Password,
     ) -> Result<Vec<HsmId>, Error> {
         let cluster = self.managed(id)?;
+        // Outside the turn: it may wait long for an HSM, and others' changes need not wait with it.
+        let proved = self.resting(id, user, self.prove(id, &cluster, user, present)).await??;
         let _changing = self.turn(id).await;
-        self.resting(id, user, self.prove(id, &cluster, user, present)).await??;
         self.known(id, &cluster, user).await?;
         let record = self.0.records.crypto_user(id, user).await?.ok_or_else(|| not_found(id, user))?;
+        if record.version != proved {
+            return Err(Error::Conflict);
+        }
         if record.second_factor {
             return Err(Error::SecondFactor(user.clone()));
         }

@@ -8,9 +8,9 @@ use crate::cluster;
 use crate::host::{OpeningError, UserError, WorkerSpec};
 use crate::keystore::KmsuserInUse;
 use crate::link::v1::fault::User;
-use crate::model::{ClusterId, HsmId, PasswordVersion, Username};
+use crate::model::{ClusterId, HsmId, KeyStoreId, PasswordVersion, Username};
 use crate::node::{LoginRefusal, chain, refusal};
-use crate::records::{Lock, LoginLeave, Unavailable, UserOnHsm, UserTask};
+use crate::records::{Lock, LoginLeave, Standing, Unavailable, UserOnHsm, UserTask};
 
 use super::Users;
 use super::place::Place;
@@ -20,10 +20,12 @@ use super::place::Place;
 pub(super) enum Undone {
     #[error("it is out of use: {0}")]
     OutOfUse(String),
-    #[error("it is not declared")]
-    NotDeclared,
     #[error(transparent)]
     KmsuserInUse(#[from] KmsuserInUse),
+    #[error("key store {0} stands on kmsuser; delete the key store first")]
+    KmsuserHasKeyStore(KeyStoreId),
+    #[error("{0} has a token of {1}'s that keyway did not make; it is not taken over: remove it by hand")]
+    Stranger(HsmId, Username),
     #[error("{}", spent(.0, .1))]
     Spent(HsmId, Username),
     #[error(transparent)]
@@ -54,9 +56,14 @@ impl Users {
         let each = pending.map(|(hsm, on, task)| async move {
             let done = match cluster.nodes.get(hsm) {
                 Some(node) => self.settle_on(id, &self.place(id, hsm, node, user), on, task).await,
-                // Nobody can say when it comes back, if ever: the name is free again without it.
-                None if task == UserTask::Remove => Ok(self.0.records.crypto_user_removed(id, user, hsm).await?),
-                None => Err(Undone::NotDeclared),
+                // Nobody can say when it comes back, if ever: the name is free without it, and no password kept.
+                None => {
+                    match task {
+                        UserTask::Remove => self.0.records.crypto_user_removed(id, user, hsm).await?,
+                        UserTask::Give => self.0.records.crypto_user_not_to_be_given(id, user, hsm).await?,
+                    }
+                    Ok(())
+                }
             };
             Ok::<_, Unavailable>((hsm.clone(), done))
         });
@@ -78,10 +85,21 @@ impl Users {
         let job = async {
             match task {
                 UserTask::Give => self.give_on(&place.spec, on).await,
-                UserTask::Remove => self.remove_on(&place.spec).await,
+                UserTask::Remove => {
+                    self.no_key_store_stands_on(id, user)?;
+                    self.remove_on(&place.spec).await
+                }
             }
         };
         self.resting(id, user, job).await?
+    }
+
+    /// One may have been made since the removal was written down: with kmsuser's token would go its keys.
+    fn no_key_store_stands_on(&self, id: &ClusterId, user: &Username) -> Result<(), Undone> {
+        match self.0.key_stores.on_cluster(id) {
+            Some(store) if *user == Username::kmsuser() => Err(Undone::KmsuserHasKeyStore(store.id())),
+            Some(_) | None => Ok(()),
+        }
     }
 
     async fn give_on(&self, spec: &WorkerSpec, on: UserOnHsm) -> Result<(), Undone> {
@@ -89,13 +107,21 @@ impl Users {
         let WorkerSpec { cluster, hsm, username: user, .. } = spec;
         let turn = host.turn(spec).await;
         // Not even begun where it cannot be done: no login is written down for nothing.
-        host.user_standing(spec)?;
+        let is_present = host.user_standing(spec)?.is_present;
         let Some((version, password)) = records.pending_password(cluster, user).await? else { return Ok(()) };
-        if !on.given && *user != Username::kmsuser() {
+        let so = Username::security_officer_of(user);
+        let is_new = !on.given && *user != Username::kmsuser();
+        if is_new {
+            let begun = match records.login_standing_on(cluster, hsm, &so, PasswordVersion::SO_PIN).await? {
+                Standing::Untried | Standing::Granted => false,
+                Standing::Unsettled | Standing::Proven | Standing::Refused => true,
+            };
+            if is_present && !begun {
+                return Err(Undone::Stranger(hsm.clone(), user.clone()));
+            }
             // Whatever token is there was made by a job like this one, which was cut short, with this very PIN.
             records.allow_one_security_officer_login(cluster, hsm, user).await?;
         }
-        let so = Username::security_officer_of(user);
         match records.begin_login(cluster, hsm, &so, PasswordVersion::SO_PIN).await? {
             LoginLeave::Granted | LoginLeave::GrantedAgain => {}
             LoginLeave::Refused | LoginLeave::Unsettled => return Err(Undone::Spent(hsm.clone(), user.clone())),
@@ -106,6 +132,8 @@ impl Users {
         match said_of_the_security_officer(&answer) {
             Said::Accepted => records.login_succeeded(cluster, hsm, &so, PasswordVersion::SO_PIN).await?,
             Said::Refused => records.login_refused(cluster, hsm, &so, PasswordVersion::SO_PIN).await?,
+            // What it has left there is ours: the open attempt says so to the next job.
+            Said::NotAsked if is_new && host.user_standing(spec)?.is_present => {}
             Said::NotAsked => records.login_not_made(cluster, hsm, &so, PasswordVersion::SO_PIN).await?,
             Said::Nothing => {}
         }

@@ -43,7 +43,7 @@ impl Users {
         new: NewLogin,
     ) -> Result<(LoginToken, SystemTime), Error> {
         let (this, cluster, caller) = (self.clone(), cluster.clone(), permit.caller().clone());
-        self.outlive(async move { this.log_in_now(&cluster, &caller, new).await }).await
+        self.outlive(&self.0.proofs, async move { this.log_in_now(&cluster, &caller, new).await }).await
     }
 
     async fn log_in_now(

@@ -43,7 +43,8 @@ pub use token::LoginToken;
 
 use strangers::Strangers;
 
-/// So many changes and logins are on their way at once: each waits for its turn on an HSM, and is not given up with its caller.
+/// So many administrators' changes are on their way at once, and as many passwords are being proved: each waits for its
+/// turn on an HSM, and is not given up with its caller.
 const MOST_AT_ONCE: usize = 32;
 
 /// Every cluster's crypto users. Cheap to clone.
@@ -61,7 +62,10 @@ struct Inner {
     /// Something was left to be caught up with.
     left_over: Notify,
     strangers: Strangers,
-    at_once: Arc<Semaphore>,
+    /// Of administrators' changes.
+    changes: Arc<Semaphore>,
+    /// Of passwords to be proved: whoever tries many is not in the way of the administrator who resets one.
+    proofs: Arc<Semaphore>,
     runtime: tokio::runtime::Handle,
 }
 
@@ -76,7 +80,8 @@ impl Users {
             changing: Mutex::default(),
             left_over: Notify::new(),
             strangers: Strangers::default(),
-            at_once: Arc::new(Semaphore::new(MOST_AT_ONCE)),
+            changes: Arc::new(Semaphore::new(MOST_AT_ONCE)),
+            proofs: Arc::new(Semaphore::new(MOST_AT_ONCE)),
             runtime: tokio::runtime::Handle::current(),
         }));
         users.0.runtime.spawn(catch_up::run(users.clone()));
@@ -117,12 +122,13 @@ impl Users {
         turn.lock_owned().await
     }
 
-    /// Runs work to its end even when the caller leaves, if there is room for it.
+    /// Runs work to its end even when the caller leaves, if there is a place for it.
     async fn outlive<T: Send + 'static>(
         &self,
+        places: &Arc<Semaphore>,
         work: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Result<T, Error> {
-        let place = self.0.at_once.clone().try_acquire_owned().map_err(|_| Error::Busy)?;
+        let place = places.clone().try_acquire_owned().map_err(|_| Error::Busy)?;
         let in_its_place = async move {
             let _place = place;
             work.await

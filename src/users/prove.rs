@@ -1,4 +1,4 @@
-//! Whether a password is a user's: asked of one HSM, and never so often that he is locked out by it.
+//! Whether a password is a user's: asked of one HSM, and never so often that it locks him on the HSM.
 //!
 //! The first HSM that has him and says yes or no decides: a wrong password is tried once. On each HSM we stop short of its
 //! own limit, whoever asks, until an administrator resets the password; others may still be asked. A key store's kmsuser has
@@ -11,7 +11,7 @@ use crate::cluster;
 use crate::host::{UserError, WorkerSpec, pin_text};
 use crate::model::{ClusterId, HsmId, Password, Username};
 use crate::node::{self, LoginRefusal, Tried, chain};
-use crate::records::{CryptoUserRecord, Unavailable, UserOnHsm, UserTask};
+use crate::records::{CryptoUserRecord, Lock, Unavailable, UserOnHsm, UserTask};
 
 use super::Users;
 use super::place::Place;
@@ -85,7 +85,8 @@ impl Users {
         let mut not_asked = Vec::new();
         let places = self.places(id, cluster, user);
         let allowed = self.attempts_allowed(id, cluster, user);
-        if allowed.is_a_stores && places.iter().any(|place| self.has_failed(place)) {
+        let is_counted = |place: &&Place| !is_to_be_unlocked(record.as_ref(), place.hsm());
+        if allowed.is_a_stores && places.iter().filter(is_counted).any(|place| self.has_failed(place)) {
             return Err(Unproved::Throttled);
         }
         for place in &places {
@@ -131,7 +132,7 @@ impl Users {
         Ok(match tried {
             Tried::Accepted => On::Accepted,
             Tried::Refused(LoginRefusal::Incorrect, _) => On::Refused,
-            Tried::Spent | Tried::Refused(LoginRefusal::Locked, _) => On::Throttled,
+            Tried::Spent | Tried::Throttled | Tried::Refused(LoginRefusal::Locked, _) => On::Throttled,
             Tried::Refused(LoginRefusal::NoUser, _) => On::NotHere,
             Tried::Refused(LoginRefusal::LoggedInElsewhere | LoginRefusal::Unsettled | LoginRefusal::NotTried, why)
             | Tried::Unanswered(why)
@@ -146,8 +147,9 @@ impl Users {
         Allowed { is_a_stores, failures: if is_a_stores { 1 } else { cluster.profile.failed_logins_allowed() } }
     }
 
+    /// Also on an HSM that is out of use or out of reach: a wrong password was tried all the same.
     fn has_failed(&self, place: &Place) -> bool {
-        self.standing(place).is_ok_and(|standing| standing.failed_logins > 0)
+        !self.0.host.failed_logins(&place.spec).is_ok_and(|failed| failed == 0)
     }
 
     /// The same work for a user whom no HSM has, and the same answer.
@@ -174,7 +176,7 @@ impl Users {
             }
             let Some(spec) = nobody else { return Ok(Unproved::Refused) };
             match node::try_user(&self.0.host, &self.0.records, &spec, &pin, u32::MAX).await? {
-                Tried::Accepted | Tried::Refused(..) | Tried::Spent => return Ok(Unproved::Refused),
+                Tried::Accepted | Tried::Refused(..) | Tried::Spent | Tried::Throttled => return Ok(Unproved::Refused),
                 Tried::Unanswered(why) | Tried::NotAsked(why) | Tried::AnotherToken(why) | Tried::Withdrawn(why) => {
                     not_asked.push(format!("{}: {why}", place.hsm()))
                 }
@@ -227,6 +229,12 @@ fn asking(record: Option<&CryptoUserRecord>, user: &Username, hsm: &HsmId) -> As
         Some(UserOnHsm { pending: Some(UserTask::Give), .. }) => Asking::NotYet,
         Some(UserOnHsm { pending: Some(UserTask::Remove) | None, .. }) | None => Asking::NotHere,
     }
+}
+
+/// An administrator has reset the password, and the HSM is still to be told: what it counts is of no account any more.
+fn is_to_be_unlocked(record: Option<&CryptoUserRecord>, hsm: &HsmId) -> bool {
+    let on = record.and_then(|record| record.hsms.get(hsm));
+    on.is_some_and(|on| on.pending == Some(UserTask::Give) && on.lock == Lock::Opened)
 }
 
 fn nobodys_password() -> Password {

@@ -1,7 +1,8 @@
 //! Failed logins in a row under names that nobody has: counted as a user's are, so that nobody learns from when logins are
 //! refused unheard which names are somebody's.
 //!
-//! In memory and bounded: with as many other names tried in between, a count is forgotten.
+//! In memory and bounded: with as many other names tried in between, or a restart, a count is forgotten. A user's is
+//! not: by this the two can still be told apart.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};

@@ -87,6 +87,7 @@ fn node(letter: char) -> NodeSettings {
             name: TokenName::Label(letter.to_string()),
             environment: BTreeMap::new(),
             so_pin_file: None,
+            locks_user: false,
         }),
         pool_size: NonZeroU32::MIN,
         queue_limit: NonZeroU32::MIN,

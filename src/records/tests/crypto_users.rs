@@ -60,6 +60,30 @@ async fn a_password_is_kept_until_the_last_hsm_has_it_and_an_older_one_closes_no
 }
 
 #[tokio::test]
+async fn no_password_is_kept_for_an_hsm_that_is_not_to_be_given_it() {
+    let home = Home::new();
+    let records = home.open().await;
+    let (a, user) = (cluster('a'), alice());
+    added(&records, "alice", 9).await;
+    records.crypto_user_not_to_be_given(&a, &user, &hsm(2)).await.unwrap();
+    assert_eq!(pending(&records).await, [(hsm(1), UserTask::Give)]);
+    assert!(pending_text(&records).await.is_some(), "the other is still to be given it");
+    records.crypto_user_given(&a, &user, &hsm(1), 1).await.unwrap();
+    assert_eq!(pending_text(&records).await, None);
+    assert!(records.pending_crypto_users().await.unwrap().is_empty());
+
+    // What is not pending stays.
+    records.crypto_user_not_to_be_given(&a, &user, &hsm(1)).await.unwrap();
+    let record = records.crypto_user(&a, &user).await.unwrap().unwrap();
+    assert_eq!(record.hsms.keys().collect::<Vec<_>>(), [&hsm(1)]);
+
+    // Nor is it kept when the last one that was to be given it goes.
+    assert!(records.set_crypto_user_password(&a, &user, &[hsm(1)], &password("second123"), Lock::Kept).await.unwrap());
+    records.crypto_user_not_to_be_given(&a, &user, &hsm(1)).await.unwrap();
+    assert_eq!(pending_text(&records).await, None);
+}
+
+#[tokio::test]
 async fn a_name_is_taken_in_every_case_and_there_are_as_many_as_the_quota_allows() {
     let home = Home::new();
     let records = home.open().await;

@@ -119,6 +119,31 @@ async fn a_deleted_user_stays_listed_until_the_last_hsm_has_removed_him() {
 }
 
 #[tokio::test]
+async fn a_key_store_made_while_kmsuser_is_being_deleted_does_not_connect_and_nothing_is_taken_from_it() {
+    let rig = Rig::new().start();
+    let mut clients = rig.clients().await;
+    let request = pb::DrainHsmRequest {
+        cluster_id: rig.cluster_id(),
+        hsm_id: "hsm-3".to_owned(),
+        note: "new fans".to_owned(),
+        drain_timeout: None,
+    };
+    clients.clusters.drain_hsm(request).await.unwrap();
+    clients.delete_user(&rig, "kmsuser").await.unwrap();
+    let store = clients.store(&rig, "main").await;
+    clients.resume_hsm(&rig.cluster_id(), "hsm-3", false).await;
+    clients.connect(&store).await;
+    let failed = clients.settled(&store).await;
+    assert_eq!(failed.connection_error_code(), pb::ConnectionErrorCode::UserNotFound);
+    assert!(failed.connection_error_message.contains("being deleted"), "{}", failed.connection_error_message);
+    assert!(rig.opens("hsm-3", &rig.password()), "the token stays as long as a key store stands on it");
+
+    clients.disconnect(&store).await;
+    clients.stores.delete_key_store(pb::DeleteKeyStoreRequest { key_store_id: store }).await.unwrap();
+    until_on(&clients, &rig, "kmsuser", &[]).await;
+}
+
+#[tokio::test]
 async fn a_user_whom_an_hsm_has_lost_is_told_missing_there_and_comes_back_with_a_reset() {
     let rig = Rig::new().nodes(2).zones(2).start();
     let mut clients = rig.clients().await;
@@ -138,6 +163,16 @@ async fn a_user_whom_an_hsm_has_lost_is_told_missing_there_and_comes_back_with_a
     std::fs::rename(&kept, &home).unwrap();
     let status = refused("a stranger", clients.create_user(&rig, "bob", SECOND).await, "ALREADY_EXISTS", "");
     assert!(status.message().contains("hsm-2"), "{}", status.message());
+
+    // Nor when it comes with an HSM that was away.
+    rig.take_away("hsm-2");
+    assert_eq!(present_on(&clients.create_user(&rig, "bob", SECOND).await.unwrap()), ["hsm-1"]);
+    rig.put_back("hsm-2");
+    assert_eq!(clients.reset_password(&rig, "bob", SECOND).await.unwrap(), ["hsm-2"]);
+    assert!(rig.user_opens("hsm-2", "bob", FIRST), "it has the password that it had");
+    std::fs::remove_dir_all(&home).unwrap();
+    assert!(clients.reset_password(&rig, "bob", SECOND).await.unwrap().is_empty());
+    assert!(rig.user_opens("hsm-2", "bob", SECOND));
 }
 
 #[tokio::test]

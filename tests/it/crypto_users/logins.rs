@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use faulty_pkcs11::Function::C_Login;
 use tonic::Request;
 use tonic::metadata::MetadataValue;
@@ -174,9 +176,13 @@ async fn another_password_ends_the_users_logins_and_one_who_is_logged_in_is_not_
     who(&mut clients, &bob).await.expect("another's goes on");
     let database = std::fs::read(rig.path("daemon/records.sqlite3")).unwrap();
     let log = std::fs::read(rig.path("daemon/records.sqlite3-wal")).unwrap_or_default();
-    let holds =
-        |text: &str| [&database, &log].iter().any(|file| file.windows(text.len()).any(|at| at == text.as_bytes()));
-    assert!(holds("bob") && ![FIRST, SECOND, &bob, &first].into_iter().any(holds), "no secret is in the records");
+    let holds = |bytes: &[u8]| [&database, &log].iter().any(|file| file.windows(bytes.len()).any(|at| at == bytes));
+    let decoded = |token: &str| BASE64_URL_SAFE_NO_PAD.decode(token).unwrap();
+    let texts = [FIRST, SECOND, &bob, &first].map(|text| text.as_bytes().to_vec());
+    let secrets = texts.into_iter().chain([decoded(&bob), decoded(&first)]);
+    let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &decoded(&bob));
+    assert!(holds(b"bob") && holds(hash.as_ref()), "the records are read as they are");
+    assert_eq!(secrets.filter(|secret| holds(secret)).count(), 0, "no secret is in the records");
 }
 
 #[tokio::test]
