@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::app::{App, Source, StartError};
 use crate::config;
 use crate::door::grpc::Mode;
+use crate::model::with_causes;
 use crate::telemetry;
 
 /// Bad configuration.
@@ -42,13 +43,7 @@ pub(super) fn on_a_runtime(life: impl Future<Output = Result<(), StartError>>) -
     match runtime.block_on(life) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprint!("error: {error}");
-            let mut cause = std::error::Error::source(&error);
-            while let Some(error) = cause {
-                eprint!(": {error}");
-                cause = error.source();
-            }
-            eprintln!();
+            eprintln!("error: {}", with_causes(&error));
             ExitCode::FAILURE
         }
     }

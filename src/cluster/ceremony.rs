@@ -15,7 +15,7 @@ use std::sync::Arc;
 use crate::host::{AdminWorker, Joining, Kek, Made, OpeningError, Turn, WorkerSpec, pin_text};
 use crate::link::v1::fault::User;
 use crate::model::{HsmId, PasswordVersion, Username};
-use crate::node::{Common, Credential, LoginRefusal, refusal};
+use crate::node::{Common, Credential, LoginRefusal, heard_out, refusal};
 use crate::records::{KekRecord, LoginLeave, Standing, Unavailable};
 
 /// Why a job of the ceremony was not done.
@@ -92,7 +92,7 @@ impl Spent {
 /// Makes the key-encryption key on the cluster's first node, unless it is there.
 pub(super) async fn make_kek(common: &Common, spec: &WorkerSpec, kek: &KekRecord) -> Result<(), Undone> {
     let (id, common, spec) = (kek.kek_id, common.clone(), spec.clone());
-    outlive(async move {
+    heard_out(tokio::spawn(async move {
         let turn = common.host.turn(&spec).await;
         let worker = worker(&common, &turn, &spec).await?;
         let attempts = Attempts::begin(&common, &spec, &[Who::User, Who::SecurityOfficer]).await?;
@@ -100,20 +100,20 @@ pub(super) async fn make_kek(common: &Common, spec: &WorkerSpec, kek: &KekRecord
         let made = if matches!(answer, Ok(Made::Before)) { &[Who::User][..] } else { &attempts.of };
         attempts.settle(made, answer).await?;
         Ok(())
-    })
+    }))
     .await
 }
 
 /// The joining token offers a key to seal the cluster's to.
 pub(super) async fn offer_join(common: &Common, spec: &WorkerSpec) -> Result<Joining, Undone> {
     let (common, spec) = (common.clone(), spec.clone());
-    outlive(async move {
+    heard_out(tokio::spawn(async move {
         let turn = common.host.turn(&spec).await;
         let worker = worker(&common, &turn, &spec).await?;
         let attempts = Attempts::begin(&common, &spec, &[Who::SecurityOfficer]).await?;
         let answer = worker.offer_join().await;
         attempts.settle(&attempts.of, answer).await
-    })
+    }))
     .await
 }
 
@@ -125,13 +125,13 @@ pub(super) async fn seal_kek(
     joining: &Joining,
 ) -> Result<Vec<u8>, Undone> {
     let (id, offer, common, spec) = (kek.kek_id, joining.offer.clone(), common.clone(), spec.clone());
-    outlive(async move {
+    heard_out(tokio::spawn(async move {
         let turn = common.host.turn(&spec).await;
         let worker = worker(&common, &turn, &spec).await?;
         let attempts = Attempts::begin(&common, &spec, &[Who::SecurityOfficer, Who::User]).await?;
         let answer = worker.seal_kek(&attempts.kek(id), &offer).await;
         attempts.settle(&attempts.of, answer).await
-    })
+    }))
     .await
 }
 
@@ -144,12 +144,12 @@ pub(super) async fn accept_kek(
     sealed: Vec<u8>,
 ) -> Result<(), Undone> {
     let (id, common, spec) = (kek.kek_id, common.clone(), spec.clone());
-    outlive(async move {
+    heard_out(tokio::spawn(async move {
         let turn = common.host.turn(&spec).await;
         let attempts = Attempts::begin(&common, &spec, &[Who::User]).await?;
         let answer = joining.accept_kek(&turn, &attempts.kek(id), sealed).await;
         attempts.settle(&attempts.of, answer).await
-    })
+    }))
     .await
 }
 
@@ -304,14 +304,4 @@ fn failed(spec: &WorkerSpec, source: OpeningError) -> Undone {
 
 fn spent(spec: &WorkerSpec, who: Who, why: Why) -> Spent {
     Spent { hsm: spec.hsm.clone(), who, why }
-}
-
-/// Runs a job to its end though nobody waits for it any more: an answer that nobody wrote down is a login spent.
-async fn outlive<T: Send + 'static>(
-    job: impl Future<Output = Result<T, Undone>> + Send + 'static,
-) -> Result<T, Undone> {
-    match tokio::spawn(job).await {
-        Ok(done) => done,
-        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-    }
 }

@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use crate::clock;
 use crate::link::v1::{self, presence::Found, request::Verb, response::Outcome};
-use crate::model::{CkaId, Probe};
+use crate::model::{CkaId, Probe, with_causes};
 use crate::node::{Health, Node};
 use crate::records::{self, KekRecord, Proof};
 
@@ -165,12 +165,7 @@ impl Tries {
 
     /// Told to people once, and not at each try.
     fn tell(&mut self, node: &Node, why: &Unproved) {
-        let mut reason = why.to_string();
-        let mut source = std::error::Error::source(why);
-        while let Some(cause) = source {
-            reason = format!("{reason}: {cause}");
-            source = cause.source();
-        }
+        let reason = with_causes(why);
         if reason == self.told {
             tracing::debug!(hsm = %node.hsm(), reason, "node still not proved");
         } else {

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use crate::clock;
 use crate::cluster::{Connection, Failure, Member};
-use crate::model::{CkaId, KeyState, KeyVersion};
+use crate::model::{CkaId, KeyState, KeyVersion, with_causes};
 use crate::records::{NewProof, Proof, ProvableKey, Unavailable};
 
 use super::copy::Errand;
@@ -155,12 +155,7 @@ async fn bring_level(keys: &Keys, connection: &Connection, index: usize, proof: 
             true
         }
         Err(error) => {
-            let mut reason = error.to_string();
-            let mut cause = std::error::Error::source(&error);
-            while let Some(source) = cause {
-                reason = format!("{reason}: {source}");
-                cause = source.source();
-            }
+            let reason = with_causes(&error);
             tracing::warn!(hsm = %member.node.hsm(), reason, "node not level");
             member.node.not_level(login, &reason);
             false

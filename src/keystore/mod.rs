@@ -32,7 +32,7 @@ use crate::authz::{Permit, action};
 use crate::cluster::{self, Closing, Connection, Declared, Lineages};
 use crate::host::Host;
 use crate::model::{ClusterId, ConnectionState, HsmId, KeyStoreId, KeyStoreName, Username};
-use crate::node::Reach;
+use crate::node::{Reach, heard_out};
 use crate::records::{DeletedKeyStore, Records, Unavailable};
 
 use lifecycle::{Event, Step};
@@ -254,10 +254,7 @@ impl KeyStores {
         &self,
         work: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Result<T, Error> {
-        match self.0.runtime.spawn(work).await {
-            Ok(result) => result,
-            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-        }
+        heard_out(self.0.runtime.spawn(work)).await
     }
 
     async fn take_up_one(&self, store: Arc<Store>) -> Result<(), Unavailable> {

@@ -11,6 +11,7 @@ use crate::model::PasswordVersion;
 use crate::records::{self, LoginAnswer, LoginLeave, Records, Standing, Unavailable};
 
 use super::Common;
+use super::begun::heard_out;
 use super::gate::{self, Passage};
 use super::passwords::{Offer, Passwords};
 use super::settle::{self, Which};
@@ -81,10 +82,7 @@ pub(super) async fn log_in(
     };
     // In a task of its own: whatever becomes of this node's supervision, an attempt that was begun is heard out, and its
     // answer written down.
-    let outcome = match tokio::spawn(attempt.make(link)).await {
-        Ok(outcome) => outcome,
-        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-    };
+    let outcome = heard_out(tokio::spawn(attempt.make(link))).await;
     match &outcome {
         Ok(_) => passage.tell(gate::Verdict::Good),
         Err(LoginError::Refused(LoginRefusal::Incorrect | LoginRefusal::Locked)) => {

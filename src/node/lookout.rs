@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use crate::host::{Host, Lookout, WorkerSpec};
+use crate::model::with_causes;
 
 use super::TokenFacts;
-use super::supervise::{REACH_EVERY, chain, facts, jittered};
+use super::supervise::{REACH_EVERY, facts, jittered};
 
 /// What is known of a node that nobody is logged in to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,7 +24,7 @@ pub async fn look_out(spec: WorkerSpec, host: Host, tell: impl Fn(Reach)) {
                 tell(Reach::Reached(facts(lookout.link())));
                 until_gone(&mut lookout).await
             }
-            Err(error) => chain(&error),
+            Err(error) => with_causes(&error),
         };
         tell(Reach::Unreached(why));
         pause().await;
@@ -34,7 +35,7 @@ async fn until_gone(lookout: &mut Lookout) -> String {
     loop {
         pause().await;
         if let Err(error) = lookout.check().await {
-            return chain(&error);
+            return with_causes(&error);
         }
     }
 }

@@ -15,6 +15,7 @@
 //!    └─ operator ── Drained ◀── operator, from anywhere
 //! ```
 
+mod begun;
 mod gate;
 mod latency;
 mod link;
@@ -41,13 +42,14 @@ use crate::model::{HsmId, PasswordVersion, Zone};
 
 use link::GivenUp;
 
+pub use begun::heard_out;
 pub use latency::Latency;
 pub use link::{Link, Load};
 pub use login::{LoginRefusal, refusal};
 pub use lookout::{Reach, look_out};
 pub use passwords::{Credential, Passwords, Sharing};
 pub use rotate::{Change, change_password};
-pub use supervise::{Common, chain, supervise};
+pub use supervise::{Common, supervise};
 pub use trial::{Tried, try_password, try_user};
 
 /// How a node is, as far as the daemon can tell.

@@ -12,9 +12,10 @@ use zeroize::Zeroize;
 use crate::host::{Turn, pin_text};
 use crate::link::v1::fault::{Bucket, Kind};
 use crate::link::v1::{Fault, Request, SetPin, request::Verb, response::Outcome};
+use crate::model::with_causes;
 use crate::records::{CandidateFate, LoginAnswer, LoginLeave, Unavailable};
 
-use super::supervise::chain;
+use super::begun::heard_out;
 use super::{CallError, Common, Credential, Node};
 
 /// Beyond the patience for the call, its answer gets this long to arrive.
@@ -43,10 +44,7 @@ pub async fn change_password(node: &Arc<Node>, common: &Common, new: Arc<Credent
         let _under_way = under_way;
         changing.run().await
     };
-    match tokio::spawn(change).await {
-        Ok(change) => change,
-        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-    }
+    heard_out(tokio::spawn(change)).await
 }
 
 struct Changing {
@@ -72,7 +70,7 @@ impl Changing {
         let change = match self.prepare().await {
             Ok(Ok(old)) => self.change(&turn, &old).await,
             Ok(Err(why)) => Change::Kept(why.to_owned()),
-            Err(error) => Change::Kept(chain(&error)),
+            Err(error) => Change::Kept(with_causes(&error)),
         };
         if let Change::Kept(why) | Change::Refused(why) | Change::Unknown(why) = &change {
             tracing::warn!(hsm = %self.node.hsm(), why, "the password was not changed");
@@ -104,7 +102,7 @@ impl Changing {
         let login = self.node.load().map_or(0, |load| load.login);
         let said = match self.set_pin(turn, old).await {
             Ok(said) => said,
-            Err(error) => Said::Not(chain(&error)),
+            Err(error) => Said::Not(with_causes(&error)),
         };
         match said {
             Said::Done => {
@@ -139,7 +137,7 @@ impl Changing {
             }
         }
         if let Err(error) = self.common.host.keep_token(turn, spec).await {
-            return Ok(Said::Not(chain(&error)));
+            return Ok(Said::Not(with_causes(&error)));
         }
         #[cfg(debug_assertions)]
         crate::seams::stop_point("set-pin-begun");
@@ -192,7 +190,7 @@ impl Changing {
 }
 
 fn said_by(error: &CallError) -> Said {
-    let why = chain(error);
+    let why = with_causes(error);
     match error {
         CallError::Full | CallError::NotServing | CallError::LateBefore | CallError::TooLong => Said::Not(why),
         CallError::LateAfter | CallError::Lost => Said::Nothing(why),

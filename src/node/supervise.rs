@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 use crate::clock;
 use crate::host::{Host, OpeningError, WorkerLink};
+use crate::model::with_causes;
 use crate::records::{Records, Unavailable};
 
 use super::link::{GivenUp, Link, WorkerLimits};
@@ -95,21 +96,21 @@ impl From<LoginError> for End {
         match error {
             LoginError::Refused(refusal) => Self::Refused(refusal),
             LoginError::OtherPassword => Self::OtherPassword,
-            LoginError::Worker(error) => Self::NotLoggedIn(chain(&error)),
-            LoginError::Records(error) => Self::NotLoggedIn(chain(&error)),
+            LoginError::Worker(error) => Self::NotLoggedIn(with_causes(&error)),
+            LoginError::Records(error) => Self::NotLoggedIn(with_causes(&error)),
         }
     }
 }
 
 impl From<OpeningError> for End {
     fn from(error: OpeningError) -> Self {
-        Self::NotReached(chain(&error))
+        Self::NotReached(with_causes(&error))
     }
 }
 
 impl From<Unavailable> for End {
     fn from(error: Unavailable) -> Self {
-        Self::NotReached(chain(&error))
+        Self::NotReached(with_causes(&error))
     }
 }
 
@@ -215,7 +216,7 @@ impl<'a> Life<'a> {
         let (worker, version) = login::log_in(common, &node.spec, worker).await?;
         let spec = &node.spec;
         let noted = common.records.set_token_serial(&spec.cluster, &spec.hsm, &spec.username, &facts.serial).await;
-        noted.map_err(|error| End::NotLoggedIn(chain(&error)))?;
+        noted.map_err(|error| End::NotLoggedIn(with_causes(&error)))?;
         let login = node.status.borrow().login + 1;
         let limits = WorkerLimits { patience: spec.patience, memory: spec.memory_limit };
         let link = Link::start(worker, login, node.queue_limit, limits);
@@ -483,16 +484,4 @@ async fn stopped(mut stop: watch::Receiver<bool>) {
 pub(super) fn jittered(pause: Duration) -> Duration {
     let random = u32::from(uuid::Uuid::new_v4().as_bytes()[0]);
     pause - pause.mul_f64(0.25) * random / 255
-}
-
-/// An error with its causes, for a person.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

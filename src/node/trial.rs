@@ -7,12 +7,11 @@
 use std::time::Duration;
 
 use crate::host::{Host, OpeningError, Trial, Turn, WorkerSpec, pin_text};
-use crate::model::Password;
+use crate::model::{Password, with_causes};
 use crate::records::{Records, Unavailable};
 
 use super::LoginRefusal;
 use super::login::Said;
-use super::supervise::chain;
 
 /// What an HSM said that cannot be written down is written again after this long.
 const WRITE_AGAIN: Duration = Duration::from_secs(1);
@@ -55,7 +54,7 @@ pub async fn try_password(
     match host.failed_logins(spec) {
         Ok(failed) if failed >= allowed => return Ok(Tried::Throttled),
         Ok(_) => {}
-        Err(error) => return Ok(Tried::NotAsked(chain(&error))),
+        Err(error) => return Ok(Tried::NotAsked(with_causes(&error))),
     }
     let opened = host.open_trial(&turn, spec).await;
     let trial = match as_before(records, spec, opened).await? {
@@ -84,7 +83,7 @@ pub async fn try_user(
     match host.user_standing(spec) {
         Ok(standing) if standing.failed_logins >= allowed => return Ok(Tried::Throttled),
         Ok(_) => {}
-        Err(error) => return Ok(Tried::NotAsked(chain(&error))),
+        Err(error) => return Ok(Tried::NotAsked(with_causes(&error))),
     }
     let opened = host.open_user_trial(&turn, spec).await;
     let trial = match as_before(records, spec, opened).await? {
@@ -105,7 +104,7 @@ async fn as_before(
 ) -> Result<Result<Trial, Tried>, Unavailable> {
     let trial = match opened {
         Ok(trial) => trial,
-        Err(error) => return Ok(Err(Tried::NotAsked(chain(&error)))),
+        Err(error) => return Ok(Err(Tried::NotAsked(with_causes(&error)))),
     };
     let known = records.token_serial(&spec.cluster, &spec.hsm, &spec.username).await?;
     if let Some(known) = known.filter(|known| known != trial.serial()) {
@@ -139,7 +138,7 @@ async fn answered(records: &Records, turn: &Turn, spec: &WorkerSpec, trial: Tria
 }
 
 fn verdict(error: &OpeningError) -> Tried {
-    let words = chain(error);
+    let words = with_causes(error);
     match Said::by(error) {
         Said::Refusal(refusal) | Said::Unheeded(refusal) => Tried::Refused(refusal, words),
         Said::NotAsked => Tried::NotAsked(words),

@@ -3,8 +3,7 @@
 use crate::authz::{Permit, action};
 use crate::clock;
 use crate::cluster;
-use crate::model::{ClusterId, HsmId, Password, Username};
-use crate::node::chain;
+use crate::model::{ClusterId, HsmId, Password, Username, with_causes};
 use crate::records::{AddedCryptoUser, CryptoUserRecord, Lock, NewCryptoUser, Unavailable};
 
 use super::jobs::Undone;
@@ -283,6 +282,6 @@ fn not_found(cluster: &ClusterId, user: &Username) -> Error {
 }
 
 fn reasons(undone: &[(HsmId, Undone)]) -> String {
-    let each = undone.iter().map(|(hsm, why)| format!("{hsm}: {}", chain(why)));
+    let each = undone.iter().map(|(hsm, why)| format!("{hsm}: {}", with_causes(why)));
     each.collect::<Vec<_>>().join("; ")
 }

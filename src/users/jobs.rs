@@ -8,8 +8,8 @@ use crate::cluster;
 use crate::host::{OpeningError, UserError, WorkerSpec};
 use crate::keystore::KmsuserInUse;
 use crate::link::v1::fault::User;
-use crate::model::{ClusterId, HsmId, KeyStoreId, PasswordVersion, Username};
-use crate::node::{LoginRefusal, chain, refusal};
+use crate::model::{ClusterId, HsmId, KeyStoreId, PasswordVersion, Username, with_causes};
+use crate::node::{LoginRefusal, refusal};
 use crate::records::{Lock, LoginLeave, Standing, Unavailable, UserOnHsm, UserTask};
 
 use super::Users;
@@ -70,7 +70,7 @@ impl Users {
         let done = futures_util::future::try_join_all(each).await?;
         let undone: Vec<_> = done.into_iter().filter_map(|(hsm, done)| Some((hsm, done.err()?))).collect();
         for (hsm, why) in &undone {
-            let why = chain(why);
+            let why = with_causes(why);
             tracing::info!(cluster = %id, %hsm, %user, why, "a crypto user is still to be brought level here");
         }
         if !undone.is_empty() {

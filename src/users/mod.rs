@@ -31,6 +31,7 @@ use crate::cluster;
 use crate::host::Host;
 use crate::keystore::{KeyStores, KmsuserInUse};
 use crate::model::{ClusterId, ClusterState, Username};
+use crate::node::heard_out;
 use crate::records::Records;
 
 pub use change::NewUser;
@@ -133,9 +134,6 @@ impl Users {
             let _place = place;
             work.await
         };
-        match self.0.runtime.spawn(in_its_place).await {
-            Ok(result) => result,
-            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-        }
+        heard_out(self.0.runtime.spawn(in_its_place)).await
     }
 }

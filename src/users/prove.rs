@@ -9,8 +9,8 @@ use aws_lc_rs::rand;
 use crate::authz::{Permit, action};
 use crate::cluster;
 use crate::host::{UserError, WorkerSpec, pin_text};
-use crate::model::{ClusterId, HsmId, Password, Username};
-use crate::node::{self, LoginRefusal, Tried, chain};
+use crate::model::{ClusterId, HsmId, Password, Username, with_causes};
+use crate::node::{self, LoginRefusal, Tried};
 use crate::records::{CryptoUserRecord, Lock, Unavailable, UserOnHsm, UserTask};
 
 use super::Users;
@@ -123,7 +123,7 @@ impl Users {
         match self.standing(place) {
             Ok(standing) if !standing.is_present => return Ok(On::NotHere),
             Ok(_) => {}
-            Err(why) => return Ok(On::NotAsked(chain(&why))),
+            Err(why) => return Ok(On::NotAsked(with_causes(&why))),
         }
         // As if it were asked as well: whoever is nobody takes as long.
         self.nobody_on(id, cluster, place).await;
@@ -165,7 +165,7 @@ impl Users {
         let mut not_asked = Vec::new();
         for place in self.places(id, cluster, name) {
             if let Err(why) = self.standing(&place) {
-                not_asked.push(format!("{}: {}", place.hsm(), chain(&why)));
+                not_asked.push(format!("{}: {}", place.hsm(), with_causes(&why)));
                 continue;
             }
             let nobody = self.nobody_on(id, cluster, &place).await;
@@ -191,8 +191,10 @@ impl Users {
         let node = cluster.nodes.get(beside.hsm())?;
         let spec = self.place(id, beside.hsm(), node, &Username::nobody()).spec;
         let made = self.make_nobody(&spec).await;
-        made.inspect_err(|why| tracing::warn!(hsm = %spec.hsm, why = chain(why), "nobody's token cannot be made"))
-            .ok()?;
+        made.inspect_err(
+            |why| tracing::warn!(hsm = %spec.hsm, why = with_causes(why), "nobody's token cannot be made"),
+        )
+        .ok()?;
         Some(spec)
     }
 

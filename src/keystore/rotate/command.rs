@@ -7,12 +7,11 @@ use tokio::time::Instant;
 
 use crate::cluster::{Connection, Program};
 use crate::host::{Host, OpeningError, PasswordChange, ProgramError, WorkerSpec};
-use crate::model::HsmId;
-use crate::node::{Credential, Passwords};
+use crate::model::{HsmId, with_causes};
+use crate::node::{Credential, Passwords, heard_out};
 use crate::records::{Records, Unavailable};
 
 use super::super::KeyStores;
-use super::error_chain;
 
 /// The one password that every node has, unless they differ or one is not settled: then no program can be told the old one.
 pub(super) async fn present(connection: &Connection) -> Result<Option<Credential>, Unavailable> {
@@ -67,11 +66,8 @@ pub(super) async fn rotate(
         let _under_way = under_way;
         run.change().await
     };
-    let outcome = match tokio::spawn(change).await {
-        Ok(outcome) => outcome,
-        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-    };
-    let why = outcome.as_ref().err().map(|error| error_chain(error));
+    let outcome = heard_out(tokio::spawn(change)).await;
+    let why = outcome.as_ref().err().map(|error| with_causes(error));
     for member in connection.members() {
         member.node.has_password(None);
         if let Some(why) = &why {

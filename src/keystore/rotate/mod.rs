@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use crate::clock;
 use crate::cluster::{Connection, Rotation, Strategy};
-use crate::model::{PasswordVersion, Username};
+use crate::model::{PasswordVersion, Username, with_causes};
 use crate::node::{Credential, Health};
 use crate::records::{KeyStoreRecord, Unavailable};
 
@@ -64,7 +64,7 @@ pub(super) async fn wait_for_former(stores: &KeyStores, store: &Store) -> Result
         Some(Strategy::None | Strategy::SetPin) | None => FORMER,
     };
     let gone = stores.0.host.program_gone(&record.cluster, &Username::kmsuser(), patience).await;
-    gone.map_err(|error| format!("nobody may log in while rotation_command is at work: {}", error_chain(&error)))
+    gone.map_err(|error| format!("nobody may log in while rotation_command is at work: {}", with_causes(&error)))
 }
 
 /// Rotates the password, if that is due. What comes of it stands in the records and in the nodes' status.
@@ -81,7 +81,7 @@ pub(super) async fn rotate(
         return Rotated::No;
     };
     let rotated = rotate_if_due(stores, &record, &rotation, connection, limit).await.unwrap_or_else(|error| {
-        let why = error_chain(&error);
+        let why = with_causes(&error);
         tracing::error!(key_store = %record.id, why, "the password was not rotated");
         for member in connection.members() {
             member.node.note_trouble(&format!("the password was not rotated: {why}"));
@@ -169,7 +169,7 @@ async fn rotate_if_due(
             let Some(old) = command::present(connection).await? else { return Ok(Rotated::No) };
             let new = new_password(stores, record, rotation, connection).await?;
             if let Err(under_way) = command::rotate(stores, connection, program, (old, new), limit).await {
-                return Ok(Rotated::UnderWay(error_chain(&under_way)));
+                return Ok(Rotated::UnderWay(with_causes(&under_way)));
             }
         }
     }
@@ -205,10 +205,4 @@ async fn settled(connection: &Connection, index: usize) -> Option<PasswordVersio
         status.password.is_some() || stuck
     });
     tokio::time::timeout(SETTLING, decided).await.ok()?.ok()?.password
-}
-
-/// An error with its causes, for a person.
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
