@@ -243,6 +243,12 @@ async fn the_command_tells_each_step_and_at_the_end_code_message_hsm_and_remedy(
     for part in ["hsm-1", "reach", "hsm-2", "locked the crypto user", "USER_LOCKED_OUT", "reset kmsuser's password"] {
         assert!(told.contains(part), "{part}: {told}");
     }
+    // Also to who looks when it is over.
+    let request = pb::WatchKeyStoreRequest { key_store_id: store.clone() };
+    let mut later = clients.stores.watch_key_store(request).await.expect("it can be watched").into_inner();
+    let steps = later.message().await.expect("the stream lasts").expect("the present state comes first").steps;
+    assert!(HSMS.iter().all(|hsm| steps.iter().any(|step| step.hsm_id == *hsm)), "{steps:?}");
+    drop(later);
     clients.disconnect(&store).await;
     HSMS.iter().for_each(|hsm| rig.faults(hsm).clear());
     let password = rig.home.path().join("password");
