@@ -141,27 +141,13 @@ fn try_write(directory: &Path, path: &Path, failed: u32) -> std::io::Result<()> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::{Location, TokenName};
+    use crate::host::example;
+
     use crate::link::v1::Done;
 
     fn slot(locks_user: bool) -> (WorkerSpec, LocalToken) {
-        let token = LocalToken {
-            module: PathBuf::new(),
-            name: TokenName::Label("alice".to_owned()),
-            environment: std::collections::BTreeMap::new(),
-            so_pin_file: Some(PathBuf::new()),
-            locks_user,
-        };
-        let spec = WorkerSpec {
-            cluster: "cluster-2abcdefghij".parse().unwrap(),
-            hsm: "hsm-1".parse().unwrap(),
-            username: "alice".parse().unwrap(),
-            location: Location::Here(token.clone()),
-            sessions: 1,
-            patience: crate::link::Patience { quick: std::time::Duration::ZERO, slow: std::time::Duration::ZERO },
-            memory_limit: u64::MAX,
-        };
-        (spec, token)
+        let token = LocalToken { so_pin_file: Some(PathBuf::new()), locks_user, ..example::token() };
+        (WorkerSpec { username: "alice".parse().unwrap(), ..example::slot(&token) }, token)
     }
 
     fn attempt(

@@ -110,29 +110,15 @@ fn so_pin(token: &LocalToken, hsm: &HsmId) -> Result<Zeroizing<Vec<u8>>, Opening
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::Location;
+    use crate::host::example;
 
     #[test]
     fn a_keeper_is_printed_without_its_so_pin() {
         let home = tempfile::tempdir().unwrap();
         let so_pin_file = home.path().join("so-pin");
         std::fs::write(&so_pin_file, "12345678").unwrap();
-        let token = LocalToken {
-            module: PathBuf::new(),
-            name: TokenName::Label("one".to_owned()),
-            environment: std::collections::BTreeMap::new(),
-            so_pin_file: Some(so_pin_file),
-            locks_user: true,
-        };
-        let spec = WorkerSpec {
-            cluster: "cluster-2abcdefghij".parse().unwrap(),
-            hsm: "hsm-1".parse().unwrap(),
-            username: crate::model::Username::kmsuser(),
-            location: Location::Here(token.clone()),
-            sessions: 1,
-            patience: crate::link::Patience { quick: std::time::Duration::ZERO, slow: std::time::Duration::ZERO },
-            memory_limit: u64::MAX,
-        };
+        let token = LocalToken { so_pin_file: Some(so_pin_file), ..example::token() };
+        let spec = example::slot(&token);
         let keeper = Keeper::new(home.path(), &spec, &token, Purpose::Administer).unwrap();
         let (pin, printed) = (keeper.so_pin().unwrap(), format!("{keeper:?}"));
         assert!(!printed.contains("12345678") && !printed.contains(&format!("{pin:?}")), "{printed}");

@@ -10,6 +10,8 @@
 mod admin;
 mod attempts;
 mod carry;
+#[cfg(test)]
+mod example;
 mod fault;
 mod keeper;
 mod local;

@@ -292,29 +292,15 @@ impl std::fmt::Debug for FramesBox {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::Purpose;
+    use crate::host::example;
     use crate::host::process::Carried;
-    use crate::host::{LocalToken, Location, Purpose, TokenName, WorkerSpec};
-    use crate::model::Username;
 
     #[tokio::test]
     async fn a_login_that_the_token_has_judged_is_told_as_judged_though_the_disk_fails() {
         let home = tempfile::tempdir().unwrap();
-        let token = LocalToken {
-            module: PathBuf::new(),
-            name: TokenName::Label("kmsuser".to_owned()),
-            environment: std::collections::BTreeMap::new(),
-            so_pin_file: None,
-            locks_user: false,
-        };
-        let spec = WorkerSpec {
-            cluster: "cluster-2abcdefghij".parse().unwrap(),
-            hsm: "hsm-1".parse().unwrap(),
-            username: Username::kmsuser(),
-            location: Location::Here(token.clone()),
-            sessions: 1,
-            patience: link::Patience { quick: Duration::ZERO, slow: Duration::ZERO },
-            memory_limit: u64::MAX,
-        };
+        let token = example::token();
+        let spec = example::slot(&token);
         let keeper = Keeper::new(home.path(), &spec, &token, Purpose::Serve).unwrap();
         let carried = Carried { host: String::new(), kill: Arc::default(), cut: Arc::default() };
         let (ours, mut workers) = UnixStream::pair().unwrap();

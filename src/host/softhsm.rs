@@ -113,26 +113,12 @@ fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::{Location, TokenName};
+    use crate::host::example;
 
     fn slot(root: &TokenDirectory) -> (WorkerSpec, LocalToken) {
-        let token = LocalToken {
-            module: PathBuf::new(),
-            name: TokenName::Label("t".to_owned()),
-            environment: [("SOFTHSM2_CONF".to_owned(), root.configuration().display().to_string())].into(),
-            so_pin_file: None,
-            locks_user: false,
-        };
-        let spec = WorkerSpec {
-            cluster: "cluster-2abcdefghij".parse().unwrap(),
-            hsm: "hsm-1".parse().unwrap(),
-            username: crate::model::Username::kmsuser(),
-            location: Location::Here(token.clone()),
-            sessions: 1,
-            patience: crate::link::Patience { quick: std::time::Duration::ZERO, slow: std::time::Duration::ZERO },
-            memory_limit: u64::MAX,
-        };
-        (spec, token)
+        let environment = [("SOFTHSM2_CONF".to_owned(), root.configuration().display().to_string())].into();
+        let token = LocalToken { environment, ..example::token() };
+        (example::slot(&token), token)
     }
 
     #[test]

@@ -159,22 +159,11 @@ impl Records {
         nodes: &[HsmId],
         candidate: PasswordVersion,
     ) -> Result<(), Unavailable> {
-        let mut change = self.begin().await?;
-        for hsm in nodes {
-            sqlx::query(
-                "INSERT INTO logins (cluster_id, username, hsm_id, version, proven, attempt_open, refused)
-                 VALUES (?, ?, ?, ?, TRUE, FALSE, FALSE)
-                 ON CONFLICT (cluster_id, username, hsm_id, version) DO UPDATE SET proven = TRUE",
-            )
-            .bind(owner.cluster.as_str())
-            .bind(owner.username.as_str())
-            .bind(hsm.as_str())
-            .bind(candidate.0)
-            .execute(&mut *change)
-            .await?;
-        }
-        change.commit().await?;
-        Ok(())
+        const ACCEPTED: &str =
+            "INSERT INTO logins (cluster_id, username, hsm_id, version, proven, attempt_open, refused)
+             VALUES (?, ?, ?, ?, TRUE, FALSE, FALSE)
+             ON CONFLICT (cluster_id, username, hsm_id, version) DO UPDATE SET proven = TRUE";
+        self.for_each_node(ACCEPTED, owner, nodes, candidate).await
     }
 
     /// It is unlikely that the change was made on these nodes: the candidate counts as one whose attempt was not answered,
@@ -185,20 +174,31 @@ impl Records {
         nodes: &[HsmId],
         candidate: PasswordVersion,
     ) -> Result<(), Unavailable> {
+        const UNANSWERED: &str =
+            "INSERT INTO logins (cluster_id, username, hsm_id, version, proven, attempt_open, refused)
+             SELECT cluster_id, username, hsm_id, candidate, FALSE, TRUE, FALSE FROM node_passwords
+             WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND candidate = ?
+             ON CONFLICT (cluster_id, username, hsm_id, version) DO UPDATE SET proven = FALSE, attempt_open = TRUE";
+        self.for_each_node(UNANSWERED, owner, nodes, candidate).await
+    }
+
+    /// All of them or none. The statement takes cluster, user, HSM and version.
+    async fn for_each_node(
+        &self,
+        statement: &'static str,
+        owner: &PasswordOwner,
+        nodes: &[HsmId],
+        version: PasswordVersion,
+    ) -> Result<(), Unavailable> {
         let mut change = self.begin().await?;
         for hsm in nodes {
-            sqlx::query(
-                "INSERT INTO logins (cluster_id, username, hsm_id, version, proven, attempt_open, refused)
-                 SELECT cluster_id, username, hsm_id, candidate, FALSE, TRUE, FALSE FROM node_passwords
-                 WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND candidate = ?
-                 ON CONFLICT (cluster_id, username, hsm_id, version) DO UPDATE SET proven = FALSE, attempt_open = TRUE",
-            )
-            .bind(owner.cluster.as_str())
-            .bind(owner.username.as_str())
-            .bind(hsm.as_str())
-            .bind(candidate.0)
-            .execute(&mut *change)
-            .await?;
+            sqlx::query(statement)
+                .bind(owner.cluster.as_str())
+                .bind(owner.username.as_str())
+                .bind(hsm.as_str())
+                .bind(version.0)
+                .execute(&mut *change)
+                .await?;
         }
         change.commit().await?;
         Ok(())

@@ -227,13 +227,8 @@ async fn ready() -> (Rig, Served, Clients, String) {
 }
 
 async fn served(of_the_cluster: &'static str) -> (Rig, Served, Clients) {
-    let starting = tokio::task::spawn_blocking(move || {
-        let mut rig = Rig::new().nodes(2).zones(2).start();
-        assert!(rig.stop_daemon().success());
-        let served = Served::start_with(&rig, &["admin"], of_the_cluster);
-        (rig, served)
-    });
-    let (rig, served) = starting.await.expect("it starts");
+    let two = Rig::new().nodes(2).zones(2);
+    let (served, rig) = Served::over(two, &["admin"], |_| of_the_cluster.to_owned()).await;
     let clients = served.clients_on_the_socket().await;
     (rig, served, clients)
 }

@@ -1,28 +1,8 @@
 //! What a cluster lacks is told before anything is begun, at the phase that needs it and with the reason it has there.
 
-use crate::rig::{Clients, Rig, Served, pb, refused};
+use crate::rig::{Clients, Rig, Served, pb, refused, with_line};
 
 const INVALID: &str = "CLOUD_HSM_CLUSTER_INVALID_CONFIGURATION";
-
-/// `keyway serve` over the tokens of two HSMs in two zones. The daemon ends before its tokens go.
-async fn served() -> (Rig, Served, Clients) {
-    let (served, rig) = tokio::task::spawn_blocking(|| {
-        let mut rig = Rig::new().nodes(2).zones(2).start();
-        assert!(rig.stop_daemon().success());
-        (Served::start(&rig, &["ops"]), rig)
-    })
-    .await
-    .expect("it starts");
-    let clients = served.clients_on_the_socket().await;
-    (rig, served, clients)
-}
-
-/// The configuration with a line more in its cluster.
-fn with(configuration: &str, line: &str) -> String {
-    let profile = "profile = \"softhsm2\"\n";
-    assert!(configuration.contains(profile));
-    configuration.replace(profile, &format!("{profile}{line}\n"))
-}
 
 /// The configuration with a line more in one of its nodes.
 fn with_node(configuration: &str, rig: &Rig, hsm: &str, line: &str) -> String {
@@ -34,9 +14,9 @@ fn with_node(configuration: &str, rig: &Rig, hsm: &str, line: &str) -> String {
 /// What a cluster can be like that no key store may be made on, or connected.
 fn lacking(rig: &Rig, good: &str) -> Vec<(&'static str, String, &'static str)> {
     vec![
-        ("not active", with(good, "state = \"UPDATE_IN_PROGRESS\""), "CLOUD_HSM_CLUSTER_NOT_ACTIVE"),
+        ("not active", with_line(good, "state = \"UPDATE_IN_PROGRESS\""), "CLOUD_HSM_CLUSTER_NOT_ACTIVE"),
         ("subnets in one zone", good.replace("zone = \"us-east-1b\"", "zone = \"us-east-1a\""), INVALID),
-        ("nothing may pass", with(good, "security_group = { id = \"sg-1\" }"), INVALID),
+        ("nothing may pass", with_line(good, "security_group = { id = \"sg-1\" }"), INVALID),
         (
             "no HSM is ACTIVE",
             with_node(&with_node(good, rig, "hsm-1", "state = \"DEGRADED\""), rig, "hsm-2", "state = \"DELETED\""),
@@ -56,7 +36,7 @@ fn request(rig: &Rig, name: &str, cluster: &str) -> pb::CreateKeyStoreRequest {
 
 #[tokio::test]
 async fn no_key_store_is_made_on_a_cluster_that_lacks_something() {
-    let (rig, served, mut clients) = served().await;
+    let (rig, served, mut clients) = Served::over_two_hsms().await;
     let good = served.configuration();
     let create = request(&rig, "main", &rig.cluster_id());
     let mut cases = lacking(&rig, &good);
@@ -72,7 +52,7 @@ async fn no_key_store_is_made_on_a_cluster_that_lacks_something() {
     served.reload(&good).await;
     assert_eq!(describe(&mut clients).await.ineligible_reason, "");
     let made = clients.stores.create_key_store(create.clone()).await.expect("nothing is lacking").into_inner();
-    served.reload(&with(&good, "state = \"DEGRADED\"")).await;
+    served.reload(&with_line(&good, "state = \"DEGRADED\"")).await;
     let again = clients.stores.create_key_store(create).await.expect("a repeat gives the same").into_inner();
     assert_eq!(again.key_store_id, made.key_store_id);
 }
@@ -84,7 +64,7 @@ async fn describe(clients: &mut Clients) -> pb::Cluster {
 
 #[tokio::test]
 async fn a_key_store_is_not_connected_to_a_cluster_that_lacks_something() {
-    let (rig, served, mut clients) = served().await;
+    let (rig, served, mut clients) = Served::over_two_hsms().await;
     let good = served.configuration();
     let store = clients.store(&rig, "main").await;
     let connect = pb::ConnectKeyStoreRequest { key_store_id: store.clone() };
@@ -115,7 +95,7 @@ async fn a_key_store_is_not_connected_to_a_cluster_that_lacks_something() {
 
 #[tokio::test]
 async fn an_hsm_that_is_not_active_is_not_logged_in_to_and_no_key_is_made_without_a_second_one() {
-    let (rig, served, mut clients) = served().await;
+    let (rig, served, mut clients) = Served::over_two_hsms().await;
     let good = served.configuration();
     let store = clients.connected_store(&rig, "main").await;
     let key = clients.key(&store).await;
@@ -142,8 +122,8 @@ async fn an_hsm_that_is_not_active_is_not_logged_in_to_and_no_key_is_made_withou
 
 #[tokio::test]
 async fn a_name_a_cluster_and_its_relatives_carry_one_key_store_and_the_quota_bounds_all() {
-    let (rig, served, mut clients) = served().await;
-    let good = with(&served.configuration(), "backup_lineage = \"orders\"");
+    let (rig, served, mut clients) = Served::over_two_hsms().await;
+    let good = with_line(&served.configuration(), "backup_lineage = \"orders\"");
     let other = "cluster-2otherother";
     let second = |lineage: &str| {
         let (_, cluster) = good.split_once("[clusters.").expect("there is one");
@@ -210,7 +190,7 @@ async fn a_name_a_cluster_and_its_relatives_carry_one_key_store_and_the_quota_bo
 
 #[tokio::test]
 async fn there_are_as_many_key_stores_as_the_quota_allows() {
-    let (rig, mut served, _clients) = served().await;
+    let (rig, mut served, _clients) = Served::over_two_hsms().await;
     let configuration = format!("key_stores = {{ quota = 1 }}\n{}", served.configuration());
     let told = served.reload(&configuration).await;
     assert!(told.contains("key_stores") && told.contains("next start"), "{told}");

@@ -3,23 +3,7 @@
 use std::io::BufRead as _;
 use std::process::Stdio;
 
-use crate::rig::{Authority, Clients, Rig, Served, Validity, certificate_in, pb, refused};
-
-async fn served() -> (Rig, Served, Clients) {
-    let (served, rig) = tokio::task::spawn_blocking(|| {
-        let mut rig = Rig::new().nodes(2).zones(2).start();
-        assert!(rig.stop_daemon().success());
-        (Served::start(&rig, &["ops"]), rig)
-    })
-    .await
-    .expect("it starts");
-    let clients = served.clients_on_the_socket().await;
-    (rig, served, clients)
-}
-
-fn with(configuration: &str, line: &str) -> String {
-    configuration.replace("profile = \"softhsm2\"\n", &format!("profile = \"softhsm2\"\n{line}\n"))
-}
+use crate::rig::{Authority, Clients, Served, Validity, certificate_in, pb, refused, with_line};
 
 async fn describe(clients: &mut Clients) -> pb::Cluster {
     let request = pb::DescribeClustersRequest::default();
@@ -28,7 +12,7 @@ async fn describe(clients: &mut Clients) -> pb::Cluster {
 
 #[tokio::test]
 async fn a_clusters_state_changes_and_changes_back_while_its_keys_are_used() {
-    let (rig, served, mut clients) = served().await;
+    let (rig, served, mut clients) = Served::over_two_hsms().await;
     let good = served.configuration();
     let store = clients.connected_store(&rig, "main").await;
     clients.all_healthy(&store).await;
@@ -39,7 +23,7 @@ async fn a_clusters_state_changes_and_changes_back_while_its_keys_are_used() {
     assert_eq!(first.cluster.expect("it is told").state(), pb::ClusterState::Active);
 
     let line = "state = \"UPDATE_IN_PROGRESS\"\nstate_message = \"an HSM is being added\"";
-    let said = served.reload(&with(&good, line)).await;
+    let said = served.reload(&with_line(&good, line)).await;
     assert!(said.contains("UPDATE_IN_PROGRESS"), "{said}");
     let told = state_of(&mut watch, pb::ClusterState::UpdateInProgress).await;
     assert_eq!(told.state_message, "an HSM is being added");
@@ -70,13 +54,13 @@ async fn state_of(watch: &mut tonic::Streaming<pb::WatchClusterResponse>, state:
 
 #[tokio::test]
 async fn a_file_with_a_problem_changes_nothing() {
-    let (rig, served, mut clients) = served().await;
+    let (rig, served, mut clients) = Served::over_two_hsms().await;
     let good = served.configuration();
     let before = describe(&mut clients).await;
     let broken = [
-        (with(&good, "state = \"DEGRADED\"\nbackup_lineage = \"\""), "backup_lineage"),
-        (with(&good, "state = \"DEGRADED\"\ncertificate = \"nowhere.crt\""), "nowhere.crt"),
-        (format!("{}\n[grpc", with(&good, "state = \"DEGRADED\"")), "TOML"),
+        (with_line(&good, "state = \"DEGRADED\"\nbackup_lineage = \"\""), "backup_lineage"),
+        (with_line(&good, "state = \"DEGRADED\"\ncertificate = \"nowhere.crt\""), "nowhere.crt"),
+        (format!("{}\n[grpc", with_line(&good, "state = \"DEGRADED\"")), "TOML"),
     ];
     for (configuration, named) in broken {
         let said = served.reload(&configuration).await;
@@ -90,9 +74,9 @@ async fn a_file_with_a_problem_changes_nothing() {
 
 #[tokio::test]
 async fn whoever_waits_for_a_cluster_to_be_ready_hears_of_it() {
-    let (rig, served, mut clients) = served().await;
+    let (rig, served, mut clients) = Served::over_two_hsms().await;
     let good = served.configuration();
-    served.reload(&with(&good, "state = \"CREATE_IN_PROGRESS\"")).await;
+    served.reload(&with_line(&good, "state = \"CREATE_IN_PROGRESS\"")).await;
     let mut waiting = served.keyway(&["cluster", "check", &rig.cluster_id(), "--wait"]);
     let waiting = waiting.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
     let mut waiting = waiting.expect("the binary is built");
@@ -113,7 +97,7 @@ async fn whoever_waits_for_a_cluster_to_be_ready_hears_of_it() {
 
 #[tokio::test]
 async fn hsms_come_and_go_when_their_key_store_is_next_connected() {
-    let (rig, served, mut clients) = served().await;
+    let (rig, served, mut clients) = Served::over_two_hsms().await;
     let good = served.configuration();
     let store = clients.connected_store(&rig, "main").await;
     let (without, _) = good.split_once(&format!("\n[clusters.{}.nodes.hsm-2]", rig.cluster_id())).expect("it is there");
@@ -132,10 +116,10 @@ async fn hsms_come_and_go_when_their_key_store_is_next_connected() {
 
 #[tokio::test]
 async fn a_certificate_that_has_expired_is_warned_of_and_told() {
-    let (_rig, served, mut clients) = served().await;
+    let (_rig, served, mut clients) = Served::over_two_hsms().await;
     served.put("cluster.crt", &certificate_in(Validity::Past, false));
     let good = served.configuration();
-    served.reload(&with(&good, "certificate = \"cluster.crt\"")).await;
+    served.reload(&with_line(&good, "certificate = \"cluster.crt\"")).await;
     assert!(served.log().contains("certificate: the certificate expired at"), "{}", served.log());
     let told = describe(&mut clients).await;
     assert!(told.certificate.contains("BEGIN CERTIFICATE"), "{told:?}");
@@ -145,7 +129,7 @@ async fn a_certificate_that_has_expired_is_warned_of_and_told() {
 
 #[tokio::test]
 async fn a_store_whose_cluster_was_not_declared_at_the_start_serves_again_once_it_is() {
-    let (rig, mut served, mut clients) = served().await;
+    let (rig, mut served, mut clients) = Served::over_two_hsms().await;
     let good = served.configuration();
     let store = clients.connected_store(&rig, "main").await;
     clients.all_healthy(&store).await;
@@ -166,7 +150,7 @@ async fn a_store_whose_cluster_was_not_declared_at_the_start_serves_again_once_i
 
 #[tokio::test]
 async fn an_hsm_that_is_not_declared_any_more_is_drained_and_resumed_for_as_long_as_it_serves() {
-    let (rig, served, mut clients) = served().await;
+    let (rig, served, mut clients) = Served::over_two_hsms().await;
     let good = served.configuration();
     let store = clients.connected_store(&rig, "main").await;
     clients.all_healthy(&store).await;
@@ -197,7 +181,7 @@ async fn an_hsm_that_is_not_declared_any_more_is_drained_and_resumed_for_as_long
 async fn a_configuration_that_cannot_be_read_to_its_end_does_not_keep_the_daemon_from_ending() {
     use std::os::unix::fs::OpenOptionsExt as _;
 
-    let (_rig, mut served, _clients) = served().await;
+    let (_rig, mut served, _clients) = Served::over_two_hsms().await;
     let file = served.home().join("keyway.toml");
     std::fs::remove_file(&file).expect("our directory");
     assert!(std::process::Command::new("mkfifo").arg(&file).status().expect("coreutils").success());
@@ -215,7 +199,7 @@ async fn a_configuration_that_cannot_be_read_to_its_end_does_not_keep_the_daemon
 
 #[tokio::test]
 async fn new_certificates_are_shown_and_believed_without_a_restart() {
-    let (_rig, served, _clients) = served().await;
+    let (_rig, served, _clients) = Served::over_two_hsms().await;
     let (configuration, ops) = (served.configuration(), served.transport.client("ops"));
     let may_come = async |served: &Served| match served.clients(Some(&ops)).await {
         Ok(mut clients) => clients.users.who_am_i(pb::WhoAmIRequest {}).await.is_ok(),

@@ -29,19 +29,16 @@ fn rotated(store: &pb::KeyStore) -> Duration {
     Duration::new(time.seconds.try_into().unwrap(), time.nanos.try_into().unwrap())
 }
 
-/// Tokens of a development cluster whose daemon has ended, served with what more is said of their cluster.
+/// A daemon that can be stopped at each of its steps, with what more is said of the cluster.
 async fn served(
     rig: crate::rig::Builder,
     of_the_cluster: impl FnOnce(&Rig) -> String + Send + 'static,
 ) -> (Served, Rig) {
-    let starting = tokio::task::spawn_blocking(|| {
-        let mut rig = rig.start();
-        assert!(rig.stop_daemon().success());
+    let starting = Served::over(rig, &[ADMIN], |rig| {
         std::fs::create_dir_all(rig.home.path().join("data/seams")).unwrap();
-        let of_the_cluster = of_the_cluster(&rig);
-        (Served::start_with(&rig, &[ADMIN], &of_the_cluster), rig)
+        of_the_cluster(rig)
     });
-    starting.await.expect("it starts")
+    starting.await
 }
 
 impl Clients {

@@ -15,14 +15,8 @@ const WORKLOAD: &str = "spiffe://example.org/payments";
 /// Tokens of a development cluster whose daemon has ended, served by `keyway serve`; in this order, so that the daemon
 /// goes before the tokens.
 async fn served() -> (Rig, Served) {
-    tokio::task::spawn_blocking(|| {
-        let mut rig = Rig::new().nodes(2).zones(2).start();
-        assert!(rig.stop_daemon().success());
-        let served = Served::start(&rig, &[ADMIN, WORKLOAD]);
-        (rig, served)
-    })
-    .await
-    .expect("it starts")
+    let (served, rig) = Served::over(Rig::new().nodes(2).zones(2), &[ADMIN, WORKLOAD], |_| String::new()).await;
+    (rig, served)
 }
 
 #[tokio::test]

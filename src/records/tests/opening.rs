@@ -115,16 +115,22 @@ async fn a_failing_database_is_an_error_and_not_an_answer() {
     assert!(std::error::Error::source(&unavailable).is_some());
 }
 
-#[tokio::test]
-async fn a_password_that_was_good_before_there_were_rotations_is_good_still_and_due_for_one() {
-    let home = Home::new();
+/// The records as they were made when this was their last step.
+async fn of_before(home: &Home, last_step: i64) -> sqlx::SqlitePool {
     let settings = home.settings();
     std::fs::create_dir_all(settings.database.parent().unwrap()).unwrap();
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&settings.database).create_if_missing(true);
     let before = sqlx::SqlitePool::connect_with(options).await.unwrap();
     let mut first = open::migrations();
-    first.migrations.to_mut().retain(|step| step.version <= 6);
+    first.migrations.to_mut().retain(|step| step.version <= last_step);
     first.run(&before).await.unwrap();
+    before
+}
+
+#[tokio::test]
+async fn a_password_that_was_good_before_there_were_rotations_is_good_still_and_due_for_one() {
+    let home = Home::new();
+    let before = of_before(&home, 6).await;
     let (store, cluster, user) = (KeyStoreId::random(), cluster('a'), Username::kmsuser());
     let anchor = authority();
     for row in [
@@ -158,13 +164,7 @@ async fn a_password_that_was_good_before_there_were_rotations_is_good_still_and_
 #[tokio::test]
 async fn where_keys_were_is_still_known_when_records_of_before_are_opened() {
     let home = Home::new();
-    let settings = home.settings();
-    std::fs::create_dir_all(settings.database.parent().unwrap()).unwrap();
-    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&settings.database).create_if_missing(true);
-    let before = sqlx::SqlitePool::connect_with(options).await.unwrap();
-    let mut first = open::migrations();
-    first.migrations.to_mut().retain(|step| step.version <= 3);
-    first.run(&before).await.unwrap();
+    let before = of_before(&home, 3).await;
     let (key, store, cluster) = (KeyId::random(), KeyStoreId::random(), cluster('a'));
     let rows = [
         format!(

@@ -32,7 +32,7 @@ pub use proxy::Weather;
 pub use raw::raw_call;
 pub use refusal::refused;
 pub use remote::{HostOfOne, Hosts};
-pub use served::{Served, refused_configuration};
+pub use served::{Served, refused_configuration, with_line};
 
 /// How long anything here is waited for. Only a test that fails waits so long.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -28,7 +28,29 @@ impl Served {
         Self::start_with(rig, admins, "")
     }
 
-    /// The same, with more said of the cluster.
+    /// The tokens of a development cluster whose daemon has ended, served with what more is said of their cluster.
+    pub async fn over(
+        rig: super::Builder,
+        admins: &'static [&'static str],
+        of_the_cluster: impl FnOnce(&Rig) -> String + Send + 'static,
+    ) -> (Self, Rig) {
+        let starting = tokio::task::spawn_blocking(move || {
+            let mut rig = rig.start();
+            assert!(rig.stop_daemon().success());
+            let of_the_cluster = of_the_cluster(&rig);
+            (Self::start_with(&rig, admins, &of_the_cluster), rig)
+        });
+        starting.await.expect("it starts")
+    }
+
+    /// `keyway serve` over two HSMs in two zones.
+    pub async fn over_two_hsms() -> (Rig, Self, Clients) {
+        let (served, rig) = Self::over(Rig::new().nodes(2).zones(2), &["ops"], |_| String::new()).await;
+        let clients = served.clients_on_the_socket().await;
+        (rig, served, clients)
+    }
+
+    /// The same as [`Served::start`], with more said of the cluster.
     pub fn start_with(rig: &Rig, admins: &[&str], of_the_cluster: &str) -> Self {
         let home = rig.home.path().to_owned();
         let transport = Authority::new("transport");
@@ -269,4 +291,11 @@ fn to_its_end(command: &mut Command) -> (Option<i32>, String) {
     let _ = daemon.kill();
     let output = daemon.wait_with_output().expect("it has ended");
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// The configuration with a line more in its cluster.
+pub fn with_line(configuration: &str, line: &str) -> String {
+    let profile = "profile = \"softhsm2\"\n";
+    assert!(configuration.contains(profile));
+    configuration.replace(profile, &format!("{profile}{line}\n"))
 }
