@@ -39,7 +39,7 @@ pub struct Ports {
     pub sessions: u16,
     /// Who is there.
     pub identity: u16,
-    /// What is done to tokens and users.
+    /// What is done to tokens beside any link.
     pub administration: u16,
 }
 
