@@ -63,7 +63,7 @@ async fn an_hsm_that_is_declared_later_joins_takes_every_key_and_serves_alone() 
     let (declaring, mut clients, store, all) = two_of_three().await;
     let key = clients.key(&store).await.key_id;
     let ciphertexts = ciphertexts(&mut clients, &store, KEYS).await;
-    let load = Load::start(&clients, &key, 4);
+    let load = Load::start(&clients, &key, 2);
     load.more(20).await;
 
     declaring.reload(&all).await;
@@ -108,7 +108,7 @@ async fn what_an_hsm_lacks_is_known_from_the_moment_it_joins() {
 async fn an_hsm_that_is_declared_no_more_leaves_under_traffic_and_no_call_is_refused() {
     let (declaring, mut clients, store, all) = three().await;
     let key = clients.key(&store).await.key_id;
-    let load = Load::start(&clients, &key, 8);
+    let load = Load::start(&clients, &key, 4);
     load.more(40).await;
 
     declaring.reload(&without(&all, "hsm-1")).await;
@@ -134,7 +134,7 @@ async fn an_hsm_that_is_declared_no_more_leaves_under_traffic_and_no_call_is_ref
 async fn a_changed_pool_size_is_taken_up_by_one_hsm_after_the_other_and_no_call_is_refused() {
     let (declaring, mut clients, store, all) = three().await;
     let key = clients.key(&store).await.key_id;
-    let load = Load::start(&clients, &key, 8);
+    let load = Load::start(&clients, &key, 4);
     load.more(40).await;
     let larger = ["hsm-1", "hsm-2", "hsm-3"].iter().fold(all, |all, hsm| with_line_for(&all, hsm, "pool_size = 3"));
     declaring.reload(&larger).await;
@@ -173,7 +173,7 @@ async fn the_last_hsm_that_serves_goes_when_it_is_declared_no_more_and_its_keys_
 async fn declarations_one_upon_the_other_end_as_the_last_one_says() {
     let (declaring, mut clients, store, all) = three().await;
     let key = clients.key(&store).await.key_id;
-    let load = Load::start(&clients, &key, 4);
+    let load = Load::start(&clients, &key, 2);
     for hsm in ["hsm-1", "hsm-2", "hsm-3", "hsm-1"] {
         declaring.declare(&without(&all, hsm));
         load.more(5).await;
