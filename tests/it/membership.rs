@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use faulty_pkcs11::Function::C_Login;
+use faulty_pkcs11::Function::{C_Encrypt, C_EncryptInit, C_Login};
 use faulty_pkcs11::Rule;
 
 use crate::rig::{Clients, Declaring, Load, Rig, pb, refused, wait_async, with_line_for, without};
@@ -228,4 +228,42 @@ async fn what_is_declared_while_a_key_store_is_connecting_is_followed_once_it_is
     }
     let is_there = |store: &pb::KeyStore| store.nodes.iter().any(|node| node.hsm_id == "hsm-3");
     clients.watch_until(&store, |store| is_there(store) && are_healthy(2)(store)).await;
+}
+
+#[tokio::test]
+async fn a_call_that_runs_on_an_hsm_that_leaves_ends_well_though_its_key_store_is_disconnected_meanwhile() {
+    let (declaring, mut clients) = Declaring::over(Rig::new().faulty()).await;
+    let all = with_line_for(&declaring.configuration(), "hsm-1", "patience = \"10s\"");
+    declaring.reload(&all).await;
+    let store = clients.connected_store(&declaring.rig, "main").await;
+    clients.all_healthy(&store).await;
+    let key_id = clients.key(&store).await.key_id;
+    for hsm in ["hsm-2", "hsm-3"] {
+        drain(&mut clients, &declaring, hsm).await;
+    }
+    let faults = declaring.rig.faults("hsm-1");
+    faults.mark("hang");
+    faults.set([Rule::block(C_Encrypt).during("hang"), Rule::journal(C_EncryptInit)]);
+    let mut caller = clients.clone();
+    let request = pb::EncryptRequest { key_id, plaintext: b"still".to_vec(), ..Default::default() };
+    let call = tokio::spawn(async move { caller.crypto.encrypt(request).await });
+    // Beside the call only the canary is asked, which decrypts.
+    wait_async(|| async { (faults.count(C_EncryptInit) > 0).then_some(()) }).await;
+
+    declaring.reload(&without(&all, "hsm-1")).await;
+    let leaves = |store: &pb::KeyStore| store.nodes[0].health() == pb::HsmHealth::Drained;
+    clients.watch_until(&store, leaves).await;
+    let request = pb::DisconnectKeyStoreRequest { key_store_id: store.clone(), ..Default::default() };
+    clients.stores.disconnect_key_store(request).await.expect("disconnecting begins");
+    faults.unmark("hang");
+    let ciphertext = call.await.expect("it ends").expect("it was let end").into_inner().ciphertext;
+    assert_eq!(clients.settled(&store).await.connection_state(), pb::ConnectionState::Disconnected);
+
+    for hsm in ["hsm-2", "hsm-3"] {
+        clients.resume_hsm(&declaring.rig.cluster_id(), hsm, false).await;
+    }
+    clients.connect(&store).await;
+    assert_eq!(clients.settled(&store).await.connection_state(), pb::ConnectionState::Connected);
+    clients.watch_until(&store, are_healthy(2)).await;
+    assert_eq!(clients.decrypt(&ciphertext).await.expect("its key is there"), b"still");
 }
