@@ -216,7 +216,9 @@ async fn become_one_of_us(connection: &Connection, index: usize) -> Result<(), U
         Found::Proven => join(connection, index, &kek).await,
         Found::Missing | Found::Unspecified => {
             tracing::info!(%hsm, "the token does not hold the cluster's keys; giving them to it");
-            records.doubt_presence(cluster, hsm, clock::now()).await?;
+            if connection.has_keys_in_the_records() {
+                records.doubt_presence(cluster, hsm, clock::now()).await?;
+            }
             join(connection, index, &kek).await?;
             give_canary(connection, index, &kek, probe).await
         }
@@ -241,6 +243,9 @@ async fn write_doubts(connection: &Connection, index: usize) -> Result<(), Unpro
 
 /// Notes the keys that the records do not know to be here, so that none of them is asked for here.
 async fn note_missing(connection: &Connection, index: usize) -> Result<(), Unproved> {
+    if !connection.has_keys_in_the_records() {
+        return Ok(());
+    }
     let member = &connection.members()[index];
     connection.common.records.expect_keys(&connection.cluster, member.node.hsm(), clock::now()).await?;
     let mut after = None;
