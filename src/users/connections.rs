@@ -141,7 +141,7 @@ impl Users {
         login: UserLoginRecord,
         password: Password,
     ) -> Result<Arc<Connection>, Error> {
-        let cluster = self.managed(&login.cluster)?;
+        let cluster = self.declared(&login.cluster)?;
         let seated = async {
             let seat = self.seat(&login.cluster, &login.username);
             let mut open = seat.open.lock().await;
@@ -259,7 +259,7 @@ impl Users {
         if connection.is_closed() {
             return Ok(None);
         }
-        if self.managed(&seat.cluster).is_ok() {
+        if self.declared(&seat.cluster).is_ok() {
             let until = self.0.records.logged_in_until(&seat.cluster, &seat.username, clock::now()).await?;
             if until.is_some() {
                 return Ok(until);
