@@ -241,6 +241,8 @@ impl Users {
     /// Closes the user's Connection, whose logins the records have ended: his workers are gone, or leaving.
     pub(super) async fn end(&self, cluster: &ClusterId, user: &Username) {
         let seat = self.seat(cluster, user);
+        // Others may have the seat for long.
+        self.0.known.forget_user(&seat);
         let mut open = seat.open.lock().await;
         self.close(&seat, &mut open).await;
     }
@@ -291,7 +293,7 @@ impl Users {
 
     async fn close(&self, seat: &Seat, open: &mut Option<Arc<Connection>>) {
         let Seat { cluster, username, .. } = seat;
-        self.0.known.forget(|_, live| live.acting.cluster == *cluster && live.acting.username == *username);
+        self.0.known.forget_user(seat);
         if let Some(connection) = open.take() {
             tracing::info!(%cluster, user = %username, "logging out on the HSMs");
             connection.close(Closing::Drain(DRAIN_TIMEOUT)).await;
@@ -369,6 +371,10 @@ impl Known {
             found.logins.retain(|_, live| live.expires > now);
             found.logins.insert(token_sha256, live);
         }
+    }
+
+    fn forget_user(&self, Seat { cluster, username, .. }: &Seat) {
+        self.forget(|_, live| live.acting.cluster == *cluster && live.acting.username == *username);
     }
 
     fn forget(&self, such: impl Fn(&[u8; 32], &Live) -> bool) {

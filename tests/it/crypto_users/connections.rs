@@ -1,10 +1,11 @@
 //! A user who is logged in has workers on the HSMs, as long as one of his logins lasts.
 
+use faulty_pkcs11::Function::C_Login;
 use tonic::Request;
 
 use super::logins::{failed, log_out, who, with_login};
 use super::*;
-use crate::rig::kill;
+use crate::rig::{Faults, Served, kill};
 
 const BOTH: [&str; 2] = ["hsm-1", "hsm-2"];
 
@@ -179,4 +180,75 @@ async fn who_is_logged_in_as_kmsuser_has_its_workers_and_leaves_them_to_the_key_
     clients.disconnect(&store).await;
     clients.log_in(&rig, "kmsuser", &rig.password()).await.unwrap();
     rig.until_workers_as("kmsuser", &BOTH);
+}
+
+#[tokio::test]
+async fn a_login_that_others_wrong_passwords_would_make_the_next_to_count_is_not_made_on_that_hsm() {
+    let rig = Rig::new().nodes(2).zones(2).faulty().start();
+    let mut clients = with_alice(&rig).await;
+    for _ in 0..3 {
+        refused("a wrong one", clients.log_in(&rig, "alice", WRONG).await, "INVALID_CREDENTIALS", "");
+    }
+    let logins = || Faults::beside(&rig.user_token("hsm-1", "alice").join("softhsm2.conf")).count(C_Login);
+    let before = logins();
+    clients.log_in(&rig, "alice", FIRST).await.expect("another HSM is asked");
+    rig.until_proved("alice", &["hsm-2"]);
+    wait(|| rig.log().contains("too many wrong passwords were given for the crypto user").then_some(()));
+    rig.until_workers_as("alice", &["hsm-2"]);
+    assert_eq!(logins(), before, "it would count, were it wrong");
+    assert_eq!(failed(&mut clients, &rig, "alice").await["hsm-1"], 3);
+    assert!(clients.reset_password(&rig, "alice", SECOND).await.unwrap().is_empty());
+    clients.log_in(&rig, "alice", SECOND).await.unwrap();
+    rig.until_workers_as("alice", &BOTH);
+    rig.until_proved("alice", &BOTH);
+}
+
+#[tokio::test]
+async fn a_password_that_an_hsm_refuses_is_tried_there_once_until_an_operator_says_so() {
+    let rig = Rig::new().nodes(2).zones(2).faulty().start();
+    let mut clients = with_alice(&rig).await;
+    let token = rig.user_token("hsm-2", "alice").join("softhsm2.conf");
+    crate::rig::set_password_as_so(&token, &rig.path("hsms/hsm-2/so-pin"), "alice", SECOND);
+    let first = clients.log_in(&rig, "alice", FIRST).await.unwrap().login_token;
+    rig.until_proved("alice", &["hsm-1"]);
+    wait(|| rig.log().contains("the token refused the password").then_some(()));
+    rig.until_workers_as("alice", &["hsm-1"]);
+    log_out(&mut clients, &first).await;
+    rig.nobody_is("alice");
+    let logins = || Faults::beside(&token).count(C_Login);
+    let before = logins();
+    clients.log_in(&rig, "alice", FIRST).await.unwrap();
+    rig.until_workers_as("alice", &["hsm-1"]);
+    rig.until_proved("alice", &["hsm-1"]);
+    clients.resume_hsm(&rig.cluster_id(), "hsm-2", false).await;
+    rig.until_workers_as("alice", &["hsm-1"]);
+    assert_eq!(logins(), before, "it was refused once");
+    assert_eq!(failed(&mut clients, &rig, "alice").await["hsm-2"], 1);
+
+    crate::rig::set_password_as_so(&token, &rig.path("hsms/hsm-2/so-pin"), "alice", FIRST);
+    clients.resume_hsm(&rig.cluster_id(), "hsm-2", true).await;
+    rig.until_workers_as("alice", &BOTH);
+    rig.until_proved("alice", &BOTH);
+    assert_eq!(failed(&mut clients, &rig, "alice").await["hsm-2"], 0);
+}
+
+#[tokio::test]
+async fn who_is_logged_in_on_a_cluster_that_is_not_declared_any_more_is_so_again_when_it_is() {
+    let (rig, served, _) = Served::over_two_hsms().await;
+    let mut clients = served.clients_on_the_socket().await;
+    let good = BOTH.iter().fold(served.configuration(), |text, hsm| {
+        let line = format!("so_pin_file = {:?}\n", rig.path(&format!("hsms/{hsm}/so-pin")));
+        let users = format!("user_tokens = {:?}\n", rig.path(&format!("hsms/{hsm}/users")));
+        text.replace(&line, &format!("{line}{users}"))
+    });
+    served.reload(&good).await;
+    clients.create_user(&rig, "alice", FIRST).await.unwrap();
+    let login = clients.log_in(&rig, "alice", FIRST).await.unwrap().login_token;
+    rig.until_workers_as("alice", &BOTH);
+    rig.until_proved("alice", &BOTH);
+    served.reload(&good.replace(&rig.cluster_id(), "cluster-2zzzzzzzzzz")).await;
+    rig.nobody_is("alice");
+    served.reload(&good).await;
+    renew(&mut clients, &login).await;
+    rig.until_workers_as("alice", &BOTH);
 }
