@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use futures_util::future::select_all;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::Instant;
 
 use crate::link::v1::{self, Request, request::Verb, response::Outcome};
-use crate::model::{CkaId, ClusterId, HsmId, KeySpec, Plaintext, Probe, Zone};
-use crate::node::{self, CallError, Change, Common, Credential, Node, Passwords};
+use crate::model::{CkaId, ClusterId, HsmId, KeySpec, Plaintext, Probe, Username, Zone};
+use crate::node::{self, CallError, Change, Common, Credential, Node, Passwords, Status};
 use crate::records::KekRecord;
 
 use super::failover::{Effect, History, Next};
@@ -148,6 +149,27 @@ impl Connection {
         self.changes.send_modify(|count| *count += 1);
     }
 
+    /// Waits until the condition holds, looking again whenever a node changes, joins or leaves.
+    pub async fn until(&self, condition: impl Fn() -> bool) {
+        let mut changes = self.changes();
+        loop {
+            let members = self.members();
+            let mut statuses: Vec<_> = members.iter().map(|member| member.node.status()).collect();
+            if condition() {
+                return;
+            }
+            tokio::select! {
+                () = any_changed(&mut statuses) => {}
+                _ = changes.changed() => {}
+            }
+        }
+    }
+
+    /// Whether a node serves.
+    pub fn any_proved(&self) -> bool {
+        self.members.borrow().iter().any(|member| member.is_proved())
+    }
+
     /// Resolves when the Connection is being closed.
     pub async fn closed(&self) {
         let _ = self.stage.subscribe().wait_for(|stage| *stage >= Stage::Closing).await;
@@ -175,6 +197,11 @@ impl Connection {
     /// The passwords of its nodes.
     pub fn passwords(&self) -> &Arc<Passwords> {
         &self.common.passwords
+    }
+
+    /// Whether the records know keys of its user's: so far only kmsuser's, who has those of key stores.
+    pub fn has_keys_in_the_records(&self) -> bool {
+        *self.common.passwords.username() == Username::kmsuser()
     }
 
     /// Gives a node that serves a new password. Its worker is replaced, and the next one finds out what came of it.
@@ -389,9 +416,8 @@ impl Connection {
     }
 
     fn why_nobody(&self, key: Option<&CkaId>) -> Failure {
-        let someone_serves = self.members().iter().any(|member| member.is_proved());
         match key {
-            Some(_) if someone_serves => Failure::KeyUnavailable,
+            Some(_) if self.any_proved() => Failure::KeyUnavailable,
             _ => Failure::NoNode,
         }
     }
@@ -453,6 +479,14 @@ fn heed(member: &Member, key: Option<&CkaId>, error: &CallError) {
         (v1::fault::Kind::Device, _) => member.suspected.notify_one(),
         _ => {}
     }
+}
+
+/// Resolves when one of them changes. Never without any.
+async fn any_changed(statuses: &mut [watch::Receiver<Status>]) {
+    if statuses.is_empty() {
+        return std::future::pending().await;
+    }
+    let _ = select_all(statuses.iter_mut().map(|status| Box::pin(status.changed()))).await;
 }
 
 /// The kind of object a key spec is in a token.

@@ -1,7 +1,7 @@
 //! Connections follow what is declared of their clusters, whoever changed that and however.
 //!
 //! ```text
-//!   ┌─▶ declared and not here: they join, at once
+//!   ┌─▶ declared, the user's, and not here: they join, at once
 //!   │        │
 //!   │        ▼
 //!   │   one that is declared otherwise, or no more ─none─▶ wait for an exchange
@@ -22,8 +22,7 @@ use crate::model::{ClusterId, HsmId};
 use crate::node::{Blueprint, Common, Health, Node, Passwords};
 use crate::records::Unavailable;
 
-use super::open::NotOpened;
-use super::{DRAIN_TIMEOUT, KeyStores, connect};
+use super::{DRAIN_TIMEOUT, KeyStores};
 
 /// Before a node leaves, the others get this long to come level; and again, as long as they take keys in.
 const OTHERS: Duration = Duration::from_secs(60);
@@ -32,11 +31,23 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// Whose Connection it is, as far as its nodes go by that.
 pub trait Owner: Send + Sync + 'static {
-    /// What the workers of its crypto user need to know on a node.
-    fn worker_spec(&self, cluster: &ClusterId, hsm: &HsmId, settings: &cluster::NodeSettings) -> WorkerSpec;
+    /// What the workers of its crypto user need to know on a node; `None` where he cannot log in.
+    fn worker_spec(&self, cluster: &ClusterId, hsm: &HsmId, settings: &cluster::NodeSettings) -> Option<WorkerSpec>;
+
+    /// Resolves when he can log in on others than before.
+    fn others(&mut self) -> impl Future<Output = ()> + Send;
 
     /// Resolves when nodes may join and leave.
     fn may_exchange(&self) -> impl Future<Output = ()> + Send;
+}
+
+/// Why there is no Connection.
+#[derive(Debug, thiserror::Error)]
+pub enum NotMade {
+    #[error("cluster {0} is not declared")]
+    Undeclared(ClusterId),
+    #[error("the records cannot be reached")]
+    Records(#[from] Unavailable),
 }
 
 /// Why a node is to leave.
@@ -58,16 +69,16 @@ impl Outdated {
 }
 
 impl KeyStores {
-    /// A Connection whose nodes are at rest, one for each HSM that is declared ACTIVE. Until it is closed it follows what is
-    /// declared.
+    /// A Connection whose nodes are at rest, one for each HSM that is declared ACTIVE and has the user. Until it is closed it
+    /// follows what is declared, and keys are kept level with the records.
     pub async fn make_connection(
         &self,
         cluster: &ClusterId,
         passwords: Passwords,
         owner: impl Owner,
-    ) -> Result<Arc<Connection>, NotOpened> {
-        let _maintenance = self.0.maintenance.lock().await;
-        let settings = self.0.clusters.get(cluster).ok_or_else(|| NotOpened::Undeclared(cluster.clone()))?;
+    ) -> Result<Arc<Connection>, NotMade> {
+        let maintenance = self.0.maintenance.lock().await;
+        let settings = self.0.clusters.get(cluster).ok_or_else(|| NotMade::Undeclared(cluster.clone()))?;
         let mut nodes = Vec::new();
         for blueprint in blueprints(cluster, &settings, &owner) {
             nodes.push(self.node(blueprint, &passwords).await?);
@@ -77,6 +88,10 @@ impl KeyStores {
         self.0.connections.send_modify(|connections| connections.push(connection.clone()));
         let (this, followed) = (self.clone(), connection.clone());
         self.0.runtime.spawn(async move { this.follow(followed, owner).await });
+        drop(maintenance);
+        if self.0.opened.send(connection.clone()).await.is_err() {
+            tracing::error!("nobody keeps keys level with the records");
+        }
         Ok(connection)
     }
 
@@ -100,9 +115,13 @@ impl KeyStores {
 
     /// The HSM's members of all Connections.
     pub(super) fn members_on(&self, cluster: &ClusterId, hsm: &HsmId) -> Vec<Arc<Member>> {
+        self.connections_on(cluster).iter().filter_map(|connection| connection.member(hsm)).collect()
+    }
+
+    /// The cluster's Connections, key stores' and people's, that are not closed yet.
+    pub(super) fn connections_on(&self, cluster: &ClusterId) -> Vec<Arc<Connection>> {
         let connections = self.0.connections.borrow();
-        let on_cluster = connections.iter().filter(|connection| connection.cluster == *cluster);
-        on_cluster.filter_map(|connection| connection.member(hsm)).collect()
+        connections.iter().filter(|connection| connection.cluster == *cluster).cloned().collect()
     }
 
     /// For who holds the lock of maintenance.
@@ -114,16 +133,16 @@ impl KeyStores {
         Ok(node)
     }
 
-    async fn follow(&self, connection: Arc<Connection>, owner: impl Owner) {
+    async fn follow(&self, connection: Arc<Connection>, mut owner: impl Owner) {
         tokio::select! {
-            () = self.keep_as_declared(&connection, &owner) => {}
+            () = self.keep_as_declared(&connection, &mut owner) => {}
             () = connection.closed() => {}
         }
         connection.ended().await;
         self.0.connections.send_modify(|connections| connections.retain(|other| !Arc::ptr_eq(other, &connection)));
     }
 
-    async fn keep_as_declared(&self, connection: &Arc<Connection>, owner: &impl Owner) {
+    async fn keep_as_declared(&self, connection: &Arc<Connection>, owner: &mut impl Owner) {
         let mut exchanges = self.0.clusters.exchanges();
         loop {
             owner.may_exchange().await;
@@ -135,8 +154,9 @@ impl KeyStores {
                 continue;
             }
             let Some((member, why)) = self.outdated(connection, owner) else {
-                if exchanges.changed().await.is_err() {
-                    return;
+                tokio::select! {
+                    changed = exchanges.changed() => if changed.is_err() { return },
+                    () = owner.others() => {}
                 }
                 continue;
             };
@@ -208,10 +228,9 @@ fn blueprints<'a>(
     settings: &'a cluster::Settings,
     owner: &'a impl Owner,
 ) -> impl Iterator<Item = Blueprint> + 'a {
-    settings.active_nodes().map(move |(hsm, node)| Blueprint {
-        spec: owner.worker_spec(cluster, hsm, node),
-        zone: node.zone.clone(),
-        queue_limit: node.queue_limit,
+    settings.active_nodes().filter_map(move |(hsm, node)| {
+        let spec = owner.worker_spec(cluster, hsm, node)?;
+        Some(Blueprint { spec, zone: node.zone.clone(), queue_limit: node.queue_limit })
     })
 }
 
@@ -226,7 +245,7 @@ async fn others_come_level(connection: &Connection, member: &Arc<Member>) {
     let nothing_to_wait_for = || !member.is_proved() || !others.iter().any(|other| is_on_its_way(other));
     loop {
         let before = missing();
-        let waiting = connect::until(connection, nothing_to_wait_for);
+        let waiting = connection.until(nothing_to_wait_for);
         if tokio::time::timeout(OTHERS, waiting).await.is_ok() || missing() >= before {
             return;
         }

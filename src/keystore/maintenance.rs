@@ -3,7 +3,7 @@
 //! Written down first, so that it outlives the daemon; then told to the node, if somebody is logged in there.
 
 use std::collections::BTreeMap;
-use std::sync::{PoisonError, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLockWriteGuard};
 use std::time::Duration;
 
 use crate::authz::{Permit, action};
@@ -63,9 +63,8 @@ impl KeyStores {
     async fn resume_now(&self, cluster: &ClusterId, hsm: &HsmId, logins: Logins) -> Result<(), Error> {
         let _maintenance = self.0.maintenance.lock().await;
         let records = &self.0.records;
-        let connection = self.connection_on(cluster);
-        let member = connection.as_ref().and_then(|connection| connection.member(hsm));
-        if self.has_another_token(cluster, hsm, member.as_deref()).await? {
+        let members = self.members_on(cluster, hsm);
+        if self.has_another_token(cluster, hsm, &members).await? {
             // The operator has seen which token is there now, and means that one.
             records.forget_token_serial(cluster, hsm).await?;
         }
@@ -74,36 +73,41 @@ impl KeyStores {
         self.0.listed.send_modify(|count| *count += 1);
         if logins == Logins::AllowOne {
             records.allow_password_check(cluster, hsm).await?;
-            if let Some(connection) = &connection {
+            for connection in self.connections_on(cluster) {
                 connection.passwords().allow_one_login(hsm).await?;
                 connection.changed();
-            } else if let Some(store) = self.on_cluster(cluster) {
+            }
+            if let (Some(store), None) = (self.on_cluster(cluster), self.connection_on(cluster)) {
                 self.passwords(&store.record()).await?.allow_one_login(hsm).await?;
             }
         }
-        for member in self.members_on(cluster, hsm) {
+        for member in members {
             member.node.resume();
         }
         Ok(())
     }
 
-    /// Whether the HSM's token is not the one that was first logged in to there, or may be another for all that anybody saw.
-    /// A key store that found only such tokens is FAILED, and has no members to ask.
+    /// Whether a token of the HSM's is not the one that was first logged in to there, or may be another for all that anybody
+    /// saw. A key store that found only such tokens is FAILED, and has no members to ask.
     async fn has_another_token(
         &self,
         cluster: &ClusterId,
         hsm: &HsmId,
-        member: Option<&Member>,
+        members: &[Arc<Member>],
     ) -> Result<bool, Unavailable> {
-        if let Some(member) = member {
-            return Ok(member.node.status().borrow().health == Health::WrongIdentity);
+        if members.iter().any(|member| member.node.status().borrow().health == Health::WrongIdentity) {
+            return Ok(true);
+        }
+        let kmsuser = Username::kmsuser();
+        if members.iter().any(|member| member.node.spec.username == kmsuser) {
+            return Ok(false);
         }
         if self.drained(cluster, hsm).is_some() {
             return Ok(false);
         }
         match self.reach(cluster, hsm) {
             Some(Reach::Reached(token)) => {
-                let known = self.0.records.token_serial(cluster, hsm, &Username::kmsuser()).await?;
+                let known = self.0.records.token_serial(cluster, hsm, &kmsuser).await?;
                 Ok(known.is_some_and(|known| known != token.serial))
             }
             // What cannot be reached was not refused for its serial number.

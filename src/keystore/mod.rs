@@ -43,7 +43,7 @@ pub use check::CheckInput;
 pub use connect::{ConnectPhase, Progress};
 pub use create::NewKeyStore;
 pub use error::Error;
-pub use follow::Owner;
+pub use follow::{NotMade, Owner};
 pub use kmsuser::KmsuserInUse;
 pub use maintenance::Logins;
 pub use open::worker_spec;
@@ -250,8 +250,11 @@ impl KeyStores {
 
     /// For the daemon's end: every Connection is handed back to its workers. No state changes, so that the next daemon takes up where this one was.
     pub async fn close_all(&self, closing: Closing) {
-        let open = self.list().into_iter().filter_map(|store| store.connection.send_replace(None));
-        futures_util::future::join_all(open.map(|connection| async move { connection.close(closing).await })).await;
+        for store in self.list() {
+            store.connection.send_replace(None);
+        }
+        let open = self.0.connections.borrow().clone();
+        futures_util::future::join_all(open.iter().map(|connection| connection.close(closing))).await;
     }
 
     /// Runs work to its end even when the caller leaves.

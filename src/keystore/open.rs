@@ -8,17 +8,26 @@ use crate::model::{ClusterId, ConnectionState, HsmId, Username};
 use crate::node::{Passwords, Sharing};
 use crate::records::{KeyStoreRecord, PasswordOwner, Unavailable};
 
-use super::{KeyStores, Owner, Store, rotate};
+use super::{KeyStores, NotMade, Owner, Store, rotate};
 
-/// Why there is no Connection.
+/// Why a store got no Connection.
 #[derive(Debug, thiserror::Error)]
-pub enum NotOpened {
+pub(super) enum NotOpened {
     #[error("cluster {0} is not declared")]
     Undeclared(ClusterId),
     #[error("the key store's password is not in the records; tell it kmsuser's present password")]
     NoPassword,
     #[error("the records cannot be reached")]
     Records(#[from] Unavailable),
+}
+
+impl From<NotMade> for NotOpened {
+    fn from(not_made: NotMade) -> Self {
+        match not_made {
+            NotMade::Undeclared(cluster) => Self::Undeclared(cluster),
+            NotMade::Records(error) => Self::Records(error),
+        }
+    }
 }
 
 impl KeyStores {
@@ -58,9 +67,6 @@ impl KeyStores {
         let connection = self.make_connection(&record.cluster, passwords, KeyStoreNodes(store.clone())).await?;
         store.connection.send_replace(Some(connection.clone()));
         self.0.runtime.spawn(rotate::follow(self.clone(), store.clone(), connection.clone()));
-        if self.0.opened.send(connection.clone()).await.is_err() {
-            tracing::error!("nobody keeps keys level with the records");
-        }
         Ok(connection)
     }
 
@@ -85,13 +91,18 @@ impl KeyStores {
 struct KeyStoreNodes(Arc<Store>);
 
 impl Owner for KeyStoreNodes {
-    fn worker_spec(&self, cluster: &ClusterId, hsm: &HsmId, settings: &cluster::NodeSettings) -> WorkerSpec {
+    fn worker_spec(&self, cluster: &ClusterId, hsm: &HsmId, settings: &cluster::NodeSettings) -> Option<WorkerSpec> {
         let mut spec = worker_spec(cluster, hsm, settings, &Username::kmsuser());
         // What the store was made with, whatever is declared by now.
         if let Location::There(node) = &mut spec.location {
             node.trust_anchor = self.0.record.borrow().trust_anchor.clone();
         }
-        spec
+        Some(spec)
+    }
+
+    /// kmsuser is on every HSM.
+    async fn others(&mut self) {
+        std::future::pending().await
     }
 
     /// An attempt to connect counts on its nodes, and may be changing their passwords.

@@ -11,6 +11,7 @@ mod credential;
 mod escrow;
 mod id;
 mod key;
+mod seal;
 mod secret;
 mod store;
 
@@ -24,5 +25,6 @@ pub use id::{
     AccountId, AliasName, ClusterId, HsmId, Invalid, KeyId, KeyRef, KeyStoreId, KeyStoreName, Region, Username, Zone,
 };
 pub use key::{CkaId, KeySpec, KeyState, KeyVersion, Probe};
+pub use seal::Sealer;
 pub use secret::{Password, Plaintext, SealingKey};
 pub use store::{ConnectionErrorCode, ConnectionState, Realm};
