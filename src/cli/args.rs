@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use super::output::Output;
-use super::{alias, cluster, crypto, crypto_user, data_key, health, key, key_store, parse, wait};
+use super::{alias, ca, cluster, crypto, crypto_user, data_key, health, key, key_store, parse, wait};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -72,6 +72,9 @@ pub(super) enum Command {
     Dev(DevArgs),
     Serve(ServeArgs),
     Node(NodeArgs),
+    /// Certificates on a desk: make a CA, and sign clients' and servers' certificates with it
+    #[command(subcommand)]
+    Ca(ca::CaCommand),
     #[command(flatten)]
     Client(ClientCommand),
 }

@@ -14,6 +14,7 @@ mod alias;
 mod args;
 mod backoff;
 mod bytes;
+mod ca;
 mod check;
 mod cluster;
 mod connect;
@@ -27,6 +28,7 @@ mod health;
 mod key;
 mod key_store;
 mod named;
+mod new_file;
 mod node;
 mod output;
 mod paging;
@@ -49,6 +51,7 @@ use clap::Parser as _;
 use args::{Cli, ClientArgs, ClientCommand, Command};
 use connect::Client;
 use failure::Failure;
+use output::Output;
 
 pub use args::{DevArgs, DevRotation, Listen};
 
@@ -69,15 +72,20 @@ pub fn run() -> ExitCode {
         Command::Dev(dev) => dev::run(dev),
         Command::Serve(serve) => serve::run(&serve.config),
         Command::Node(node) => node::run(&node.config),
+        Command::Ca(command) => ended(command.run(), cli.client.output),
         Command::Client(command) => run_client(&cli.client, command),
     }
 }
 
 fn run_client(args: &ClientArgs, command: ClientCommand) -> ExitCode {
-    match on_a_runtime(args, command) {
+    ended(on_a_runtime(args, command), args.output)
+}
+
+fn ended(result: Result<(), Failure>, output: Output) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            output::failure(&failure, args.output);
+            output::failure(&failure, output);
             failure.exit_code()
         }
     }
