@@ -219,13 +219,12 @@ fn declare(assets: &Assets, shape: &Shape, module: &Path, args: &DevArgs) -> Res
                 name: TokenName::Label(format!("{hsm}.kmsuser")),
                 environment: [("SOFTHSM2_CONF".to_owned(), directory.configuration().display().to_string())].into(),
                 so_pin_file: Some(assets.path(&so_pin_file)),
-                locks_user: true,
+                user_tokens: Some(user_tokens),
             }),
             pool_size: NonZeroU32::new(args.pool_size.into()).unwrap_or(NonZeroU32::MIN),
             queue_limit: NonZeroU32::new(args.queue_limit).unwrap_or(NonZeroU32::MIN),
             patience: Patience { quick: Duration::from_secs(5), slow: Duration::from_secs(10) },
             memory_limit: u64::from(args.memory_limit_mib) << 20,
-            user_tokens: Some(user_tokens),
         };
         nodes.insert(hsm, settings);
     }

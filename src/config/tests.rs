@@ -402,12 +402,12 @@ fn users_have_a_directory_on_every_node_of_a_cluster_or_on_none() {
     };
     let without = &site.load(GOOD, &[]).unwrap().clusters[&id];
     assert!(!without.manages_users());
-    assert!(without.nodes.values().all(|node| !local(node).locks_user), "nobody could unlock him there");
+    assert!(without.nodes.values().all(|node| !local(node).locks_user()), "nobody could unlock him there");
     let both = users("user_tokens = \"users-1\"", "user_tokens = \"users-2\"");
     let cluster = &site.load(&both, &[]).unwrap().clusters[&id];
     assert!(cluster.manages_users());
-    assert!(cluster.nodes.values().all(|node| local(node).locks_user));
-    assert_eq!(cluster.nodes[&"hsm-1".parse().unwrap()].user_tokens, Some(site.path("users-1")));
+    assert!(cluster.nodes.values().all(|node| local(node).locks_user()));
+    assert_eq!(local(&cluster.nodes[&"hsm-1".parse().unwrap()]).user_tokens, Some(site.path("users-1")));
     let half = site.problems(&users("user_tokens = \"users-1\"", ""), &[]);
     assert!(half.len() == 1 && half[0].contains("hsm-2 has no user_tokens"), "{half:?}");
     let shared = site.problems(&users("user_tokens = \"users\"", "user_tokens = \"./users\""), &[]);

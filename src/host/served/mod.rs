@@ -26,7 +26,7 @@ use crate::tls::{self, Acceptor, TlsError};
 use super::carry::SILENCE;
 use super::local::Local;
 use super::remote::{LINK_PROTOCOL, SERVICE_PROTOCOL};
-use super::{LocalToken, Location, OpeningError, WorkerSpec};
+use super::{LONGEST_PATIENCE, LocalToken, Location, OpeningError, WorkerSpec};
 
 pub use settings::Settings;
 
@@ -76,38 +76,57 @@ struct House {
 }
 
 /// A slot of this node's.
-struct Slot<'a> {
+struct Slot {
     cluster: ClusterId,
     hsm: HsmId,
     username: Username,
-    token: &'a LocalToken,
+    token: LocalToken,
+    /// Whether crypto users are made, changed and deleted there by a daemon's word: this node's configuration says so.
+    manages_users: bool,
 }
 
 impl House {
     /// The slot that is meant, if it is one of this node's.
-    fn slot(&self, cluster: &str, hsm: &str, username: &str) -> Result<Slot<'_>, OpeningError> {
+    fn slot(&self, cluster: &str, hsm: &str, username: &str) -> Result<Slot, OpeningError> {
         let unknown = |what: String| OpeningError::UnknownSlot(what);
+        // Names become paths: whatever is none goes no further.
         let (Ok(cluster), Ok(hsm), Ok(username)) =
-            (cluster.parse::<ClusterId>(), hsm.parse::<HsmId>(), username.parse::<Username>())
+            (cluster.parse::<ClusterId>(), hsm.parse::<HsmId>(), Username::of_a_token(username))
         else {
             return Err(unknown("its names are not such".to_owned()));
         };
         let token = self.settings.hsms.get(&(cluster.clone(), hsm.clone()));
         let token = token.ok_or_else(|| unknown(format!("it has no {hsm} of {cluster}")))?;
-        if username != Username::kmsuser() {
-            return Err(unknown(format!("{hsm} has no token of {username}'s")));
+        let manages_users = token.manages_users();
+        let own = token.of(&username);
+        let token = own.ok_or_else(|| unknown(format!("{hsm} has no token of {username}'s, and no user_tokens")))?;
+        Ok(Slot { cluster, hsm, username, token, manages_users })
+    }
+
+    /// The same, for what is done with users, and not only as one of them.
+    fn managed_slot(&self, cluster: &str, hsm: &str, username: &str) -> Result<Slot, OpeningError> {
+        let slot = self.slot(cluster, hsm, username)?;
+        if !slot.manages_users {
+            let why = format!("its configuration has no user_tokens for {hsm}: crypto users are not managed there");
+            return Err(OpeningError::UnknownSlot(why));
         }
-        Ok(Slot { cluster, hsm, username, token })
+        Ok(slot)
     }
 }
 
-impl Slot<'_> {
+impl Slot {
     /// For a worker that is not given any work to be patient with.
     fn spec(&self) -> WorkerSpec {
-        self.spec_for(1, Patience { quick: Duration::ZERO, slow: Duration::ZERO })
+        self.spec_with(1, Patience { quick: Duration::ZERO, slow: Duration::ZERO })
     }
 
-    fn spec_for(&self, sessions: u32, patience: Patience) -> WorkerSpec {
+    /// As a daemon asks for it.
+    fn spec_for(&self, sessions: u32, patience_ms: u32, slow_patience_ms: u32) -> WorkerSpec {
+        let patience = |ms: u32| Duration::from_millis(ms.into()).min(LONGEST_PATIENCE);
+        self.spec_with(sessions, Patience { quick: patience(patience_ms), slow: patience(slow_patience_ms) })
+    }
+
+    fn spec_with(&self, sessions: u32, patience: Patience) -> WorkerSpec {
         WorkerSpec {
             cluster: self.cluster.clone(),
             hsm: self.hsm.clone(),

@@ -101,7 +101,7 @@ async fn a_login_that_was_cut_short_counts_as_one_that_failed() {
             answer = clients.log_in(&rig, "alice", FIRST) => panic!("{answer:?}"),
             () = rig.wait_until_stopped_at("user-login-counted") => {}
         }
-        rig.kill_daemon();
+        rig.kill_daemon_and_hosts();
         rig.let_pass("user-login-counted");
         rig.start_daemon();
         clients = rig.clients().await;

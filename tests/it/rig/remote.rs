@@ -47,6 +47,7 @@ impl Hosts {
         let shown = daemons.client(DAEMON);
         std::fs::create_dir_all(home).expect("our directory");
         write_identity(home, "daemon", &shown);
+        write_identity(home, "server", &daemons.server());
         let hosts = (1..=nodes).map(|number| HostOfOne::prepare(home, &format!("hsm-{number}"), token, &daemons));
         let hosts = hosts.collect();
         Self { home: home.to_owned(), daemons, hosts }
@@ -62,6 +63,22 @@ impl Hosts {
 
     pub fn of(&mut self, hsm: &str) -> &mut HostOfOne {
         self.hosts.iter_mut().find(|host| host.hsm == hsm).expect("one of the cluster's")
+    }
+
+    /// Where nodes with seams are told to stop.
+    pub fn seams(&self) -> impl Iterator<Item = PathBuf> {
+        self.hosts.iter().map(|host| host.home.join("data/seams"))
+    }
+
+    /// What the daemon's configuration says of its listener, which lets in whom [`Hosts::daemons`] vouches for.
+    pub fn listener_section(&self) -> String {
+        let path = |name: &str| self.home.join(name);
+        format!(
+            "listen = \"127.0.0.1:0\"\ntls = {{ certificate = {:?}, private_key = {:?}, client_ca = {:?} }}\n",
+            path("server.crt"),
+            path("server.key"),
+            path("hsm-1/daemons.crt"),
+        )
     }
 
     /// What a daemon's configuration says of itself for nodes.
@@ -110,11 +127,13 @@ module = {module:?}
 token = {{ label = "{hsm}.kmsuser" }}
 environment = {{ SOFTHSM2_CONF = {softhsm2:?} }}
 so_pin_file = {so_pin:?}
+user_tokens = {users:?}
 "#,
             cluster = token.cluster,
             module = token.module,
             softhsm2 = token.dev.join(format!("hsms/{hsm}/kmsuser/softhsm2.conf")),
             so_pin = token.dev.join(format!("hsms/{hsm}/so-pin")),
+            users = token.dev.join(format!("hsms/{hsm}/users")),
         );
         std::fs::write(home.join("node.toml"), configuration).expect("our directory");
         let [sessions, identity, administration] = [(); 3].map(|()| Proxy::new());
@@ -128,6 +147,13 @@ so_pin_file = {so_pin:?}
             node: None,
             bound: Vec::new(),
         }
+    }
+
+    /// Changes its configuration, for its next start.
+    pub fn configure(&self, change: impl FnOnce(String) -> String) {
+        let file = self.home.join("node.toml");
+        let configuration = std::fs::read_to_string(&file).expect("our directory");
+        std::fs::write(file, change(configuration)).expect("our directory");
     }
 
     pub fn start(&mut self) {
@@ -205,7 +231,7 @@ so_pin_file = {so_pin:?}
     /// What a daemon's configuration says in place of a library and a token.
     pub fn address(&self) -> String {
         format!(
-            "address = \"127.0.0.1\"\nsession_port = {}\nidentity_port = {}\nadministration_port = {}\n",
+            "address = \"127.0.0.1\"\nmanages_users = true\nsession_port = {}\nidentity_port = {}\nadministration_port = {}\n",
             self.sessions.address.port(),
             self.identity.address.port(),
             self.administration.address.port()
