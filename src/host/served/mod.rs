@@ -264,3 +264,55 @@ fn greeted(listener: TcpListener, acceptor: Acceptor, house: Arc<House>) -> serv
     });
     incoming
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::{Ports, example};
+    use crate::tls::TlsFiles;
+
+    fn house(home: &std::path::Path, user_tokens: Option<PathBuf>) -> House {
+        let token = LocalToken { so_pin_file: Some(home.join("so-pin")), user_tokens, ..example::token() };
+        let hsm = ("cluster-2abcdefghij".parse().unwrap(), "hsm-1".parse().unwrap());
+        let nowhere = PathBuf::new;
+        let settings = Settings {
+            data_dir: home.to_owned(),
+            listen: [127, 0, 0, 1].into(),
+            ports: Ports::USUAL,
+            tls: TlsFiles { certificate: nowhere(), private_key: nowhere(), client_ca: nowhere() },
+            daemons: Vec::new(),
+            max_links: 1,
+            hsms: [(hsm, token)].into(),
+        };
+        House { local: Local::new(home.join("host")).unwrap(), settings, draining: watch::channel(false).1 }
+    }
+
+    #[test]
+    fn a_user_has_a_token_in_a_directory_of_his_own_and_no_name_leads_out_of_it() {
+        let home = tempfile::tempdir().unwrap();
+        let house = house(home.path(), Some(home.path().join("users")));
+        let slot = |username: &str| house.managed_slot("cluster-2abcdefghij", "hsm-1", username);
+        for username in ["alice", "(nobody)"] {
+            let configuration = &slot(username).unwrap().token.environment["SOFTHSM2_CONF"];
+            assert_eq!(
+                *configuration,
+                home.path().join("users").join(username).join("softhsm2.conf").to_string_lossy()
+            );
+        }
+        assert!(!slot("kmsuser").unwrap().token.environment.contains_key("SOFTHSM2_CONF"), "it is the declared one");
+        for username in ["", ".", "..", "../alice", "/etc", "a/b", "a\0b", "(security officer)", "(nobody)/..", "a.b"] {
+            assert!(matches!(slot(username), Err(OpeningError::UnknownSlot(_))), "{username:?}");
+        }
+    }
+
+    #[test]
+    fn without_a_directory_for_users_there_is_kmsusers_token_alone_and_it_is_not_managed() {
+        let home = tempfile::tempdir().unwrap();
+        let house = house(home.path(), None);
+        let slot = |username: &str| house.slot("cluster-2abcdefghij", "hsm-1", username);
+        assert!(slot("kmsuser").is_ok());
+        assert!(matches!(slot("alice"), Err(OpeningError::UnknownSlot(_))));
+        let managed = house.managed_slot("cluster-2abcdefghij", "hsm-1", "kmsuser").err().unwrap().to_string();
+        assert!(managed.contains("user_tokens"), "{managed}");
+    }
+}

@@ -56,3 +56,22 @@ async fn where_a_nodes_own_configuration_has_no_directory_for_them_users_are_not
     let nowhere = refused("nobody is there", clients.delete_user(&rig, "alice").await, "NO_NODE", "");
     assert!(nowhere.message().contains("user_tokens"), "{}", nowhere.message());
 }
+
+#[tokio::test]
+async fn a_cluster_may_have_hsms_on_this_machine_and_on_others() {
+    let mut rig = Rig::new().nodes(2).zones(2).remote().start();
+    rig.host("hsm-1").stop();
+    let (elsewhere, here) = (rig.host("hsm-1").address(), rig.declared_here("hsm-1"));
+    rig.restart_with(|configuration| configuration.replace(&elsewhere, &here));
+    let mut clients = rig.clients().await;
+    let alice = clients.create_user(&rig, "alice", FIRST).await.unwrap();
+    assert_eq!(present_on(&alice), ["hsm-1", "hsm-2"]);
+    clients.log_in(&rig, "alice", FIRST).await.unwrap();
+    assert!(clients.reset_password(&rig, "alice", SECOND).await.unwrap().is_empty());
+    assert!(["hsm-1", "hsm-2"].iter().all(|hsm| rig.user_opens(hsm, "alice", SECOND)));
+    let store = clients.connected_store(&rig, "main").await;
+    clients.all_healthy(&store).await;
+    clients.key(&store).await;
+    clients.delete_user(&rig, "alice").await.unwrap();
+    assert!(["hsm-1", "hsm-2"].iter().all(|hsm| !rig.user_token(hsm, "alice").exists()));
+}

@@ -230,6 +230,12 @@ impl Rig {
         self.serve(&configuration);
     }
 
+    /// What such a configuration says of an HSM that is not on a host of its own, but on the daemon's.
+    pub fn declared_here(&self, hsm: &str) -> String {
+        let (dev, cluster, module) = (self.data_dir(), self.cluster_id(), self.module());
+        remote::Token { dev: &dev, cluster: &cluster, module: &module }.declaration(hsm)
+    }
+
     fn serve(&mut self, configuration: &str) {
         let file = self.path("serve.toml");
         std::fs::write(&file, configuration).expect("our directory");

@@ -40,6 +40,24 @@ pub struct Token<'a> {
     pub module: &'a Path,
 }
 
+impl Token<'_> {
+    /// What whoever is the HSM's host says of it in his configuration.
+    pub fn declaration(&self, hsm: &str) -> String {
+        let Self { dev, module, .. } = self;
+        format!(
+            r#"module = {module:?}
+token = {{ label = "{hsm}.kmsuser" }}
+environment = {{ SOFTHSM2_CONF = {softhsm2:?} }}
+so_pin_file = {so_pin:?}
+user_tokens = {users:?}
+"#,
+            softhsm2 = dev.join(format!("hsms/{hsm}/kmsuser/softhsm2.conf")),
+            so_pin = dev.join(format!("hsms/{hsm}/so-pin")),
+            users = dev.join(format!("hsms/{hsm}/users")),
+        )
+    }
+}
+
 impl Hosts {
     /// Writes what each host and the daemon need. Nothing runs yet.
     pub fn prepare(home: &Path, token: &Token<'_>, nodes: u8) -> Self {
@@ -108,6 +126,7 @@ impl HostOfOne {
         let identity_under_the_cluster = issue_under(&read("customerCA.crt"), &read("customerCA.key"), "127.0.0.1");
         write_identity(&home, "node", &identity_under_the_cluster);
         std::fs::write(home.join("daemons.crt"), daemons.pem()).expect("our directory");
+        let here = token.declaration(hsm);
         let configuration = format!(
             r#"data_dir = "data"
 listen = "127.0.0.1"
@@ -123,17 +142,8 @@ sync = "wrap"
 profile = "softhsm2"
 
 [clusters.{cluster}.nodes.{hsm}]
-module = {module:?}
-token = {{ label = "{hsm}.kmsuser" }}
-environment = {{ SOFTHSM2_CONF = {softhsm2:?} }}
-so_pin_file = {so_pin:?}
-user_tokens = {users:?}
-"#,
+{here}"#,
             cluster = token.cluster,
-            module = token.module,
-            softhsm2 = token.dev.join(format!("hsms/{hsm}/kmsuser/softhsm2.conf")),
-            so_pin = token.dev.join(format!("hsms/{hsm}/so-pin")),
-            users = token.dev.join(format!("hsms/{hsm}/users")),
         );
         std::fs::write(home.join("node.toml"), configuration).expect("our directory");
         let [sessions, identity, administration] = [(); 3].map(|()| Proxy::new());
