@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use crate::cli::password;
 use crate::clock;
 use crate::pki::{AlternativeName, Authority, Days, Holder, Issued, PkiError, Purpose};
 
@@ -19,14 +20,14 @@ pub(super) fn make(assets: &Assets) -> Result<(), AssetsError> {
         transport(assets)?;
     }
     if !assets.has_password() {
-        assets.write_password(&random_password())?;
+        assets.write_password(&password::random())?;
     }
     Ok(())
 }
 
 /// The SO PIN of a node's tokens.
 pub(super) fn so_pin(assets: &Assets, file: &str) -> Result<(), AssetsError> {
-    if assets.exists(file) { Ok(()) } else { assets.write(file, random_password().as_bytes()) }
+    if assets.exists(file) { Ok(()) } else { assets.write(file, password::random().as_bytes()) }
 }
 
 /// The transport's CA, the server's certificate for this machine, and a client's.
@@ -59,9 +60,4 @@ fn issue(
     let alternatives = alternatives.iter().map(|name| name.parse::<AlternativeName>().expect("a name")).collect();
     let holder = Holder { name: name.parse().expect("a name"), alternatives };
     ca.issue(&holder, purpose, Days::TEN_YEARS, now)
-}
-
-/// 32 letters and digits.
-fn random_password() -> String {
-    uuid::Uuid::new_v4().simple().to_string()
 }

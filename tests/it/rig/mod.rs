@@ -31,8 +31,8 @@ pub use pki::{Validity, certificate_in};
 pub use proxy::Weather;
 pub use raw::raw_call;
 pub use refusal::refused;
-pub use remote::{HostOfOne, Hosts};
-pub use served::{Served, refused_configuration, with_line};
+pub use remote::{HostOfOne, Hosts, bound_ports};
+pub use served::{Served, bound_address, refused_configuration, with_line};
 
 /// How long anything here is waited for. Only a test that fails waits so long.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -63,6 +63,9 @@ pub struct Builder {
     remote: bool,
 }
 
+/// With nodes on other hosts a heavy test goes so many times fewer rounds: what a round shows by itself is shown here.
+const FEWER_ROUNDS: usize = 4;
+
 /// Tests under this module have their nodes on other hosts.
 const REMOTELY: &str = "remotely::";
 
@@ -77,6 +80,11 @@ impl Rig {
     /// A daemon's certificate with this name on it, from the CA that nodes believe.
     pub fn daemon_called(&self, name: &str) -> pki::Identity {
         self.hosts.as_ref().expect("built with .remote()").daemons.client(name)
+    }
+
+    /// How many rounds to go of what goes so many with nodes on this machine.
+    pub fn rounds(&self, here: usize) -> usize {
+        if self.hosts.is_none() { here } else { here.div_ceil(FEWER_ROUNDS) }
     }
 
     /// The host of a node. Only of a rig that is `remote`.
@@ -590,6 +598,13 @@ impl Drop for Rig {
 /// What a flag of dev's is called in a configuration.
 fn key_of_flag(flag: &str) -> String {
     flag.trim_start_matches("--").replace('-', "_")
+}
+
+/// OpenSSL's command, which must succeed: what it printed.
+pub fn openssl(args: &[&str], directory: &Path) -> Vec<u8> {
+    let output = Command::new("openssl").args(args).current_dir(directory).output().expect("openssl is installed");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
 }
 
 /// SoftHSM2 that fails on command. Cargo builds it beside the tests.

@@ -178,7 +178,7 @@ profile = "softhsm2"
             let ended = node.try_wait().expect("it is ours");
             let said = std::fs::read_to_string(&log).unwrap_or_default();
             assert!(ended.is_none(), "the node did not start: {ended:?}\n{said}");
-            bound(&said)
+            bound_ports(&said)
         });
         for (proxy, address) in [&self.sessions, &self.identity, &self.administration].into_iter().zip(&bound) {
             proxy.leads_to(*address);
@@ -267,7 +267,7 @@ fn write_identity(home: &Path, name: &str, identity: &Identity) {
 }
 
 /// The ports that the system chose, as the log tells them once the node serves.
-fn bound(log: &str) -> Option<Vec<SocketAddr>> {
+pub fn bound_ports(log: &str) -> Option<Vec<SocketAddr>> {
     let mut lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let serving = lines.find(|line| line["message"] == "serving")?;
     let of = |port: &str| serving[port].as_str().expect("it is told").parse().expect("an address");

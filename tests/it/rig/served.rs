@@ -249,7 +249,7 @@ so_pin_file = {so_pin:?}
 }
 
 /// The port that the system chose, as the log tells it once it serves.
-pub(super) fn bound_address(log: &str) -> Option<String> {
+pub fn bound_address(log: &str) -> Option<String> {
     let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let serving = lines.into_iter().find(|line| line["message"] == "serving")?;
     let tcp = serving["tcp"].as_str().expect("it is told");
