@@ -52,6 +52,9 @@ async fn where_a_nodes_own_configuration_has_no_directory_for_them_users_are_not
     rig.host("hsm-2").start();
     assert_eq!(clients.reset_password(&rig, "alice", SECOND).await.unwrap(), ["hsm-2"]);
     assert!(rig.user_opens("hsm-1", "alice", SECOND) && rig.user_opens("hsm-2", "alice", FIRST));
+    // kmsuser's token is this node's all the same, and its password is not the daemon's to change.
+    assert_eq!(clients.reset_password(&rig, "kmsuser", "letters4andmore").await.unwrap(), ["hsm-2"]);
+    assert!(rig.opens("hsm-1", "letters4andmore") && rig.opens("hsm-2", &rig.password()));
     rig.host("hsm-1").stop();
     let nowhere = refused("nobody is there", clients.delete_user(&rig, "alice").await, "NO_NODE", "");
     assert!(nowhere.message().contains("user_tokens"), "{}", nowhere.message());
