@@ -1,9 +1,9 @@
 //! Crypto users on tokens that we manage: each has a token of his own on each node, in a directory of its own.
 //!
 //! The user's `SOFTHSM2_CONF` stands in that directory, whose parent is made by the operator and never here: where it is
-//! missing, the node's tokens are out of reach, and nothing is concluded from that. On another host it is the node there
-//! that does the same. Every job is to be repeated as often as
+//! missing, the node's tokens are out of reach, and nothing is concluded from that. Every job is to be repeated as often as
 //! one likes, so that one that was cut short is finished by being done again. Which users there should be is not known here.
+//! On another host its node does the same.
 
 use std::path::{Path, PathBuf};
 

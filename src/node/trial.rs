@@ -100,7 +100,7 @@ pub async fn try_user(
 async fn as_before(
     records: &Records,
     spec: &WorkerSpec,
-    opened: Result<Trial, impl std::error::Error>,
+    opened: Result<Trial, OpeningError>,
 ) -> Result<Result<Trial, Tried>, Unavailable> {
     let trial = match opened {
         Ok(trial) => trial,

@@ -185,6 +185,20 @@ fn a_request_of_openssls_is_signed_for_the_names_that_were_agreed_on_and_no_othe
 }
 
 #[test]
+fn a_ca_of_openssls_signs_as_well_and_with_its_own_key_alone() {
+    let desk = Desk::new();
+    std::fs::create_dir(desk.path("ca")).unwrap();
+    let ca = ["req", "-new", "-x509", "-days", "400", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=customer"];
+    let files = ["-keyout", "ca/ca.key", "-out", "ca/ca.crt", "-addext", "keyUsage=critical,keyCertSign"];
+    openssl(&[&ca[..], &files].concat(), desk.home.path());
+    desk.ok("ca issue hsm-1.example.org --ca ca --server");
+    assert!(desk.verify("sslserver", "hsm-1.example.org.crt"));
+    assert!(desk.refused("ca issue x --ca ca --days 401").contains("does not outlive its CA"));
+    openssl(&["genrsa", "-traditional", "-out", "ca/ca.key", "2048"], desk.home.path());
+    assert!(desk.refused("ca issue x --ca ca").contains("not that of the CA's certificate"));
+}
+
+#[test]
 fn preparing_a_node_again_keeps_its_key_and_its_pin_and_says_so() {
     let desk = Desk::new();
     let init =

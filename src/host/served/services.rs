@@ -143,6 +143,7 @@ impl AdministrationService for Administration {
         let spec = slot.spec_for(1, ask.patience_ms, ask.slow_patience_ms);
         let house = self.0.clone();
         let serial = to_its_end(async move {
+            let _turn_of_user = house.local.turn_of_user(&spec).await;
             let alone = Alone { spec: &spec, token: &slot.token, slot: house.local.slot(&spec).await? };
             let _turn = house.local.turn(&spec).await;
             house.local.give_user(alone, &password).await
@@ -164,6 +165,7 @@ impl AdministrationService for Administration {
         let spec = slot.spec_for(1, ask.patience_ms, ask.slow_patience_ms);
         let house = self.0.clone();
         let removed = to_its_end(async move {
+            let _turn_of_user = house.local.turn_of_user(&spec).await;
             let alone = Alone { spec: &spec, token: &slot.token, slot: house.local.slot(&spec).await? };
             let _turn = house.local.turn(&spec).await;
             house.local.remove_user(alone)
@@ -173,7 +175,8 @@ impl AdministrationService for Administration {
     }
 }
 
-/// Does a job to its end, also when whoever asked for it is heard no more: half of it would be found by the next one.
+/// Does a job to its end, also when whoever asked for it is heard no more, and may ask again: half of it would be found by
+/// the next one.
 async fn to_its_end<T: Send + 'static>(
     job: impl Future<Output = Result<T, UserError>> + Send + 'static,
 ) -> Result<T, Status> {
