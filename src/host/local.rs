@@ -14,7 +14,7 @@ use super::{LocalToken, OpeningError, Purpose, Turn, WorkerLink, WorkerProcess, 
 pub(super) struct Local {
     /// Slot locks, pid files and token copies.
     directory: PathBuf,
-    /// One turn at a time for whoever starts or logs in on a node.
+    /// One turn at a time for whoever starts or logs in on a node; and for whoever asks from elsewhere for a job for a user.
     turns: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
     /// How long a link's end may go unnoticed here.
     unnoticed: Duration,
@@ -50,9 +50,19 @@ impl Local {
     }
 
     pub(super) async fn turn(&self, spec: &WorkerSpec) -> Turn {
+        self.queue(format!("{}.{}", spec.cluster, spec.hsm)).await
+    }
+
+    /// The user's turn: jobs for him are done one after the other, in the order in which they were asked for. Who waits for a
+    /// slot waits in no order, and a password would be given after the one that was to follow it.
+    pub(super) async fn turn_of_user(&self, spec: &WorkerSpec) -> Turn {
+        self.queue(spec.slot_name()).await
+    }
+
+    async fn queue(&self, whose: String) -> Turn {
         let turn = {
             let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-            turns.entry(format!("{}.{}", spec.cluster, spec.hsm)).or_default().clone()
+            turns.entry(whose).or_default().clone()
         };
         Turn { _held: turn.lock_owned().await }
     }
@@ -83,7 +93,7 @@ impl Local {
         opened(WorkerLink::kept(stream, process, keeper), spec, token, purpose).await
     }
 
-    /// As [`Local::open`] for a job or a login to try, in a worker that holds the slot: no other one uses the token
+    /// As [`Local::open`] for a job or a login to try, in a worker that is given the slot: no other one uses the token
     /// meanwhile, not even one of a daemon before this. SoftHSM2 rewrites a token at each login from what it has in memory,
     /// and would take back what was changed.
     pub(super) async fn open_alone(
@@ -91,11 +101,11 @@ impl Local {
         spec: &WorkerSpec,
         token: &LocalToken,
         purpose: Purpose,
+        slot: SlotLock,
     ) -> Result<WorkerLink, OpeningError> {
         let keeper = Keeper::new(&self.directory, spec, token, purpose)?;
-        let lock = self.slot(spec).await?;
         keeper.repair()?;
-        let (stream, process) = process::spawn_alone(spec, token, purpose, lock)?;
+        let (stream, process) = process::spawn_alone(spec, token, purpose, slot)?;
         opened(WorkerLink::kept(stream, process, keeper), spec, token, purpose).await
     }
 
@@ -120,4 +130,30 @@ async fn opened(
     link.open(spec.open_frame(token, purpose.sessions(spec))).await?;
     unwanted.0 = None;
     Ok(link)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::example;
+
+    #[tokio::test]
+    async fn jobs_for_a_user_are_done_in_the_order_in_which_they_were_asked_for_and_others_need_not_wait() {
+        let home = tempfile::tempdir().unwrap();
+        let local = Local::new(home.path().to_owned()).unwrap();
+        let of = |user: &str| WorkerSpec { username: user.parse().unwrap(), ..example::slot(&example::token()) };
+        let (alice, done) = (of("alice"), Mutex::new(Vec::new()));
+        let held = local.turn_of_user(&alice).await;
+        let job = async |number: u32| {
+            let _turn = local.turn_of_user(&alice).await;
+            done.lock().unwrap().push(number);
+        };
+        let others = async {
+            let (_bob, _node) = (local.turn_of_user(&of("bob")).await, local.turn(&alice).await);
+            assert!(done.lock().unwrap().is_empty());
+            drop(held);
+        };
+        tokio::join!(job(1), job(2), job(3), others);
+        assert_eq!(*done.lock().unwrap(), [1, 2, 3]);
+    }
 }

@@ -122,7 +122,7 @@ impl Attempt {
         if !self.passwords.still_holds(hsm, &self.offer).await? {
             return Err(LoginError::OtherPassword);
         }
-        let failed = self.host.failed_logins(&self.spec).map_err(LoginError::Worker)?;
+        let failed = self.host.failed_logins(&self.spec).await.map_err(LoginError::Worker)?;
         if failed >= self.passwords.failures_allowed(&self.offer) {
             return Err(LoginError::Refused(LoginRefusal::Throttled));
         }

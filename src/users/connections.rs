@@ -21,14 +21,14 @@ use crate::authz::Caller;
 use crate::clock;
 use crate::cluster::{self, Closing, Connection};
 use crate::host::WorkerSpec;
-use crate::keystore::{DRAIN_TIMEOUT, NotMade, Owner};
+use crate::keystore::{DRAIN_TIMEOUT, NotMade, Owner, worker_spec};
 use crate::model::{ClusterId, HsmId, Password, Username};
 use crate::node::{Passwords, heard_out};
 use crate::records::{PasswordOwner, Unavailable, UserLoginRecord};
 
 use super::prove::{Asking, asking};
 use super::token::Whose;
-use super::{Error, LoginToken, Users, place};
+use super::{Error, LoginToken, Users};
 
 /// A login's end is looked for at its time, and no more seldom than this: the clock may be put forward.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
@@ -69,7 +69,7 @@ struct UserNodes {
 
 impl Owner for UserNodes {
     fn worker_spec(&self, cluster: &ClusterId, hsm: &HsmId, settings: &cluster::NodeSettings) -> Option<WorkerSpec> {
-        self.on.borrow().contains(hsm).then(|| place::spec(cluster, hsm, settings, &self.username))
+        self.on.borrow().contains(hsm).then(|| worker_spec(cluster, hsm, settings, &self.username))
     }
 
     async fn others(&mut self) {

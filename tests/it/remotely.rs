@@ -10,5 +10,6 @@ mod lifecycle;
 #[path = "membership.rs"]
 mod membership;
 
+mod crypto_users;
 mod failing;
 mod rotation;

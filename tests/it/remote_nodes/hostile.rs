@@ -17,6 +17,7 @@ use keyway::link::{Frames, push};
 use faulty_pkcs11::Function::C_GenerateRandom;
 use faulty_pkcs11::Rule;
 
+use crate::crypto_users::FIRST;
 use crate::rig::{Authority, Rig, pb, wait};
 
 /// A node closes what says nothing of use within this time, on a busy machine.
@@ -136,7 +137,8 @@ async fn a_daemon_of_another_build_or_one_that_means_another_hsm_or_user_is_told
         (Summon { hsm: "hsm-2".to_owned(), ..good.clone() }, Kind::UnknownSlot),
         (Summon { cluster: "cluster-2abcdefghij".to_owned(), ..good.clone() }, Kind::UnknownSlot),
         (Summon { cluster: "../../etc".to_owned(), ..good.clone() }, Kind::UnknownSlot),
-        (Summon { username: "somebody".to_owned(), ..good.clone() }, Kind::UnknownSlot),
+        (Summon { username: "../kmsuser".to_owned(), ..good.clone() }, Kind::UnknownSlot),
+        (Summon { username: "(security officer)".to_owned(), ..good.clone() }, Kind::UnknownSlot),
         (Summon { purpose: 99, ..good }, Kind::OutOfTurn),
     ];
     for (summon, kind) in cases {
@@ -161,15 +163,19 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// Of `hsm-1`.
+    /// For kmsuser on `hsm-1`.
     fn summon(rig: &mut Rig, purpose: Purpose) -> (Self, Response) {
+        Self::summon_for(rig, "kmsuser", purpose)
+    }
+
+    fn summon_for(rig: &mut Rig, username: &str, purpose: Purpose) -> (Self, Response) {
         let connection = tls(rig, Some("keyway-daemon"), b"keyway-link");
         let mut daemon = Self { connection, frames: Frames::default(), credit: 256 << 10 };
         let summon = Summon {
             contract: keyway::link::CONTRACT,
             cluster: rig.cluster_id(),
             hsm: "hsm-1".to_owned(),
-            username: "kmsuser".to_owned(),
+            username: username.to_owned(),
             purpose: purpose.into(),
             sessions: 1,
             patience_ms: 500,
@@ -248,6 +254,23 @@ async fn a_daemon_that_vanishes_while_its_worker_is_stuck_and_takes_no_more_leav
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_crypto_user_is_served_by_a_worker_of_his_own_beside_kmsusers() {
+    let (mut rig, mut clients, store) = Rig::new().nodes(2).zones(2).remote().connected().await;
+    clients.create_user(&rig, "alice", FIRST).await.unwrap();
+    let (mut daemon, told) = Daemon::summon_for(&mut rig, "alice", Purpose::Serve);
+    assert!(matches!(told.outcome, Some(Outcome::Opened(_))), "{told:?}");
+    let told = daemon.ask(Verb::LogIn(LogIn { pin: format!("alice:{FIRST}").into_bytes() }));
+    assert!(matches!(told.outcome, Some(Outcome::Done(_))), "{told:?}");
+    let told = daemon.ask(Verb::GenerateRandom(GenerateRandom { number_of_bytes: 16 }));
+    assert!(matches!(&told.outcome, Some(Outcome::Opaque(random)) if random.bytes.len() == 16), "{told:?}");
+    let slots: Vec<_> = rig.workers().into_iter().map(|(_, slot)| slot).collect();
+    assert!(slots.iter().any(|slot| slot.ends_with("hsm-1.alice")), "{slots:?}");
+    clients.all_healthy(&store).await;
+    drop(daemon);
+    wait(|| rig.workers().iter().all(|(_, slot)| !slot.ends_with(".alice")).then_some(()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_worker_does_only_what_it_was_summoned_for() {
     let mut rig = Rig::new().nodes(2).zones(2).remote().start();
     let give = || Verb::GiveUser(GiveUser { user_pin: b"kmsuser:stolen".to_vec(), ..Default::default() });
@@ -263,6 +286,7 @@ async fn a_worker_does_only_what_it_was_summoned_for() {
         (Purpose::Serve, set()),
         (Purpose::Look, log_in()),
         (Purpose::Try, make()),
+        (Purpose::TryAlone, give()),
     ];
     for (purpose, verb) in cases {
         let (mut daemon, told) = Daemon::summon(&mut rig, purpose);
