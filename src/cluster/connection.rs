@@ -9,7 +9,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::Instant;
 
 use crate::link::v1::{self, Request, request::Verb, response::Outcome};
-use crate::model::{CkaId, ClusterId, HsmId, KeySpec, Plaintext, Probe, Zone};
+use crate::model::{CkaId, ClusterId, CryptoUser, HsmId, KeySpec, Plaintext, Probe, Zone};
 use crate::node::{self, CallError, Change, Common, Credential, Node, Passwords};
 use crate::records::KekRecord;
 
@@ -38,6 +38,14 @@ pub struct Sealed {
 pub struct Generated {
     pub plaintext: Plaintext,
     pub sealed: Sealed,
+}
+
+/// What a key is made as, on every node alike.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyTemplate {
+    pub spec: KeySpec,
+    /// Its `CKA_LABEL`.
+    pub label: String,
 }
 
 /// A key just made on one node, ready to travel to the others.
@@ -117,6 +125,11 @@ impl Connection {
             changes: watch::Sender::new(0),
             closed: watch::Sender::new(false),
         })
+    }
+
+    /// Who is logged in: what is in his tokens is used through this Connection, and nobody else's is.
+    pub fn user(&self) -> CryptoUser {
+        CryptoUser { cluster: self.cluster.clone(), username: self.common.passwords.username().clone() }
     }
 
     pub fn members(&self) -> &[Member] {

@@ -22,7 +22,7 @@ mod rotation;
 mod route;
 mod settings;
 
-pub use connection::{Closing, Connection, Failure, KeyInHsms, Made, Sealed};
+pub use connection::{Closing, Connection, Failure, KeyInHsms, KeyTemplate, Made, Sealed};
 pub use declared::{Declared, differences};
 pub use member::Member;
 pub use names::{Lineage, Lineages, SecurityGroupId, SubnetId};

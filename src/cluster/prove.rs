@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use crate::clock;
 use crate::link::v1::{self, presence::Found, request::Verb, response::Outcome};
-use crate::model::{CkaId, Probe, with_causes};
+use crate::model::{CkaId, Probe, Username, with_causes};
 use crate::node::{Health, Node};
 use crate::records::{self, KekRecord, Proof};
 
@@ -177,7 +177,7 @@ impl Tries {
 
 async fn prove(connection: &Connection, index: usize, tries: &mut Tries) -> Result<(), Unproved> {
     // Only workers of former logins can have left anything, and it takes the whole token.
-    if !tries.is_swept {
+    if !tries.is_swept && connection.user().username == Username::kmsuser() {
         sweep(connection, index).await?;
         tries.is_swept = true;
     }
@@ -216,7 +216,7 @@ async fn become_one_of_us(connection: &Connection, index: usize) -> Result<(), U
         Found::Proven => join(connection, index, &kek).await,
         Found::Missing | Found::Unspecified => {
             tracing::info!(%hsm, "the token does not hold the cluster's keys; giving them to it");
-            records.doubt_presence(cluster, hsm, clock::now()).await?;
+            records.doubt_presence(&connection.user(), hsm, clock::now()).await?;
             join(connection, index, &kek).await?;
             give_canary(connection, index, &kek, probe).await
         }
@@ -242,10 +242,11 @@ async fn write_doubts(connection: &Connection, index: usize) -> Result<(), Unpro
 /// Notes the keys that the records do not know to be here, so that none of them is asked for here.
 async fn note_missing(connection: &Connection, index: usize) -> Result<(), Unproved> {
     let member = &connection.members()[index];
-    connection.common.records.expect_keys(&connection.cluster, member.node.hsm(), clock::now()).await?;
+    let (records, user) = (&connection.common.records, connection.user());
+    records.expect_keys(&user, member.node.hsm(), clock::now()).await?;
     let mut after = None;
     loop {
-        let page = connection.common.records.keys_lacking(&connection.cluster, member.node.hsm(), after, PAGE).await?;
+        let page = records.keys_lacking(&user, member.node.hsm(), after, PAGE).await?;
         let Some(last) = page.last() else { return Ok(()) };
         after = Some((last.key, last.version));
         member.lacks(page.iter().map(|lacking| CkaId::of(lacking.key, lacking.version)));
@@ -369,7 +370,7 @@ fn source(connection: &Connection, joiner: usize) -> Option<usize> {
     connection.ready_for_new_keys().into_iter().find(|index| *index != joiner)
 }
 
-/// Half-made objects that a killed worker left: nameless, and the token is ours alone.
+/// Half-made objects that a killed worker left: nameless, and the token is ours alone, as only kmsuser's are.
 async fn sweep(connection: &Connection, index: usize) -> Result<(), Unproved> {
     let verb = Verb::SweepUnfinished(v1::SweepUnfinished {});
     match connection.ask(index, verb, Effect::Repeatable, Instant::now() + STEP).await? {

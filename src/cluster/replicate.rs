@@ -6,20 +6,26 @@
 use tokio::time::Instant;
 
 use crate::link::v1::{self, presence::Found, request::Verb, response::Outcome};
-use crate::model::{CkaId, KeySpec, Probe};
+use crate::model::{CkaId, Probe};
 use crate::records::KekRecord;
 
-use super::connection::{Connection, Failure, KeyInHsms, Made, kind};
+use super::connection::{Connection, Failure, KeyInHsms, KeyTemplate, Made, kind};
 use super::failover::Effect;
 
 impl Connection {
     /// Makes a key on one node, wrapped for its siblings. An unknown outcome is settled by looking, once the worker is gone.
-    pub async fn make_key(&self, index: usize, id: CkaId, spec: KeySpec, deadline: Instant) -> Result<Made, Failure> {
+    pub async fn make_key(
+        &self,
+        index: usize,
+        id: CkaId,
+        template: &KeyTemplate,
+        deadline: Instant,
+    ) -> Result<Made, Failure> {
         let kek = self.kek().await?;
         let verb = Verb::GenerateKey(v1::GenerateKey {
             cka_id: id.as_bytes().to_vec(),
-            label: id.label(),
-            kind: kind(spec).into(),
+            label: template.label.clone(),
+            kind: kind(template.spec).into(),
             kek_cka_id: kek.kek_id.to_vec(),
         });
         match self.ask(index, verb, Effect::Once, deadline).await? {
@@ -47,15 +53,15 @@ impl Connection {
         &self,
         index: usize,
         key: &KeyInHsms,
-        spec: KeySpec,
+        template: &KeyTemplate,
         wrapped: Vec<u8>,
         deadline: Instant,
     ) -> Result<Found, Failure> {
         let kek = self.kek().await?;
         let verb = Verb::UnwrapKey(v1::UnwrapKey {
             cka_id: key.id.as_bytes().to_vec(),
-            label: key.id.label(),
-            kind: kind(spec).into(),
+            label: template.label.clone(),
+            kind: kind(template.spec).into(),
             wrapped,
             kek_cka_id: kek.kek_id.to_vec(),
             probe: key.probe.0.clone(),

@@ -1,5 +1,8 @@
 //! Making a key: in the records and in two zones' HSMs, or in neither.
 //!
+//! A crypto user's own key goes the same way as a key store's, through the Connection of his login and under his own
+//! key-encryption key.
+//!
 //! ```text
 //!   record CREATING, with the nodes about to be asked ─▶ made on one node, wrapped for the others
 //!     ─▶ unwrapped there, each answering the key's probe ─▶ two zones answered: ENABLED, and the caller told
@@ -14,26 +17,33 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::FuturesUnordered;
-use futures_util::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt, future};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::authz::{Permit, action};
 use crate::clock;
-use crate::cluster::{Connection, Failure, KeyInHsms, Made, Quorum};
+use crate::cluster::{Connection, Failure, KeyInHsms, KeyTemplate, Made, Quorum};
+use crate::keystore;
 use crate::keystore::lifecycle::Event;
-use crate::keystore::{self, Store};
 use crate::link::v1::presence::Found;
-use crate::model::{AliasName, CkaId, HsmId, KeyId, KeySpec, KeyVersion};
-use crate::records::{self, BegunKey, KeyLimits, Proof, Unavailable};
+use crate::model::{
+    AliasName, CkaId, ClusterId, CryptoUser, HsmId, HsmKeyMark, HsmKeyName, HsmLabel, KeyId, KeySpec, KeyState,
+    KeyStoreId, KeyVersion,
+};
+use crate::records::{self, BegunKey, KeyHome, KeyLimits, Proof, Unavailable};
+use crate::users::ShownLogins;
 
 pub use crate::records::RequestClaim;
 
-use super::{Description, Error, Keys};
+use super::owner::Owner;
+use super::{Description, Error, Keys, copy, hsm_key};
 
 /// Steps of a creation are waited for this long: longer than a worker's patience, so that a step
 /// has either been answered or its worker is gone.
 const STEP: Duration = Duration::from_secs(10 * 60);
+/// How long a node may take to say whether something has a label.
+const LOOK: Duration = Duration::from_secs(20);
 /// Once two zones have the key, the other nodes get this long before the caller is told.
 const GRACE: Duration = Duration::from_millis(250);
 /// How long a request id is remembered.
@@ -42,7 +52,7 @@ const REQUEST_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
 /// What a caller asks for.
 #[derive(Debug)]
 pub struct NewKey {
-    pub store: crate::model::KeyStoreId,
+    pub home: NewHome,
     pub spec: KeySpec,
     pub description: String,
     pub tags: BTreeMap<String, String>,
@@ -50,10 +60,23 @@ pub struct NewKey {
     pub request: Option<RequestClaim>,
 }
 
+/// Where a key is to be made.
+#[derive(Debug, Clone)]
+pub enum NewHome {
+    KeyStore(KeyStoreId),
+    /// In the tokens of the crypto user that the caller is logged in as.
+    User {
+        cluster: ClusterId,
+        label: HsmLabel,
+    },
+}
+
 /// A key on its way.
 struct Creation {
     id: KeyId,
-    spec: KeySpec,
+    /// What callers know it by.
+    name: String,
+    template: KeyTemplate,
     connection: Arc<Connection>,
     /// The nodes named in the record, in the order they are asked.
     nodes: Vec<usize>,
@@ -64,20 +87,24 @@ struct Creation {
 impl Keys {
     pub async fn create(
         &self,
-        _permit: Permit<action::CreateKey>,
+        permit: Permit<action::CreateKey>,
+        logins: &ShownLogins,
         new: NewKey,
         deadline: Instant,
     ) -> Result<Description, Error> {
-        let store = self.0.stores.get(&new.store)?;
+        let owner = match &new.home {
+            NewHome::KeyStore(store) => Owner::KeyStore(self.0.stores.get(store)?),
+            NewHome::User { cluster, .. } => Owner::User(self.acting(&permit, logins, cluster).await?),
+        };
         if deadline <= Instant::now() {
             // Too late to tell the caller of a key: none is begun.
             return Err(Error::Hsm(Failure::Late));
         }
         let keys = self.clone();
         let (answer, answered) = oneshot::channel();
-        let (begun, id) = oneshot::channel();
+        let (begun, name) = oneshot::channel();
         self.0.runtime.spawn(async move {
-            let made = keys.create_now(&store, new, begun, answer).await;
+            let made = keys.create_now(&owner, new, begun, answer).await;
             if let Err((answer, error)) = made {
                 let _ = answer.send(Err(error));
             }
@@ -90,8 +117,8 @@ impl Keys {
             }
             Ok(Ok(Err(error))) => Err(error),
             // The deadline passed, or the task panicked.
-            Ok(Err(_)) | Err(_) => match id.await {
-                Ok(id) => Err(Error::OutcomeUnknown(id)),
+            Ok(Err(_)) | Err(_) => match name.await {
+                Ok(name) => Err(Error::OutcomeUnknown(name)),
                 Err(_) => Err(Error::Hsm(Failure::Late)),
             },
         }
@@ -100,12 +127,12 @@ impl Keys {
     /// Answers through `answer` as soon as the key is enabled, and goes on to the nodes that are still missing it.
     async fn create_now(
         &self,
-        store: &Store,
+        owner: &Owner,
         new: NewKey,
-        begun: oneshot::Sender<KeyId>,
+        begun: oneshot::Sender<String>,
         answer: Answer,
     ) -> Result<(), (Answer, Error)> {
-        let (creation, live) = match self.begin(store, new).await {
+        let (creation, live) = match self.begin(owner, new).await {
             Ok(Begun::New(creation, live)) => (creation, live),
             Ok(Begun::Replay(id)) => {
                 let _ = answer.send(Ok(id));
@@ -113,7 +140,7 @@ impl Keys {
             }
             Err(error) => return Err((answer, error)),
         };
-        let _ = begun.send(creation.id);
+        let _ = begun.send(creation.name.clone());
         #[cfg(debug_assertions)]
         crate::seams::stop_point("create-begun");
         let (maker, made) = match self.make(&creation).await {
@@ -129,23 +156,37 @@ impl Keys {
         Ok(())
     }
 
-    async fn begin(&self, store: &Store, new: NewKey) -> Result<Begun, Error> {
-        let record = store.record();
-        let connection = self.connection_of(store, Event::CreateKey)?;
+    async fn begin(&self, owner: &Owner, new: NewKey) -> Result<Begun, Error> {
+        let (cluster, store_state) = match owner {
+            Owner::KeyStore(store) => {
+                let record = store.record();
+                (record.cluster, Some(record.state))
+            }
+            Owner::User(acting) => (acting.cluster.clone(), None),
+        };
+        let connection = self.connection_of(owner, Event::CreateKey)?;
         let nodes = connection.ready_for_new_keys();
-        self.0.stores.may_create_key(&record.cluster)?;
-        let needed = self.0.stores.quorum(&record.cluster);
+        self.0.stores.may_create_key(&cluster)?;
+        let needed = self.0.stores.quorum(&cluster);
         let zones = connection.zones(&nodes);
         if !needed.is_met_by(nodes.len(), zones) {
             return Err(Error::TooFewNodes { nodes: nodes.len(), zones, needed });
         }
         let id = KeyId::random();
+        let (home, name, label) = match new.home {
+            NewHome::KeyStore(store) => (KeyHome::KeyStore(store), id.to_string(), None),
+            NewHome::User { cluster, label } => {
+                self.must_be_free(&connection, &nodes, &label).await?;
+                let username = connection.user().username;
+                (KeyHome::User { username, label: label.clone() }, hsm_key(&cluster, &label), Some(label))
+            }
+        };
         let live = Live::new(self.clone(), id);
         let row = records::NewKey {
             id,
-            store: record.id.clone(),
-            store_state: record.state,
-            cluster: record.cluster.clone(),
+            home,
+            store_state,
+            cluster,
             spec: new.spec,
             description: new.description,
             tags: new.tags,
@@ -154,19 +195,60 @@ impl Keys {
             hsms: nodes.iter().map(|index| connection.members()[*index].node.hsm().clone()).collect(),
             request: new.request,
         };
-        let limits = KeyLimits { keys_per_store: self.0.settings.per_key_store, request_retention: REQUEST_RETENTION };
+        let limits = KeyLimits { keys: self.0.settings.per_key_store, request_retention: REQUEST_RETENTION };
+        let template = copy::template(new.spec, &CkaId::of(id, KeyVersion::FIRST), label.as_ref());
+        let creation = Creation { id, name, template, connection, nodes, needed };
         match self.0.records.begin_key(&row, &limits).await? {
-            BegunKey::Begun => Ok(Begun::New(Creation { id, spec: new.spec, connection, nodes, needed }, live)),
-            BegunKey::Replay { id, state: crate::model::KeyState::Enabled } => Ok(Begun::Replay(id)),
-            BegunKey::Replay { id, state: crate::model::KeyState::Creating } => Err(Error::StillCreating(id)),
+            BegunKey::Begun => Ok(Begun::New(creation, live)),
+            BegunKey::Replay { id, state: KeyState::Enabled } => Ok(Begun::Replay(id)),
+            BegunKey::Replay { id, state: KeyState::Creating } => {
+                let told = if label.is_some() { creation.name } else { id.to_string() };
+                Err(Error::StillCreating(told))
+            }
             BegunKey::RequestReused => Err(Error::RequestReused),
             BegunKey::AliasInUse => Err(Error::AliasInUse(new.alias.expect("only a named alias can be in use"))),
+            BegunKey::LabelInUse => Err(Error::LabelInUse { name: creation.name, hsm: None }),
             BegunKey::TooManyKeys => Err(Error::TooManyKeys(self.0.settings.per_key_store)),
             BegunKey::StoreChanged => {
-                let why = self.connection_of(store, Event::CreateKey).err();
+                let why = self.connection_of(owner, Event::CreateKey).err();
                 Err(why.unwrap_or(Error::KeyStore(keystore::Error::Conflict)))
             }
+            BegunKey::UserLeaves => Err(crate::users::Error::LoginExpired.into()),
         }
+    }
+
+    /// That no object in the user's tokens goes by the label yet, as far as the nodes tell that are to hold the key. One that
+    /// the records know is theirs to judge: the request may be a repetition.
+    async fn must_be_free(&self, connection: &Connection, nodes: &[usize], label: &HsmLabel) -> Result<(), Error> {
+        let user = connection.user();
+        if self.0.records.user_key(&user, label).await?.is_some() {
+            return Ok(());
+        }
+        let mark = HsmKeyMark::Label(label.clone());
+        let looking = nodes.iter().map(|index| self.has_namesake(connection, *index, &user, &mark));
+        for (index, found) in nodes.iter().zip(future::join_all(looking).await) {
+            if found? {
+                let name = HsmKeyName { cluster: user.cluster, mark }.to_string();
+                return Err(Error::LabelInUse { name, hsm: Some(connection.members()[*index].node.hsm().clone()) });
+            }
+        }
+        Ok(())
+    }
+
+    /// What is on its way out does not count.
+    async fn has_namesake(
+        &self,
+        connection: &Connection,
+        index: usize,
+        user: &CryptoUser,
+        mark: &HsmKeyMark,
+    ) -> Result<bool, Error> {
+        let found = connection.find_keys(index, mark, Instant::now() + LOOK).await?;
+        if found.is_empty() {
+            return Ok(false);
+        }
+        let gone = self.0.records.destroyed_keys(user, connection.members()[index].node.hsm()).await?;
+        Ok(found.iter().any(|object| gone.iter().all(|key| *key.as_bytes() != object.cka_id)))
     }
 
     /// Makes the key on the first node that does. A node that refused before it began is passed over;
@@ -175,11 +257,11 @@ impl Keys {
         let cka = CkaId::of(creation.id, KeyVersion::FIRST);
         let mut last = Failure::NoNode;
         for index in &creation.nodes {
-            match creation.connection.make_key(*index, cka, creation.spec, Instant::now() + STEP).await {
+            match creation.connection.make_key(*index, cka, &creation.template, Instant::now() + STEP).await {
                 Ok(made) => return Ok((*index, made)),
                 Err(Failure::OutcomeUnknown | Failure::OutOfTurn | Failure::Poisonous) => {
                     self.abandon(creation).await;
-                    return Err(Error::OutcomeUnknown(creation.id));
+                    return Err(Error::OutcomeUnknown(creation.name.clone()));
                 }
                 Err(failure) => last = failure,
             }
@@ -225,7 +307,7 @@ impl Keys {
             unknown @ (Ok(false) | Err(_)) => {
                 tracing::error!(key = %creation.id, ?unknown, "whether a key was enabled is not known");
                 while creation.next_proven(&mut copies, &key.id).await.is_some() {}
-                return Err((answer, Error::OutcomeUnknown(creation.id)));
+                return Err((answer, Error::OutcomeUnknown(creation.name.clone())));
             }
         }
         while let Some(index) = creation.next_proven(&mut copies, &key.id).await {
@@ -293,7 +375,7 @@ impl Creation {
         let others = self.nodes.iter().copied().filter(move |index| *index != maker);
         let copying = others.map(move |index| async move {
             let deadline = Instant::now() + STEP;
-            (index, self.connection.unwrap_key(index, key, self.spec, wrapped.to_vec(), deadline).await)
+            (index, self.connection.unwrap_key(index, key, &self.template, wrapped.to_vec(), deadline).await)
         });
         copying.collect()
     }

@@ -29,6 +29,7 @@ impl Pace {
             | Verb::ProveKey(_)
             | Verb::DestroyKey(_)
             | Verb::ListObjects(_)
+            | Verb::FindKeys(_)
             | Verb::SweepUnfinished(_)
             | Verb::SetPin(_) => Self::Slow,
             Verb::Ping(_)

@@ -39,6 +39,7 @@ impl Zeroize for Verb {
             | Self::ProveKey(_)
             | Self::DestroyKey(_)
             | Self::ListObjects(_)
+            | Self::FindKeys(_)
             | Self::SweepUnfinished(_)
             | Self::CheckToken(_)
             | Self::Summon(_) => {}

@@ -9,21 +9,22 @@ use std::time::{Duration, SystemTime};
 use sqlx::{Row, Sqlite, Transaction};
 
 use crate::model::{
-    AliasName, ClusterId, ConnectionState, HsmId, KeyId, KeySpec, KeyState, KeyStoreId, KeyVersion, Probe,
+    AliasName, ClusterId, ConnectionState, CryptoUser, HsmId, HsmLabel, KeyId, KeySpec, KeyState, KeyStoreId,
+    KeyVersion, Probe,
 };
 
 use super::keys::{folded, keys_with_versions};
 use super::presences::put_presence;
 use super::row::{key_id, millis, named};
-use super::{KeyRecord, Proof, Records, Unavailable};
+use super::{KeyHome, KeyRecord, Proof, Records, Unavailable};
 
 /// A key about to be made.
 #[derive(Debug)]
 pub struct NewKey {
     pub id: KeyId,
-    pub store: KeyStoreId,
-    /// The store's state when it was found to allow a key.
-    pub store_state: ConnectionState,
+    pub home: KeyHome,
+    /// In which a key store was found to allow a key. A crypto user has none.
+    pub store_state: Option<ConnectionState>,
     pub cluster: ClusterId,
     pub spec: KeySpec,
     pub description: String,
@@ -46,7 +47,8 @@ pub struct RequestClaim {
 
 #[derive(Debug, Clone, Copy)]
 pub struct KeyLimits {
-    pub keys_per_store: u32,
+    /// Of one key store, or of one crypto user.
+    pub keys: u32,
     pub request_retention: Duration,
 }
 
@@ -61,9 +63,13 @@ pub enum BegunKey {
     /// The request id came before, with another request.
     RequestReused,
     AliasInUse,
+    /// The crypto user has a key with this label.
+    LabelInUse,
     TooManyKeys,
-    /// The store is not in that state, or not on that cluster, any more.
+    /// The key store is not in that state, or not on that cluster, any more.
     StoreChanged,
+    /// The crypto user is on his way out.
+    UserLeaves,
 }
 
 /// How many nodes may still hold a key that was never acknowledged; with none left, its record is gone.
@@ -72,7 +78,8 @@ pub struct CreatingLeft {
     pub hsms: usize,
 }
 
-pub(super) const CREATING: &str = keys_with_versions!("SELECT * FROM keys WHERE cluster_id = ? AND state = 'CREATING'");
+pub(super) const CREATING: &str =
+    keys_with_versions!("SELECT * FROM keys WHERE cluster_id = ? AND username = ? AND state = 'CREATING'");
 
 impl Records {
     /// Writes a key down as CREATING, unless something is in the way.
@@ -108,8 +115,8 @@ impl Records {
     ) -> Result<bool, Unavailable> {
         let mut change = self.begin().await?;
         let enabled: Option<String> = sqlx::query_scalar(
-            "UPDATE keys SET state = 'ENABLED' WHERE id = ? AND state = 'CREATING'
-               AND cluster_id = (SELECT cluster_id FROM key_stores WHERE id = keys.store_id) RETURNING cluster_id",
+            "UPDATE keys SET state = 'ENABLED' WHERE id = ? AND state = 'CREATING' AND (store_id IS NULL
+               OR cluster_id = (SELECT cluster_id FROM key_stores WHERE id = keys.store_id)) RETURNING cluster_id",
         )
         .bind(key.as_bytes().as_slice())
         .fetch_optional(&mut *change)
@@ -158,9 +165,10 @@ impl Records {
         Ok(CreatingLeft { hsms: usize::try_from(left).unwrap_or(usize::MAX) })
     }
 
-    pub async fn creating_keys(&self, cluster: &ClusterId) -> Result<Vec<KeyRecord>, Unavailable> {
-        let rows = sqlx::query(CREATING).bind(cluster.as_str()).fetch_all(&self.0.read).await?;
-        folded(&rows)
+    /// Keys that are, or were, to be made in a user's tokens.
+    pub async fn creating_keys(&self, user: &CryptoUser) -> Result<Vec<KeyRecord>, Unavailable> {
+        let creating = sqlx::query(CREATING).bind(user.cluster.as_str()).bind(user.username.as_str());
+        folded(&creating.fetch_all(&self.0.read).await?)
     }
 }
 
@@ -188,18 +196,29 @@ async fn in_the_way(
     new: &NewKey,
     limits: &KeyLimits,
 ) -> Result<Option<BegunKey>, Unavailable> {
-    let unchanged = sqlx::query("SELECT 1 FROM key_stores WHERE id = ? AND state = ? AND cluster_id = ?")
-        .bind(new.store.as_str())
-        .bind(new.store_state.as_str())
-        .bind(new.cluster.as_str());
-    if unchanged.fetch_optional(&mut **change).await?.is_none() {
-        return Ok(Some(BegunKey::StoreChanged));
+    let (refused, keys) = match &new.home {
+        KeyHome::KeyStore(store) => {
+            let unchanged = sqlx::query("SELECT 1 FROM key_stores WHERE id = ? AND state = ? AND cluster_id = ?")
+                .bind(store.as_str())
+                .bind(new.store_state.map(ConnectionState::as_str))
+                .bind(new.cluster.as_str());
+            let is_unchanged = unchanged.fetch_optional(&mut **change).await?.is_some();
+            let keys = sqlx::query_scalar("SELECT count(*) FROM keys WHERE store_id = ?").bind(store.as_str());
+            ((!is_unchanged).then_some(BegunKey::StoreChanged), keys)
+        }
+        KeyHome::User { username, label } => {
+            let (cluster, user) = (new.cluster.as_str(), username.as_str());
+            let keys = sqlx::query_scalar(
+                "SELECT count(*) FROM keys WHERE cluster_id = ? AND username = ? AND store_id IS NULL",
+            );
+            (users_in_the_way(change, (cluster, user), label.as_str()).await?, keys.bind(cluster).bind(user))
+        }
+    };
+    if refused.is_some() {
+        return Ok(refused);
     }
-    let keys: i64 = sqlx::query_scalar("SELECT count(*) FROM keys WHERE store_id = ?")
-        .bind(new.store.as_str())
-        .fetch_one(&mut **change)
-        .await?;
-    if keys >= i64::from(limits.keys_per_store) {
+    let keys: i64 = keys.fetch_one(&mut **change).await?;
+    if keys >= i64::from(limits.keys) {
         return Ok(Some(BegunKey::TooManyKeys));
     }
     if let Some(alias) = &new.alias {
@@ -211,15 +230,33 @@ async fn in_the_way(
     Ok(None)
 }
 
+async fn users_in_the_way(
+    change: &mut Transaction<'_, Sqlite>,
+    (cluster, user): (&str, &str),
+    label: &str,
+) -> Result<Option<BegunKey>, Unavailable> {
+    let leaving =
+        sqlx::query("SELECT 1 FROM crypto_user_hsms WHERE cluster_id = ? AND username = ? AND pending = 'REMOVE'");
+    if leaving.bind(cluster).bind(user).fetch_optional(&mut **change).await?.is_some() {
+        return Ok(Some(BegunKey::UserLeaves));
+    }
+    let taken = sqlx::query("SELECT 1 FROM keys WHERE cluster_id = ? AND username = ? AND hsm_label = ?");
+    let taken = taken.bind(cluster).bind(user).bind(label).fetch_optional(&mut **change).await?;
+    Ok(taken.map(|_| BegunKey::LabelInUse))
+}
+
 async fn insert(change: &mut Transaction<'_, Sqlite>, new: &NewKey) -> Result<(), Unavailable> {
     let (id, created) = (new.id.as_bytes().as_slice(), millis(new.created));
     sqlx::query(
-        "INSERT INTO keys (id, store_id, cluster_id, spec, state, description, created, current_version)
-         VALUES (?, ?, ?, ?, 'CREATING', ?, ?, ?)",
+        "INSERT INTO keys
+           (id, cluster_id, username, store_id, hsm_label, spec, state, description, created, current_version)
+         VALUES (?, ?, ?, ?, ?, ?, 'CREATING', ?, ?, ?)",
     )
     .bind(id)
-    .bind(new.store.as_str())
     .bind(new.cluster.as_str())
+    .bind(new.home.username().as_str())
+    .bind(new.home.store().map(KeyStoreId::as_str))
+    .bind(new.home.label().map(HsmLabel::as_str))
     .bind(new.spec.as_str())
     .bind(&new.description)
     .bind(created)

@@ -8,6 +8,7 @@
 mod aliases;
 mod creating;
 mod crypto_users;
+mod destroyed_keys;
 mod drifts;
 mod error;
 mod hsms;
@@ -41,7 +42,7 @@ pub use drifts::{Difference, DriftCursor, DriftRecord, ObjectName, Oddity};
 pub use error::{OpenError, Unavailable};
 pub use keks::KekRecord;
 pub use key_stores::{AddedKeyStore, ConnectionFault, DeletedKeyStore, KeyStoreChange, KeyStoreRecord};
-pub use keys::KeyRecord;
+pub use keys::{KeyHome, KeyRecord};
 pub use logins::{LoginAnswer, LoginLeave, Standing};
 pub use open::Settings;
 pub use passwords::{CandidateFate, NodePassword, PasswordOwner, Rotation};

@@ -112,6 +112,7 @@ impl Opening {
                 | Verb::ProveKey(_)
                 | Verb::DestroyKey(_)
                 | Verb::ListObjects(_)
+                | Verb::FindKeys(_)
                 | Verb::CheckToken(_)
                 | Verb::SweepUnfinished(_)
                 | Verb::SetPin(_),

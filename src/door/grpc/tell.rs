@@ -201,9 +201,9 @@ pub(super) fn key(description: &Description, nodes: Nodes<'_>) -> pb::Key {
         (KeyState::Enabled, None) => pb::KeyState::Enabled,
     };
     pb::Key {
-        key_id: record.id.to_string(),
+        key_id: description.key_id(),
         arn: description.arn.clone(),
-        key_store_id: record.store.to_string(),
+        key_store_id: record.home.store().map(ToString::to_string).unwrap_or_default(),
         cluster_id: record.cluster.to_string(),
         key_spec: match record.spec {
             KeySpec::SymmetricDefault => pb::KeySpec::SymmetricDefault.into(),
@@ -213,7 +213,8 @@ pub(super) fn key(description: &Description, nodes: Nodes<'_>) -> pb::Key {
         description: record.description.clone(),
         create_time: time(record.created),
         deletion_time: None,
-        current_version: count(record.current_version.0),
+        // A crypto user's own key has no versions to tell apart.
+        current_version: record.home.store().map_or(0, |_| count(record.current_version.0)),
         nodes: match (nodes, current) {
             (Nodes::Of(cluster), Some(current)) => {
                 current.on.iter().map(|presence| key_on_hsm(presence, cluster)).collect()
@@ -232,7 +233,7 @@ pub(super) fn key(description: &Description, nodes: Nodes<'_>) -> pb::Key {
         uses: current.map_or(0, |version| i64::try_from(version.uses_reserved).unwrap_or(i64::MAX)),
         use_limit: 1 << 32,
         last_use_time: None,
-        hsm_label: String::new(),
+        hsm_label: record.home.label().map(|label| label.as_str().to_owned()).unwrap_or_default(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Keys in the token: what they are made with, how they are proved, and how they end.
 //!
-//! A key is named by its `CKA_ID` and recognised by its class, type and label. What this room
+//! A key is named by its `CKA_ID`, and recognised by its class, its type and its probe. What this room
 //! finds missing is only ever reported: the token may have been emptied or swapped.
 
 use cryptoki::mechanism::Mechanism;
@@ -8,11 +8,11 @@ use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHan
 
 use super::fault::{After, Bucket, Kind};
 use super::handles::{Handle, MOST, Proof, Recalled};
-use super::lookup::{Lookup, OUR_LABEL, check_cka_id};
+use super::lookup::{Lookup, check_cka_id};
 use super::probe::{self, Answer};
 use super::{Fault, Session};
 
-const MAX_LABEL: usize = 128;
+pub(super) const MAX_LABEL: usize = 128;
 const AES_256_BYTES: u64 = 32;
 /// A 256-bit key wrapped is 40 bytes long; nothing this room unwraps comes near.
 const MAX_WRAPPED: usize = 4 * 1024;
@@ -224,6 +224,14 @@ pub(super) fn differing(has: &[Attribute]) -> Vec<AttributeType> {
     differing
 }
 
+/// Whether a secret key does what keyway's do, however it was made. The key-encryption key and its like do not.
+pub(super) fn is_usable(has: &[Attribute]) -> bool {
+    let wanted = [Attribute::KeyType(KeyType::AES), Attribute::Encrypt(true), Attribute::Decrypt(true)];
+    // See `differing`.
+    let fits = |it: &Attribute| matches!(it, Attribute::ValueLen(length) if [0, AES_256_BYTES].contains(&**length));
+    wanted.iter().all(|attribute| has.contains(attribute)) && has.iter().any(fits)
+}
+
 /// The attributes that every key of ours has alike, for [`differing`].
 pub(super) const COMPARED: [AttributeType; 14] = [
     AttributeType::Class,
@@ -269,8 +277,8 @@ fn data_key(new: &NewKey<'_>) -> Vec<Attribute> {
 
 pub(super) fn check_name(new: &NewKey<'_>) -> Result<(), Fault> {
     check_cka_id(new.cka_id)?;
-    if new.label.len() > MAX_LABEL || !new.label.starts_with(OUR_LABEL) {
-        return Err(Fault::bad_input("a label begins with `keyway:` and has at most 128 bytes"));
+    if !(1..=MAX_LABEL).contains(&new.label.len()) {
+        return Err(Fault::bad_input("a label has 1 to 128 bytes"));
     }
     Ok(())
 }
@@ -309,7 +317,8 @@ mod tests {
         for bad in [
             NewKey { cka_id: b"", ..good },
             NewKey { cka_id: &[0; 65], ..good },
-            NewKey { label: "someone else's", ..good },
+            NewKey { label: "", ..good },
+            NewKey { label: &"a".repeat(129), ..good },
         ] {
             assert_eq!(check_name(&bad).unwrap_err().kind, Kind::BadInput);
         }

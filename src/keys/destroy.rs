@@ -1,0 +1,90 @@
+//! Destroying a crypto user's own key: at once and for good, on every HSM that answers, and later on those that are away.
+//!
+//! ```text
+//!   record gone, and every HSM that may hold the key written down ─▶ destroyed on each that answers ─▶ the caller told
+//!                                                                └▶ reconcile: destroyed there, and the HSM crossed out
+//! ```
+//!
+//! The records come first: whatever ends it midway, what is written down is done when the HSM is back and its user logged in.
+
+use std::sync::Arc;
+
+use futures_util::future;
+use tokio::time::Instant;
+
+use crate::authz::{Permit, action};
+use crate::cluster::{Connection, Failure};
+use crate::keystore::lifecycle::Event;
+use crate::model::{CkaId, HsmKeyName, KeyId, KeyRef};
+use crate::node::heard_out;
+use crate::users::ShownLogins;
+
+use super::owner::Reached;
+use super::{Error, Keys};
+
+/// How long an HSM may take to destroy a key before it counts as away. It is destroyed there all the same, later.
+const STEP: std::time::Duration = std::time::Duration::from_secs(60);
+
+impl Keys {
+    pub async fn destroy(
+        &self,
+        permit: Permit<action::DestroyHsmKey>,
+        logins: &ShownLogins,
+        name: HsmKeyName,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let told = name.to_string();
+        let reached = self.reach(&permit, logins, &KeyRef::Hsm(name)).await?;
+        let connection = self.connection_of(&reached.owner, Event::Use)?;
+        let this = self.clone();
+        // In a task of its own: a caller who leaves changes nothing.
+        let destroying = self.0.runtime.spawn(async move { this.destroy_now(&reached, &connection).await });
+        match tokio::time::timeout_at(deadline, heard_out(destroying)).await {
+            Ok(destroyed) => destroyed,
+            Err(_) => Err(Error::StillDestroying(told)),
+        }
+    }
+
+    async fn destroy_now(&self, reached: &Reached, connection: &Arc<Connection>) -> Result<(), Error> {
+        let id = reached.key.id;
+        if self.lock_creating().contains(&id) {
+            // Its maker is still copying it to the last nodes.
+            return Err(Error::StillCreating(reached.key.name()));
+        }
+        if connection.ready_for_new_keys().is_empty() {
+            return Err(Error::Hsm(Failure::NoNode));
+        }
+        let hsms: Vec<_> = connection.members().iter().map(|member| member.node.hsm().clone()).collect();
+        if !self.0.records.destroy_user_key(&connection.user(), id, &hsms).await? {
+            return Err(Error::NotFound(reached.key.name()));
+        }
+        #[cfg(debug_assertions)]
+        crate::seams::stop_point("destroy-begun");
+        self.forget(id);
+        let versions = reached.key.versions.iter().map(|version| version.in_hsms.id);
+        future::join_all(versions.map(|version| destroy_everywhere(connection, version))).await;
+        // Whoever keeps the nodes level sees to it that no copy came back meanwhile.
+        self.0.unsettled.notify_waiters();
+        Ok(())
+    }
+
+    fn forget(&self, id: KeyId) {
+        self.0.known.write().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&id);
+    }
+}
+
+/// On every node that answers.
+async fn destroy_everywhere(connection: &Connection, key: CkaId) {
+    for member in connection.members() {
+        // Who has just found the key asks for it nowhere any more, and finds no fault with a node that lacks it.
+        member.lacks([key]);
+    }
+    let nodes = connection.ready_for_new_keys();
+    let destroying = nodes.iter().map(|index| connection.destroy_key(*index, key, Instant::now() + STEP));
+    for (index, destroyed) in nodes.iter().zip(future::join_all(destroying).await) {
+        if let Err(error) = destroyed {
+            let hsm = connection.members()[*index].node.hsm();
+            tracing::warn!(%hsm, ?key, %error, "a key is not destroyed here yet");
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! In whose name keys are made and used, and through which Connection: a key store's through its own, a crypto user's
+//! through the one of his login.
+//!
+//! The rule stands here alone. A key store's keys are used through their store and in no other way, also not under a login
+//! as its kmsuser; a crypto user's are nobody's but his, and whoever is not logged in as him is told that there are none.
+
+use std::sync::Arc;
+
+use crate::authz::{Action, Permit};
+use crate::cluster::{Connection, Failure};
+use crate::keystore::Store;
+use crate::keystore::lifecycle::Event;
+use crate::model::{CkaId, ClusterId, CryptoUser, HsmKeyMark, HsmKeyName, HsmLabel, KeyId, KeyRef, Username};
+use crate::users::{self, Acting, ShownLogins};
+
+use super::{Error, Key, Keys};
+
+/// Whose a key is, as this daemon knows them.
+#[derive(Debug)]
+pub(super) enum Home {
+    KeyStore(Arc<Store>),
+    User { user: CryptoUser, label: HsmLabel },
+}
+
+/// In whose name something is done with keys.
+#[derive(Debug)]
+pub(super) enum Owner {
+    KeyStore(Arc<Store>),
+    User(Acting),
+}
+
+/// A key that the caller may use, and in whose name.
+#[derive(Debug)]
+pub(super) struct Reached {
+    pub(super) key: Arc<Key>,
+    pub(super) owner: Owner,
+}
+
+impl Owner {
+    pub(super) fn cluster(&self) -> ClusterId {
+        match self {
+            Self::KeyStore(store) => store.record().cluster,
+            Self::User(acting) => acting.cluster.clone(),
+        }
+    }
+}
+
+impl Keys {
+    /// The Connection through which keys of this owner are made or used, when his state allows it.
+    pub(super) fn connection_of(&self, owner: &Owner, what: Event) -> Result<Arc<Connection>, Error> {
+        match owner {
+            Owner::KeyStore(store) => self.connection_of_store(store, what),
+            // The login has ended meanwhile.
+            Owner::User(acting) if acting.connection.is_closed() => Err(users::Error::LoginExpired.into()),
+            Owner::User(acting) => Ok(acting.connection.clone()),
+        }
+    }
+
+    pub(super) fn connection_of_store(&self, store: &Store, what: Event) -> Result<Arc<Connection>, Error> {
+        let allowed = store.connection_for(what);
+        let connection = allowed.map_err(|state| Error::StoreNotConnected { store: store.id(), state })?;
+        if let Some(connection) = connection {
+            return Ok(connection);
+        }
+        let cluster = store.record().cluster;
+        match self.0.clusters.get(&cluster) {
+            Some(_) => Err(Error::Hsm(Failure::NoNode)),
+            None => Err(Error::Undeclared { store: store.id(), cluster }),
+        }
+    }
+
+    /// The Connection to use the key through.
+    pub(super) fn connection_behind(&self, reached: &Reached) -> Result<Arc<Connection>, Error> {
+        match self.connection_of(&reached.owner, Event::Use) {
+            Err(Error::StoreNotConnected { store, state }) => {
+                Err(Error::Unavailable { key: reached.key.id, store, state })
+            }
+            other => other,
+        }
+    }
+
+    /// As whom the caller is logged in to the cluster.
+    pub(super) async fn acting<A: Action>(
+        &self,
+        permit: &Permit<A>,
+        logins: &ShownLogins,
+        cluster: &ClusterId,
+    ) -> Result<Acting, Error> {
+        let acting = self.0.users.acting(permit.caller(), logins, cluster).await?;
+        if acting.username == Username::kmsuser() { Err(Error::OfKmsuser) } else { Ok(acting) }
+    }
+
+    /// The key that a request names, if the caller may know of it.
+    pub(super) async fn reach<A: Action>(
+        &self,
+        permit: &Permit<A>,
+        logins: &ShownLogins,
+        key: &KeyRef,
+    ) -> Result<Reached, Error> {
+        let id = match key {
+            KeyRef::Id(_) | KeyRef::Alias(_) => self.resolve(key).await?,
+            KeyRef::Hsm(name) => {
+                let acting = self.acting(permit, logins, &name.cluster).await?;
+                let id = self.id_of_users(&acting, name).await?;
+                return Ok(Reached { key: self.find(id).await?, owner: Owner::User(acting) });
+            }
+        };
+        let key = self.find(id).await?;
+        match &key.home {
+            Home::KeyStore(store) => Ok(Reached { owner: Owner::KeyStore(store.clone()), key }),
+            Home::User { .. } => Err(Error::NotFound(id.to_string())),
+        }
+    }
+
+    /// The key that a ciphertext says it was made with. A crypto user's is there for him alone.
+    pub(super) async fn reach_by_id<A: Action>(
+        &self,
+        permit: &Permit<A>,
+        logins: &ShownLogins,
+        id: KeyId,
+    ) -> Result<Reached, Error> {
+        let key = self.find(id).await?;
+        let owner = match &key.home {
+            Home::KeyStore(store) => Owner::KeyStore(store.clone()),
+            Home::User { user, .. } => match self.acting(permit, logins, &user.cluster).await {
+                Ok(acting) if acting.username == user.username => Owner::User(acting),
+                Ok(_) | Err(Error::OfKmsuser | Error::User(_)) => return Err(Error::NotFound(id.to_string())),
+                Err(other) => return Err(other),
+            },
+        };
+        Ok(Reached { key, owner })
+    }
+
+    /// The id of a crypto user's key.
+    pub(super) async fn id_of_users(&self, acting: &Acting, name: &HsmKeyName) -> Result<KeyId, Error> {
+        let user = acting.connection.user();
+        let found = match &name.mark {
+            HsmKeyMark::Label(label) => self.0.records.user_key(&user, label).await?,
+            HsmKeyMark::Id(cka_id) => self.id_of_cka_id(&user, cka_id).await?,
+        };
+        found.ok_or_else(|| Error::NotFound(name.to_string()))
+    }
+
+    async fn id_of_cka_id(&self, user: &CryptoUser, cka_id: &[u8]) -> Result<Option<KeyId>, Error> {
+        let Some((key, version)) = CkaId::parse(cka_id) else { return Ok(None) };
+        let known = self.0.records.known_keys(user, &[CkaId::of(key, version)]).await?;
+        Ok((!known.is_empty()).then_some(key))
+    }
+}
