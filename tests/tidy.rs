@@ -15,7 +15,7 @@ const IMPORTS: [(&str, &[&str]); 18] = [
     ("door", &["authz", "users", "keystore", "keys", "cluster", "node", "records", "clock", "model", "proto", "tls"]),
     ("authz", &["model"]),
     ("users", &["authz", "keystore", "cluster", "node", "host", "link", "records", "clock", "model"]),
-    ("keys", &["authz", "keystore", "cluster", "node", "link", "records", "clock", "model"]),
+    ("keys", &["authz", "users", "keystore", "cluster", "node", "link", "records", "clock", "model"]),
     ("keystore", &["authz", "cluster", "node", "host", "records", "clock", "model"]),
     ("cluster", &["node", "host", "link", "records", "clock", "model"]),
     ("node", &["host", "link", "records", "clock", "model"]),

@@ -265,7 +265,7 @@ impl Who {
     fn in_the_records(self, user: &Credential) -> (Username, PasswordVersion) {
         match self {
             Self::User => (user.username.clone(), user.version),
-            Self::SecurityOfficer => (Username::security_officer(), PasswordVersion::SO_PIN),
+            Self::SecurityOfficer => (Username::security_officer_of(&user.username), PasswordVersion::SO_PIN),
         }
     }
 
@@ -290,7 +290,8 @@ fn verdict(who: Who, error: &OpeningError) -> Verdict {
                 LoginRefusal::NoUser
                 | LoginRefusal::LoggedInElsewhere
                 | LoginRefusal::Unsettled
-                | LoginRefusal::NotTried,
+                | LoginRefusal::NotTried
+                | LoginRefusal::Throttled,
             ) => Verdict::NotMade,
             None => Verdict::Unanswered,
         };

@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use futures_util::future::select_all;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::Instant;
 
 use crate::link::v1::{self, Request, request::Verb, response::Outcome};
-use crate::model::{CkaId, ClusterId, CryptoUser, HsmId, KeySpec, Plaintext, Probe, Zone};
-use crate::node::{self, CallError, Change, Common, Credential, Node, Passwords};
+use crate::model::{CkaId, ClusterId, CryptoUser, HsmId, KeySpec, Plaintext, Probe, Username, Zone};
+use crate::node::{self, CallError, Change, Common, Credential, Node, Passwords, Status};
 use crate::records::KekRecord;
 
 use super::failover::{Effect, History, Next};
@@ -150,6 +151,23 @@ impl Connection {
         self.changes.send_modify(|count| *count += 1);
     }
 
+    /// Waits until the condition holds, looking again whenever a node changes.
+    pub async fn until(&self, condition: impl Fn() -> bool) {
+        let mut changes = self.changes();
+        let mut statuses: Vec<_> = self.members.iter().map(|member| member.node.status()).collect();
+        while !condition() {
+            tokio::select! {
+                () = any_changed(&mut statuses) => {}
+                _ = changes.changed() => {}
+            }
+        }
+    }
+
+    /// Whether a node serves.
+    pub fn any_proved(&self) -> bool {
+        self.members.iter().any(Member::is_proved)
+    }
+
     /// Resolves when the Connection is being closed.
     pub async fn closed(&self) {
         let _ = self.closed.subscribe().wait_for(|closed| *closed).await;
@@ -172,6 +190,11 @@ impl Connection {
     /// The passwords of its nodes.
     pub fn passwords(&self) -> &Arc<Passwords> {
         &self.common.passwords
+    }
+
+    /// Whether all that is in its tokens is keyway's, as in kmsuser's. Other people have objects of their own.
+    pub fn is_keyways_alone(&self) -> bool {
+        *self.common.passwords.username() == Username::kmsuser()
     }
 
     /// Gives a node that serves a new password. Its worker is replaced, and the next one finds out what came of it.
@@ -403,9 +426,8 @@ impl Connection {
     }
 
     fn why_nobody(&self, key: Option<&CkaId>) -> Failure {
-        let someone_serves = self.members.iter().any(Member::is_proved);
         match key {
-            Some(_) if someone_serves => Failure::KeyUnavailable,
+            Some(_) if self.any_proved() => Failure::KeyUnavailable,
             _ => Failure::NoNode,
         }
     }
@@ -450,6 +472,14 @@ impl Connection {
     pub fn zones(&self, indexes: &[usize]) -> usize {
         indexes.iter().map(|index| &self.members[*index].node.zone).collect::<BTreeSet<_>>().len()
     }
+}
+
+/// Resolves when one of them changes. Never without any.
+async fn any_changed(statuses: &mut [watch::Receiver<Status>]) {
+    if statuses.is_empty() {
+        return std::future::pending().await;
+    }
+    let _ = select_all(statuses.iter_mut().map(|status| Box::pin(status.changed()))).await;
 }
 
 /// The kind of object a key spec is in a token.

@@ -9,7 +9,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use crate::model::CkaId;
-use crate::node::{Load, Node};
+use crate::node::{Health, Load, Node};
 
 use super::pace::Pace;
 
@@ -119,6 +119,14 @@ impl Member {
 
     pub(super) fn set_stuck(&self, login: u64, stuck: Option<Stuck>) {
         *self.stuck.lock().unwrap_or_else(PoisonError::into_inner) = stuck.map(|stuck| (login, stuck));
+    }
+
+    /// Whether nobody is logged in, and nobody is about to be.
+    pub fn is_out(&self) -> bool {
+        match self.node.status().borrow().health {
+            Health::Unreachable | Health::LoginRefused | Health::Drained | Health::WrongIdentity => true,
+            Health::NotProbed | Health::Syncing | Health::Healthy | Health::Slow => false,
+        }
     }
 
     /// Which proof stands, if one does. Another number means another login, or that the node was doubted and proved again.

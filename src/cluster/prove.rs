@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use crate::clock;
 use crate::link::v1::{self, presence::Found, request::Verb, response::Outcome};
-use crate::model::{CkaId, Probe, Username, with_causes};
+use crate::model::{CkaId, Probe, with_causes};
 use crate::node::{Health, Node};
 use crate::records::{self, KekRecord, Proof};
 
@@ -177,7 +177,7 @@ impl Tries {
 
 async fn prove(connection: &Connection, index: usize, tries: &mut Tries) -> Result<(), Unproved> {
     // Only workers of former logins can have left anything, and it takes the whole token.
-    if !tries.is_swept && connection.user().username == Username::kmsuser() {
+    if !tries.is_swept && connection.is_keyways_alone() {
         sweep(connection, index).await?;
         tries.is_swept = true;
     }
@@ -370,7 +370,7 @@ fn source(connection: &Connection, joiner: usize) -> Option<usize> {
     connection.ready_for_new_keys().into_iter().find(|index| *index != joiner)
 }
 
-/// Half-made objects that a killed worker left: nameless, and the token is ours alone, as only kmsuser's are.
+/// Half-made objects that a killed worker left: nameless, and the token is ours alone.
 async fn sweep(connection: &Connection, index: usize) -> Result<(), Unproved> {
     let verb = Verb::SweepUnfinished(v1::SweepUnfinished {});
     match connection.ask(index, verb, Effect::Repeatable, Instant::now() + STEP).await? {

@@ -94,7 +94,7 @@ impl Keys {
     ) -> Result<Description, Error> {
         let owner = match &new.home {
             NewHome::KeyStore(store) => Owner::KeyStore(self.0.stores.get(store)?),
-            NewHome::User { cluster, .. } => Owner::User(self.acting(&permit, logins, cluster).await?),
+            NewHome::User { cluster, .. } => Owner::User(self.acting(&permit, logins, cluster, deadline).await?),
         };
         if deadline <= Instant::now() {
             // Too late to tell the caller of a key: none is begun.

@@ -63,7 +63,7 @@ impl Keys {
         context: &EncryptionContext,
         deadline: Instant,
     ) -> Result<Encrypted, Error> {
-        let reached = self.reach(&permit, logins, key).await?;
+        let reached = self.reach(&permit, logins, key, deadline).await?;
         let key = &reached.key;
         self.check_holdback(&permit, key)?;
         let connection = self.connection_behind(&reached)?;
@@ -87,14 +87,14 @@ impl Keys {
         deadline: Instant,
     ) -> Result<Decrypted, Error> {
         let named = match key {
-            Some(key) => Some(self.reach(&permit, logins, key).await?),
+            Some(key) => Some(self.reach(&permit, logins, key, deadline).await?),
             None => None,
         };
         let envelope = envelope::open(ciphertext).map_err(|_| Error::InvalidCiphertext)?;
         let reached = match named {
             Some(reached) if reached.key.id != envelope.key => return Err(Error::IncorrectKey),
             Some(reached) => reached,
-            None => self.reach_by_id(&permit, logins, envelope.key).await.map_err(|error| match error {
+            None => self.reach_by_id(&permit, logins, envelope.key, deadline).await.map_err(|error| match error {
                 Error::NotFound(_) => Error::InvalidCiphertext,
                 other => other,
             })?,
@@ -170,7 +170,7 @@ impl Keys {
         context: &EncryptionContext,
         deadline: Instant,
     ) -> Result<NewDataKey, Error> {
-        let reached = self.reach(permit, logins, key).await?;
+        let reached = self.reach(permit, logins, key, deadline).await?;
         let key = &reached.key;
         self.check_holdback(permit, key)?;
         let connection = self.connection_behind(&reached)?;

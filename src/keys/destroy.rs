@@ -34,7 +34,7 @@ impl Keys {
         deadline: Instant,
     ) -> Result<(), Error> {
         let told = name.to_string();
-        let reached = self.reach(&permit, logins, &KeyRef::Hsm(name)).await?;
+        let reached = self.reach(&permit, logins, &KeyRef::Hsm(name), deadline).await?;
         let connection = self.connection_of(&reached.owner, Event::Use)?;
         let this = self.clone();
         // In a task of its own: a caller who leaves changes nothing.

@@ -17,7 +17,7 @@ use crate::clock;
 use crate::cluster::{Connection, Failure, KeyInHsms};
 use crate::link::v1::objects::Object;
 use crate::link::v1::presence::Found;
-use crate::model::{CkaId, KeyId, KeyVersion, Probe, Username};
+use crate::model::{CkaId, KeyId, KeyVersion, Probe};
 use crate::records::{NewProof, ObjectName, Oddity, Proof, Unavailable};
 
 use super::Keys;
@@ -71,8 +71,6 @@ pub(super) async fn take(
     unshown: Unshown,
 ) -> Result<Inventory, Error> {
     let (records, cluster, user) = (&keys.0.records, &connection.cluster, connection.user());
-    // What else crypto users have in their own tokens is theirs.
-    let is_ours_alone = user.username == Username::kmsuser();
     let hsm = connection.members()[index].node.hsm();
     let began = clock::now();
     let keks: HashSet<Vec<u8>> = records.kek_ids(&user).await?.into_iter().collect();
@@ -83,7 +81,8 @@ pub(super) async fn take(
         let ids: Vec<CkaId> = page.iter().filter_map(|object| cka_id(&object.cka_id)).collect();
         let known = records.known_keys(&user, &ids).await?;
         inventory.shown.extend(ids.into_iter().filter(|id| known.contains(id)));
-        if !is_ours_alone {
+        if !connection.is_keyways_alone() {
+            // What else its user has there is his.
             continue;
         }
         let found: Vec<Oddity> = page.into_iter().filter_map(|object| oddity(object, &known, &keks)).collect();
@@ -95,7 +94,7 @@ pub(super) async fn take(
         }
         records.note_oddities(cluster, hsm, began, &odd).await?;
     }
-    if is_ours_alone {
+    if connection.is_keyways_alone() {
         records.end_listing(cluster, hsm, began).await?;
     }
     // Only now: another listing of this node must not lose what it has noted.

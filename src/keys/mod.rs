@@ -26,6 +26,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::authz::{Permit, action};
 use crate::clock;
@@ -194,11 +195,12 @@ impl Keys {
         permit: Permit<action::DescribeKey>,
         logins: &ShownLogins,
         key: &KeyRef,
+        deadline: Instant,
     ) -> Result<Description, Error> {
         let id = match key {
             KeyRef::Id(_) | KeyRef::Alias(_) => self.resolve(key).await?,
             KeyRef::Hsm(name) => {
-                let acting = self.acting(&permit, logins, &name.cluster).await?;
+                let acting = self.acting(&permit, logins, &name.cluster, deadline).await?;
                 self.id_of_users(&acting, name).await?
             }
         };
@@ -212,10 +214,10 @@ impl Keys {
         permit: Permit<action::ListKeys>,
         logins: &ShownLogins,
         cluster: &ClusterId,
-        after: Option<&HsmLabel>,
-        limit: u32,
+        (after, limit): (Option<&HsmLabel>, u32),
+        deadline: Instant,
     ) -> Result<Vec<Description>, Error> {
-        let acting = self.acting(&permit, logins, cluster).await?;
+        let acting = self.acting(&permit, logins, cluster, deadline).await?;
         let records = self.0.records.list_user_keys(&acting.connection.user(), after, limit).await?;
         Ok(records.into_iter().map(|record| self.describe_record(record)).collect())
     }

@@ -6,6 +6,8 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use crate::authz::{Action, Permit};
 use crate::cluster::{Connection, Failure};
 use crate::keystore::Store;
@@ -34,15 +36,6 @@ pub(super) enum Owner {
 pub(super) struct Reached {
     pub(super) key: Arc<Key>,
     pub(super) owner: Owner,
-}
-
-impl Owner {
-    pub(super) fn cluster(&self) -> ClusterId {
-        match self {
-            Self::KeyStore(store) => store.record().cluster,
-            Self::User(acting) => acting.cluster.clone(),
-        }
-    }
 }
 
 impl Keys {
@@ -85,8 +78,9 @@ impl Keys {
         permit: &Permit<A>,
         logins: &ShownLogins,
         cluster: &ClusterId,
+        deadline: Instant,
     ) -> Result<Acting, Error> {
-        let acting = self.0.users.acting(permit.caller(), logins, cluster).await?;
+        let acting = self.0.users.acting(permit.caller(), logins, cluster, deadline).await?;
         if acting.username == Username::kmsuser() { Err(Error::OfKmsuser) } else { Ok(acting) }
     }
 
@@ -96,11 +90,12 @@ impl Keys {
         permit: &Permit<A>,
         logins: &ShownLogins,
         key: &KeyRef,
+        deadline: Instant,
     ) -> Result<Reached, Error> {
         let id = match key {
             KeyRef::Id(_) | KeyRef::Alias(_) => self.resolve(key).await?,
             KeyRef::Hsm(name) => {
-                let acting = self.acting(permit, logins, &name.cluster).await?;
+                let acting = self.acting(permit, logins, &name.cluster, deadline).await?;
                 let id = self.id_of_users(&acting, name).await?;
                 return Ok(Reached { key: self.find(id).await?, owner: Owner::User(acting) });
             }
@@ -118,11 +113,12 @@ impl Keys {
         permit: &Permit<A>,
         logins: &ShownLogins,
         id: KeyId,
+        deadline: Instant,
     ) -> Result<Reached, Error> {
         let key = self.find(id).await?;
         let owner = match &key.home {
             Home::KeyStore(store) => Owner::KeyStore(store.clone()),
-            Home::User { user, .. } => match self.acting(permit, logins, &user.cluster).await {
+            Home::User { user, .. } => match self.acting(permit, logins, &user.cluster, deadline).await {
                 Ok(acting) if acting.username == user.username => Owner::User(acting),
                 Ok(_) | Err(Error::OfKmsuser | Error::User(_)) => return Err(Error::NotFound(id.to_string())),
                 Err(other) => return Err(other),

@@ -8,7 +8,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::select_all;
 use tokio::time::Instant;
 
 use crate::clock;
@@ -137,7 +136,7 @@ async fn attempt(stores: &KeyStores, store: &Arc<Store>) -> Result<(), Connectio
     }
     let left = || stores.0.settings.connect_timeout.saturating_sub(began.elapsed());
     let members: Vec<_> = connection.members().iter().collect();
-    if !come_up(&connection, &members, left(), is_out).await {
+    if !come_up(&connection, &members, left(), Member::is_out).await {
         return Err(why_nobody(&connection));
     }
     let proved: Vec<_> = members.into_iter().filter(|member| member.is_proved()).collect();
@@ -157,23 +156,19 @@ async fn attempt(stores: &KeyStores, store: &Arc<Store>) -> Result<(), Connectio
 /// these. Whether one is proved.
 async fn come_up(connection: &Connection, members: &[&Member], left: Duration, is_lost: fn(&Member) -> bool) -> bool {
     let nobody = || members.iter().all(|member| is_lost(member) || member.stuck().is_some());
-    until(connection, || any_proved(connection) || nobody() || refused(connection)).await;
+    connection.until(|| connection.any_proved() || nobody() || refused(connection)).await;
     let all_decided = || members.iter().all(|member| member.is_proved() || is_lost(member));
-    if any_proved(connection) {
+    if connection.any_proved() {
         // One suffices: the time for the others must not cost the store what the first has proved.
-        let _ = tokio::time::timeout(OTHERS.min(left / 2), until(connection, all_decided)).await;
+        let _ = tokio::time::timeout(OTHERS.min(left / 2), connection.until(all_decided)).await;
     }
-    any_proved(connection)
-}
-
-fn any_proved(connection: &Connection) -> bool {
-    connection.members().iter().any(Member::is_proved)
+    connection.any_proved()
 }
 
 /// One node refused the password, and none was found to accept it: the others are not asked, but for one that an operator
 /// has granted a login.
 fn refused(connection: &Connection) -> bool {
-    let may_yet_be_asked = |member: &Member| connection.has_granted_login(member.node.hsm()) && !is_out(member);
+    let may_yet_be_asked = |member: &Member| connection.has_granted_login(member.node.hsm()) && !member.is_out();
     connection.is_refused()
         && refusals(connection).any(|(_, refusal, _)| is_verdict(refusal))
         && !connection.members().iter().any(may_yet_be_asked)
@@ -183,9 +178,11 @@ fn refused(connection: &Connection) -> bool {
 fn is_verdict(refusal: LoginRefusal) -> bool {
     match refusal {
         LoginRefusal::Incorrect | LoginRefusal::Locked => true,
-        LoginRefusal::NoUser | LoginRefusal::LoggedInElsewhere | LoginRefusal::Unsettled | LoginRefusal::NotTried => {
-            false
-        }
+        LoginRefusal::NoUser
+        | LoginRefusal::LoggedInElsewhere
+        | LoginRefusal::Unsettled
+        | LoginRefusal::NotTried
+        | LoginRefusal::Throttled => false,
     }
 }
 
@@ -211,6 +208,7 @@ fn why_nobody(connection: &Connection) -> ConnectionFault {
         LoginRefusal::LoggedInElsewhere => 3,
         LoginRefusal::Unsettled => 4,
         LoginRefusal::NotTried => 5,
+        LoginRefusal::Throttled => 6,
     });
     if let Some((hsm, refusal, reason)) = most_telling {
         return fault(code(refusal), reason, Some(hsm.clone()));
@@ -229,36 +227,16 @@ fn why_nobody(connection: &Connection) -> ConnectionFault {
 pub(super) fn code(refusal: LoginRefusal) -> ConnectionErrorCode {
     match refusal {
         LoginRefusal::Incorrect | LoginRefusal::NotTried => ConnectionErrorCode::InvalidCredentials,
-        LoginRefusal::Locked => ConnectionErrorCode::UserLockedOut,
+        LoginRefusal::Locked | LoginRefusal::Throttled => ConnectionErrorCode::UserLockedOut,
         LoginRefusal::NoUser => ConnectionErrorCode::UserNotFound,
         LoginRefusal::LoggedInElsewhere => ConnectionErrorCode::UserLoggedIn,
         LoginRefusal::Unsettled => ConnectionErrorCode::InternalError,
     }
 }
 
-fn is_out(member: &Member) -> bool {
-    match member.node.status().borrow().health {
-        Health::Unreachable | Health::LoginRefused | Health::Drained | Health::WrongIdentity => true,
-        Health::NotProbed | Health::Syncing | Health::Healthy | Health::Slow => false,
-    }
-}
-
 /// It does not come back by itself.
 fn is_lost(member: &Member) -> bool {
-    is_out(member) && member.node.status().borrow().health != Health::Unreachable
-}
-
-/// Waits until the condition holds, looking again whenever a node changes.
-async fn until(connection: &Connection, condition: impl Fn() -> bool) {
-    let mut changes = connection.changes();
-    let mut statuses: Vec<_> = connection.members().iter().map(|member| member.node.status()).collect();
-    while !condition() {
-        let any = select_all(statuses.iter_mut().map(|status| Box::pin(status.changed())));
-        tokio::select! {
-            _ = any => {}
-            _ = changes.changed() => {}
-        }
-    }
+    member.is_out() && member.node.status().borrow().health != Health::Unreachable
 }
 
 fn reasons(connection: &Connection) -> String {

@@ -1,14 +1,14 @@
 //! An operator takes an HSM out of use, and back into it.
 //!
-//! Written down first, so that it outlives the daemon; then told to the node, if somebody is logged in there.
+//! Written down first, so that it outlives the daemon; then told to the node of each Connection that is open there.
 
 use std::collections::BTreeMap;
-use std::sync::{PoisonError, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLockWriteGuard};
 use std::time::Duration;
 
 use crate::authz::{Permit, action};
 use crate::clock;
-use crate::cluster::Member;
+use crate::cluster::{Connection, Member};
 use crate::model::{ClusterId, HsmId, Username};
 use crate::node::{Health, Reach};
 use crate::records::Unavailable;
@@ -39,10 +39,10 @@ impl KeyStores {
             this.0.records.drain_hsm(&cluster, &hsm, &note, clock::now()).await?;
             this.write_drained().insert((cluster.clone(), hsm.clone()), note.clone());
             this.0.listed.send_modify(|count| *count += 1);
-            if let Some(connection) = this.connection_on(&cluster)
-                && let Some(member) = connection.member(&hsm)
-            {
-                member.node.drain(note, limit);
+            for connection in this.open_on(&cluster, &hsm) {
+                if let Some(member) = connection.member(&hsm) {
+                    member.node.drain(note.clone(), limit);
+                }
             }
             Ok(())
         })
@@ -65,9 +65,8 @@ impl KeyStores {
     async fn resume_now(&self, cluster: &ClusterId, hsm: &HsmId, logins: Logins) -> Result<(), Error> {
         let _maintenance = self.0.maintenance.lock().await;
         let records = &self.0.records;
-        let connection = self.connection_on(cluster);
-        let member = connection.as_ref().and_then(|connection| connection.member(hsm));
-        if self.has_another_token(cluster, hsm, member).await? {
+        let connections = self.open_on(cluster, hsm);
+        if self.has_another_token(cluster, hsm, &connections).await? {
             // The operator has seen which token is there now, and means that one.
             records.forget_token_serial(cluster, hsm).await?;
         }
@@ -76,36 +75,50 @@ impl KeyStores {
         self.0.listed.send_modify(|count| *count += 1);
         if logins == Logins::AllowOne {
             records.allow_password_check(cluster, hsm).await?;
-            if let Some(connection) = &connection {
+            for connection in &connections {
                 connection.passwords().allow_one_login(hsm).await?;
                 connection.changed();
-            } else if let Some(store) = self.on_cluster(cluster) {
+            }
+            if let (Some(store), None) = (self.on_cluster(cluster), self.connection_on(cluster)) {
                 self.passwords(&store.record()).await?.allow_one_login(hsm).await?;
             }
         }
-        if let Some(member) = member {
+        for member in connections.iter().filter_map(|connection| connection.member(hsm)) {
             member.node.resume();
         }
         Ok(())
     }
 
-    /// Whether the HSM's token is not the one that was first logged in to there, or may be another for all that anybody saw.
-    /// A key store that found only such tokens is FAILED, and has no members to ask.
+    /// The Connections that this HSM is part of.
+    fn open_on(&self, cluster: &ClusterId, hsm: &HsmId) -> Vec<Arc<Connection>> {
+        let mut open = self.open_connections();
+        open.retain(|connection| connection.cluster == *cluster && connection.member(hsm).is_some());
+        open
+    }
+
+    /// Whether a token of the HSM's is not the one that was first logged in to there, or may be another for all that anybody
+    /// saw. A key store that found only such tokens is FAILED, and has no members to ask.
     async fn has_another_token(
         &self,
         cluster: &ClusterId,
         hsm: &HsmId,
-        member: Option<&Member>,
+        connections: &[Arc<Connection>],
     ) -> Result<bool, Unavailable> {
-        if let Some(member) = member {
-            return Ok(member.node.status().borrow().health == Health::WrongIdentity);
+        let members: Vec<_> = connections.iter().filter_map(|connection| connection.member(hsm)).collect();
+        let is_another = |member: &&Member| member.node.status().borrow().health == Health::WrongIdentity;
+        let kmsuser = Username::kmsuser();
+        if members.iter().any(is_another) {
+            return Ok(true);
+        }
+        if connections.iter().any(|connection| *connection.passwords().username() == kmsuser) {
+            return Ok(false);
         }
         if self.drained(cluster, hsm).is_some() {
             return Ok(false);
         }
         match self.reach(cluster, hsm) {
             Some(Reach::Reached(token)) => {
-                let known = self.0.records.token_serial(cluster, hsm, &Username::kmsuser()).await?;
+                let known = self.0.records.token_serial(cluster, hsm, &kmsuser).await?;
                 Ok(known.is_some_and(|known| known != token.serial))
             }
             // What cannot be reached was not refused for its serial number.

@@ -23,7 +23,7 @@ mod store;
 mod update;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -74,6 +74,8 @@ struct Inner {
     records: Records,
     host: Host,
     stores: RwLock<BTreeMap<KeyStoreId, Arc<Store>>>,
+    /// Connections, as long as they are open: key stores' and people's.
+    open: Mutex<Vec<Weak<Connection>>>,
     /// New Connections, for whoever keeps their keys level with the records.
     opened: mpsc::Sender<Arc<Connection>>,
     /// Counts stores made, deleted, and moved to another cluster.
@@ -112,6 +114,7 @@ impl KeyStores {
             records,
             host,
             stores: RwLock::new(stores),
+            open: Mutex::default(),
             opened,
             listed,
             drained: RwLock::new(drained),
@@ -245,8 +248,11 @@ impl KeyStores {
 
     /// For the daemon's end: every Connection is handed back to its workers. No state changes, so that the next daemon takes up where this one was.
     pub async fn close_all(&self, closing: Closing) {
-        let open = self.list().into_iter().filter_map(|store| store.connection.send_replace(None));
-        futures_util::future::join_all(open.map(|connection| async move { connection.close(closing).await })).await;
+        for store in self.list() {
+            store.connection.send_replace(None);
+        }
+        let open = self.open_connections();
+        futures_util::future::join_all(open.iter().map(|connection| connection.close(closing))).await;
     }
 
     /// Runs work to its end even when the caller leaves.

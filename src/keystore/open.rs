@@ -1,6 +1,6 @@
-//! A store's Connection: made of its cluster's nodes, at rest until somebody has them log in.
+//! Connections: made of a cluster's nodes, at rest until somebody has them log in. A store's, and those of people.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, Weak};
 
 use crate::cluster::{self, Connection};
 use crate::host::{Location, WorkerSpec};
@@ -55,28 +55,56 @@ impl KeyStores {
             return Err(NotOpened::NoPassword);
         }
         let passwords = self.passwords(&record).await?;
-        let _maintenance = self.0.maintenance.lock().await;
-        let mut nodes = Vec::new();
-        for (hsm, settings) in cluster.active_nodes() {
-            let drained = self.drained(&record.cluster, hsm);
+        let nodes = cluster.active_nodes().map(|(hsm, settings)| {
             let mut spec = worker_spec(&record.cluster, hsm, settings, &user);
             // What the store was made with, whatever is declared by now.
             if let Location::There(node) = &mut spec.location {
                 node.trust_anchor = record.trust_anchor.clone();
             }
-            let node = Node::new(spec, settings.zone.clone(), settings.queue_limit, drained);
-            let password = passwords.on(hsm).await?;
-            node.has_password(password.candidate.is_none().then_some(password.confirmed));
-            nodes.push(node);
-        }
-        let common = Common::new(self.0.host.clone(), self.0.records.clone(), passwords);
-        let connection = Connection::new(record.cluster.clone(), nodes, common, self.0.settings.zone.clone());
+            (spec, settings)
+        });
+        let connection = self.open_for(&record.cluster, nodes, passwords).await?;
         store.connection.send_replace(Some(connection.clone()));
         self.0.runtime.spawn(rotate::follow(self.clone(), store.clone(), connection.clone()));
+        Ok(connection)
+    }
+
+    /// A Connection of these nodes for whose passwords these are, all of them at rest. Operators' words about its HSMs, and
+    /// the daemon's end, reach it from now on.
+    pub async fn open_for(
+        &self,
+        cluster: &ClusterId,
+        nodes: impl Iterator<Item = (WorkerSpec, &cluster::NodeSettings)> + Send,
+        passwords: Passwords,
+    ) -> Result<Arc<Connection>, Unavailable> {
+        let _maintenance = self.0.maintenance.lock().await;
+        let mut members = Vec::new();
+        for (spec, settings) in nodes {
+            let drained = self.drained(cluster, &spec.hsm);
+            let password = passwords.on(&spec.hsm).await?;
+            let node = Node::new(spec, settings.zone.clone(), settings.queue_limit, drained);
+            node.has_password(password.candidate.is_none().then_some(password.confirmed));
+            members.push(node);
+        }
+        let common = Common::new(self.0.host.clone(), self.0.records.clone(), passwords);
+        let connection = Connection::new(cluster.clone(), members, common, self.0.settings.zone.clone());
+        self.note_open(&connection);
         if self.0.opened.send(connection.clone()).await.is_err() {
             tracing::error!("nobody keeps keys level with the records");
         }
         Ok(connection)
+    }
+
+    fn note_open(&self, connection: &Arc<Connection>) {
+        let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|former| former.upgrade().is_some_and(|former| !former.is_closed()));
+        open.push(Arc::downgrade(connection));
+    }
+
+    /// Every Connection that is open, key stores' and people's.
+    pub(super) fn open_connections(&self) -> Vec<Arc<Connection>> {
+        let open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.iter().filter_map(Weak::upgrade).filter(|connection| !connection.is_closed()).collect()
     }
 
     /// The passwords of the store's crypto user on its cluster's nodes.

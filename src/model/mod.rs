@@ -12,6 +12,7 @@ mod escrow;
 mod hsm_key;
 mod id;
 mod key;
+mod seal;
 mod secret;
 mod store;
 
@@ -26,5 +27,6 @@ pub use id::{
     AccountId, AliasName, ClusterId, HsmId, Invalid, KeyId, KeyRef, KeyStoreId, KeyStoreName, Region, Username, Zone,
 };
 pub use key::{CkaId, KeySpec, KeyState, KeyVersion, Probe};
+pub use seal::Sealer;
 pub use secret::{Password, Plaintext, SealingKey};
 pub use store::{ConnectionErrorCode, ConnectionState, Realm};

@@ -34,6 +34,8 @@ pub enum LoginRefusal {
     Unsettled,
     /// Another node refused this password first, so that it was not tried here.
     NotTried,
+    /// Others gave so many wrong passwords that it was not tried here: it would be the next to count.
+    Throttled,
 }
 
 /// How an attempt to log in ended.
@@ -90,7 +92,11 @@ pub(super) async fn log_in(
         }
         // No verdict on the password: it is the next node's turn.
         Err(LoginError::Refused(
-            LoginRefusal::NoUser | LoginRefusal::LoggedInElsewhere | LoginRefusal::Unsettled | LoginRefusal::NotTried,
+            LoginRefusal::NoUser
+            | LoginRefusal::LoggedInElsewhere
+            | LoginRefusal::Unsettled
+            | LoginRefusal::NotTried
+            | LoginRefusal::Throttled,
         ))
         | Err(LoginError::OtherPassword | LoginError::Worker(_) | LoginError::Records(_)) => {}
     }
@@ -115,6 +121,10 @@ impl Attempt {
         let turn = self.host.turn(&self.spec).await;
         if !self.passwords.still_holds(hsm, &self.offer).await? {
             return Err(LoginError::OtherPassword);
+        }
+        let failed = self.host.failed_logins(&self.spec).map_err(LoginError::Worker)?;
+        if failed >= self.passwords.failures_allowed(&self.offer) {
+            return Err(LoginError::Refused(LoginRefusal::Throttled));
         }
         match self.records.begin_login(cluster, hsm, &credential.username, credential.version).await? {
             LoginLeave::Granted | LoginLeave::GrantedAgain => {}

@@ -50,7 +50,7 @@ pub use lookout::{Reach, look_out};
 pub use passwords::{Credential, Passwords, Sharing};
 pub use rotate::{Change, change_password};
 pub use supervise::{Common, supervise};
-pub use trial::{Tried, try_password, try_user};
+pub use trial::{Slot, Tried, try_password, try_user};
 
 /// How a node is, as far as the daemon can tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -22,7 +22,7 @@ const READ_AGAIN: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Credential {
     pub username: Username,
-    pub password: Password,
+    pub password: Arc<Password>,
     pub version: PasswordVersion,
 }
 
@@ -35,11 +35,21 @@ pub enum Sharing {
     OneForAll,
 }
 
+/// Where the passwords themselves are.
+#[derive(Debug)]
+enum Kept {
+    /// Sealed, in the records: a key store's, which logs in by itself whenever it must.
+    InRecords,
+    /// In memory alone: a person's, as long as he is logged in.
+    Here { password: Arc<Password>, failures_allowed: u32 },
+}
+
 /// The passwords of one crypto user on one cluster.
 #[derive(Debug)]
 pub struct Passwords {
     records: Records,
     owner: PasswordOwner,
+    kept: Kept,
     sharing: Sharing,
     gates: Mutex<BTreeMap<PasswordVersion, Arc<Gate>>>,
     /// Counts the nodes that have accepted a candidate.
@@ -76,25 +86,36 @@ impl Offer {
 }
 
 impl Passwords {
-    /// With a gate for each password that one of the nodes has.
+    /// What a person gave, who has it on every node. It is not offered to a node that has not accepted it before, where
+    /// so many logins of the user's have failed in a row.
+    pub fn of_person(records: Records, owner: PasswordOwner, password: Arc<Password>, failures_allowed: u32) -> Self {
+        Self::new(records, owner, Sharing::EachItsOwn, Kept::Here { password, failures_allowed })
+    }
+
+    /// A key store's, as the records have them: with a gate for each that one of the nodes has.
     pub async fn of(
         records: Records,
         owner: PasswordOwner,
         nodes: impl Iterator<Item = &HsmId>,
         sharing: Sharing,
     ) -> Result<Self, Unavailable> {
-        let passwords = Self {
-            records,
-            owner,
-            sharing,
-            gates: Mutex::default(),
-            confirmed: watch::Sender::new(0),
-            changes: Arc::default(),
-        };
+        let passwords = Self::new(records, owner, sharing, Kept::InRecords);
         for hsm in nodes {
             passwords.gate(passwords.on(hsm).await?.confirmed).await?;
         }
         Ok(passwords)
+    }
+
+    fn new(records: Records, owner: PasswordOwner, sharing: Sharing, kept: Kept) -> Self {
+        Self {
+            records,
+            owner,
+            kept,
+            sharing,
+            gates: Mutex::default(),
+            confirmed: watch::Sender::new(0),
+            changes: Arc::default(),
+        }
     }
 
     pub fn owner(&self) -> &PasswordOwner {
@@ -258,8 +279,23 @@ impl Passwords {
 
     /// One of the passwords that a node has, or may have.
     pub async fn credential(&self, version: PasswordVersion) -> Result<Credential, Unavailable> {
-        let password = self.records.password_of(&self.owner, version).await?;
+        let password = match &self.kept {
+            Kept::InRecords => Arc::new(self.records.password_of(&self.owner, version).await?),
+            Kept::Here { password, .. } => password.clone(),
+        };
         Ok(Credential { username: self.owner.username.clone(), password, version })
+    }
+
+    /// After how many failed logins in a row the offer is not made.
+    pub(super) fn failures_allowed(&self, offer: &Offer) -> u32 {
+        match (&self.kept, offer.standing) {
+            // Key stores have a budget of their own, which never comes so far.
+            (Kept::InRecords, _) | (Kept::Here { .. }, Standing::Proven) => u32::MAX,
+            (
+                Kept::Here { failures_allowed, .. },
+                Standing::Untried | Standing::Granted | Standing::Unsettled | Standing::Refused,
+            ) => *failures_allowed,
+        }
     }
 
     /// What a node has said of a password.

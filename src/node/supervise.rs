@@ -452,6 +452,7 @@ fn refused(node: &Node, refusal: LoginRefusal) {
         LoginRefusal::LoggedInElsewhere => "the crypto user is logged in elsewhere",
         LoginRefusal::Unsettled => "an earlier login was never answered; allow one login to try once more",
         LoginRefusal::NotTried => "another HSM refused the password first; it was not tried here",
+        LoginRefusal::Throttled => "too many wrong passwords were given for the crypto user; it was not tried here",
     };
     tracing::warn!(hsm = %node.spec.hsm, reason, "login refused");
     node.status.send_modify(|status| {

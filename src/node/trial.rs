@@ -70,12 +70,22 @@ pub async fn try_password(
     Ok(answered(records, &turn, spec, trial, password).await)
 }
 
+/// Who else may be at work on the user's token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Slot {
+    /// Nobody whom this daemon knows of: whoever is there is a former daemon's, and is waited for.
+    Free,
+    /// This daemon's own workers. They change nothing in the token but by their own logins, in the node's turn.
+    Ours,
+}
+
 /// Makes an attempt for a crypto user who wants to log in, unless `allowed` have failed in a row: his host counts them, and
 /// writes each down before it is made. The PIN is the text that the token wants.
 pub async fn try_user(
     host: &Host,
     records: &Records,
     spec: &WorkerSpec,
+    slot: Slot,
     pin: &Password,
     allowed: u32,
 ) -> Result<Tried, Unavailable> {
@@ -85,8 +95,11 @@ pub async fn try_user(
         Ok(_) => {}
         Err(error) => return Ok(Tried::NotAsked(with_causes(&error))),
     }
-    let opened = host.open_user_trial(&turn, spec).await;
-    let trial = match as_before(records, spec, opened).await? {
+    let trial = match slot {
+        Slot::Free => as_before(records, spec, host.open_user_trial(&turn, spec).await).await?,
+        Slot::Ours => as_before(records, spec, host.open_trial(&turn, spec).await).await?,
+    };
+    let trial = match trial {
         Ok(trial) => trial,
         Err(tried) => return Ok(tried),
     };

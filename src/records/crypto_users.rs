@@ -266,7 +266,8 @@ impl Records {
         let Some(row) = found else { return Ok(None) };
         let (version, sealed): (u32, Option<Vec<u8>>) = (number(&row, "version")?, row.try_get("sealed")?);
         let Some(sealed) = sealed else { return Ok(None) };
-        let opened = self.0.sealer.open(&place(cluster, user, &version.to_string()), &sealed)?;
+        let opened =
+            self.0.sealer.open(&place(cluster, user, &version.to_string()), &sealed).ok_or(Unavailable::sealed())?;
         let text = String::from_utf8(opened.to_vec()).map_err(|_| Unavailable::row("sealed"))?;
         Ok(Some((version, Password::trusted(text))))
     }
@@ -380,7 +381,11 @@ impl Records {
         .bind(user.as_str())
         .fetch_one(&mut **change)
         .await?;
-        let sealed = self.0.sealer.seal(&place(cluster, user, &version.to_string()), password.expose().as_bytes())?;
+        let sealed = self
+            .0
+            .sealer
+            .seal(&place(cluster, user, &version.to_string()), password.expose().as_bytes())
+            .ok_or(Unavailable::sealed())?;
         sqlx::query("UPDATE crypto_users SET sealed = ? WHERE cluster_id = ? AND username = ?")
             .bind(sealed)
             .bind(cluster.as_str())

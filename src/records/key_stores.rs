@@ -10,6 +10,7 @@ use crate::model::{
     TrustAnchor, Username,
 };
 
+use super::passwords::next_version;
 use super::row::{millis, named, number, parsed, time, time_if_any};
 use super::{Records, Unavailable};
 
@@ -218,7 +219,8 @@ impl Records {
                 .fetch_optional(&self.0.read)
                 .await?;
         let Some(sealed) = sealed else { return Ok(None) };
-        let secret = self.0.sealer.open(&place(cluster, user, &version.0.to_string()), &sealed)?;
+        let secret =
+            self.0.sealer.open(&place(cluster, user, &version.0.to_string()), &sealed).ok_or(Unavailable::sealed())?;
         let text = std::str::from_utf8(&secret).map_err(|_| Unavailable::sealed())?;
         Ok(Some(Password::trusted(text.to_owned())))
     }
@@ -230,25 +232,21 @@ impl Records {
         user: &Username,
         password: &Password,
     ) -> Result<PasswordVersion, Unavailable> {
-        let version: i64 = sqlx::query_scalar(
-            "INSERT INTO password_versions (cluster_id, username, last) VALUES (?, ?, 1)
-             ON CONFLICT (cluster_id, username) DO UPDATE SET last = last + 1 RETURNING last",
-        )
-        .bind(cluster.as_str())
-        .bind(user.as_str())
-        .fetch_one(&mut **change)
-        .await?;
-        let version = u32::try_from(version).map_err(|_| Unavailable::row("last"))?;
-        let text = version.to_string();
-        let sealed = self.0.sealer.seal(&place(cluster, user, &text), password.expose().as_bytes())?;
+        let version = next_version(change, cluster, user).await?;
+        let text = version.0.to_string();
+        let sealed = self
+            .0
+            .sealer
+            .seal(&place(cluster, user, &text), password.expose().as_bytes())
+            .ok_or(Unavailable::sealed())?;
         sqlx::query("INSERT INTO passwords (cluster_id, username, version, sealed) VALUES (?, ?, ?, ?)")
             .bind(cluster.as_str())
             .bind(user.as_str())
-            .bind(version)
+            .bind(version.0)
             .bind(sealed)
             .execute(&mut **change)
             .await?;
-        Ok(PasswordVersion(version))
+        Ok(version)
     }
 
     /// A transaction that has the right to write from its start, so that it never fails halfway for want of it.

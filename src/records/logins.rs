@@ -2,7 +2,7 @@
 //!
 //! At most one failed attempt for each node and password: an attempt is opened before the call and
 //! closed by its answer. One that was never answered counts as failed, unless the password was good there before.
-//! The security officer's PIN on each node is counted in the same way, under a name that no crypto user has.
+//! The security officer's PIN of each token is counted in the same way, under a name that no crypto user has.
 
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite, Transaction};
@@ -146,7 +146,7 @@ impl Records {
     /// An operator's act: attempts that were never answered may be made once more, with each of the user's passwords, and
     /// the security officer's as well. A refusal stays.
     pub async fn forgive_unsettled(&self, cluster: &ClusterId, user: &Username) -> Result<(), Unavailable> {
-        let so = Username::security_officer();
+        let so = Username::security_officer_of(user);
         sqlx::query("UPDATE logins SET attempt_open = FALSE WHERE cluster_id = ? AND username IN (?, ?)")
             .bind(cluster.as_str())
             .bind(user.as_str())
@@ -166,7 +166,7 @@ impl Records {
         version: PasswordVersion,
     ) -> Result<(), Unavailable> {
         self.write_login(GRANTED, cluster, hsm, user, version).await?;
-        self.write_login(GRANTED, cluster, hsm, &Username::security_officer(), PasswordVersion::SO_PIN).await
+        self.allow_one_security_officer_login(cluster, hsm, user).await
     }
 
     /// An operator's act, or that the token is being made with this very PIN: the security officer of the user's token is to
@@ -227,6 +227,29 @@ impl Records {
             .await?;
         Ok(())
     }
+}
+
+/// The password was tried past the budget, for somebody who gave it, and accepted: it may be offered here again.
+pub(super) async fn login_proved(
+    change: &mut Transaction<'_, Sqlite>,
+    cluster: &ClusterId,
+    hsm: &HsmId,
+    user: &Username,
+    version: PasswordVersion,
+) -> Result<(), Unavailable> {
+    sqlx::query(
+        "INSERT INTO logins (cluster_id, username, hsm_id, version, proven, attempt_open, refused)
+         VALUES (?, ?, ?, ?, TRUE, FALSE, FALSE)
+         ON CONFLICT (cluster_id, username, hsm_id, version)
+         DO UPDATE SET proven = TRUE, attempt_open = FALSE, refused = FALSE, granted = FALSE",
+    )
+    .bind(cluster.as_str())
+    .bind(user.as_str())
+    .bind(hsm.as_str())
+    .bind(version.0)
+    .execute(&mut **change)
+    .await?;
+    Ok(())
 }
 
 pub(super) async fn close_login(

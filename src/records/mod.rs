@@ -23,7 +23,6 @@ mod passwords;
 mod presences;
 mod replicas;
 mod row;
-mod seal;
 mod updates;
 mod user_logins;
 mod uses;
@@ -34,6 +33,8 @@ mod tests;
 use std::sync::Arc;
 
 use sqlx::SqlitePool;
+
+use crate::model::Sealer;
 
 pub use aliases::{AliasRecord, CreatedAlias};
 pub use creating::{BegunKey, KeyLimits, NewKey, RequestClaim};
@@ -51,8 +52,6 @@ pub use replicas::ProvableKey;
 pub use updates::{KeyStoreUpdate, UpdatedKeyStore};
 pub use user_logins::{AddedLogin, UserLoginRecord};
 pub use uses::Reserved;
-
-use seal::Sealer;
 
 /// The records of one daemon. Cheap to clone; its directory stays locked while one is alive.
 #[derive(Debug, Clone)]

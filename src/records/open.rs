@@ -13,9 +13,8 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{SqlSafeStr, SqlStr, SqlitePool};
 use tokio::time::Instant;
 
-use crate::model::SealingKey;
+use crate::model::{Sealer, SealingKey};
 
-use super::seal::Sealer;
 use super::{Inner, OpenError, Records};
 
 const KEY_BYTES: usize = 32;
@@ -98,6 +97,7 @@ pub(super) fn migrations() -> Migrator {
         step(9, "realms", include_str!("migrations/0009_realms.sql").into_sql_str()),
         step(10, "rotations", include_str!("migrations/0010_rotations.sql").into_sql_str()),
         step(11, "crypto users", include_str!("migrations/0011_crypto_users.sql").into_sql_str()),
+        step(12, "logins' passwords", include_str!("migrations/0012_login_passwords.sql").into_sql_str()),
         step(13, "hsm keys", include_str!("migrations/0013_hsm_keys.sql").into_sql_str()),
     ];
     Migrator { migrations: Cow::Owned(steps), ..Migrator::DEFAULT }

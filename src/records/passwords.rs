@@ -276,6 +276,23 @@ impl Records {
     }
 }
 
+/// A number that no password of the user's has had.
+pub(super) async fn next_version(
+    change: &mut Transaction<'_, Sqlite>,
+    cluster: &ClusterId,
+    user: &Username,
+) -> Result<PasswordVersion, Unavailable> {
+    let version: i64 = sqlx::query_scalar(
+        "INSERT INTO password_versions (cluster_id, username, last) VALUES (?, ?, 1)
+         ON CONFLICT (cluster_id, username) DO UPDATE SET last = last + 1 RETURNING last",
+    )
+    .bind(cluster.as_str())
+    .bind(user.as_str())
+    .fetch_one(&mut **change)
+    .await?;
+    Ok(PasswordVersion(u32::try_from(version).map_err(|_| Unavailable::row("last"))?))
+}
+
 /// The first node to confirm a candidate says that the rotation happened: when its password was made.
 async fn candidate_confirmed(
     change: &mut Transaction<'_, Sqlite>,

@@ -1,13 +1,16 @@
-//! Who is logged in as a crypto user. A login is known by the hash of its token: what stands here logs nobody in.
+//! Who is logged in as a crypto user. A login is known by the hash of its token, and the password with it is sealed under
+//! a key that the token alone gives: what stands here logs nobody in.
 
 use std::time::{Duration, SystemTime};
 
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
-use crate::model::{ClusterId, Username};
+use crate::model::{ClusterId, HsmId, PasswordVersion, Username};
 
-use super::row::{millis, parsed, time};
+use super::logins::login_proved;
+use super::passwords::next_version;
+use super::row::{millis, number, parsed, time};
 use super::{Records, Unavailable};
 
 /// A login.
@@ -21,12 +24,17 @@ pub struct UserLoginRecord {
     /// What a renewal adds.
     pub ttl: Duration,
     pub expires: SystemTime,
+    /// The password, for who has the token.
+    pub sealed: Vec<u8>,
+    /// Which of the user's passwords it is. kmsuser's is numbered anew for each login.
+    pub version: PasswordVersion,
 }
 
 /// What became of one that was to be added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AddedLogin {
-    Added,
+    /// With this number for the password.
+    Added(PasswordVersion),
     /// As many are logged in as may be.
     Full,
     /// The user was given another password meanwhile, or is being removed.
@@ -34,12 +42,12 @@ pub enum AddedLogin {
 }
 
 impl Records {
-    /// Adds a login as the user who has this version of his password, unless there are `most`. Those that have expired by
-    /// `now` go. A user of whom keyway knows nothing else has none: version 0.
+    /// Adds a login as the user who has this version of his password, as `proved_on` has just said, unless there are `most`.
+    /// Those that have expired by `now` go. A user of whom keyway knows nothing else has version 0.
     pub async fn add_user_login(
         &self,
         login: &UserLoginRecord,
-        version: u32,
+        proved_on: &HsmId,
         most: u32,
         now: SystemTime,
     ) -> Result<AddedLogin, Unavailable> {
@@ -56,10 +64,10 @@ impl Records {
         .await?;
         let present = match &present {
             Some(row) if row.try_get::<bool, _>("removed")? => None,
-            Some(row) => Some(row.try_get::<u32, _>("version")?),
-            None => Some(0),
+            Some(row) => Some(PasswordVersion(number(row, "version")?)),
+            None => Some(PasswordVersion(0)),
         };
-        if present != Some(version) {
+        if present != Some(login.version) {
             return Ok(AddedLogin::Outdated);
         }
         let logins: i64 = sqlx::query_scalar("SELECT count(*) FROM user_logins").fetch_one(&mut *change).await?;
@@ -67,8 +75,16 @@ impl Records {
             change.commit().await?;
             return Ok(AddedLogin::Full);
         }
+        // What keyway knows of kmsuser's passwords changes with his key store's: the one that was proved is a new one.
+        let version = if login.username == Username::kmsuser() {
+            next_version(&mut change, &login.cluster, &login.username).await?
+        } else {
+            login.version
+        };
+        login_proved(&mut change, &login.cluster, proved_on, &login.username, version).await?;
         sqlx::query(
-            "INSERT INTO user_logins (token_sha256, cluster_id, username, caller, ttl, expires) VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT INTO user_logins (token_sha256, cluster_id, username, caller, ttl, expires, sealed, version)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(login.token_sha256.as_slice())
         .bind(login.cluster.as_str())
@@ -76,10 +92,12 @@ impl Records {
         .bind(&login.caller)
         .bind(i64::try_from(login.ttl.as_millis()).unwrap_or(i64::MAX))
         .bind(millis(login.expires))
+        .bind(&login.sealed)
+        .bind(version.0)
         .execute(&mut *change)
         .await?;
         change.commit().await?;
-        Ok(AddedLogin::Added)
+        Ok(AddedLogin::Added(version))
     }
 
     /// The login of this token, if it is the caller's and has not expired.
@@ -117,14 +135,19 @@ impl Records {
         renewed.as_ref().map(login).transpose()
     }
 
-    /// Ends the caller's login. One that is not there has ended.
-    pub async fn end_user_login(&self, token_sha256: &[u8; 32], caller: &str) -> Result<(), Unavailable> {
-        sqlx::query("DELETE FROM user_logins WHERE token_sha256 = ? AND caller = ?")
-            .bind(token_sha256.as_slice())
-            .bind(caller)
-            .execute(&self.0.write)
-            .await?;
-        Ok(())
+    /// Ends the caller's login: as whom it was. `None`: one that is not there has ended.
+    pub async fn end_user_login(
+        &self,
+        token_sha256: &[u8; 32],
+        caller: &str,
+    ) -> Result<Option<(ClusterId, Username)>, Unavailable> {
+        let ended =
+            sqlx::query("DELETE FROM user_logins WHERE token_sha256 = ? AND caller = ? RETURNING cluster_id, username")
+                .bind(token_sha256.as_slice())
+                .bind(caller)
+                .fetch_optional(&self.0.write)
+                .await?;
+        ended.as_ref().map(|row| Ok((parsed(row, "cluster_id")?, parsed(row, "username")?))).transpose()
     }
 
     /// When the last of those who are logged in as this user will be no more, unless somebody renews. `None`: nobody is.
@@ -157,5 +180,7 @@ fn login(row: &SqliteRow) -> Result<UserLoginRecord, Unavailable> {
         caller: row.try_get("caller")?,
         ttl: Duration::from_millis(ttl.unsigned_abs()),
         expires: time(row, "expires")?,
+        sealed: row.try_get("sealed")?,
+        version: PasswordVersion(number(row, "version")?),
     })
 }

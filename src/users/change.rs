@@ -117,6 +117,7 @@ impl Users {
         if !begun.await?? {
             return Err(not_found(id, user));
         }
+        self.end(id, user).await;
         #[cfg(debug_assertions)]
         crate::seams::stop_point("user-removal-written-down");
         let undone = self.settle(id, &cluster, user).await?;
@@ -180,7 +181,7 @@ impl Users {
         let _changing = self.turn(id).await;
         self.known(id, &cluster, user).await?;
         let record = self.0.records.crypto_user(id, user).await?.ok_or_else(|| not_found(id, user))?;
-        if record.version != proved {
+        if record.version != proved.version.0 {
             return Err(Error::Conflict);
         }
         if record.second_factor {
@@ -204,6 +205,7 @@ impl Users {
         if !self.resting(id, user, written).await?? {
             return Err(Error::Conflict);
         }
+        self.end(id, user).await;
         #[cfg(debug_assertions)]
         crate::seams::stop_point("user-password-written-down");
         let undone = self.settle(id, cluster, user).await?;

@@ -33,6 +33,8 @@ pub enum Error {
     KmsuserHasKeyStore { store: KeyStoreId, state: ConnectionState },
     #[error("no HSM can be reached: {0}")]
     NoNode(String),
+    #[error("no HSM serves the crypto user now: {0}")]
+    NotServed(String),
     #[error("no HSM has done it yet: {0}; each will as soon as it can")]
     OutcomeUnknown(String),
     #[error(transparent)]
@@ -45,12 +47,14 @@ pub enum Error {
     TooManyLogins(u32),
     #[error("too many crypto users are being changed or logged in at this moment")]
     Busy,
-    #[error("no login token was sent")]
+    #[error("no login token was sent for this cluster")]
     LoginRequired,
     #[error("the login has ended, or was never yours")]
     LoginExpired,
     #[error("the user was changed at the same time")]
     Conflict,
+    #[error("the system gives no random bytes")]
+    NoRandomness,
     #[error("the records cannot be reached")]
     Records(#[from] Unavailable),
 }

@@ -91,7 +91,12 @@ impl Users {
                 }
             }
         };
-        self.resting(id, user, job).await?
+        self.resting(id, user, job).await??;
+        match task {
+            UserTask::Give => self.is_given_on(id, user, place.hsm()).await,
+            UserTask::Remove => {}
+        }
+        Ok(())
     }
 
     /// One may have been made since the removal was written down: with kmsuser's token would go its keys.
@@ -187,7 +192,8 @@ fn said_of_the_security_officer(answer: &Result<String, UserError>) -> Said {
                     LoginRefusal::NoUser
                     | LoginRefusal::LoggedInElsewhere
                     | LoginRefusal::Unsettled
-                    | LoginRefusal::NotTried,
+                    | LoginRefusal::NotTried
+                    | LoginRefusal::Throttled,
                 ) => Said::NotAsked,
                 None => Said::Nothing,
             }

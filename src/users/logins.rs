@@ -1,6 +1,6 @@
 //! Who is logged in as a crypto user: proved once, then known by a token that only the caller has.
 //!
-//! A login is bound to its caller and ends by itself. It holds no HSM's session: what it is for is proved, no more.
+//! A login is bound to its caller and ends by itself. While one lasts, its user has a Connection (`connections`).
 
 use std::time::{Duration, SystemTime};
 
@@ -10,6 +10,7 @@ use crate::cluster;
 use crate::model::{ClusterId, Password, Username};
 use crate::records::{AddedLogin, UserLoginRecord};
 
+use super::token::Whose;
 use super::{Error, LoginToken, Subject, Users};
 
 /// Who wants to log in, and for how long.
@@ -55,7 +56,11 @@ impl Users {
         let cluster = self.managed(id)?;
         let user = new.subject.username().clone();
         // A key store that would connect meanwhile waits, and then finds the login.
-        self.resting(id, &user, self.log_in_resting(id, &cluster, caller, new)).await?
+        let (token, login, password) =
+            self.resting(id, &user, self.log_in_resting(id, &cluster, caller, new)).await??;
+        let expires = login.expires;
+        self.connect_in_the_background(caller, login, password);
+        Ok((token, expires))
     }
 
     async fn log_in_resting(
@@ -64,15 +69,17 @@ impl Users {
         cluster: &cluster::Settings,
         caller: &Caller,
         new: NewLogin,
-    ) -> Result<(LoginToken, SystemTime), Error> {
+    ) -> Result<(LoginToken, UserLoginRecord, Password), Error> {
         let NewLogin { subject, password, ttl } = new;
         let username = subject.username().clone();
-        let version = self.prove(id, cluster, &username, &password).await?;
+        let proved = self.prove(id, cluster, &username, &password).await?;
         let record = self.0.records.crypto_user(id, &username).await?;
         if record.is_some_and(|record| record.second_factor) {
             return Err(Error::SecondFactor(username));
         }
         let (token, now) = (LoginToken::random(), clock::now());
+        let whose = Whose { cluster: id, username: &username, caller };
+        let sealed = token.seal(whose, &password).ok_or(Error::NoRandomness)?;
         let login = UserLoginRecord {
             token_sha256: token.sha256(),
             cluster: id.clone(),
@@ -80,10 +87,12 @@ impl Users {
             caller: caller.name().to_owned(),
             ttl,
             expires: now + ttl,
+            sealed,
+            version: proved.version,
         };
         let most = self.0.settings.max_logins;
-        match self.0.records.add_user_login(&login, version, most, now).await? {
-            AddedLogin::Added => Ok((token, login.expires)),
+        match self.0.records.add_user_login(&login, &proved.on, most, now).await? {
+            AddedLogin::Added(version) => Ok((token, UserLoginRecord { version, ..login }, password)),
             AddedLogin::Full => Err(Error::TooManyLogins(most)),
             AddedLogin::Outdated => Err(Error::Conflict),
         }
@@ -91,18 +100,27 @@ impl Users {
 
     /// Makes the caller's login last as long again as when it was made: until when.
     pub async fn renew(&self, permit: Permit<action::RenewLogin>, token: &LoginToken) -> Result<SystemTime, Error> {
-        let renewed = self.0.records.renew_user_login(&token.sha256(), permit.caller().name(), clock::now()).await?;
-        renewed.map(|login| login.expires).ok_or(Error::LoginExpired)
+        let (hash, caller) = (token.sha256(), permit.caller());
+        let renewed = self.0.records.renew_user_login(&hash, caller.name(), clock::now()).await?;
+        let login = renewed.ok_or(Error::LoginExpired)?;
+        self.login_changed(&login.cluster, &login.username, &hash);
+        // Whoever goes on with a login after a restart of ours finds it warm.
+        self.connect_soon(caller, token, &login);
+        Ok(login.expires)
     }
 
     /// Ends the caller's login, if it has not ended.
     pub async fn log_out(&self, permit: Permit<action::Logout>, token: &LoginToken) -> Result<(), Error> {
-        Ok(self.0.records.end_user_login(&token.sha256(), permit.caller().name()).await?)
+        let hash = token.sha256();
+        if let Some((cluster, user)) = self.0.records.end_user_login(&hash, permit.caller().name()).await? {
+            self.login_changed(&cluster, &user, &hash);
+        }
+        Ok(())
     }
 
     /// Whose login it is that the caller shows.
     pub async fn login_of(&self, caller: &Caller, token: &LoginToken) -> Result<Login, Error> {
-        let login = self.0.records.user_login(&token.sha256(), caller.name(), clock::now()).await?;
+        let login = self.record_of(&token.sha256(), caller).await?;
         login.map(Login::from).ok_or(Error::LoginExpired)
     }
 }

@@ -2,16 +2,18 @@
 //!
 //! Each HSM keeps its users for itself. What is to be on them is written down first, then done on each that can be reached,
 //! and closed there; what is left over is caught up with (`catch_up`) when the HSM is back. A password is proved on one HSM
-//! before anything goes by it, and nowhere more often than is safe (`prove`). Keys are never looked at here.
+//! before anything goes by it, and nowhere more often than is safe (`prove`). Who is logged in has a Connection
+//! (`connections`), and whoever shows a login's token acts through it. Keys are never looked at here.
 //!
 //! ```text
 //!  create, delete, reset ───────▶ records ─▶ jobs, on each HSM ─▶ records
 //!  change ─▶ prove, on one HSM ──────┘          ▲
-//!  log in ─▶ prove ─▶ logins                 catch_up
+//!  log in ─▶ prove ─▶ logins ─▶ Connection   catch_up
 //! ```
 
 mod catch_up;
 mod change;
+mod connections;
 mod error;
 mod jobs;
 mod list;
@@ -35,6 +37,7 @@ use crate::node::heard_out;
 use crate::records::Records;
 
 pub use change::NewUser;
+pub use connections::{Acting, ShownLogins};
 pub use error::Error;
 pub use list::UserView;
 pub use logins::NewLogin;
@@ -42,6 +45,7 @@ pub use prove::{Subject, Unproved};
 pub use settings::Settings;
 pub use token::LoginToken;
 
+use connections::{Known, Seats};
 use strangers::Strangers;
 
 /// So many administrators' changes are on their way at once, and as many passwords are being proved: each waits for its
@@ -63,6 +67,8 @@ struct Inner {
     /// Something was left to be caught up with.
     left_over: Notify,
     strangers: Strangers,
+    seats: Seats,
+    known: Known,
     /// Of administrators' changes.
     changes: Arc<Semaphore>,
     /// Of passwords to be proved: whoever tries many is not in the way of the administrator who resets one.
@@ -81,6 +87,8 @@ impl Users {
             changing: Mutex::default(),
             left_over: Notify::new(),
             strangers: Strangers::default(),
+            seats: Seats::default(),
+            known: Known::default(),
             changes: Arc::new(Semaphore::new(MOST_AT_ONCE)),
             proofs: Arc::new(Semaphore::new(MOST_AT_ONCE)),
             runtime: tokio::runtime::Handle::current(),

@@ -9,8 +9,8 @@ use aws_lc_rs::rand;
 use crate::authz::{Permit, action};
 use crate::cluster;
 use crate::host::{UserError, WorkerSpec, pin_text};
-use crate::model::{ClusterId, HsmId, Password, Username, with_causes};
-use crate::node::{self, LoginRefusal, Tried};
+use crate::model::{ClusterId, HsmId, Password, PasswordVersion, Username, with_causes};
+use crate::node::{self, LoginRefusal, Slot, Tried};
 use crate::records::{CryptoUserRecord, Lock, Unavailable, UserOnHsm, UserTask};
 
 use super::Users;
@@ -53,12 +53,19 @@ pub enum Unproved {
     Records(#[from] Unavailable),
 }
 
+/// A password that is the user's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Proved {
+    pub(super) version: PasswordVersion,
+    pub(super) on: HsmId,
+}
+
 /// How often a password may be tried in vain.
-struct Allowed {
+pub(super) struct Allowed {
     /// A key store has tries of its own, and must be able to make them: one failure on one HSM is the end.
     is_a_stores: bool,
     /// In a row on each HSM.
-    failures: u32,
+    pub(super) failures: u32,
 }
 
 /// What came of it on one HSM.
@@ -72,14 +79,18 @@ enum On {
 }
 
 impl Users {
-    /// The version of the password, which the user has on an HSM that was asked. For kmsuser, while he rests.
+    /// Which of the user's passwords it is, and the HSM that has just accepted it. For kmsuser, while he rests.
     pub(super) async fn prove(
         &self,
         id: &ClusterId,
         cluster: &cluster::Settings,
         user: &Username,
         password: &Password,
-    ) -> Result<u32, Unproved> {
+    ) -> Result<Proved, Unproved> {
+        let seat = self.seat(id, user);
+        let seated = seat.open.lock().await;
+        // His own workers are no strangers there.
+        let slot = if seated.is_some() { Slot::Ours } else { Slot::Free };
         let record = self.0.records.crypto_user(id, user).await?;
         let mut throttled = false;
         let mut not_asked = Vec::new();
@@ -91,12 +102,15 @@ impl Users {
         }
         for place in &places {
             let on = match asking(record.as_ref(), user, place.hsm()) {
-                Asking::Yes => self.prove_on(id, cluster, place, password, allowed.failures).await?,
+                Asking::Yes => self.prove_on(id, cluster, place, (password, slot), allowed.failures).await?,
                 Asking::NotYet => On::NotAsked("it is still to be given the present password".to_owned()),
                 Asking::NotHere => On::NotHere,
             };
             match on {
-                On::Accepted => return Ok(record.as_ref().map_or(0, |record| record.version)),
+                On::Accepted => {
+                    let version = PasswordVersion(record.as_ref().map_or(0, |record| record.version));
+                    return Ok(Proved { version, on: place.hsm().clone() });
+                }
                 On::Refused => return Err(Unproved::Refused),
                 On::Throttled => throttled = true,
                 On::NotHere => {}
@@ -117,7 +131,7 @@ impl Users {
         id: &ClusterId,
         cluster: &cluster::Settings,
         place: &Place,
-        password: &Password,
+        (password, slot): (&Password, Slot),
         allowed: u32,
     ) -> Result<On, Unavailable> {
         match self.standing(place) {
@@ -128,11 +142,13 @@ impl Users {
         // As if it were asked as well: whoever is nobody takes as long.
         self.nobody_on(id, cluster, place).await;
         let pin = pin_text(&place.spec.username, password);
-        let tried = node::try_user(&self.0.host, &self.0.records, &place.spec, &pin, allowed).await?;
+        let tried = node::try_user(&self.0.host, &self.0.records, &place.spec, slot, &pin, allowed).await?;
         Ok(match tried {
             Tried::Accepted => On::Accepted,
             Tried::Refused(LoginRefusal::Incorrect, _) => On::Refused,
-            Tried::Spent | Tried::Throttled | Tried::Refused(LoginRefusal::Locked, _) => On::Throttled,
+            Tried::Spent | Tried::Throttled | Tried::Refused(LoginRefusal::Locked | LoginRefusal::Throttled, _) => {
+                On::Throttled
+            }
             Tried::Refused(LoginRefusal::NoUser, _) => On::NotHere,
             Tried::Refused(LoginRefusal::LoggedInElsewhere | LoginRefusal::Unsettled | LoginRefusal::NotTried, why)
             | Tried::Unanswered(why)
@@ -142,7 +158,7 @@ impl Users {
         })
     }
 
-    fn attempts_allowed(&self, id: &ClusterId, cluster: &cluster::Settings, user: &Username) -> Allowed {
+    pub(super) fn attempts_allowed(&self, id: &ClusterId, cluster: &cluster::Settings, user: &Username) -> Allowed {
         let is_a_stores = *user == Username::kmsuser() && self.0.key_stores.on_cluster(id).is_some();
         Allowed { is_a_stores, failures: if is_a_stores { 1 } else { cluster.profile.failed_logins_allowed() } }
     }
@@ -175,7 +191,7 @@ impl Users {
                 continue;
             }
             let Some(spec) = nobody else { return Ok(Unproved::Refused) };
-            match node::try_user(&self.0.host, &self.0.records, &spec, &pin, u32::MAX).await? {
+            match node::try_user(&self.0.host, &self.0.records, &spec, Slot::Free, &pin, u32::MAX).await? {
                 Tried::Accepted | Tried::Refused(..) | Tried::Spent | Tried::Throttled => return Ok(Unproved::Refused),
                 Tried::Unanswered(why) | Tried::NotAsked(why) | Tried::AnotherToken(why) | Tried::Withdrawn(why) => {
                     not_asked.push(format!("{}: {why}", place.hsm()))
@@ -216,14 +232,14 @@ impl Users {
 }
 
 /// Whether an HSM may be asked about a user's present password, as far as keyway brought him there.
-enum Asking {
+pub(super) enum Asking {
     Yes,
     /// It may have the one before, and would count this one as wrong.
     NotYet,
     NotHere,
 }
 
-fn asking(record: Option<&CryptoUserRecord>, user: &Username, hsm: &HsmId) -> Asking {
+pub(super) fn asking(record: Option<&CryptoUserRecord>, user: &Username, hsm: &HsmId) -> Asking {
     match record.and_then(|record| record.hsms.get(hsm)) {
         // kmsuser may have been made elsewhere; the HSM knows.
         None if *user == Username::kmsuser() => Asking::Yes,

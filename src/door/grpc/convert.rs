@@ -11,7 +11,7 @@ use crate::clock;
 use crate::keystore;
 use crate::model::{EncryptionContext, KeyRef, KeySpec, KeyStoreId, Password, Plaintext, TrustAnchor, Username};
 use crate::proto::v1 as pb;
-use crate::users::{self, LoginToken};
+use crate::users::{self, LoginToken, ShownLogins};
 
 use super::status;
 
@@ -74,7 +74,7 @@ pub(super) fn login_ttl(asked: Option<prost_types::Duration>) -> Result<Duration
 }
 
 /// The login tokens that came along.
-pub(super) fn login_tokens(metadata: &MetadataMap) -> Result<Vec<LoginToken>, Status> {
+pub(super) fn shown_logins(metadata: &MetadataMap) -> Result<ShownLogins, Status> {
     let values = metadata.get_all(LOGIN).iter().take(MOST_LOGINS + 1);
     let tokens = values.map(|value| {
         let token = value.to_str().ok().and_then(|text| text.parse().ok());
@@ -84,7 +84,7 @@ pub(super) fn login_tokens(metadata: &MetadataMap) -> Result<Vec<LoginToken>, St
     if tokens.len() > MOST_LOGINS {
         return Err(status::field(LOGIN, format!("stands at most {MOST_LOGINS} times")));
     }
-    Ok(tokens)
+    Ok(ShownLogins(tokens))
 }
 
 /// The one login token that came along.
@@ -95,7 +95,7 @@ pub(super) fn login_token(metadata: &MetadataMap) -> Result<LoginToken, Status> 
 
 /// The same, when there need not be one.
 pub(super) fn login_token_if_any(metadata: &MetadataMap) -> Result<Option<LoginToken>, Status> {
-    let mut tokens = login_tokens(metadata)?;
+    let ShownLogins(mut tokens) = shown_logins(metadata)?;
     match (tokens.pop(), tokens.is_empty()) {
         (token, true) => Ok(token),
         (_, false) => Err(status::field(LOGIN, "stands once in this call")),

@@ -49,16 +49,16 @@ impl KeyService for Service {
         request: Request<pb::DescribeKeyRequest>,
     ) -> Result<Response<pb::DescribeKeyResponse>, Status> {
         let permit = self.0.permit::<action::DescribeKey, _>(&request)?;
-        let logins = convert::shown_logins(request.metadata())?;
+        let (deadline, logins) = (deadline(&request), convert::shown_logins(request.metadata())?);
         let key = convert::key_ref(&request.get_ref().key_id)?;
-        let key = self.0.0.keys.describe(permit, &logins, &key).await.map_err(status::key)?;
+        let key = self.0.0.keys.describe(permit, &logins, &key, deadline).await.map_err(status::key)?;
         let cluster = self.0.0.clusters.get(&key.record.cluster);
         Ok(Response::new(pb::DescribeKeyResponse { key: Some(tell::key(&key, Nodes::Of(cluster.as_deref()))) }))
     }
 
     async fn list_keys(&self, request: Request<pb::ListKeysRequest>) -> Result<Response<pb::ListKeysResponse>, Status> {
         let permit = self.0.permit::<action::ListKeys, _>(&request)?;
-        let logins = convert::shown_logins(request.metadata())?;
+        let (deadline, logins) = (deadline(&request), convert::shown_logins(request.metadata())?);
         let asked = request.into_inner();
         let store = convert::parse_optional("key_store_id", &asked.key_store_id)?;
         let cluster = convert::parse_optional("cluster_id", &asked.cluster_id)?;
@@ -74,7 +74,7 @@ impl KeyService for Service {
             }
             (None, Some(cluster)) => {
                 let after = convert::page_token::<HsmLabel>(&asked.page_token)?;
-                let found = keys.list_users(permit, &logins, &cluster, after.as_ref(), limit + 1).await;
+                let found = keys.list_users(permit, &logins, &cluster, (after.as_ref(), limit + 1), deadline).await;
                 let label = |key: &Description| key.record.home.label().map(|label| label.as_str().to_owned());
                 cut(found.map_err(status::key)?, limit, |key| label(key).unwrap_or_default())
             }

@@ -327,7 +327,9 @@ impl From<users::Error> for Refusal {
                     .with("keyStoreId", store)
                     .with("connectionState", state)
             }
-            E::NoNode(_) | E::Unproved(Unproved::NoNode(_)) => Self::new(Code::Unavailable, "NO_NODE", message).retry(),
+            E::NoNode(_) | E::NotServed(_) | E::Unproved(Unproved::NoNode(_)) => {
+                Self::new(Code::Unavailable, "NO_NODE", message).retry()
+            }
             E::OutcomeUnknown(_) => Self::new(Code::Aborted, "OUTCOME_UNKNOWN", message),
             E::Unproved(Unproved::Refused) => Self::new(Code::Unauthenticated, "INVALID_CREDENTIALS", message),
             E::Unproved(Unproved::Throttled) => Self::new(Code::ResourceExhausted, "THROTTLING", message),
@@ -342,6 +344,10 @@ impl From<users::Error> for Refusal {
             ),
             E::LoginExpired => Self::new(Code::Unauthenticated, "LOGIN_EXPIRED", format!("{message}; log in again")),
             E::Conflict => Self::new(Code::Aborted, "CONFLICT", message).retry(),
+            E::NoRandomness => {
+                tracing::error!(message, "internal error");
+                Self::new(Code::Internal, "KMS_INTERNAL", message)
+            }
             E::Records(error) | E::Unproved(Unproved::Records(error)) => error.into(),
         }
     }

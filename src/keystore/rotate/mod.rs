@@ -194,7 +194,7 @@ async fn new_password(
         let kept = escrow::Kept { cluster: &owner.cluster, version, time, key };
         escrow::keep(&stores.0.settings.escrow, &kept, sealed).await?;
     }
-    Ok(Arc::new(Credential { username: owner.username.clone(), password, version }))
+    Ok(Arc::new(Credential { username: owner.username.clone(), password: Arc::new(password), version }))
 }
 
 /// What a node has let a fresh worker in with; `None` when it has not in time, or lets nobody in.

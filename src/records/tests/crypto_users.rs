@@ -131,6 +131,8 @@ fn login(number: u8, expires: u64) -> UserLoginRecord {
         caller: "ops".to_owned(),
         ttl: Duration::from_secs(60),
         expires: at(expires),
+        sealed: vec![number],
+        version: PasswordVersion(1),
     }
 }
 
@@ -139,19 +141,29 @@ async fn a_login_is_for_the_password_that_was_proved_and_expired_ones_take_no_pl
     let home = Home::new();
     let records = home.open().await;
     let (a, user) = (cluster('a'), alice());
-    assert_eq!(records.add_user_login(&login(0, 60), 1, 2, at(0)).await.unwrap(), AddedLogin::Outdated);
+    assert_eq!(records.add_user_login(&login(0, 60), &hsm(1), 2, at(0)).await.unwrap(), AddedLogin::Outdated);
     added(&records, "alice", 9).await;
-    assert_eq!(records.add_user_login(&login(1, 60), 0, 2, at(0)).await.unwrap(), AddedLogin::Outdated);
-    assert_eq!(records.add_user_login(&login(1, 60), 1, 2, at(0)).await.unwrap(), AddedLogin::Added);
-    assert_eq!(records.add_user_login(&login(2, 90), 1, 2, at(0)).await.unwrap(), AddedLogin::Added);
-    assert_eq!(records.add_user_login(&login(3, 90), 1, 2, at(59)).await.unwrap(), AddedLogin::Full);
+    let former = UserLoginRecord { version: PasswordVersion(0), ..login(1, 60) };
+    assert_eq!(records.add_user_login(&former, &hsm(1), 2, at(0)).await.unwrap(), AddedLogin::Outdated);
+    assert_eq!(
+        records.add_user_login(&login(1, 60), &hsm(1), 2, at(0)).await.unwrap(),
+        AddedLogin::Added(PasswordVersion(1))
+    );
+    assert_eq!(
+        records.add_user_login(&login(2, 90), &hsm(1), 2, at(0)).await.unwrap(),
+        AddedLogin::Added(PasswordVersion(1))
+    );
+    assert_eq!(records.add_user_login(&login(3, 90), &hsm(1), 2, at(59)).await.unwrap(), AddedLogin::Full);
     assert_eq!(records.logged_in_until(&a, &user, at(59)).await.unwrap(), Some(at(90)));
-    assert_eq!(records.add_user_login(&login(3, 90), 1, 2, at(60)).await.unwrap(), AddedLogin::Added);
+    assert_eq!(
+        records.add_user_login(&login(3, 90), &hsm(1), 2, at(60)).await.unwrap(),
+        AddedLogin::Added(PasswordVersion(1))
+    );
     assert!(records.user_login(&[2; 32], "mallory", at(60)).await.unwrap().is_none());
     assert!(records.renew_user_login(&[2; 32], "mallory", at(60)).await.unwrap().is_none());
     let renewed = records.renew_user_login(&[2; 32], "ops", at(80)).await.unwrap().unwrap();
     assert_eq!((renewed.expires, &renewed), (at(140), &UserLoginRecord { expires: at(140), ..login(2, 0) }));
     records.begin_removing_crypto_user(&a, &user, &[hsm(2)]).await.unwrap();
     assert_eq!(records.logged_in_until(&a, &user, at(80)).await.unwrap(), None);
-    assert_eq!(records.add_user_login(&login(4, 200), 1, 2, at(80)).await.unwrap(), AddedLogin::Outdated);
+    assert_eq!(records.add_user_login(&login(4, 200), &hsm(1), 2, at(80)).await.unwrap(), AddedLogin::Outdated);
 }

@@ -1,18 +1,16 @@
-//! Passwords are sealed: AES-256-GCM under a key that is kept apart, each bound to the row it stands in.
+//! Passwords that are written down are sealed: AES-256-GCM under a key that stands elsewhere, each bound to its place.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::rand;
 use zeroize::Zeroizing;
 
-use crate::model::SealingKey;
-
-use super::Unavailable;
+use super::SealingKey;
 
 const FORMAT: u8 = 1;
 const NONCE: usize = 12;
 
 /// Seals and opens secrets.
-pub(super) struct Sealer(LessSafeKey);
+pub struct Sealer(LessSafeKey);
 
 impl std::fmt::Debug for Sealer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -22,35 +20,36 @@ impl std::fmt::Debug for Sealer {
 
 impl Sealer {
     /// `None` unless the key has 32 bytes.
-    pub(super) fn new(key: &SealingKey) -> Option<Self> {
+    pub fn new(key: &SealingKey) -> Option<Self> {
         UnboundKey::new(&AES_256_GCM, key.expose()).ok().map(|key| Self(LessSafeKey::new(key)))
     }
 
-    /// Format byte, nonce, sealed secret. `place` says where it stands, and it opens nowhere else.
-    pub(super) fn seal(&self, place: &[&str], secret: &[u8]) -> Result<Vec<u8>, Unavailable> {
+    /// Format byte, nonce, sealed secret. `place` says where it stands, and it opens nowhere else. `None` when the system
+    /// has no random bytes.
+    pub fn seal(&self, place: &[&str], secret: &[u8]) -> Option<Vec<u8>> {
         let mut nonce = [0; NONCE];
-        rand::fill(&mut nonce).map_err(|_| Unavailable::sealed())?;
+        rand::fill(&mut nonce).ok()?;
         // With room for the tag: growing would leave the secret behind in the memory it moved out of.
         let mut sealed = Zeroizing::new(Vec::with_capacity(secret.len() + AES_256_GCM.tag_len()));
         sealed.extend_from_slice(secret);
         self.0
             .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(bound(place)), &mut *sealed)
-            .map_err(|_| Unavailable::sealed())?;
-        Ok([&[FORMAT], nonce.as_slice(), &sealed].concat())
+            .ok()?;
+        Some([&[FORMAT], nonce.as_slice(), &sealed].concat())
     }
 
-    pub(super) fn open(&self, place: &[&str], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, Unavailable> {
-        let (&format, rest) = sealed.split_first().ok_or(Unavailable::sealed())?;
-        let (nonce, rest) = rest.split_first_chunk::<NONCE>().ok_or(Unavailable::sealed())?;
+    /// `None` for what was sealed under another key, for another place, or not at all.
+    pub fn open(&self, place: &[&str], sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+        let (&format, rest) = sealed.split_first()?;
+        let (nonce, rest) = rest.split_first_chunk::<NONCE>()?;
         if format != FORMAT {
-            return Err(Unavailable::sealed());
+            return None;
         }
         let mut secret = Zeroizing::new(rest.to_vec());
         let nonce = Nonce::assume_unique_for_key(*nonce);
-        let length =
-            self.0.open_in_place(nonce, Aad::from(bound(place)), &mut secret).map_err(|_| Unavailable::sealed())?.len();
+        let length = self.0.open_in_place(nonce, Aad::from(bound(place)), &mut secret).ok()?.len();
         secret.truncate(length);
-        Ok(secret)
+        Some(secret)
     }
 }
 
@@ -72,13 +71,13 @@ mod tests {
         let sealer = Sealer::new(&SealingKey::new(vec![7; 32])).unwrap();
         let sealed = sealer.seal(&["password", "a"], b"hunter22").unwrap();
         assert_eq!(**sealer.open(&["password", "a"], &sealed).unwrap(), *b"hunter22");
-        assert!(sealer.open(&["password", "b"], &sealed).is_err());
-        assert!(sealer.open(&["passworda"], &sealed).is_err());
+        assert!(sealer.open(&["password", "b"], &sealed).is_none());
+        assert!(sealer.open(&["passworda"], &sealed).is_none());
         let other = Sealer::new(&SealingKey::new(vec![8; 32])).unwrap();
-        assert!(other.open(&["password", "a"], &sealed).is_err());
+        assert!(other.open(&["password", "a"], &sealed).is_none());
         let mut flipped = sealed.clone();
         *flipped.last_mut().unwrap() ^= 1;
-        assert!(sealer.open(&["password", "a"], &flipped).is_err());
+        assert!(sealer.open(&["password", "a"], &flipped).is_none());
         assert!(Sealer::new(&SealingKey::new(vec![7; 31])).is_none());
     }
 }
