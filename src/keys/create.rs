@@ -104,7 +104,7 @@ impl Keys {
         let (answer, answered) = oneshot::channel();
         let (begun, name) = oneshot::channel();
         self.0.runtime.spawn(async move {
-            let made = keys.create_now(&owner, new, begun, answer).await;
+            let made = keys.create_now(&owner, (new, deadline), begun, answer).await;
             if let Err((answer, error)) = made {
                 let _ = answer.send(Err(error));
             }
@@ -128,11 +128,11 @@ impl Keys {
     async fn create_now(
         &self,
         owner: &Owner,
-        new: NewKey,
+        (new, deadline): (NewKey, Instant),
         begun: oneshot::Sender<String>,
         answer: Answer,
     ) -> Result<(), (Answer, Error)> {
-        let (creation, live) = match self.begin(owner, new).await {
+        let (creation, live) = match self.begin(owner, new, deadline).await {
             Ok(Begun::New(creation, live)) => (creation, live),
             Ok(Begun::Replay(id)) => {
                 let _ = answer.send(Ok(id));
@@ -156,7 +156,7 @@ impl Keys {
         Ok(())
     }
 
-    async fn begin(&self, owner: &Owner, new: NewKey) -> Result<Begun, Error> {
+    async fn begin(&self, owner: &Owner, new: NewKey, deadline: Instant) -> Result<Begun, Error> {
         let (cluster, store_state) = match owner {
             Owner::KeyStore(store) => {
                 let record = store.record();
@@ -165,9 +165,14 @@ impl Keys {
             Owner::User(acting) => (acting.cluster.clone(), None),
         };
         let connection = self.connection_of(owner, Event::CreateKey)?;
-        let nodes = connection.ready_for_new_keys();
         self.0.stores.may_create_key(&cluster)?;
         let needed = self.0.stores.quorum(&cluster);
+        if let Owner::User(_) = owner {
+            // Who has just logged in finds his HSMs on their way.
+            let decided = decided(&connection, needed);
+            let _ = tokio::time::timeout_at(deadline, decided).await;
+        }
+        let nodes = connection.ready_for_new_keys();
         let zones = connection.zones(&nodes);
         if !needed.is_met_by(nodes.len(), zones) {
             return Err(Error::TooFewNodes { nodes: nodes.len(), zones, needed });
@@ -354,6 +359,16 @@ impl Keys {
             }
         }
     }
+}
+
+/// Resolves when so many nodes take new keys, or no other is on its way there.
+async fn decided(connection: &Connection, needed: Quorum) {
+    let are_enough = || {
+        let nodes = connection.ready_for_new_keys();
+        needed.is_met_by(nodes.len(), connection.zones(&nodes))
+    };
+    let are_all = || connection.members().iter().all(|it| it.is_proved() || it.is_out() || it.stuck().is_some());
+    connection.until(|| are_enough() || are_all() || connection.is_closed()).await;
 }
 
 impl Creation {

@@ -68,7 +68,7 @@ impl Keys {
         Ok(())
     }
 
-    fn forget(&self, id: KeyId) {
+    pub(super) fn forget(&self, id: KeyId) {
         self.0.known.write().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&id);
     }
 }

@@ -116,14 +116,22 @@ impl Keys {
         deadline: Instant,
     ) -> Result<Reached, Error> {
         let key = self.find(id).await?;
+        let gone = || Error::NotFound(id.to_string());
         let owner = match &key.home {
             Home::KeyStore(store) => Owner::KeyStore(store.clone()),
             Home::User { user, .. } => match self.acting(permit, logins, &user.cluster, deadline).await {
                 Ok(acting) if acting.username == user.username => Owner::User(acting),
-                Ok(_) | Err(Error::OfKmsuser | Error::User(_)) => return Err(Error::NotFound(id.to_string())),
+                Ok(_) | Err(Error::OfKmsuser | Error::User(_)) => return Err(gone()),
                 Err(other) => return Err(other),
             },
         };
+        if let Home::User { user, label } = &key.home
+            && self.0.records.user_key(user, label).await? != Some(id)
+        {
+            // It went with its user, whose place another has taken.
+            self.forget(id);
+            return Err(gone());
+        }
         Ok(Reached { key, owner })
     }
 

@@ -2,6 +2,7 @@
 
 mod absence;
 mod crash;
+mod keys;
 mod logins;
 
 use tonic::Status;

@@ -7,13 +7,13 @@ use crate::rig::wait_async;
 
 impl Rig {
     /// The HSM's tokens are out of reach until it is put back.
-    fn take_away(&self, hsm: &str) -> PathBuf {
+    pub(super) fn take_away(&self, hsm: &str) -> PathBuf {
         let (here, away) = (self.path(&format!("hsms/{hsm}/users")), self.path(&format!("hsms/{hsm}/away")));
         std::fs::rename(here, &away).expect("it is here");
         away
     }
 
-    fn put_back(&self, hsm: &str) {
+    pub(super) fn put_back(&self, hsm: &str) {
         let (here, away) = (self.path(&format!("hsms/{hsm}/users")), self.path(&format!("hsms/{hsm}/away")));
         std::fs::rename(away, here).expect("it is away");
     }

@@ -652,7 +652,13 @@ fn try_pkcs11_tool_as(configuration: &Path, user: &str, password: &str, args: &[
 
 /// Every object of a token.
 pub fn objects(configuration: &Path, password: &str) -> Vec<Object> {
-    read_objects(&pkcs11_tool(configuration, password, &["--list-objects"]))
+    objects_as(configuration, "kmsuser", password)
+}
+
+/// The same, of a crypto user's own.
+pub fn objects_as(configuration: &Path, user: &str, password: &str) -> Vec<Object> {
+    let text = try_pkcs11_tool_as(configuration, user, password, &["--list-objects"]);
+    read_objects(&text.unwrap_or_else(|error| panic!("{error}")))
 }
 
 fn read_objects(text: &str) -> Vec<Object> {
