@@ -14,6 +14,7 @@ use crate::model::HsmKeyMark;
 
 use super::connection::{Connection, Failure};
 use super::failover::Effect;
+use super::member::Member;
 
 /// How long one page may take. The first one makes the worker search its whole token.
 const PAGE: Duration = Duration::from_secs(120);
@@ -23,7 +24,7 @@ const MOST_BEGINNINGS: u32 = 3;
 /// A node's objects, as they were when the listing began. Begun anew, it gives some of them twice.
 pub struct Listing<'a> {
     connection: &'a Connection,
-    index: usize,
+    member: &'a Member,
     /// Two listings of one node would make each other begin anew.
     _alone: MutexGuard<'a, ()>,
     number: u64,
@@ -34,18 +35,23 @@ pub struct Listing<'a> {
 
 impl Connection {
     /// Begins to list a node's objects, once nobody else does.
-    pub async fn list_objects(&self, index: usize) -> Listing<'_> {
-        let alone = self.members()[index].listing.lock().await;
-        Listing { connection: self, index, _alone: alone, number: 0, offset: 0, beginnings: 1, ended: false }
+    pub async fn list_objects<'a>(&'a self, member: &'a Member) -> Listing<'a> {
+        let alone = member.listing.lock().await;
+        Listing { connection: self, member, _alone: alone, number: 0, offset: 0, beginnings: 1, ended: false }
     }
 
     /// The secret keys in a node's token that go by this name. Of several, the first few: they are ambiguous.
-    pub async fn find_keys(&self, index: usize, mark: &HsmKeyMark, deadline: Instant) -> Result<Vec<Object>, Failure> {
+    pub async fn find_keys(
+        &self,
+        member: &Member,
+        mark: &HsmKeyMark,
+        deadline: Instant,
+    ) -> Result<Vec<Object>, Failure> {
         let verb = Verb::FindKeys(match mark {
             HsmKeyMark::Label(label) => v1::FindKeys { label: label.as_str().to_owned(), cka_id: Vec::new() },
             HsmKeyMark::Id(cka_id) => v1::FindKeys { label: String::new(), cka_id: cka_id.to_vec() },
         });
-        match self.ask(index, verb, Effect::Repeatable, deadline).await? {
+        match self.ask(member, verb, Effect::Repeatable, deadline).await? {
             Outcome::Objects(found) => Ok(found.objects),
             _ => Err(Failure::OutOfTurn),
         }
@@ -57,7 +63,7 @@ impl Listing<'_> {
     pub async fn next_page(&mut self) -> Result<Option<Vec<Object>>, Failure> {
         while !self.ended {
             let verb = Verb::ListObjects(v1::ListObjects { listing: self.number, offset: self.offset });
-            let asked = self.connection.ask(self.index, verb, Effect::Repeatable, Instant::now() + PAGE).await;
+            let asked = self.connection.ask(self.member, verb, Effect::Repeatable, Instant::now() + PAGE).await;
             let page = match asked {
                 Ok(Outcome::Objects(page)) => page,
                 Ok(_) => return Err(Failure::OutOfTurn),

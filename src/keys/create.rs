@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use crate::authz::{Permit, action};
 use crate::clock;
-use crate::cluster::{Connection, Failure, KeyInHsms, KeyTemplate, Made, Quorum};
+use crate::cluster::{Connection, Failure, KeyInHsms, KeyTemplate, Made, Member, Members, Quorum, zones};
 use crate::keystore;
 use crate::keystore::lifecycle::Event;
 use crate::link::v1::presence::Found;
@@ -79,7 +79,7 @@ struct Creation {
     template: KeyTemplate,
     connection: Arc<Connection>,
     /// The nodes named in the record, in the order they are asked.
-    nodes: Vec<usize>,
+    nodes: Vec<Arc<Member>>,
     /// So many must have proved the key before anybody is told of it.
     needed: Quorum,
 }
@@ -173,9 +173,8 @@ impl Keys {
             let _ = tokio::time::timeout_at(deadline, decided).await;
         }
         let nodes = connection.ready_for_new_keys();
-        let zones = connection.zones(&nodes);
-        if !needed.is_met_by(nodes.len(), zones) {
-            return Err(Error::TooFewNodes { nodes: nodes.len(), zones, needed });
+        if !needed.is_met_by(nodes.len(), zones(&nodes)) {
+            return Err(Error::TooFewNodes { nodes: nodes.len(), zones: zones(&nodes), needed });
         }
         let id = KeyId::random();
         let (home, name, label) = match new.home {
@@ -197,7 +196,7 @@ impl Keys {
             tags: new.tags,
             alias: new.alias.clone(),
             created: clock::now(),
-            hsms: nodes.iter().map(|index| connection.members()[*index].node.hsm().clone()).collect(),
+            hsms: hsms(nodes.iter()),
             request: new.request,
         };
         let limits = KeyLimits { keys: self.0.settings.per_key_store, request_retention: REQUEST_RETENTION };
@@ -224,17 +223,22 @@ impl Keys {
 
     /// That no object in the user's tokens goes by the label yet, as far as the nodes tell that are to hold the key. One that
     /// the records know is theirs to judge: the request may be a repetition.
-    async fn must_be_free(&self, connection: &Connection, nodes: &[usize], label: &HsmLabel) -> Result<(), Error> {
+    async fn must_be_free(
+        &self,
+        connection: &Connection,
+        nodes: &[Arc<Member>],
+        label: &HsmLabel,
+    ) -> Result<(), Error> {
         let user = connection.user();
         if self.0.records.user_key(&user, label).await?.is_some() {
             return Ok(());
         }
         let mark = HsmKeyMark::Label(label.clone());
-        let looking = nodes.iter().map(|index| self.has_namesake(connection, *index, &user, &mark));
-        for (index, found) in nodes.iter().zip(future::join_all(looking).await) {
+        let looking = nodes.iter().map(|member| self.has_namesake(connection, member, &user, &mark));
+        for (member, found) in nodes.iter().zip(future::join_all(looking).await) {
             if found? {
                 let name = HsmKeyName { cluster: user.cluster, mark }.to_string();
-                return Err(Error::LabelInUse { name, hsm: Some(connection.members()[*index].node.hsm().clone()) });
+                return Err(Error::LabelInUse { name, hsm: Some(member.node.hsm().clone()) });
             }
         }
         Ok(())
@@ -244,26 +248,26 @@ impl Keys {
     async fn has_namesake(
         &self,
         connection: &Connection,
-        index: usize,
+        member: &Member,
         user: &CryptoUser,
         mark: &HsmKeyMark,
     ) -> Result<bool, Error> {
-        let found = connection.find_keys(index, mark, Instant::now() + LOOK).await?;
+        let found = connection.find_keys(member, mark, Instant::now() + LOOK).await?;
         if found.is_empty() {
             return Ok(false);
         }
-        let gone = self.0.records.destroyed_keys(user, connection.members()[index].node.hsm()).await?;
+        let gone = self.0.records.destroyed_keys(user, member.node.hsm()).await?;
         Ok(found.iter().any(|object| gone.iter().all(|key| *key.as_bytes() != object.cka_id)))
     }
 
     /// Makes the key on the first node that does. A node that refused before it began is passed over;
     /// an answer that was lost ends the creation, for the key may be there.
-    async fn make(&self, creation: &Creation) -> Result<(usize, Made), Error> {
+    async fn make(&self, creation: &Creation) -> Result<(Arc<Member>, Made), Error> {
         let cka = CkaId::of(creation.id, KeyVersion::FIRST);
         let mut last = Failure::NoNode;
-        for index in &creation.nodes {
-            match creation.connection.make_key(*index, cka, &creation.template, Instant::now() + STEP).await {
-                Ok(made) => return Ok((*index, made)),
+        for member in &creation.nodes {
+            match creation.connection.make_key(member, cka, &creation.template, Instant::now() + STEP).await {
+                Ok(made) => return Ok((member.clone(), made)),
                 Err(Failure::OutcomeUnknown | Failure::OutOfTurn | Failure::Poisonous) => {
                     self.abandon(creation).await;
                     return Err(Error::OutcomeUnknown(creation.name.clone()));
@@ -279,30 +283,29 @@ impl Keys {
     async fn spread(
         &self,
         creation: &Creation,
-        maker: usize,
+        maker: Arc<Member>,
         made: Made,
         answer: Answer,
     ) -> Result<Spread, (Answer, Error)> {
         let key = KeyInHsms { id: CkaId::of(creation.id, KeyVersion::FIRST), probe: made.probe };
-        creation.ask_nothing_yet(&key.id, maker);
-        let mut copies = creation.copy(&key, maker, &made.wrapped);
-        let mut proven = vec![maker];
-        while !creation.needed.is_met_by(proven.len(), creation.connection.zones(&proven)) {
+        let mut copies = creation.copy(&key, &maker, &made.wrapped);
+        let mut proven = vec![maker.clone()];
+        creation.ask_only(&proven, &key.id);
+        while !creation.needed.is_met_by(proven.len(), zones(&proven)) {
             match creation.next_proven(&mut copies, &key.id).await {
-                Some(index) => proven.push(index),
+                Some(member) => proven.push(member),
                 None => {
                     drop(copies);
                     self.abandon(creation).await;
-                    let zones = creation.connection.zones(&proven);
-                    let needed = creation.needed;
-                    return Err((answer, Error::TooFewNodes { nodes: proven.len(), zones, needed }));
+                    let (nodes, zones, needed) = (proven.len(), zones(&proven), creation.needed);
+                    return Err((answer, Error::TooFewNodes { nodes, zones, needed }));
                 }
             }
         }
         // The others are mostly as quick, and one write for all costs less than one each.
         let _ = tokio::time::timeout(GRACE, async {
-            while let Some(index) = creation.next_proven(&mut copies, &key.id).await {
-                proven.push(index);
+            while let Some(member) = creation.next_proven(&mut copies, &key.id).await {
+                proven.push(member);
             }
         })
         .await;
@@ -315,29 +318,34 @@ impl Keys {
                 return Err((answer, Error::OutcomeUnknown(creation.name.clone())));
             }
         }
-        while let Some(index) = creation.next_proven(&mut copies, &key.id).await {
-            self.note_presence(creation, index).await;
-            proven.push(index);
+        while let Some(member) = creation.next_proven(&mut copies, &key.id).await {
+            self.note_presence(creation, &member, Proof::Used).await;
+            proven.push(member);
         }
         // A node that is away gets it when it is back: nothing is left to do for now.
-        let mut here = creation.connection.members().iter().enumerate().filter(|(_, member)| member.is_proved());
-        if here.all(|(index, _)| proven.contains(&index)) { Ok(Spread::Everywhere) } else { Ok(Spread::Enough) }
-    }
-
-    async fn enable(&self, creation: &Creation, key: &KeyInHsms, proven: &[usize]) -> Result<bool, Unavailable> {
         let members = creation.connection.members();
-        let (proven, others): (Vec<_>, Vec<_>) = (0..members.len()).partition(|index| proven.contains(index));
-        let hsms = |indexes: Vec<usize>| -> Vec<HsmId> {
-            indexes.into_iter().map(|index| members[index].node.hsm().clone()).collect()
-        };
-        let nodes = (&hsms(proven)[..], &hsms(others)[..]);
-        self.0.records.finish_key(creation.id, KeyVersion::FIRST, &key.probe, nodes, clock::now()).await
+        let mut here = members.iter().filter(|member| member.is_proved());
+        if here.all(|member| is_among(&proven, member)) { Ok(Spread::Everywhere) } else { Ok(Spread::Enough) }
     }
 
-    async fn note_presence(&self, creation: &Creation, index: usize) {
-        let hsm = creation.connection.members()[index].node.hsm();
+    async fn enable(&self, creation: &Creation, key: &KeyInHsms, proven: &[Arc<Member>]) -> Result<bool, Unavailable> {
+        let members = creation.ask_only(proven, &key.id);
+        let others = members.iter().filter(|member| !is_among(proven, member));
+        let nodes = (&hsms(proven.iter())[..], &hsms(others)[..]);
+        let enabled = self.0.records.finish_key(creation.id, KeyVersion::FIRST, &key.probe, nodes, clock::now()).await;
+        // Who has joined meanwhile may have looked at the records before the key stood in them.
+        let now = creation.connection.members();
+        for member in now.iter().filter(|member| !is_among(&members, member) && !is_among(proven, member)) {
+            member.lacks([key.id]);
+            self.note_presence(creation, member, Proof::Unknown).await;
+        }
+        enabled
+    }
+
+    async fn note_presence(&self, creation: &Creation, member: &Member, proof: Proof) {
+        let hsm = member.node.hsm();
         let place = (&creation.connection.cluster, hsm);
-        let noted = self.0.records.set_presence(creation.id, KeyVersion::FIRST, place, Proof::Used, clock::now()).await;
+        let noted = self.0.records.set_presence(creation.id, KeyVersion::FIRST, place, proof, clock::now()).await;
         if let Err(error) = noted {
             tracing::warn!(%hsm, key = %creation.id, %error, "a copy could not be written down; it is looked for again");
         }
@@ -346,14 +354,13 @@ impl Keys {
     /// The key was never acknowledged: destroy what there may be of it, as far as its nodes answer now. The rest is settled when they come back.
     async fn abandon(&self, creation: &Creation) {
         let cka = CkaId::of(creation.id, KeyVersion::FIRST);
-        for member in creation.connection.members() {
+        for member in creation.connection.members().iter() {
             // Nobody asks for it anywhere: there is nothing to remember as missing.
             member.has_now(&cka);
         }
-        for index in &creation.nodes {
-            if creation.connection.destroy_key(*index, cka, Instant::now() + STEP).await.is_ok() {
-                let hsm = creation.connection.members()[*index].node.hsm();
-                if let Err(error) = self.0.records.clear_creating(creation.id, hsm).await {
+        for member in &creation.nodes {
+            if creation.connection.destroy_key(member, cka, Instant::now() + STEP).await.is_ok() {
+                if let Err(error) = self.0.records.clear_creating(creation.id, member.node.hsm()).await {
                     tracing::warn!(key = %creation.id, %error, "an abandoned key stays in the records for now");
                 }
             }
@@ -365,48 +372,48 @@ impl Keys {
 async fn decided(connection: &Connection, needed: Quorum) {
     let are_enough = || {
         let nodes = connection.ready_for_new_keys();
-        needed.is_met_by(nodes.len(), connection.zones(&nodes))
+        needed.is_met_by(nodes.len(), zones(&nodes))
     };
     let are_all = || connection.members().iter().all(|it| it.is_proved() || it.is_out() || it.stuck().is_some());
     connection.until(|| are_enough() || are_all() || connection.is_closed()).await;
 }
 
 impl Creation {
-    /// Until a node has answered the probe, nothing is asked of it under this key.
-    fn ask_nothing_yet(&self, key: &CkaId, maker: usize) {
-        for member in self.connection.members() {
+    /// Until a node has answered the probe, nothing is asked of it under this key. Who the members are.
+    fn ask_only(&self, proven: &[Arc<Member>], key: &CkaId) -> Members {
+        let members = self.connection.members();
+        for member in members.iter().filter(|member| !is_among(proven, member)) {
             member.lacks([*key]);
         }
-        self.connection.members()[maker].has_now(key);
+        members
     }
 
     /// Gives the key to every other node at once.
     fn copy<'a>(
         &'a self,
         key: &'a KeyInHsms,
-        maker: usize,
+        maker: &'a Member,
         wrapped: &'a [u8],
-    ) -> FuturesUnordered<impl Future<Output = (usize, Result<Found, Failure>)> + 'a> {
-        let others = self.nodes.iter().copied().filter(move |index| *index != maker);
-        let copying = others.map(move |index| async move {
+    ) -> FuturesUnordered<impl Future<Output = (&'a Arc<Member>, Result<Found, Failure>)> + 'a> {
+        let others = self.nodes.iter().filter(move |member| member.node.hsm() != maker.node.hsm());
+        let copying = others.map(move |member| async move {
             let deadline = Instant::now() + STEP;
-            (index, self.connection.unwrap_key(index, key, &self.template, wrapped.to_vec(), deadline).await)
+            (member, self.connection.unwrap_key(member, key, &self.template, wrapped.to_vec(), deadline).await)
         });
         copying.collect()
     }
 
     /// The next node that proved the key; `None` when no more will.
-    async fn next_proven(
+    async fn next_proven<'a>(
         &self,
-        copies: &mut (impl Stream<Item = (usize, Result<Found, Failure>)> + Unpin),
+        copies: &mut (impl Stream<Item = (&'a Arc<Member>, Result<Found, Failure>)> + Unpin),
         key: &CkaId,
-    ) -> Option<usize> {
-        while let Some((index, found)) = copies.next().await {
-            let member = &self.connection.members()[index];
+    ) -> Option<Arc<Member>> {
+        while let Some((member, found)) = copies.next().await {
             match found {
                 Ok(Found::Proven) => {
                     member.has_now(key);
-                    return Some(index);
+                    return Some(member.clone());
                 }
                 Ok(other) => {
                     tracing::warn!(hsm = %member.node.hsm(), key = %self.id, ?other, "a new key could not be proved");
@@ -418,6 +425,14 @@ impl Creation {
         }
         None
     }
+}
+
+fn is_among(members: &[Arc<Member>], member: &Arc<Member>) -> bool {
+    members.iter().any(|other| Arc::ptr_eq(other, member))
+}
+
+fn hsms<'a>(members: impl Iterator<Item = &'a Arc<Member>>) -> Vec<HsmId> {
+    members.map(|member| member.node.hsm().clone()).collect()
 }
 
 type Answer = oneshot::Sender<Result<KeyId, Error>>;

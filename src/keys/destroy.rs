@@ -75,16 +75,15 @@ impl Keys {
 
 /// On every node that answers.
 async fn destroy_everywhere(connection: &Connection, key: CkaId) {
-    for member in connection.members() {
+    for member in &*connection.members() {
         // Who has just found the key asks for it nowhere any more, and finds no fault with a node that lacks it.
         member.lacks([key]);
     }
     let nodes = connection.ready_for_new_keys();
-    let destroying = nodes.iter().map(|index| connection.destroy_key(*index, key, Instant::now() + STEP));
-    for (index, destroyed) in nodes.iter().zip(future::join_all(destroying).await) {
+    let destroying = nodes.iter().map(|member| connection.destroy_key(member, key, Instant::now() + STEP));
+    for (member, destroyed) in nodes.iter().zip(future::join_all(destroying).await) {
         if let Err(error) = destroyed {
-            let hsm = connection.members()[*index].node.hsm();
-            tracing::warn!(%hsm, ?key, %error, "a key is not destroyed here yet");
+            tracing::warn!(hsm = %member.node.hsm(), ?key, %error, "a key is not destroyed here yet");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! An operator takes an HSM out of use, and back into it.
 //!
-//! Written down first, so that it outlives the daemon; then told to the node of each Connection that is open there.
+//! Written down first, so that it outlives the daemon; then told to the node, if somebody is logged in there.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLockWriteGuard};
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::authz::{Permit, action};
 use crate::clock;
-use crate::cluster::{Connection, Member};
+use crate::cluster::Member;
 use crate::model::{ClusterId, HsmId, Username};
 use crate::node::{Health, Reach};
 use crate::records::Unavailable;
@@ -39,10 +39,8 @@ impl KeyStores {
             this.0.records.drain_hsm(&cluster, &hsm, &note, clock::now()).await?;
             this.write_drained().insert((cluster.clone(), hsm.clone()), note.clone());
             this.0.listed.send_modify(|count| *count += 1);
-            for connection in this.open_on(&cluster, &hsm) {
-                if let Some(member) = connection.member(&hsm) {
-                    member.node.drain(note.clone(), limit);
-                }
+            for member in this.members_on(&cluster, &hsm) {
+                member.node.drain(note.clone(), limit);
             }
             Ok(())
         })
@@ -65,8 +63,8 @@ impl KeyStores {
     async fn resume_now(&self, cluster: &ClusterId, hsm: &HsmId, logins: Logins) -> Result<(), Error> {
         let _maintenance = self.0.maintenance.lock().await;
         let records = &self.0.records;
-        let connections = self.open_on(cluster, hsm);
-        if self.has_another_token(cluster, hsm, &connections).await? {
+        let members = self.members_on(cluster, hsm);
+        if self.has_another_token(cluster, hsm, &members).await? {
             // The operator has seen which token is there now, and means that one.
             records.forget_token_serial(cluster, hsm).await?;
         }
@@ -75,7 +73,7 @@ impl KeyStores {
         self.0.listed.send_modify(|count| *count += 1);
         if logins == Logins::AllowOne {
             records.allow_password_check(cluster, hsm).await?;
-            for connection in &connections {
+            for connection in self.connections_on(cluster) {
                 connection.passwords().allow_one_login(hsm).await?;
                 connection.changed();
             }
@@ -83,17 +81,10 @@ impl KeyStores {
                 self.passwords(&store.record()).await?.allow_one_login(hsm).await?;
             }
         }
-        for member in connections.iter().filter_map(|connection| connection.member(hsm)) {
+        for member in members {
             member.node.resume();
         }
         Ok(())
-    }
-
-    /// The Connections that this HSM is part of.
-    fn open_on(&self, cluster: &ClusterId, hsm: &HsmId) -> Vec<Arc<Connection>> {
-        let mut open = self.open_connections();
-        open.retain(|connection| connection.cluster == *cluster && connection.member(hsm).is_some());
-        open
     }
 
     /// Whether a token of the HSM's is not the one that was first logged in to there, or may be another for all that anybody
@@ -102,15 +93,13 @@ impl KeyStores {
         &self,
         cluster: &ClusterId,
         hsm: &HsmId,
-        connections: &[Arc<Connection>],
+        members: &[Arc<Member>],
     ) -> Result<bool, Unavailable> {
-        let members: Vec<_> = connections.iter().filter_map(|connection| connection.member(hsm)).collect();
-        let is_another = |member: &&Member| member.node.status().borrow().health == Health::WrongIdentity;
-        let kmsuser = Username::kmsuser();
-        if members.iter().any(is_another) {
+        if members.iter().any(|member| member.node.status().borrow().health == Health::WrongIdentity) {
             return Ok(true);
         }
-        if connections.iter().any(|connection| *connection.passwords().username() == kmsuser) {
+        let kmsuser = Username::kmsuser();
+        if members.iter().any(|member| member.node.spec.username == kmsuser) {
             return Ok(false);
         }
         if self.drained(cluster, hsm).is_some() {
@@ -138,8 +127,8 @@ impl KeyStores {
     }
 
     fn known(&self, cluster: &ClusterId, hsm: &HsmId) -> Result<(), Error> {
-        // One that is not declared any more serves until its key store is disconnected.
-        if self.connection_on(cluster).is_some_and(|connection| connection.member(hsm).is_some()) {
+        // One that is not declared any more serves until it is drained, and with its whole cluster until that is disconnected.
+        if !self.members_on(cluster, hsm).is_empty() {
             return Ok(());
         }
         let settings = self.0.clusters.get(cluster).ok_or_else(|| Error::ClusterNotFound(cluster.clone()))?;

@@ -10,6 +10,7 @@ mod connect;
 mod create;
 mod error;
 mod facts;
+mod follow;
 mod kmsuser;
 pub mod lifecycle;
 mod lookout;
@@ -23,7 +24,7 @@ mod store;
 mod update;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -42,6 +43,7 @@ pub use check::CheckInput;
 pub use connect::{ConnectPhase, Progress};
 pub use create::NewKeyStore;
 pub use error::Error;
+pub use follow::{NotMade, Owner};
 pub use kmsuser::KmsuserInUse;
 pub use maintenance::Logins;
 pub use open::worker_spec;
@@ -74,15 +76,15 @@ struct Inner {
     records: Records,
     host: Host,
     stores: RwLock<BTreeMap<KeyStoreId, Arc<Store>>>,
-    /// Connections, as long as they are open: key stores' and people's.
-    open: Mutex<Vec<Weak<Connection>>>,
     /// New Connections, for whoever keeps their keys level with the records.
     opened: mpsc::Sender<Arc<Connection>>,
+    /// Those that are open or being closed, whoever has them.
+    connections: watch::Sender<Vec<Arc<Connection>>>,
     /// Counts stores made, deleted, and moved to another cluster.
     listed: watch::Sender<u64>,
     /// HSMs that an operator drained, with the notes.
     drained: RwLock<BTreeMap<(ClusterId, HsmId), String>>,
-    /// Held while an HSM is drained or resumed, and while a Connection is made: neither misses the other.
+    /// Held while an HSM is drained or resumed, and while a Connection is made or a node joins one: neither misses the other.
     maintenance: tokio::sync::Mutex<()>,
     /// HSMs that nobody is logged in to, and whether they can be reached.
     reach: watch::Sender<BTreeMap<(ClusterId, HsmId), Reach>>,
@@ -114,8 +116,8 @@ impl KeyStores {
             records,
             host,
             stores: RwLock::new(stores),
-            open: Mutex::default(),
             opened,
+            connections: watch::Sender::default(),
             listed,
             drained: RwLock::new(drained),
             maintenance: tokio::sync::Mutex::default(),
@@ -251,7 +253,7 @@ impl KeyStores {
         for store in self.list() {
             store.connection.send_replace(None);
         }
-        let open = self.open_connections();
+        let open = self.0.connections.borrow().clone();
         futures_util::future::join_all(open.iter().map(|connection| connection.close(closing))).await;
     }
 

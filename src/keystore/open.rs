@@ -1,14 +1,14 @@
-//! Connections: made of a cluster's nodes, at rest until somebody has them log in. A store's, and those of people.
+//! A store's Connection: made of its cluster's nodes, at rest until somebody has them log in.
 
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::Arc;
 
 use crate::cluster::{self, Connection};
 use crate::host::{Location, WorkerSpec};
 use crate::model::{ClusterId, ConnectionState, HsmId, Username};
-use crate::node::{Common, Node, Passwords, Sharing};
+use crate::node::{Passwords, Sharing};
 use crate::records::{KeyStoreRecord, PasswordOwner, Unavailable};
 
-use super::{KeyStores, Store, rotate};
+use super::{KeyStores, NotMade, Owner, Store, rotate};
 
 /// Why a store got no Connection.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +19,15 @@ pub(super) enum NotOpened {
     NoPassword,
     #[error("the records cannot be reached")]
     Records(#[from] Unavailable),
+}
+
+impl From<NotMade> for NotOpened {
+    fn from(not_made: NotMade) -> Self {
+        match not_made {
+            NotMade::Undeclared(cluster) => Self::Undeclared(cluster),
+            NotMade::Records(error) => Self::Records(error),
+        }
+    }
 }
 
 impl KeyStores {
@@ -38,8 +47,8 @@ impl KeyStores {
                 return Ok(());
             }
         };
-        for index in 0..connection.members().len() {
-            connection.bring_up(index);
+        for member in connection.members().iter() {
+            connection.bring_up(member);
         }
         Ok(())
     }
@@ -48,63 +57,17 @@ impl KeyStores {
     pub(super) async fn open(&self, store: &Arc<Store>) -> Result<Arc<Connection>, NotOpened> {
         let record = store.record();
         let user = Username::kmsuser();
-        let Some(cluster) = self.0.clusters.get(&record.cluster) else {
+        if self.0.clusters.get(&record.cluster).is_none() {
             return Err(NotOpened::Undeclared(record.cluster));
-        };
+        }
         if self.0.records.password(&record.cluster, &user, record.password_version).await?.is_none() {
             return Err(NotOpened::NoPassword);
         }
         let passwords = self.passwords(&record).await?;
-        let nodes = cluster.active_nodes().map(|(hsm, settings)| {
-            let mut spec = worker_spec(&record.cluster, hsm, settings, &user);
-            // What the store was made with, whatever is declared by now.
-            if let Location::There(node) = &mut spec.location {
-                node.trust_anchor = record.trust_anchor.clone();
-            }
-            (spec, settings)
-        });
-        let connection = self.open_for(&record.cluster, nodes, passwords).await?;
+        let connection = self.make_connection(&record.cluster, passwords, KeyStoreNodes(store.clone())).await?;
         store.connection.send_replace(Some(connection.clone()));
         self.0.runtime.spawn(rotate::follow(self.clone(), store.clone(), connection.clone()));
         Ok(connection)
-    }
-
-    /// A Connection of these nodes for whose passwords these are, all of them at rest. Operators' words about its HSMs, and
-    /// the daemon's end, reach it from now on.
-    pub async fn open_for(
-        &self,
-        cluster: &ClusterId,
-        nodes: impl Iterator<Item = (WorkerSpec, &cluster::NodeSettings)> + Send,
-        passwords: Passwords,
-    ) -> Result<Arc<Connection>, Unavailable> {
-        let _maintenance = self.0.maintenance.lock().await;
-        let mut members = Vec::new();
-        for (spec, settings) in nodes {
-            let drained = self.drained(cluster, &spec.hsm);
-            let password = passwords.on(&spec.hsm).await?;
-            let node = Node::new(spec, settings.zone.clone(), settings.queue_limit, drained);
-            node.has_password(password.candidate.is_none().then_some(password.confirmed));
-            members.push(node);
-        }
-        let common = Common::new(self.0.host.clone(), self.0.records.clone(), passwords);
-        let connection = Connection::new(cluster.clone(), members, common, self.0.settings.zone.clone());
-        self.note_open(&connection);
-        if self.0.opened.send(connection.clone()).await.is_err() {
-            tracing::error!("nobody keeps keys level with the records");
-        }
-        Ok(connection)
-    }
-
-    fn note_open(&self, connection: &Arc<Connection>) {
-        let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.retain(|former| former.upgrade().is_some_and(|former| !former.is_closed()));
-        open.push(Arc::downgrade(connection));
-    }
-
-    /// Every Connection that is open, key stores' and people's.
-    pub(super) fn open_connections(&self) -> Vec<Arc<Connection>> {
-        let open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.iter().filter_map(Weak::upgrade).filter(|connection| !connection.is_closed()).collect()
     }
 
     /// The passwords of the store's crypto user on its cluster's nodes.
@@ -121,6 +84,31 @@ impl KeyStores {
             Some(cluster::Strategy::None | cluster::Strategy::SetPin) | None => Sharing::EachItsOwn,
         };
         Passwords::of(self.0.records.clone(), owner, nodes, sharing).await
+    }
+}
+
+/// The nodes of a key store's Connection.
+struct KeyStoreNodes(Arc<Store>);
+
+impl Owner for KeyStoreNodes {
+    fn worker_spec(&self, cluster: &ClusterId, hsm: &HsmId, settings: &cluster::NodeSettings) -> Option<WorkerSpec> {
+        let mut spec = worker_spec(cluster, hsm, settings, &Username::kmsuser());
+        // What the store was made with, whatever is declared by now.
+        if let Location::There(node) = &mut spec.location {
+            node.trust_anchor = self.0.record.borrow().trust_anchor.clone();
+        }
+        Some(spec)
+    }
+
+    /// kmsuser is on every HSM.
+    async fn others(&mut self) {
+        std::future::pending().await
+    }
+
+    /// An attempt to connect counts on its nodes, and may be changing their passwords.
+    async fn may_exchange(&self) {
+        let mut changes = self.0.record_changes();
+        let _ = changes.wait_for(|record| record.state == ConnectionState::Connected).await;
     }
 }
 

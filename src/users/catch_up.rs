@@ -4,7 +4,6 @@
 
 use std::time::Duration;
 
-use crate::model::ClusterId;
 use crate::records::Unavailable;
 
 use super::Users;
@@ -36,13 +35,9 @@ pub(super) async fn run(users: Users) {
 /// Does what can be done; how many users are still pending.
 async fn round(users: &Users) -> Result<usize, Unavailable> {
     for (cluster, user) in users.0.records.pending_crypto_users().await? {
-        let Some(settings) = declared(users, &cluster) else { continue };
+        let Ok(settings) = users.declared(&cluster) else { continue };
         let _changing = users.turn(&cluster).await;
         users.settle(&cluster, &settings, &user).await?;
     }
     Ok(users.0.records.pending_crypto_users().await?.len())
-}
-
-fn declared(users: &Users, cluster: &ClusterId) -> Option<std::sync::Arc<crate::cluster::Settings>> {
-    users.0.key_stores.declared().get(cluster).filter(|cluster| cluster.manages_users())
 }

@@ -10,24 +10,25 @@
 //!
 //! Who is logged in, the records say. What stands here of logins is forgotten whenever that changes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::authz::Caller;
 use crate::clock;
 use crate::cluster::{self, Closing, Connection};
-use crate::keystore::DRAIN_TIMEOUT;
+use crate::host::WorkerSpec;
+use crate::keystore::{DRAIN_TIMEOUT, NotMade, Owner};
 use crate::model::{ClusterId, HsmId, Password, Username};
 use crate::node::{Passwords, heard_out};
 use crate::records::{PasswordOwner, Unavailable, UserLoginRecord};
 
 use super::prove::{Asking, asking};
 use super::token::Whose;
-use super::{Error, LoginToken, Users};
+use super::{Error, LoginToken, Users, place};
 
 /// A login's end is looked for at its time, and no more seldom than this: the clock may be put forward.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
@@ -54,8 +55,31 @@ pub(super) struct Seat {
     username: Username,
     /// Held while it is opened or closed, and while a password of his is tried.
     pub(super) open: tokio::sync::Mutex<Option<Arc<Connection>>>,
+    /// The HSMs on which he has the password that he is logged in with.
+    on: watch::Sender<BTreeSet<HsmId>>,
     /// One of his logins has ended, or ends at another time.
     changed: Notify,
+}
+
+/// The nodes of a person's Connection.
+struct UserNodes {
+    username: Username,
+    on: watch::Receiver<BTreeSet<HsmId>>,
+}
+
+impl Owner for UserNodes {
+    fn worker_spec(&self, cluster: &ClusterId, hsm: &HsmId, settings: &cluster::NodeSettings) -> Option<WorkerSpec> {
+        self.on.borrow().contains(hsm).then(|| place::spec(cluster, hsm, settings, &self.username))
+    }
+
+    async fn others(&mut self) {
+        if self.on.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Nobody changes a password while somebody is logged in with it.
+    async fn may_exchange(&self) {}
 }
 
 /// The seats that somebody uses.
@@ -141,7 +165,7 @@ impl Users {
         login: UserLoginRecord,
         password: Password,
     ) -> Result<Arc<Connection>, Error> {
-        let cluster = self.managed(&login.cluster)?;
+        let cluster = self.declared(&login.cluster)?;
         let seated = async {
             let seat = self.seat(&login.cluster, &login.username);
             let mut open = seat.open.lock().await;
@@ -150,7 +174,7 @@ impl Users {
             if let Some(connection) = &*open {
                 return Ok(connection.clone());
             }
-            let connection = self.open(&cluster, &login, password).await?;
+            let connection = self.open(&seat, &cluster, &login, password).await?;
             *open = Some(connection.clone());
             self.0.runtime.spawn(self.clone().follow(seat.clone(), connection.clone()));
             Ok(connection)
@@ -158,28 +182,28 @@ impl Users {
         self.resting(&login.cluster, &login.username, seated).await?
     }
 
-    /// A Connection of the HSMs that have the user. Those that are still to be given the password wait for that.
+    /// A Connection of the HSMs that have the user. Those that are still to be given the password join once they have it.
     async fn open(
         &self,
+        seat: &Seat,
         cluster: &cluster::Settings,
         login: &UserLoginRecord,
         password: Password,
-    ) -> Result<Arc<Connection>, Unavailable> {
+    ) -> Result<Arc<Connection>, NotMade> {
         let (id, user) = (&login.cluster, &login.username);
         let record = self.0.records.crypto_user(id, user).await?;
         let owner = PasswordOwner { cluster: id.clone(), username: user.clone(), given: login.version };
         let allowed = self.attempts_allowed(id, cluster, user).failures;
         let passwords = Passwords::of_person(self.0.records.clone(), owner, Arc::new(password), allowed);
-        let nodes = cluster.active_nodes().filter_map(|(hsm, node)| match asking(record.as_ref(), user, hsm) {
-            Asking::Yes | Asking::NotYet => Some((self.place(id, hsm, node, user).spec, node)),
-            Asking::NotHere => None,
-        });
-        let connection = self.0.key_stores.open_for(id, nodes, passwords).await?;
-        for (index, member) in connection.members().iter().enumerate() {
-            match asking(record.as_ref(), user, member.node.hsm()) {
-                Asking::Yes => connection.bring_up(index),
-                Asking::NotYet | Asking::NotHere => {}
-            }
+        let has_him = |hsm: &&HsmId| match asking(record.as_ref(), user, hsm) {
+            Asking::Yes => true,
+            Asking::NotYet | Asking::NotHere => false,
+        };
+        seat.on.send_replace(cluster.nodes.keys().filter(has_him).cloned().collect());
+        let nodes = UserNodes { username: user.clone(), on: seat.on.subscribe() };
+        let connection = self.0.key_stores.make_connection(id, passwords, nodes).await?;
+        for member in connection.members().iter() {
+            connection.bring_up(member);
         }
         tracing::info!(cluster = %id, %user, "logging in on the HSMs");
         Ok(connection)
@@ -210,17 +234,15 @@ impl Users {
     /// An HSM has been given the user's password.
     pub(super) async fn is_given_on(&self, cluster: &ClusterId, user: &Username, hsm: &HsmId) {
         let seat = self.seat(cluster, user);
-        let open = seat.open.lock().await;
-        let Some(connection) = &*open else { return };
-        let index = connection.members().iter().position(|member| member.node.hsm() == hsm);
-        if let Some(index) = index {
-            connection.bring_up(index);
-        }
+        let _open = seat.open.lock().await;
+        seat.on.send_if_modified(|on| on.insert(hsm.clone()));
     }
 
     /// Closes the user's Connection, whose logins the records have ended: his workers are gone, or leaving.
     pub(super) async fn end(&self, cluster: &ClusterId, user: &Username) {
         let seat = self.seat(cluster, user);
+        // Others may have the seat for long.
+        self.0.known.forget_user(&seat);
         let mut open = seat.open.lock().await;
         self.close(&seat, &mut open).await;
     }
@@ -259,7 +281,7 @@ impl Users {
         if connection.is_closed() {
             return Ok(None);
         }
-        if self.managed(&seat.cluster).is_ok() {
+        if self.declared(&seat.cluster).is_ok() {
             let until = self.0.records.logged_in_until(&seat.cluster, &seat.username, clock::now()).await?;
             if until.is_some() {
                 return Ok(until);
@@ -271,7 +293,7 @@ impl Users {
 
     async fn close(&self, seat: &Seat, open: &mut Option<Arc<Connection>>) {
         let Seat { cluster, username, .. } = seat;
-        self.0.known.forget(|_, live| live.acting.cluster == *cluster && live.acting.username == *username);
+        self.0.known.forget_user(seat);
         if let Some(connection) = open.take() {
             tracing::info!(%cluster, user = %username, "logging out on the HSMs");
             connection.close(Closing::Drain(DRAIN_TIMEOUT)).await;
@@ -286,8 +308,8 @@ impl Users {
             return seat;
         }
         seats.retain(|_, seat| seat.strong_count() > 0);
-        let (open, changed) = (tokio::sync::Mutex::default(), Notify::new());
-        let seat = Arc::new(Seat { cluster: cluster.clone(), username: user.clone(), open, changed });
+        let (open, on, changed) = (tokio::sync::Mutex::default(), watch::Sender::default(), Notify::new());
+        let seat = Arc::new(Seat { cluster: cluster.clone(), username: user.clone(), open, on, changed });
         seats.insert(place, Arc::downgrade(&seat));
         seat
     }
@@ -321,7 +343,8 @@ async fn served(connection: &Connection, deadline: Instant) -> Result<(), Error>
     if connection.any_proved() {
         return Ok(());
     }
-    let reasons = connection.members().iter().map(|member| {
+    let members = connection.members();
+    let reasons = members.iter().map(|member| {
         let status = member.node.status();
         let reason = status.borrow().reason.clone();
         format!("{}: {reason}", member.node.hsm())
@@ -348,6 +371,10 @@ impl Known {
             found.logins.retain(|_, live| live.expires > now);
             found.logins.insert(token_sha256, live);
         }
+    }
+
+    fn forget_user(&self, Seat { cluster, username, .. }: &Seat) {
+        self.forget(|_, live| live.acting.cluster == *cluster && live.acting.username == *username);
     }
 
     fn forget(&self, such: impl Fn(&[u8; 32], &Live) -> bool) {

@@ -1,6 +1,6 @@
 //! Why something of a crypto user's was not done, named by what is to be done about it.
 
-use crate::keystore::KmsuserInUse;
+use crate::keystore::{KmsuserInUse, NotMade};
 use crate::model::{ClusterId, ClusterState, ConnectionState, HsmId, KeyStoreId, Username};
 use crate::records::Unavailable;
 
@@ -57,6 +57,15 @@ pub enum Error {
     NoRandomness,
     #[error("the records cannot be reached")]
     Records(#[from] Unavailable),
+}
+
+impl From<NotMade> for Error {
+    fn from(not_made: NotMade) -> Self {
+        match not_made {
+            NotMade::Undeclared(cluster) => Self::ClusterNotFound(cluster),
+            NotMade::Records(error) => Self::Records(error),
+        }
+    }
 }
 
 fn on(hsms: &[HsmId]) -> String {

@@ -37,10 +37,7 @@ impl Users {
         after: Option<&Username>,
         limit: usize,
     ) -> Result<(Vec<UserView>, bool), Error> {
-        let cluster = self.0.key_stores.declared().get(id).ok_or_else(|| Error::ClusterNotFound(id.clone()))?;
-        if !cluster.manages_users() {
-            return Err(Error::NotManaged(id.clone()));
-        }
+        let cluster = self.declared(id)?;
         let records = self.0.records.crypto_users(id).await?;
         let mut users: BTreeMap<_, _> = records.iter().map(|user| (user.username.clone(), Some(user))).collect();
         let kmsuser = Username::kmsuser();

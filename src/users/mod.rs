@@ -97,12 +97,15 @@ impl Users {
         users
     }
 
-    /// A cluster that is in service and whose users are ours to change.
-    fn managed(&self, id: &ClusterId) -> Result<Arc<cluster::Settings>, Error> {
+    /// A cluster whose users are ours.
+    fn declared(&self, id: &ClusterId) -> Result<Arc<cluster::Settings>, Error> {
         let cluster = self.0.key_stores.declared().get(id).ok_or_else(|| Error::ClusterNotFound(id.clone()))?;
-        if !cluster.manages_users() {
-            return Err(Error::NotManaged(id.clone()));
-        }
+        if cluster.manages_users() { Ok(cluster) } else { Err(Error::NotManaged(id.clone())) }
+    }
+
+    /// One that is in service as well, so that they can be changed.
+    fn managed(&self, id: &ClusterId) -> Result<Arc<cluster::Settings>, Error> {
+        let cluster = self.declared(id)?;
         if cluster.state != ClusterState::Active {
             return Err(Error::ClusterNotActive { cluster: id.clone(), state: cluster.state });
         }

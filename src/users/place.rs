@@ -50,7 +50,7 @@ impl Users {
     }
 }
 
-fn spec(id: &ClusterId, hsm: &HsmId, node: &NodeSettings, user: &Username) -> WorkerSpec {
+pub(super) fn spec(id: &ClusterId, hsm: &HsmId, node: &NodeSettings, user: &Username) -> WorkerSpec {
     let mut spec = worker_spec(id, hsm, node, user);
     let directory = node.user_tokens.as_ref().filter(|_| *user != Username::kmsuser());
     if let (Some(directory), Location::Here(token)) = (directory, &mut spec.location) {

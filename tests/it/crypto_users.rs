@@ -1,13 +1,16 @@
 //! Crypto users: made, deleted and given passwords on every HSM of a cluster, also on one that was away.
 
 mod absence;
+mod connections;
 mod crash;
 mod keys;
 mod logins;
 
+use std::collections::BTreeMap;
+
 use tonic::Status;
 
-use crate::rig::{Clients, Rig, pb, refused};
+use crate::rig::{Clients, Rig, pb, refused, wait};
 
 const FIRST: &str = "correct:horse4";
 const SECOND: &str = "battery-staple5";
@@ -16,6 +19,39 @@ const WRONG: &str = "not-the-password";
 impl Rig {
     fn user_token(&self, hsm: &str, user: &str) -> std::path::PathBuf {
         self.path(&format!("hsms/{hsm}/users/{user}"))
+    }
+
+    /// The workers that serve a user, by their HSMs.
+    fn workers_as(&self, user: &str) -> BTreeMap<String, u32> {
+        let user = format!(".{user}");
+        let own =
+            |slot: &str| slot.strip_suffix(&user).and_then(|slot| slot.rsplit_once('.')).map(|(_, hsm)| hsm.to_owned());
+        self.workers().into_iter().filter_map(|(pid, slot)| Some((own(&slot)?, pid))).collect()
+    }
+
+    /// Waits until the user has workers on these HSMs and on no others.
+    fn until_workers_as(&self, user: &str, hsms: &[&str]) -> BTreeMap<String, u32> {
+        wait(|| Some(self.workers_as(user)).filter(|workers| workers.keys().eq(hsms)))
+    }
+
+    /// Waits until no worker of the user's is left, whatever it was for.
+    fn nobody_is(&self, user: &str) {
+        let (serves, works) = (format!(".{user}"), format!(".{user}."));
+        wait(|| {
+            (!self.workers().iter().any(|(_, slot)| slot.ends_with(&serves) || slot.contains(&works))).then_some(())
+        });
+    }
+
+    /// Waits until the user's token on each HSM holds his key-encryption key and the canary beside it: the workers there are
+    /// proved. Nobody logs in for that.
+    fn until_proved(&self, user: &str, hsms: &[&str]) {
+        let objects = |hsm: &&str| {
+            let tokens = std::fs::read_dir(self.user_token(hsm, user).join("tokens")).into_iter().flatten().flatten();
+            let files = tokens.flat_map(|token| std::fs::read_dir(token.path()).into_iter().flatten().flatten());
+            let is_object = |name: &str| name.ends_with(".object") && name != "token.object";
+            files.filter(|file| file.file_name().to_str().is_some_and(is_object)).count()
+        };
+        wait(|| hsms.iter().all(|hsm| objects(hsm) == 2).then_some(()));
     }
 
     /// Whether the user's own token on an HSM lets him in, asked past keyway.

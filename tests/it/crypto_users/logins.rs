@@ -12,21 +12,21 @@ use super::*;
 use crate::rig::Faults;
 
 /// The request, with a login's token beside it.
-fn with_login<T>(message: T, token: &str) -> Request<T> {
+pub(super) fn with_login<T>(message: T, token: &str) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert("x-keyway-login", MetadataValue::try_from(token).expect("base64"));
     request
 }
 
-async fn who(clients: &mut Clients, token: &str) -> Result<pb::WhoAmIResponse, Status> {
+pub(super) async fn who(clients: &mut Clients, token: &str) -> Result<pb::WhoAmIResponse, Status> {
     Ok(clients.users.who_am_i(with_login(pb::WhoAmIRequest {}, token)).await?.into_inner())
 }
 
-async fn log_out(clients: &mut Clients, token: &str) {
+pub(super) async fn log_out(clients: &mut Clients, token: &str) {
     clients.users.logout(with_login(pb::LogoutRequest {}, token)).await.expect("it ends");
 }
 
-async fn failed(clients: &mut Clients, rig: &Rig, user: &str) -> BTreeMap<String, i32> {
+pub(super) async fn failed(clients: &mut Clients, rig: &Rig, user: &str) -> BTreeMap<String, i32> {
     let user = clients.user(rig, user).await.expect("he is there");
     user.hsms.into_iter().map(|on| (on.hsm_id, on.failed_logins)).collect()
 }
@@ -42,8 +42,11 @@ async fn wrong_passwords_stop_short_of_the_lock_on_each_hsm_whoever_asks_until_a
     clients.create_user(&rig, "alice", FIRST).await.unwrap();
     refused("a wrong one", clients.log_in(&rig, "alice", WRONG).await, "INVALID_CREDENTIALS", "");
     assert_eq!(failed(&mut clients, &rig, "alice").await, counts(1, 0), "one HSM was asked");
-    clients.log_in(&rig, "alice", FIRST).await.unwrap();
+    let login = clients.log_in(&rig, "alice", FIRST).await.unwrap();
     assert_eq!(failed(&mut clients, &rig, "alice").await, counts(0, 0), "what is accepted forgets what was not");
+    // Her own logins on the HSMs would forget more.
+    log_out(&mut clients, &login.login_token).await;
+    rig.nobody_is("alice");
 
     for tries in 0..6 {
         let answer = match tries % 2 {

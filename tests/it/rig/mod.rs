@@ -339,14 +339,8 @@ password_rotation = "{rotation}"
 
     /// Gives a node's user a new password, as its SO can.
     pub fn set_password_as_so(&self, hsm: &str, password: &str) {
-        let so_pin = std::fs::read_to_string(self.path(&format!("hsms/{hsm}/so-pin"))).expect("dev wrote it");
-        let output = Command::new("pkcs11-tool")
-            .env("SOFTHSM2_CONF", self.token_configuration(hsm))
-            .args(["--module", SOFTHSM2, "--login", "--login-type", "so", "--so-pin", so_pin.trim(), "--init-pin"])
-            .args(["--new-pin", &format!("kmsuser:{password}")])
-            .output()
-            .expect("opensc is installed by scripts/test");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let so_pin = self.path(&format!("hsms/{hsm}/so-pin"));
+        set_password_as_so(&self.token_configuration(hsm), &so_pin, "kmsuser", password);
     }
 
     /// Whether a node's token lets its user in with this password.
@@ -624,6 +618,18 @@ pub struct Object {
 /// OpenSC's tool on a token, logged in: nothing of keyway's between the test and the HSM.
 fn pkcs11_tool(configuration: &Path, password: &str, args: &[&str]) -> String {
     try_pkcs11_tool(configuration, password, args).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Gives a token's user a new password, as its SO can.
+pub fn set_password_as_so(configuration: &Path, so_pin: &Path, user: &str, password: &str) {
+    let so_pin = std::fs::read_to_string(so_pin).expect("dev wrote it");
+    let output = Command::new("pkcs11-tool")
+        .env("SOFTHSM2_CONF", configuration)
+        .args(["--module", SOFTHSM2, "--login", "--login-type", "so", "--so-pin", so_pin.trim(), "--init-pin"])
+        .args(["--new-pin", &format!("{user}:{password}")])
+        .output()
+        .expect("opensc is installed by scripts/test");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Whether a token lets this crypto user in.
