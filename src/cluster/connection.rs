@@ -23,8 +23,17 @@ use super::{health, prove};
 /// A key as the HSMs know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyInHsms {
+    /// Its `CKA_ID`, if keyway made it. For us its name in any case.
     pub id: CkaId,
+    /// Its `CKA_ID`, if another program made it.
+    pub found: Option<Arc<[u8]>>,
     pub probe: Probe,
+}
+
+impl KeyInHsms {
+    pub(super) fn cka_id(&self) -> Vec<u8> {
+        self.found.as_deref().unwrap_or(self.id.as_bytes()).to_vec()
+    }
 }
 
 /// An encryption's result: the IV the HSM's generator gave, and the ciphertext with its tag.
@@ -272,7 +281,7 @@ impl Connection {
         uses: &R,
     ) -> Result<Sealed, R::Refused> {
         let verb = Verb::Encrypt(v1::Encrypt {
-            cka_id: key.id.as_bytes().to_vec(),
+            cka_id: key.cka_id(),
             aad,
             plaintext: plaintext.into_exposed(),
             probe: key.probe.0.clone(),
@@ -291,7 +300,7 @@ impl Connection {
         deadline: Instant,
     ) -> Result<Plaintext, Failure> {
         let verb = Verb::Decrypt(v1::Decrypt {
-            cka_id: key.id.as_bytes().to_vec(),
+            cka_id: key.cka_id(),
             aad,
             iv: sealed.iv,
             sealed: sealed.sealed,
@@ -315,7 +324,7 @@ impl Connection {
         uses: &R,
     ) -> Result<Generated, R::Refused> {
         let verb = Verb::GenerateDataKey(v1::GenerateDataKey {
-            cka_id: key.id.as_bytes().to_vec(),
+            cka_id: key.cka_id(),
             aad,
             number_of_bytes,
             with_plaintext,

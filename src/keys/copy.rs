@@ -23,7 +23,7 @@ impl From<&ProvableKey> for Errand {
     fn from(key: &ProvableKey) -> Self {
         let id = CkaId::of(key.key, key.version);
         let template = template(key.spec, &id, key.label.as_ref());
-        Self { key: KeyInHsms { id, probe: key.probe.clone() }, template }
+        Self { key: KeyInHsms { id, found: key.found.clone(), probe: key.probe.clone() }, template }
     }
 }
 

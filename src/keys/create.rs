@@ -24,19 +24,19 @@ use tokio::time::Instant;
 use crate::authz::{Permit, action};
 use crate::clock;
 use crate::cluster::{Connection, Failure, KeyInHsms, KeyTemplate, Made, Member, Members, Quorum, zones};
-use crate::keystore;
 use crate::keystore::lifecycle::Event;
+use crate::keystore::{self, Store};
 use crate::link::v1::presence::Found;
 use crate::model::{
     AliasName, CkaId, ClusterId, CryptoUser, HsmId, HsmKeyMark, HsmKeyName, HsmLabel, KeyId, KeySpec, KeyState,
     KeyStoreId, KeyVersion,
 };
-use crate::records::{self, BegunKey, KeyHome, KeyLimits, Proof, Unavailable};
-use crate::users::ShownLogins;
+use crate::records::{self, BegunKey, KeyLimits, KeyStoreRecord, NewKeyHome, Proof, Unavailable};
+use crate::users::{self, Acting, ShownLogins};
 
 pub use crate::records::RequestClaim;
 
-use super::owner::Owner;
+use super::owner::connection_of_user;
 use super::{Description, Error, Keys, copy, hsm_key};
 
 /// Steps of a creation are waited for this long: longer than a worker's patience, so that a step
@@ -71,6 +71,12 @@ pub enum NewHome {
     },
 }
 
+/// Where it is made, and in whose name.
+enum Target {
+    KeyStore(Arc<Store>),
+    User { acting: Acting, label: HsmLabel },
+}
+
 /// A key on its way.
 struct Creation {
     id: KeyId,
@@ -92,9 +98,12 @@ impl Keys {
         new: NewKey,
         deadline: Instant,
     ) -> Result<Description, Error> {
-        let owner = match &new.home {
-            NewHome::KeyStore(store) => Owner::KeyStore(self.0.stores.get(store)?),
-            NewHome::User { cluster, .. } => Owner::User(self.acting(&permit, logins, cluster, deadline).await?),
+        let target = match &new.home {
+            NewHome::KeyStore(store) => Target::KeyStore(self.0.stores.get(store)?),
+            NewHome::User { cluster, label } => {
+                let acting = self.acting(&permit, logins, cluster, deadline).await?;
+                Target::User { acting, label: label.clone() }
+            }
         };
         if deadline <= Instant::now() {
             // Too late to tell the caller of a key: none is begun.
@@ -104,7 +113,7 @@ impl Keys {
         let (answer, answered) = oneshot::channel();
         let (begun, name) = oneshot::channel();
         self.0.runtime.spawn(async move {
-            let made = keys.create_now(&owner, (new, deadline), begun, answer).await;
+            let made = keys.create_now(&target, (new, deadline), begun, answer).await;
             if let Err((answer, error)) = made {
                 let _ = answer.send(Err(error));
             }
@@ -127,12 +136,12 @@ impl Keys {
     /// Answers through `answer` as soon as the key is enabled, and goes on to the nodes that are still missing it.
     async fn create_now(
         &self,
-        owner: &Owner,
+        target: &Target,
         (new, deadline): (NewKey, Instant),
         begun: oneshot::Sender<String>,
         answer: Answer,
     ) -> Result<(), (Answer, Error)> {
-        let (creation, live) = match self.begin(owner, new, deadline).await {
+        let (creation, live) = match self.begin(target, new, deadline).await {
             Ok(Begun::New(creation, live)) => (creation, live),
             Ok(Begun::Replay(id)) => {
                 let _ = answer.send(Ok(id));
@@ -156,40 +165,40 @@ impl Keys {
         Ok(())
     }
 
-    async fn begin(&self, owner: &Owner, new: NewKey, deadline: Instant) -> Result<Begun, Error> {
-        let (cluster, store_state) = match owner {
-            Owner::KeyStore(store) => {
-                let record = store.record();
-                (record.cluster, Some(record.state))
+    async fn begin(&self, target: &Target, new: NewKey, deadline: Instant) -> Result<Begun, Error> {
+        let (cluster, home, connection) = match target {
+            Target::KeyStore(store) => {
+                let KeyStoreRecord { id, cluster, state, .. } = store.record();
+                let connection = self.connection_of_store(store, Event::CreateKey)?;
+                (cluster, NewKeyHome::KeyStore { store: id, state }, connection)
             }
-            Owner::User(acting) => (acting.cluster.clone(), None),
+            Target::User { acting, label } => {
+                let home = NewKeyHome::User { username: acting.username.clone(), label: label.clone() };
+                (acting.cluster.clone(), home, connection_of_user(acting)?)
+            }
         };
-        let connection = self.connection_of(owner, Event::CreateKey)?;
         self.0.stores.may_create_key(&cluster)?;
         let needed = self.0.stores.quorum(&cluster);
-        if let Owner::User(_) = owner {
+        if let Target::User { .. } = target {
             // Who has just logged in finds his HSMs on their way.
-            let decided = decided(&connection, needed);
-            let _ = tokio::time::timeout_at(deadline, decided).await;
+            let _ = tokio::time::timeout_at(deadline, decided(&connection, needed)).await;
         }
         let nodes = connection.ready_for_new_keys();
         if !needed.is_met_by(nodes.len(), zones(&nodes)) {
             return Err(Error::TooFewNodes { nodes: nodes.len(), zones: zones(&nodes), needed });
         }
         let id = KeyId::random();
-        let (home, name, label) = match new.home {
-            NewHome::KeyStore(store) => (KeyHome::KeyStore(store), id.to_string(), None),
-            NewHome::User { cluster, label } => {
-                self.must_be_free(&connection, &nodes, &label).await?;
-                let username = connection.user().username;
-                (KeyHome::User { username, label: label.clone() }, hsm_key(&cluster, &label), Some(label))
+        let (name, label) = match target {
+            Target::KeyStore(_) => (id.to_string(), None),
+            Target::User { label, .. } => {
+                self.must_be_free(&connection, &nodes, label).await?;
+                (hsm_key(&cluster, HsmKeyMark::Label(label.clone())), Some(label))
             }
         };
         let live = Live::new(self.clone(), id);
         let row = records::NewKey {
             id,
             home,
-            store_state,
             cluster,
             spec: new.spec,
             description: new.description,
@@ -200,7 +209,7 @@ impl Keys {
             request: new.request,
         };
         let limits = KeyLimits { keys: self.0.settings.per_key_store, request_retention: REQUEST_RETENTION };
-        let template = copy::template(new.spec, &CkaId::of(id, KeyVersion::FIRST), label.as_ref());
+        let template = copy::template(new.spec, &CkaId::of(id, KeyVersion::FIRST), label);
         let creation = Creation { id, name, template, connection, nodes, needed };
         match self.0.records.begin_key(&row, &limits).await? {
             BegunKey::Begun => Ok(Begun::New(creation, live)),
@@ -214,10 +223,13 @@ impl Keys {
             BegunKey::LabelInUse => Err(Error::LabelInUse { name: creation.name, hsm: None }),
             BegunKey::TooManyKeys => Err(Error::TooManyKeys(self.0.settings.per_key_store)),
             BegunKey::StoreChanged => {
-                let why = self.connection_of(owner, Event::CreateKey).err();
+                let why = match target {
+                    Target::KeyStore(store) => self.connection_of_store(store, Event::CreateKey).err(),
+                    Target::User { .. } => None,
+                };
                 Err(why.unwrap_or(Error::KeyStore(keystore::Error::Conflict)))
             }
-            BegunKey::UserLeaves => Err(crate::users::Error::LoginExpired.into()),
+            BegunKey::UserLeaves => Err(users::Error::LoginExpired.into()),
         }
     }
 
@@ -287,7 +299,7 @@ impl Keys {
         made: Made,
         answer: Answer,
     ) -> Result<Spread, (Answer, Error)> {
-        let key = KeyInHsms { id: CkaId::of(creation.id, KeyVersion::FIRST), probe: made.probe };
+        let key = KeyInHsms { id: CkaId::of(creation.id, KeyVersion::FIRST), found: None, probe: made.probe };
         let mut copies = creation.copy(&key, &maker, &made.wrapped);
         let mut proven = vec![maker.clone()];
         creation.ask_only(&proven, &key.id);

@@ -6,6 +6,9 @@
 //! ```
 //!
 //! The records come first: whatever ends it midway, what is written down is done when the HSM is back and its user logged in.
+//!
+//! A key that another program made is destroyed where it answers its probe, and only then forgotten: under its id another may
+//! stand by the time an absent HSM is back. So it is not begun while one that is known to hold it is away.
 
 use std::sync::Arc;
 
@@ -17,10 +20,11 @@ use crate::cluster::{Connection, Failure};
 use crate::keystore::lifecycle::Event;
 use crate::model::{CkaId, HsmKeyName, KeyId, KeyRef};
 use crate::node::heard_out;
+use crate::records::Proof;
 use crate::users::ShownLogins;
 
 use super::owner::Reached;
-use super::{Error, Keys};
+use super::{Error, Key, Keys};
 
 /// How long an HSM may take to destroy a key before it counts as away. It is destroyed there all the same, later.
 const STEP: std::time::Duration = std::time::Duration::from_secs(60);
@@ -55,6 +59,9 @@ impl Keys {
             return Err(Error::Hsm(Failure::NoNode));
         }
         let hsms: Vec<_> = connection.members().iter().map(|member| member.node.hsm().clone()).collect();
+        if reached.key.is_found() {
+            return self.destroy_found(&reached.key, connection).await;
+        }
         if !self.0.records.destroy_user_key(&connection.user(), id, &hsms).await? {
             return Err(Error::NotFound(reached.key.name()));
         }
@@ -65,6 +72,28 @@ impl Keys {
         future::join_all(versions.map(|version| destroy_everywhere(connection, version))).await;
         // Whoever keeps the nodes level sees to it that no copy came back meanwhile.
         self.0.unsettled.notify_waiters();
+        Ok(())
+    }
+
+    async fn destroy_found(&self, key: &Key, connection: &Connection) -> Result<(), Error> {
+        let version = key.version(key.current).ok_or_else(|| Error::NotFound(key.name()))?;
+        let members = connection.members();
+        for member in members.iter().filter(|member| !member.is_proved()) {
+            let place = (&connection.cluster, member.node.hsm());
+            let known = self.0.records.presence(key.id, version.version, place).await?;
+            if known.is_some_and(|known| known.proof == Proof::Used) {
+                return Err(Error::HolderAway { key: key.name(), hsm: member.node.hsm().clone() });
+            }
+        }
+        let proved = members.iter().filter(|member| member.is_proved());
+        let destroying =
+            proved.map(|member| connection.destroy_proven_key(member, &version.in_hsms, Instant::now() + STEP));
+        for destroyed in future::join_all(destroying).await {
+            // One that is left somewhere is known still, and can be destroyed again.
+            destroyed?;
+        }
+        self.0.records.forget_found_key(&connection.user(), key.id).await?;
+        self.forget(key.id);
         Ok(())
     }
 

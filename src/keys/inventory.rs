@@ -131,7 +131,7 @@ async fn is_gone(connection: &Connection, member: &Member, oddity: &Oddity, agai
     let Some(id) = cka_id(&object.cka_id).filter(|id| id.label() == object.label) else { return false };
     let Some(left) = again.checked_sub(1) else { return false };
     *again = left;
-    let only_look = KeyInHsms { id, probe: Probe(Vec::new()) };
+    let only_look = KeyInHsms { id, found: None, probe: Probe(Vec::new()) };
     let found = connection.prove_key(member, &only_look, Instant::now() + LOOK).await;
     matches!(found, Ok(Found::Missing))
 }

@@ -12,6 +12,7 @@ mod crypto;
 mod destroy;
 mod drift;
 pub mod envelope;
+mod found;
 mod holdback;
 mod inventory;
 mod owner;
@@ -30,12 +31,12 @@ use tokio::time::Instant;
 
 use crate::authz::{Permit, action};
 use crate::clock;
-use crate::cluster::{Declared, Failure, KeyInHsms, Quorum};
+use crate::cluster::{Connection, Declared, Failure, KeyInHsms, Quorum};
 use crate::keystore::lifecycle::{self, Event};
 use crate::keystore::{self, KeyStores};
 use crate::model::{
-    AliasName, CkaId, ClusterId, ConnectionState, CryptoUser, HsmId, HsmKeyMark, HsmKeyName, HsmLabel, KeyId, KeyRef,
-    KeyState, KeyStoreId, KeyVersion,
+    AliasName, CkaId, ClusterId, ConnectionState, CryptoUser, HsmId, HsmKeyMark, HsmKeyName, KeyId, KeyRef, KeyState,
+    KeyStoreId, KeyVersion,
 };
 use crate::records::{AliasRecord, CreatedAlias, KeyHome, KeyRecord, Records, Unavailable};
 use crate::users::{self, ShownLogins, Users};
@@ -43,6 +44,7 @@ use crate::users::{self, ShownLogins, Users};
 pub use create::{NewHome, NewKey, RequestClaim};
 pub use crypto::{Encrypted, Used};
 pub use drift::Drifts;
+use found::Sighting;
 use holdback::Holdback;
 use owner::Home;
 pub use settings::Settings;
@@ -70,6 +72,14 @@ pub enum Error {
     #[error("key store {store} is {state}, not CONNECTED")]
     StoreNotConnected { store: KeyStoreId, state: ConnectionState },
     /// A key that exists cannot be used, since its store is not connected.
+    /// A key of another program's, which is not destroyed in part.
+    #[error("key {key} cannot be destroyed: {hsm}, which holds it, does not answer")]
+    HolderAway { key: String, hsm: HsmId },
+    /// A key of another program's that is not as keyway could use it.
+    #[error("key {key} cannot be used: {why}")]
+    Unusable { key: String, why: &'static str },
+    #[error("{name} is not one key alone: {hsm} has several of that name, or another one than other HSMs")]
+    Ambiguous { name: String, hsm: HsmId },
     #[error("key {key} is UNAVAILABLE: its key store {store} is {state}")]
     Unavailable { key: KeyId, store: KeyStoreId, state: ConnectionState },
     /// Nothing brings its HSMs back until it is declared again.
@@ -167,8 +177,19 @@ pub struct Description {
     pub record: KeyRecord,
     /// Empty for a crypto user's own.
     pub arn: String,
+    /// Its `CKA_LABEL`, of a crypto user's own.
+    pub label: String,
     /// Why the key cannot be used although it is enabled.
-    pub unavailable: Option<ConnectionState>,
+    pub unavailable: Option<Unusable>,
+}
+
+/// Why a key that is there cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unusable {
+    /// Its key store is so.
+    KeyStore(ConnectionState),
+    /// It is another program's, and not as keyway could use it.
+    Found(&'static str),
 }
 
 impl Keys {
@@ -201,25 +222,84 @@ impl Keys {
             KeyRef::Id(_) | KeyRef::Alias(_) => self.resolve(key).await?,
             KeyRef::Hsm(name) => {
                 let acting = self.acting(&permit, logins, &name.cluster, deadline).await?;
-                self.id_of_users(&acting, name).await?
+                return self.describe_users(&acting.connection, name, deadline).await;
             }
         };
         let record = self.0.records.key(id).await?.filter(|record| is_named(record, key));
         Ok(self.describe_record(record.ok_or_else(|| Error::NotFound(id.to_string()))?))
     }
 
-    /// A crypto user's own keys that were acknowledged, ordered by label.
+    /// A crypto user's key as the records know it or, of another program's, as the tokens show it. Nothing is written down.
+    async fn describe_users(
+        &self,
+        connection: &Connection,
+        name: &HsmKeyName,
+        deadline: Instant,
+    ) -> Result<Description, Error> {
+        let user = connection.user();
+        let seen = match self.recorded(&user, &name.mark).await? {
+            Some(id) => {
+                let record = self.0.records.key(id).await?.ok_or_else(|| Error::NotFound(name.to_string()))?;
+                if record.home.found().is_none() {
+                    return Ok(self.describe_record(record));
+                }
+                // Its label stands in the tokens alone.
+                let seen = self.sight(connection, &name.mark, deadline).await.ok().flatten();
+                return Ok(Description {
+                    label: seen.map(|it| it.label).unwrap_or_default(),
+                    ..self.describe_record(record)
+                });
+            }
+            None => self.sight(connection, &name.mark, deadline).await?,
+        };
+        let seen = seen.ok_or_else(|| Error::NotFound(name.to_string()))?;
+        match (seen.mark(), seen.unusable) {
+            (None, Some(why)) => Err(Error::Unusable { key: name.to_string(), why }),
+            _ => self.describe_sighting(&user, seen).await,
+        }
+    }
+
+    /// A crypto user's own keys: those that keyway made, ordered by label, and then those that others did, by `CKA_ID`.
     pub async fn list_users(
         &self,
         permit: Permit<action::ListKeys>,
         logins: &ShownLogins,
         cluster: &ClusterId,
-        (after, limit): (Option<&HsmLabel>, u32),
+        (after, limit): (Option<&HsmKeyMark>, u32),
         deadline: Instant,
     ) -> Result<Vec<Description>, Error> {
         let acting = self.acting(&permit, logins, cluster, deadline).await?;
-        let records = self.0.records.list_user_keys(&acting.connection.user(), after, limit).await?;
-        Ok(records.into_iter().map(|record| self.describe_record(record)).collect())
+        let user = acting.connection.user();
+        let (label, cka_id) = match after {
+            None => (None, None),
+            Some(HsmKeyMark::Label(label)) => (Some(label), None),
+            Some(HsmKeyMark::Id(cka_id)) => (None, Some(&**cka_id)),
+        };
+        let made =
+            if cka_id.is_some() { Vec::new() } else { self.0.records.list_user_keys(&user, label, limit).await? };
+        let mut listed: Vec<_> = made.into_iter().map(|record| self.describe_record(record)).collect();
+        let left = (limit as usize).saturating_sub(listed.len());
+        if left > 0 {
+            let seeing = self.sightings(&acting.connection, cka_id, left);
+            let seen = tokio::time::timeout_at(deadline, seeing).await.map_err(|_| Error::Hsm(Failure::Late))??;
+            for sighting in seen {
+                listed.push(self.describe_sighting(&user, sighting).await?);
+            }
+        }
+        Ok(listed)
+    }
+
+    /// As it would be written down, or is.
+    async fn describe_sighting(&self, user: &CryptoUser, seen: Sighting) -> Result<Description, Error> {
+        let known = self.0.records.found_key(user, &seen.cka_id).await?;
+        let known = match known {
+            Some(id) => self.0.records.key(id).await?,
+            None => None,
+        };
+        let (label, unusable) = (seen.label.clone(), seen.unusable);
+        let record = known.unwrap_or_else(|| seen.into_record(user));
+        let unavailable = unusable.map(Unusable::Found);
+        Ok(Description { label, unavailable, ..self.describe_record(record) })
     }
 
     /// Keys of key stores that were acknowledged, ordered by id.
@@ -289,13 +369,15 @@ impl Keys {
 
     fn describe_record(&self, record: KeyRecord) -> Description {
         let KeyHome::KeyStore(store) = &record.home else {
-            return Description { record, arn: String::new(), unavailable: None };
+            let label = record.home.label().map(|label| label.as_str().to_owned()).unwrap_or_default();
+            return Description { record, arn: String::new(), label, unavailable: None };
         };
         let state = self.0.stores.get(store).map_or(ConnectionState::Disconnected, |store| store.state());
         let refused = lifecycle::next(state, Event::Use).err();
         Description {
             arn: self.arn(store, &format!("key/{}", record.id)),
-            unavailable: refused.map(|refused| refused.state),
+            label: String::new(),
+            unavailable: refused.map(|refused| Unusable::KeyStore(refused.state)),
             record,
         }
     }
@@ -337,9 +419,9 @@ impl Keys {
         }
         let home = match &record.home {
             KeyHome::KeyStore(store) => Home::KeyStore(self.0.stores.get(store)?),
-            KeyHome::User { username, label } => Home::User {
+            KeyHome::User { username, .. } | KeyHome::Found { username, .. } => Home::User {
                 user: CryptoUser { cluster: record.cluster.clone(), username: username.clone() },
-                label: label.clone(),
+                mark: mark_of(&record.home).ok_or_else(|| Error::NotFound(id.to_string()))?,
             },
         };
         let key = Arc::new(Key::new(record, home));
@@ -348,35 +430,43 @@ impl Keys {
 }
 
 impl Description {
+    /// What singles it out among its crypto user's.
+    pub fn mark(&self) -> Option<HsmKeyMark> {
+        mark_of(&self.record.home)
+    }
+
     /// What callers know it by.
     pub fn key_id(&self) -> String {
-        name_of(&self.record)
+        self.mark().map_or_else(|| self.record.id.to_string(), |mark| hsm_key(&self.record.cluster, mark))
     }
 }
 
-fn name_of(record: &KeyRecord) -> String {
-    match &record.home {
-        KeyHome::KeyStore(_) => record.id.to_string(),
-        KeyHome::User { label, .. } => hsm_key(&record.cluster, label),
+/// What singles a crypto user's key out among his.
+fn mark_of(home: &KeyHome) -> Option<HsmKeyMark> {
+    match home {
+        KeyHome::KeyStore(_) => None,
+        KeyHome::User { label, .. } => Some(HsmKeyMark::Label(label.clone())),
+        KeyHome::Found { cka_id, .. } => HsmKeyMark::id(cka_id),
     }
 }
 
-fn hsm_key(cluster: &ClusterId, label: &HsmLabel) -> String {
-    HsmKeyName { cluster: cluster.clone(), mark: HsmKeyMark::Label(label.clone()) }.to_string()
+fn hsm_key(cluster: &ClusterId, mark: HsmKeyMark) -> String {
+    HsmKeyName { cluster: cluster.clone(), mark }.to_string()
 }
 
 /// Whether it may be called so: a crypto user's key by its id or an alias is nobody's.
 fn is_named(record: &KeyRecord, key: &KeyRef) -> bool {
-    match (&record.home, key) {
-        (KeyHome::KeyStore(_), KeyRef::Id(_) | KeyRef::Alias(_)) | (KeyHome::User { .. }, KeyRef::Hsm(_)) => true,
-        (KeyHome::KeyStore(_), KeyRef::Hsm(_)) | (KeyHome::User { .. }, KeyRef::Id(_) | KeyRef::Alias(_)) => false,
+    match key {
+        KeyRef::Id(_) | KeyRef::Alias(_) => record.home.store().is_some(),
+        KeyRef::Hsm(_) => record.home.store().is_none(),
     }
 }
 
 impl Key {
     fn new(record: KeyRecord, home: Home) -> Self {
         let versions = record.versions.into_iter().filter_map(|version| {
-            let in_hsms = KeyInHsms { id: CkaId::of(record.id, version.version), probe: version.probe? };
+            let (id, found) = (CkaId::of(record.id, version.version), record.home.found().cloned());
+            let in_hsms = KeyInHsms { id, found, probe: version.probe? };
             Some(Version { version: version.version, in_hsms, uses: Uses::none() })
         });
         Self { id: record.id, home, current: record.current_version, versions: versions.collect() }
@@ -386,8 +476,13 @@ impl Key {
     fn name(&self) -> String {
         match &self.home {
             Home::KeyStore(_) => self.id.to_string(),
-            Home::User { user, label } => hsm_key(&user.cluster, label),
+            Home::User { user, mark } => hsm_key(&user.cluster, mark.clone()),
         }
+    }
+
+    /// Whether another program made it.
+    fn is_found(&self) -> bool {
+        self.versions.iter().any(|version| version.in_hsms.found.is_some())
     }
 
     fn version(&self, version: KeyVersion) -> Option<&Version> {

@@ -12,7 +12,8 @@ use crate::authz::{Action, Permit};
 use crate::cluster::{Connection, Failure};
 use crate::keystore::Store;
 use crate::keystore::lifecycle::Event;
-use crate::model::{CkaId, ClusterId, CryptoUser, HsmKeyMark, HsmKeyName, HsmLabel, KeyId, KeyRef, Username};
+use crate::model::{CkaId, ClusterId, CryptoUser, HsmKeyMark, HsmKeyName, KeyId, KeyRef, Username};
+use crate::records::Unavailable;
 use crate::users::{self, Acting, ShownLogins};
 
 use super::{Error, Key, Keys};
@@ -21,7 +22,7 @@ use super::{Error, Key, Keys};
 #[derive(Debug)]
 pub(super) enum Home {
     KeyStore(Arc<Store>),
-    User { user: CryptoUser, label: HsmLabel },
+    User { user: CryptoUser, mark: HsmKeyMark },
 }
 
 /// In whose name something is done with keys.
@@ -38,14 +39,17 @@ pub(super) struct Reached {
     pub(super) owner: Owner,
 }
 
+/// The login may have ended meanwhile.
+pub(super) fn connection_of_user(acting: &Acting) -> Result<Arc<Connection>, Error> {
+    if acting.connection.is_closed() { Err(users::Error::LoginExpired.into()) } else { Ok(acting.connection.clone()) }
+}
+
 impl Keys {
     /// The Connection through which keys of this owner are made or used, when his state allows it.
     pub(super) fn connection_of(&self, owner: &Owner, what: Event) -> Result<Arc<Connection>, Error> {
         match owner {
             Owner::KeyStore(store) => self.connection_of_store(store, what),
-            // The login has ended meanwhile.
-            Owner::User(acting) if acting.connection.is_closed() => Err(users::Error::LoginExpired.into()),
-            Owner::User(acting) => Ok(acting.connection.clone()),
+            Owner::User(acting) => connection_of_user(acting),
         }
     }
 
@@ -96,7 +100,7 @@ impl Keys {
             KeyRef::Id(_) | KeyRef::Alias(_) => self.resolve(key).await?,
             KeyRef::Hsm(name) => {
                 let acting = self.acting(permit, logins, &name.cluster, deadline).await?;
-                let id = self.id_of_users(&acting, name).await?;
+                let id = self.id_of_users(&acting, name, deadline).await?;
                 return Ok(Reached { key: self.find(id).await?, owner: Owner::User(acting) });
             }
         };
@@ -125,8 +129,8 @@ impl Keys {
                 Err(other) => return Err(other),
             },
         };
-        if let Home::User { user, label } = &key.home
-            && self.0.records.user_key(user, label).await? != Some(id)
+        if let Home::User { user, mark } = &key.home
+            && self.recorded(user, mark).await? != Some(id)
         {
             // It went with its user, whose place another has taken.
             self.forget(id);
@@ -135,19 +139,35 @@ impl Keys {
         Ok(Reached { key, owner })
     }
 
-    /// The id of a crypto user's key.
-    pub(super) async fn id_of_users(&self, acting: &Acting, name: &HsmKeyName) -> Result<KeyId, Error> {
-        let user = acting.connection.user();
-        let found = match &name.mark {
-            HsmKeyMark::Label(label) => self.0.records.user_key(&user, label).await?,
-            HsmKeyMark::Id(cka_id) => self.id_of_cka_id(&user, cka_id).await?,
-        };
-        found.ok_or_else(|| Error::NotFound(name.to_string()))
+    /// The id of a crypto user's key. One that another program made is written down for that.
+    async fn id_of_users(&self, acting: &Acting, name: &HsmKeyName, deadline: Instant) -> Result<KeyId, Error> {
+        let connection = &acting.connection;
+        if let Some(id) = self.recorded(&connection.user(), &name.mark).await? {
+            return Ok(id);
+        }
+        let found = self.sight(connection, &name.mark, deadline).await?;
+        let mut found = found.ok_or_else(|| Error::NotFound(name.to_string()))?;
+        if let (HsmKeyMark::Label(_), Some(by_id)) = (&name.mark, found.mark()) {
+            if let Some(id) = self.recorded(&connection.user(), &by_id).await? {
+                return Ok(id);
+            }
+            // The label stands for one key; its CKA_ID must as well.
+            found = self.sight(connection, &by_id, deadline).await?.ok_or_else(|| Error::NotFound(name.to_string()))?;
+        }
+        self.adopt(connection, found, (&name.mark, deadline)).await
     }
 
-    async fn id_of_cka_id(&self, user: &CryptoUser, cka_id: &[u8]) -> Result<Option<KeyId>, Error> {
-        let Some((key, version)) = CkaId::parse(cka_id) else { return Ok(None) };
-        let known = self.0.records.known_keys(user, &[CkaId::of(key, version)]).await?;
-        Ok((!known.is_empty()).then_some(key))
+    /// The id of a crypto user's key that the records know.
+    pub(super) async fn recorded(&self, user: &CryptoUser, mark: &HsmKeyMark) -> Result<Option<KeyId>, Unavailable> {
+        let cka_id = match mark {
+            HsmKeyMark::Label(label) => return self.0.records.user_key(user, label).await,
+            HsmKeyMark::Id(cka_id) => cka_id,
+        };
+        if let Some((key, version)) = CkaId::parse(cka_id)
+            && !self.0.records.known_keys(user, &[CkaId::of(key, version)]).await?.is_empty()
+        {
+            return Ok(Some(key));
+        }
+        self.0.records.found_key(user, cka_id).await
     }
 }

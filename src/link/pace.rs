@@ -30,6 +30,8 @@ impl Pace {
             | Verb::DestroyKey(_)
             | Verb::ListObjects(_)
             | Verb::FindKeys(_)
+            | Verb::MakeProbe(_)
+            | Verb::DestroyProvenKey(_)
             | Verb::SweepUnfinished(_)
             | Verb::SetPin(_) => Self::Slow,
             Verb::Ping(_)

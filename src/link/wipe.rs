@@ -40,6 +40,8 @@ impl Zeroize for Verb {
             | Self::DestroyKey(_)
             | Self::ListObjects(_)
             | Self::FindKeys(_)
+            | Self::MakeProbe(_)
+            | Self::DestroyProvenKey(_)
             | Self::SweepUnfinished(_)
             | Self::CheckToken(_)
             | Self::Summon(_) => {}

@@ -95,23 +95,37 @@ impl FromStr for HsmKeyName {
             Invalid::new("an HSM's own key is hsm:<cluster id>/<label>, percent-encoded, or hsm:<cluster id>/id=<hex>")
         };
         let (cluster, mark) = text.strip_prefix(SCHEME).and_then(|rest| rest.split_once('/')).ok_or_else(form)?;
-        let cluster = cluster.parse()?;
-        let mark = match mark.strip_prefix(BY_ID) {
-            Some(hex) => from_hex(hex).as_deref().and_then(HsmKeyMark::id).ok_or_else(|| {
+        Ok(Self { cluster: cluster.parse()?, mark: mark.parse()? })
+    }
+}
+
+impl FromStr for HsmKeyMark {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        match text.strip_prefix(BY_ID) {
+            Some(hex) => from_hex(hex).as_deref().and_then(Self::id).ok_or_else(|| {
                 Invalid::new(format!("a CKA_ID is 1 to {LONGEST_CKA_ID} bytes, in pairs of hexadecimal digits"))
-            })?,
-            None => HsmKeyMark::Label(percent_decoded(mark).ok_or_else(form)?.parse()?),
-        };
-        Ok(Self { cluster, mark })
+            }),
+            None => {
+                let label = percent_decoded(text).ok_or_else(|| Invalid::new("a label is UTF-8, percent-encoded"))?;
+                label.parse().map(Self::Label)
+            }
+        }
     }
 }
 
 impl fmt::Display for HsmKeyName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{SCHEME}{}/", self.cluster)?;
-        match &self.mark {
-            HsmKeyMark::Label(label) => percent_encode(label.as_str(), f),
-            HsmKeyMark::Id(bytes) => {
+        write!(f, "{SCHEME}{}/{}", self.cluster, self.mark)
+    }
+}
+
+impl fmt::Display for HsmKeyMark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Label(label) => percent_encode(label.as_str(), f),
+            Self::Id(bytes) => {
                 f.write_str(BY_ID)?;
                 bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
             }

@@ -10,21 +10,19 @@ use sqlx::{Row, Sqlite, Transaction};
 
 use crate::model::{
     AliasName, ClusterId, ConnectionState, CryptoUser, HsmId, HsmLabel, KeyId, KeySpec, KeyState, KeyStoreId,
-    KeyVersion, Probe,
+    KeyVersion, Probe, Username,
 };
 
 use super::keys::{folded, keys_with_versions};
 use super::presences::put_presence;
 use super::row::{key_id, millis, named};
-use super::{KeyHome, KeyRecord, Proof, Records, Unavailable};
+use super::{KeyRecord, Proof, Records, Unavailable};
 
 /// A key about to be made.
 #[derive(Debug)]
 pub struct NewKey {
     pub id: KeyId,
-    pub home: KeyHome,
-    /// In which a key store was found to allow a key. A crypto user has none.
-    pub store_state: Option<ConnectionState>,
+    pub home: NewKeyHome,
     pub cluster: ClusterId,
     pub spec: KeySpec,
     pub description: String,
@@ -35,6 +33,15 @@ pub struct NewKey {
     /// The nodes that may be asked.
     pub hsms: Vec<HsmId>,
     pub request: Option<RequestClaim>,
+}
+
+/// Where a key is about to be made.
+#[derive(Debug)]
+pub enum NewKeyHome {
+    /// In a key store, which was found in a state that allows it.
+    KeyStore { store: KeyStoreId, state: ConnectionState },
+    /// In a crypto user's tokens, under a label.
+    User { username: Username, label: HsmLabel },
 }
 
 /// A caller's promise that a repeat means the same request.
@@ -197,27 +204,27 @@ async fn in_the_way(
     limits: &KeyLimits,
 ) -> Result<Option<BegunKey>, Unavailable> {
     let (refused, keys) = match &new.home {
-        KeyHome::KeyStore(store) => {
+        NewKeyHome::KeyStore { store, state } => {
             let unchanged = sqlx::query("SELECT 1 FROM key_stores WHERE id = ? AND state = ? AND cluster_id = ?")
                 .bind(store.as_str())
-                .bind(new.store_state.map(ConnectionState::as_str))
+                .bind(state.as_str())
                 .bind(new.cluster.as_str());
             let is_unchanged = unchanged.fetch_optional(&mut **change).await?.is_some();
-            let keys = sqlx::query_scalar("SELECT count(*) FROM keys WHERE store_id = ?").bind(store.as_str());
+            let keys: i64 = sqlx::query_scalar("SELECT count(*) FROM keys WHERE store_id = ?")
+                .bind(store.as_str())
+                .fetch_one(&mut **change)
+                .await?;
             ((!is_unchanged).then_some(BegunKey::StoreChanged), keys)
         }
-        KeyHome::User { username, label } => {
-            let (cluster, user) = (new.cluster.as_str(), username.as_str());
-            let keys = sqlx::query_scalar(
-                "SELECT count(*) FROM keys WHERE cluster_id = ? AND username = ? AND store_id IS NULL",
-            );
-            (users_in_the_way(change, (cluster, user), label.as_str()).await?, keys.bind(cluster).bind(user))
+        NewKeyHome::User { username, label } => {
+            let user = (new.cluster.as_str(), username.as_str());
+            let refused = users_in_the_way(change, user, label.as_str()).await?;
+            (refused, count_of_user(change, user).await?)
         }
     };
     if refused.is_some() {
         return Ok(refused);
     }
-    let keys: i64 = keys.fetch_one(&mut **change).await?;
     if keys >= i64::from(limits.keys) {
         return Ok(Some(BegunKey::TooManyKeys));
     }
@@ -235,9 +242,7 @@ async fn users_in_the_way(
     (cluster, user): (&str, &str),
     label: &str,
 ) -> Result<Option<BegunKey>, Unavailable> {
-    let leaving =
-        sqlx::query("SELECT 1 FROM crypto_user_hsms WHERE cluster_id = ? AND username = ? AND pending = 'REMOVE'");
-    if leaving.bind(cluster).bind(user).fetch_optional(&mut **change).await?.is_some() {
+    if is_leaving(change, (cluster, user)).await? {
         return Ok(Some(BegunKey::UserLeaves));
     }
     let taken = sqlx::query("SELECT 1 FROM keys WHERE cluster_id = ? AND username = ? AND hsm_label = ?");
@@ -245,8 +250,31 @@ async fn users_in_the_way(
     Ok(taken.map(|_| BegunKey::LabelInUse))
 }
 
+/// Whether the crypto user is on his way out.
+pub(super) async fn is_leaving(
+    change: &mut Transaction<'_, Sqlite>,
+    (cluster, user): (&str, &str),
+) -> Result<bool, Unavailable> {
+    let leaving =
+        sqlx::query("SELECT 1 FROM crypto_user_hsms WHERE cluster_id = ? AND username = ? AND pending = 'REMOVE'");
+    Ok(leaving.bind(cluster).bind(user).fetch_optional(&mut **change).await?.is_some())
+}
+
+/// How many keys of his own the crypto user has in the records, in any state.
+pub(super) async fn count_of_user(
+    change: &mut Transaction<'_, Sqlite>,
+    (cluster, user): (&str, &str),
+) -> Result<i64, Unavailable> {
+    let keys = "SELECT count(*) FROM keys WHERE cluster_id = ? AND username = ? AND store_id IS NULL";
+    Ok(sqlx::query_scalar(keys).bind(cluster).bind(user).fetch_one(&mut **change).await?)
+}
+
 async fn insert(change: &mut Transaction<'_, Sqlite>, new: &NewKey) -> Result<(), Unavailable> {
     let (id, created) = (new.id.as_bytes().as_slice(), millis(new.created));
+    let (username, store, label) = match &new.home {
+        NewKeyHome::KeyStore { store, .. } => (&Username::kmsuser(), Some(store.as_str()), None),
+        NewKeyHome::User { username, label } => (username, None, Some(label.as_str())),
+    };
     sqlx::query(
         "INSERT INTO keys
            (id, cluster_id, username, store_id, hsm_label, spec, state, description, created, current_version)
@@ -254,9 +282,9 @@ async fn insert(change: &mut Transaction<'_, Sqlite>, new: &NewKey) -> Result<()
     )
     .bind(id)
     .bind(new.cluster.as_str())
-    .bind(new.home.username().as_str())
-    .bind(new.home.store().map(KeyStoreId::as_str))
-    .bind(new.home.label().map(HsmLabel::as_str))
+    .bind(username.as_str())
+    .bind(store)
+    .bind(label)
     .bind(new.spec.as_str())
     .bind(&new.description)
     .bind(created)

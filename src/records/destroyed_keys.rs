@@ -9,11 +9,11 @@ use super::row::number;
 use super::{Records, Unavailable};
 
 impl Records {
-    /// Destroys a crypto user's own key in the records: it is to go from every HSM that was ever known to hold it, or may,
+    /// Destroys in the records a key that keyway made for a crypto user: it is to go from every HSM that was ever known to hold it, or may,
     /// and from these. `false`: there is no such key, or it was never acknowledged.
     pub async fn destroy_user_key(&self, user: &CryptoUser, key: KeyId, hsms: &[HsmId]) -> Result<bool, Unavailable> {
         const VERSIONS: &str = "SELECT v.version FROM keys k JOIN key_versions v ON v.key_id = k.id
-             WHERE k.id = ? AND k.cluster_id = ? AND k.username = ? AND k.store_id IS NULL AND k.state <> 'CREATING'";
+             WHERE k.id = ? AND k.cluster_id = ? AND k.username = ? AND k.hsm_label IS NOT NULL AND k.state <> 'CREATING'";
         const WHERE_IT_WAS: &str = "INSERT INTO destroyed_keys (cluster_id, username, hsm_id, cka_id)
              SELECT ?1, ?2, hsm_id, ?3 FROM presences WHERE key_id = ?4 AND version = ?5 AND cluster_id = ?1
              ON CONFLICT DO NOTHING";

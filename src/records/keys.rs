@@ -1,5 +1,6 @@
 //! Keys and their versions, read; and whose they are.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use sqlx::Row;
@@ -19,29 +20,31 @@ pub enum KeyHome {
     KeyStore(KeyStoreId),
     /// In this crypto user's, who is not kmsuser, under this label.
     User { username: Username, label: HsmLabel },
+    /// In this crypto user's, where it was found under this `CKA_ID`: on some of his HSMs, and it goes to no other.
+    Found { username: Username, cka_id: Arc<[u8]> },
 }
 
 impl KeyHome {
-    /// In whose tokens it is.
-    pub fn username(&self) -> Username {
-        match self {
-            Self::KeyStore(_) => Username::kmsuser(),
-            Self::User { username, .. } => username.clone(),
-        }
-    }
-
     pub fn store(&self) -> Option<&KeyStoreId> {
         match self {
             Self::KeyStore(store) => Some(store),
-            Self::User { .. } => None,
+            Self::User { .. } | Self::Found { .. } => None,
         }
     }
 
-    /// Which a key store's key has not.
+    /// Under which keyway made it for a crypto user.
     pub fn label(&self) -> Option<&HsmLabel> {
         match self {
-            Self::KeyStore(_) => None,
             Self::User { label, .. } => Some(label),
+            Self::KeyStore(_) | Self::Found { .. } => None,
+        }
+    }
+
+    /// Under which it was found.
+    pub fn found(&self) -> Option<&Arc<[u8]>> {
+        match self {
+            Self::Found { cka_id, .. } => Some(cka_id),
+            Self::KeyStore(_) | Self::User { .. } => None,
         }
     }
 }
@@ -184,10 +187,12 @@ fn bare_key(row: &SqliteRow) -> Result<KeyRecord, Unavailable> {
 }
 
 fn home(row: &SqliteRow) -> Result<KeyHome, Unavailable> {
-    let label: Option<String> = row.try_get("hsm_label")?;
-    match label {
-        None => Ok(KeyHome::KeyStore(parsed(row, "store_id")?)),
+    if let Some(cka_id) = row.try_get::<Option<Vec<u8>>, _>("found_id")? {
+        return Ok(KeyHome::Found { username: parsed(row, "username")?, cka_id: cka_id.into() });
+    }
+    match row.try_get::<Option<String>, _>("hsm_label")? {
         Some(_) => Ok(KeyHome::User { username: parsed(row, "username")?, label: parsed(row, "hsm_label")? }),
+        None => Ok(KeyHome::KeyStore(parsed(row, "store_id")?)),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Acknowledged key versions as what their user's token on every HSM of the cluster is to hold, a page at a time.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use sqlx::Row;
@@ -19,11 +20,13 @@ pub struct ProvableKey {
     pub spec: KeySpec,
     /// A crypto user's own key has the label that he gave it.
     pub label: Option<HsmLabel>,
+    /// The `CKA_ID` under which it was found, and is only looked for.
+    pub found: Option<Arc<[u8]>>,
     pub probe: Probe,
 }
 
 // The planner is told where to begin: with what the node lacks, not with all keys.
-pub(super) const LACKING: &str = "SELECT v.key_id, v.version, v.probe, k.spec, k.hsm_label FROM presences p
+pub(super) const LACKING: &str = "SELECT v.key_id, v.version, v.probe, k.spec, k.hsm_label, k.found_id FROM presences p
      CROSS JOIN keys k ON k.id = p.key_id
      CROSS JOIN key_versions v ON v.key_id = p.key_id AND v.version = p.version
      WHERE p.cluster_id = ? AND p.username = ? AND p.hsm_id = ? AND p.proof <> 'USED'
@@ -32,7 +35,7 @@ pub(super) const LACKING: &str = "SELECT v.key_id, v.version, v.probe, k.spec, k
      ORDER BY p.key_id, p.version LIMIT ?";
 
 // The first comparison of ids is what the index serves: without it each page is read from the cluster's first key.
-pub(super) const ACKNOWLEDGED: &str = "SELECT v.key_id, v.version, v.probe, k.spec, k.hsm_label
+pub(super) const ACKNOWLEDGED: &str = "SELECT v.key_id, v.version, v.probe, k.spec, k.hsm_label, k.found_id
      FROM keys k JOIN key_versions v ON v.key_id = k.id
      WHERE k.cluster_id = ? AND k.username = ? AND k.state <> 'CREATING' AND k.id >= ? AND (k.id > ? OR v.version > ?)
        AND v.probe IS NOT NULL
@@ -40,11 +43,12 @@ pub(super) const ACKNOWLEDGED: &str = "SELECT v.key_id, v.version, v.probe, k.sp
 
 pub(super) const PROVEN: &str = "SELECT p.key_id, p.version FROM keys k JOIN presences p ON p.key_id = k.id
      WHERE k.cluster_id = ? AND k.username = ? AND k.state <> 'CREATING' AND k.id >= ? AND (k.id > ? OR p.version > ?)
-       AND p.cluster_id = k.cluster_id AND p.hsm_id = ? AND p.proof = 'USED' AND p.time < ?
+       AND p.cluster_id = k.cluster_id AND p.hsm_id = ? AND p.proof = 'USED' AND p.time < ? AND k.found_id IS NULL
      ORDER BY k.id, p.version LIMIT ?";
 
 pub(super) const ONLY_ON: &str = "SELECT count(*) FROM keys k JOIN presences p ON p.key_id = k.id
-     WHERE k.cluster_id = ? AND k.state <> 'CREATING' AND p.cluster_id = k.cluster_id AND p.hsm_id = ? AND p.proof = 'USED'
+     WHERE k.cluster_id = ? AND k.state <> 'CREATING' AND k.found_id IS NULL
+       AND p.cluster_id = k.cluster_id AND p.hsm_id = ? AND p.proof = 'USED'
        AND NOT EXISTS (SELECT 1 FROM presences o
          WHERE o.key_id = p.key_id AND o.version = p.version AND o.cluster_id = p.cluster_id AND o.proof = 'USED'
            AND o.hsm_id IN (SELECT value FROM json_each(?)))";
@@ -94,7 +98,7 @@ impl Records {
         Ok(u32::try_from(count).unwrap_or(u32::MAX))
     }
 
-    /// How many acknowledged versions were proven on this node and on none of `others`.
+    /// How many acknowledged versions were proven on this node and on none of `others`. What was found somewhere stays there.
     pub async fn count_keys_only_on(
         &self,
         cluster: &ClusterId,
@@ -110,7 +114,7 @@ impl Records {
         Ok(u32::try_from(count).unwrap_or(u32::MAX))
     }
 
-    /// Acknowledged versions after `after` that were proven on this node, and last so before `before`.
+    /// Acknowledged versions of keyway's own making after `after` that were proven on this node, and last so before `before`.
     pub async fn keys_proven(
         &self,
         user: &CryptoUser,
@@ -159,5 +163,6 @@ fn provable(row: &SqliteRow) -> Result<ProvableKey, Unavailable> {
     let label: Option<String> = row.try_get("hsm_label")?;
     let label = label.map(|label| label.parse().map_err(|_| Unavailable::row("hsm_label"))).transpose()?;
     let spec = named(row, "spec", KeySpec::parse)?;
-    Ok(ProvableKey { key, version, spec, label, probe: Probe(row.try_get("probe")?) })
+    let found = row.try_get::<Option<Vec<u8>>, _>("found_id")?.map(Arc::from);
+    Ok(ProvableKey { key, version, spec, label, found, probe: Probe(row.try_get("probe")?) })
 }

@@ -103,8 +103,7 @@ async fn connected_store(records: &Records) -> KeyStoreRecord {
 fn new_key(store: &KeyStoreRecord) -> NewKey {
     NewKey {
         id: KeyId::random(),
-        home: KeyHome::KeyStore(store.id.clone()),
-        store_state: Some(ConnectionState::Connected),
+        home: NewKeyHome::KeyStore { store: store.id.clone(), state: ConnectionState::Connected },
         cluster: store.cluster.clone(),
         spec: KeySpec::SymmetricDefault,
         description: "d".to_owned(),

@@ -113,6 +113,8 @@ impl Opening {
                 | Verb::DestroyKey(_)
                 | Verb::ListObjects(_)
                 | Verb::FindKeys(_)
+                | Verb::MakeProbe(_)
+                | Verb::DestroyProvenKey(_)
                 | Verb::CheckToken(_)
                 | Verb::SweepUnfinished(_)
                 | Verb::SetPin(_),

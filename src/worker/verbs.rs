@@ -24,6 +24,8 @@ pub fn perform(session: &mut Session, verb: Verb) -> Result<Outcome, Fault> {
         Verb::DestroyKey(ask) => Ok(done(session.destroy(&ask.cka_id)?)),
         Verb::ListObjects(ask) => list_objects(session, &ask),
         Verb::FindKeys(ask) => find_keys(session, &ask),
+        Verb::MakeProbe(ask) => Ok(opaque(session.make_probe(&ask.cka_id)?)),
+        Verb::DestroyProvenKey(ask) => Ok(presence(session.destroy_proven(&ask.cka_id, &ask.probe)?)),
         Verb::SweepUnfinished(_) => sweep_unfinished(session),
         Verb::CheckToken(ask) => check_token(session, &ask),
         Verb::SetPin(ask) => set_pin(session, ask),

@@ -6,7 +6,7 @@ use tonic::{Request, Response, Status};
 
 use crate::authz::action;
 use crate::keys::{Description, NewHome, NewKey, RequestClaim};
-use crate::model::{AliasName, HsmKeyName, HsmLabel, KeyId, KeyRef};
+use crate::model::{AliasName, HsmKeyMark, HsmKeyName, KeyId, KeyRef};
 use crate::proto::v1 as pb;
 use crate::proto::v1::key_service_server::KeyService;
 
@@ -73,10 +73,10 @@ impl KeyService for Service {
                 cut(found.map_err(status::key)?, limit, |key| key.record.id.to_string())
             }
             (None, Some(cluster)) => {
-                let after = convert::page_token::<HsmLabel>(&asked.page_token)?;
+                let after = convert::page_token::<HsmKeyMark>(&asked.page_token)?;
                 let found = keys.list_users(permit, &logins, &cluster, (after.as_ref(), limit + 1), deadline).await;
-                let label = |key: &Description| key.record.home.label().map(|label| label.as_str().to_owned());
-                cut(found.map_err(status::key)?, limit, |key| label(key).unwrap_or_default())
+                let mark = |key: &Description| key.mark().map(|mark| mark.to_string());
+                cut(found.map_err(status::key)?, limit, |key| mark(key).unwrap_or_default())
             }
         };
         let keys = found.iter().map(|key| tell::key(key, Nodes::LeftOut)).collect();

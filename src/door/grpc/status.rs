@@ -273,6 +273,19 @@ impl From<keys::Error> for Refusal {
             .with("clusterId", cluster),
             E::Syncing(cluster) => Self::new(Code::Aborted, "CONFLICT", message).with("clusterId", cluster).retry(),
             E::StillCreating(key) => Self::new(Code::Aborted, "CONFLICT", message).with("keyId", key).retry(),
+            E::HolderAway { key, hsm } => {
+                Self::new(Code::Unavailable, "NO_NODE", message).with("keyId", key).with("hsmId", hsm).retry()
+            }
+            E::Unusable { key, .. } => {
+                Self::new(Code::FailedPrecondition, "KMS_INVALID_STATE", message).with("keyId", key)
+            }
+            E::Ambiguous { name, hsm } => Self::new(
+                Code::FailedPrecondition,
+                "AMBIGUOUS_LABEL",
+                format!("{message}; name it by its CKA_ID, hsm:<cluster id>/id=<hex>, or give each a name of its own"),
+            )
+            .with("keyId", name)
+            .with("hsmId", hsm),
             E::OutcomeUnknown(key) | E::StillDestroying(key) => {
                 Self::new(Code::Aborted, "OUTCOME_UNKNOWN", message).with("keyId", key)
             }

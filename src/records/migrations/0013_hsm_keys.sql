@@ -1,4 +1,5 @@
--- A key is a key store's, or a crypto user's own, by the label it has in his tokens. SQLite loosens no column, so that
+-- A key is a key store's, or a crypto user's own: made by keyway under a label, or found in his tokens under a CKA_ID that
+-- another program gave it. SQLite loosens no column, so that
 -- `keys` is made anew; and with it every table whose rows would go with the old one's.
 CREATE TABLE new_keys (
     id              BLOB PRIMARY KEY,
@@ -7,16 +8,17 @@ CREATE TABLE new_keys (
     username        TEXT NOT NULL,
     store_id        TEXT REFERENCES key_stores (id),
     hsm_label       TEXT,
+    found_id        BLOB,
     spec            TEXT NOT NULL,
     state           TEXT NOT NULL,
     description     TEXT NOT NULL,
     created         INTEGER NOT NULL,
     current_version INTEGER NOT NULL,
-    CHECK ((store_id IS NULL) = (hsm_label IS NOT NULL)),
+    CHECK ((store_id IS NOT NULL) + (hsm_label IS NOT NULL) + (found_id IS NOT NULL) = 1),
     CHECK ((store_id IS NULL) = (username <> 'kmsuser'))
 );
 INSERT INTO new_keys
-    SELECT id, cluster_id, 'kmsuser', store_id, NULL, spec, state, description, created, current_version FROM keys;
+    SELECT id, cluster_id, 'kmsuser', store_id, NULL, NULL, spec, state, description, created, current_version FROM keys;
 
 CREATE TABLE new_key_versions (
     key_id        BLOB NOT NULL REFERENCES new_keys (id) ON DELETE CASCADE,
@@ -84,6 +86,7 @@ ALTER TABLE new_requests RENAME TO requests;
 CREATE INDEX keys_by_store ON keys (store_id, id);
 CREATE INDEX keys_by_user ON keys (cluster_id, username, id);
 CREATE UNIQUE INDEX keys_by_label ON keys (cluster_id, username, hsm_label) WHERE hsm_label IS NOT NULL;
+CREATE UNIQUE INDEX keys_by_found_id ON keys (cluster_id, username, found_id) WHERE found_id IS NOT NULL;
 -- With the id in it, or a user's whole range of keys is read to find the few that are being made.
 CREATE INDEX keys_creating ON keys (cluster_id, username, id) WHERE state = 'CREATING';
 -- What a node lacks is looked for among these, without reading a row of `keys`.

@@ -7,8 +7,8 @@ fn user(name: &str) -> CryptoUser {
 }
 
 fn labelled(user: &CryptoUser, label: &str) -> NewKey {
-    let home = KeyHome::User { username: user.username.clone(), label: label.parse().unwrap() };
-    NewKey { home, store_state: None, ..new_key(&store("none", 'a')) }
+    let home = NewKeyHome::User { username: user.username.clone(), label: label.parse().unwrap() };
+    NewKey { home, ..new_key(&store("none", 'a')) }
 }
 
 async fn users_key(records: &Records, user: &CryptoUser, label: &str) -> KeyId {
@@ -119,6 +119,53 @@ async fn a_key_that_is_being_made_and_a_key_stores_are_not_destroyed_as_a_users(
     }
     assert!(records.key(stores).await.unwrap().is_some());
     assert!(records.destroyed_keys(&kmsuser(&record.cluster), &hsm(1)).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_found_key_is_written_down_once_counted_and_expected_nowhere_but_where_it_may_be() {
+    let home = Home::new();
+    let records = home.open().await;
+    let alice = user("alice");
+    let found = |number: u8| FoundKey {
+        id: KeyId::from_bytes([number; 16]),
+        user: alice.clone(),
+        cka_id: [number].as_slice().into(),
+        spec: KeySpec::SymmetricDefault,
+        probe: Probe(vec![number]),
+        found: at(1),
+        on: vec![hsm(1)],
+        others: vec![hsm(2)],
+    };
+    assert_eq!(records.adopt_key(&found(1), 2).await.unwrap(), AdoptedKey::Adopted);
+    let again = FoundKey { probe: Probe(vec![9]), ..found(1) };
+    assert_eq!(records.adopt_key(&again, 2).await.unwrap(), AdoptedKey::Known);
+    assert_eq!(records.adopt_key(&found(2), 2).await.unwrap(), AdoptedKey::Adopted);
+    assert_eq!(records.adopt_key(&found(3), 2).await.unwrap(), AdoptedKey::TooManyKeys);
+    assert_eq!(
+        records.begin_key(&labelled(&alice, "a"), &KeyLimits { keys: 2, ..LIMITS }).await.unwrap(),
+        BegunKey::TooManyKeys
+    );
+
+    let key = records.found_key(&alice, &[1]).await.unwrap().unwrap();
+    assert_eq!(records.found_key(&user("bob"), &[1]).await.unwrap(), None);
+    let record = records.key(key).await.unwrap().unwrap();
+    assert_eq!(record.home, KeyHome::Found { username: alice.username.clone(), cka_id: [1].as_slice().into() });
+    assert_eq!(record.versions[0].probe, Some(Probe(vec![1])), "the first probe stands");
+    let lacking = records.keys_lacking(&alice, &hsm(2), None, 10).await.unwrap();
+    assert_eq!(lacking[0].found.as_deref(), Some(&[1][..]));
+    assert!(records.keys_lacking(&alice, &hsm(1), None, 10).await.unwrap().is_empty());
+    assert!(
+        records.keys_proven(&alice, &hsm(1), at(9), None, 10).await.unwrap().is_empty(),
+        "a listing says nothing of it"
+    );
+    assert!(labels(&records, &alice).await.is_empty());
+    assert_eq!(records.reserve_uses(key, V1, 10, 100).await.unwrap(), Reserved::Block { from: 1, to: 11 });
+
+    assert!(!records.destroy_user_key(&alice, key, &[hsm(1)]).await.unwrap(), "it is not for every HSM to destroy");
+    records.forget_found_key(&user("bob"), key).await.unwrap();
+    assert!(records.key(key).await.unwrap().is_some());
+    records.forget_found_key(&alice, key).await.unwrap();
+    assert!(records.key(key).await.unwrap().is_none());
 }
 
 #[tokio::test]

@@ -76,7 +76,7 @@ async fn fill(records: &Records, store: &KeyStoreRecord) {
     let mut change = records.begin().await.unwrap();
     sqlx::query(
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)
-         INSERT INTO keys SELECT randomblob(16), ?, 'kmsuser', ?, NULL, 'SYMMETRIC_DEFAULT', 'ENABLED', '', 0, 1 FROM n",
+         INSERT INTO keys SELECT randomblob(16), ?, 'kmsuser', ?, NULL, NULL, 'SYMMETRIC_DEFAULT', 'ENABLED', '', 0, 1 FROM n",
     )
     .bind(KEYS)
     .bind(store.cluster.as_str())

@@ -22,8 +22,8 @@ const PAGE: usize = 1_000;
 const SHOWN: usize = 128;
 /// Stands where a label was cut, so that it is nobody's whole label.
 const CUT: char = '…';
-/// Keys of one name that are told: two are ambiguous, and more are no more so.
-const NAMESAKES: usize = 2;
+/// Keys of one name that are told: two are ambiguous, and many are no more so.
+const NAMESAKES: usize = 8;
 
 /// An object in the token.
 #[derive(Debug)]

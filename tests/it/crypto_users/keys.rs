@@ -3,6 +3,7 @@
 mod absence;
 mod bounds;
 mod crash;
+mod found;
 
 use tonic::Request;
 use tonic::metadata::MetadataValue;
@@ -123,9 +124,12 @@ impl User {
 impl Rig {
     /// What a user's own token on an HSM holds beside the key-encryption key and the canary, past keyway.
     fn user_objects(&self, hsm: &str, user: &str) -> Vec<Object> {
-        let configuration = self.user_token(hsm, user).join("softhsm2.conf");
-        let objects = crate::rig::objects_as(&configuration, user, FIRST);
-        objects.into_iter().filter(|object| !object.label.starts_with("keyway:")).collect()
+        let objects = self.all_user_objects(hsm, user).into_iter();
+        objects.filter(|object| !object.label.starts_with("keyway:")).collect()
+    }
+
+    fn all_user_objects(&self, hsm: &str, user: &str) -> Vec<Object> {
+        crate::rig::objects_as(&self.user_token(hsm, user).join("softhsm2.conf"), user, FIRST)
     }
 
     /// Waits until a user's token holds as many keys as there are labels; then they are these. It is looked into past keyway
@@ -339,4 +343,42 @@ async fn a_user_who_is_deleted_takes_his_keys_along() {
     refused("the former's", alice.decrypt("", &ciphertext).await, "INVALID_CIPHERTEXT", "ciphertext");
     alice.create("orders").await.expect("the label is free");
     alice.encrypt(&alice.named("orders")).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_commands_make_use_and_destroy_a_key_with_a_login_in_a_file() {
+    let rig = Rig::new().nodes(2).zones(2).start();
+    let mut clients = rig.clients().await;
+    clients.create_user(&rig, "alice", FIRST).await.unwrap();
+    let file = |name: &str| rig.home.path().join(name).display().to_string();
+    std::fs::write(file("password"), FIRST).unwrap();
+    std::fs::write(file("plain"), "hers").unwrap();
+    let (cluster, login, name) = (rig.cluster_id(), file("login"), format!("hsm:{}/pay%20roll", rig.cluster_id()));
+    let done = |args: &[&str]| {
+        let output = rig.keyway(args).output().expect("it runs");
+        let said = [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
+        assert!(output.status.success(), "{args:?}: {said}");
+        said
+    };
+    let said = done(&["crypto-user", "login", &cluster, "alice", "--password-file", &file("password"), "--out", &login]);
+    assert!(said.contains("alice"), "{said}");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&login).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    let token = std::fs::read_to_string(&login).unwrap();
+    assert!(!said.contains(token.trim()), "a token is shown to nobody");
+    assert!(done(&["whoami", "--login-file", &login]).contains("alice"));
+    let with = |args: &[&str]| done(&[args, &["--login-file", &login]].concat());
+    assert!(with(&["key", "create", "--cluster", &cluster, "--label", "pay roll"]).contains(&name));
+    assert!(with(&["key", "list", "--cluster", &cluster]).contains(&name));
+    assert!(with(&["key", "describe", &name]).contains("pay roll"));
+    with(&["encrypt", "--key", &name, &file("plain"), &file("secret")]);
+    with(&["decrypt", &file("secret"), &file("again")]);
+    assert_eq!(std::fs::read_to_string(file("again")).unwrap(), "hers");
+    with(&["key", "destroy", &name]);
+    assert!(!with(&["key", "list", "--cluster", &cluster]).contains(&name));
+    with(&["crypto-user", "logout"]);
+    let output = rig.keyway(&["key", "list", "--cluster", &cluster, "--login-file", &login]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = rig.keyway(&["key", "list", "--login-file", &file("nowhere")]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -617,7 +617,7 @@ pub struct Object {
 
 /// OpenSC's tool on a token, logged in: nothing of keyway's between the test and the HSM.
 fn pkcs11_tool(configuration: &Path, password: &str, args: &[&str]) -> String {
-    try_pkcs11_tool(configuration, password, args).unwrap_or_else(|error| panic!("{error}"))
+    pkcs11_tool_as(configuration, "kmsuser", password, args)
 }
 
 /// Gives a token's user a new password, as its SO can.
@@ -663,8 +663,12 @@ pub fn objects(configuration: &Path, password: &str) -> Vec<Object> {
 
 /// The same, of a crypto user's own.
 pub fn objects_as(configuration: &Path, user: &str, password: &str) -> Vec<Object> {
-    let text = try_pkcs11_tool_as(configuration, user, password, &["--list-objects"]);
-    read_objects(&text.unwrap_or_else(|error| panic!("{error}")))
+    read_objects(&pkcs11_tool_as(configuration, user, password, &["--list-objects"]))
+}
+
+/// OpenSC's tool on a crypto user's own token, logged in.
+pub fn pkcs11_tool_as(configuration: &Path, user: &str, password: &str, args: &[&str]) -> String {
+    try_pkcs11_tool_as(configuration, user, password, args).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn read_objects(text: &str) -> Vec<Object> {
