@@ -11,7 +11,7 @@ use crate::link::v1::fault::{Bucket, Kind, User};
 use crate::link::v1::{Fault, response::Outcome};
 use crate::model::Username;
 
-use super::{LocalToken, OpeningError, WorkerSpec};
+use super::{LocalToken, OpeningError, Purpose, WorkerSpec};
 
 /// As many failed logins in a row as CloudHSM allows.
 pub(super) const LOCKED_AFTER: u32 = 5;
@@ -37,19 +37,32 @@ pub(super) struct Logins {
 
 #[derive(Debug)]
 enum Are {
-    /// An attempt, counted already.
+    /// A guess, counted already: one whose worker ends is no free one.
+    Guessed,
+    /// A login of a Connection's, counted already. These are never so many that they lock the user: what becomes of them is
+    /// in the login budget.
     Attempted,
     /// A job's, which are no attempts by themselves.
     OnTheWay,
 }
 
 /// Counts an attempt that is about to be made. A locked user's is not made.
-pub(super) fn count(directory: &Path, spec: &WorkerSpec, token: &LocalToken) -> Result<Logins, OpeningError> {
+pub(super) fn count(
+    directory: &Path,
+    spec: &WorkerSpec,
+    token: &LocalToken,
+    purpose: Purpose,
+) -> Result<Logins, OpeningError> {
     let Logins { before, .. } = unlocked(directory, spec, token)?;
     write(directory, spec, before.saturating_add(1))?;
     #[cfg(debug_assertions)]
     stop_point(&spec.username);
-    Ok(Logins { before, are: Are::Attempted })
+    let are = match purpose {
+        // kmsuser's is tried within a budget of its own as well.
+        Purpose::Try if spec.username != Username::kmsuser() => Are::Guessed,
+        Purpose::Try | Purpose::Serve | Purpose::Administer | Purpose::MakeToken | Purpose::Look => Are::Attempted,
+    };
+    Ok(Logins { before, are })
 }
 
 /// How many failed, unless these were too many.
@@ -66,12 +79,11 @@ pub(super) fn answered(
     answer: &Result<Outcome, OpeningError>,
 ) -> Result<(), OpeningError> {
     match (are, answer) {
-        (Are::Attempted, Ok(Outcome::Done(_))) => write(directory, spec, 0),
-        (Are::Attempted, Ok(Outcome::Fault(fault))) if is_verdict(fault) => Ok(()),
-        // The token may have judged it: a guess whose worker ends is no free one. A key store's own logins are never so
-        // many that they lock it: what becomes of them is in its login budget.
-        (Are::Attempted, Err(error)) if error.was_handed_over() && spec.username != Username::kmsuser() => Ok(()),
-        (Are::Attempted, _) => write(directory, spec, before),
+        (Are::Guessed | Are::Attempted, Ok(Outcome::Done(_))) => write(directory, spec, 0),
+        (Are::Guessed | Are::Attempted, Ok(Outcome::Fault(fault))) if is_verdict(fault) => Ok(()),
+        // The token may have judged it.
+        (Are::Guessed, Err(error)) if error.was_handed_over() => Ok(()),
+        (Are::Guessed | Are::Attempted, _) => write(directory, spec, before),
         (Are::OnTheWay, Ok(Outcome::Fault(fault))) if fault.login() == User::CryptoUser && is_verdict(fault) => {
             write(directory, spec, before.saturating_add(1))
         }
@@ -155,7 +167,7 @@ mod tests {
         (spec, token): &(WorkerSpec, LocalToken),
         answer: &Result<Outcome, OpeningError>,
     ) -> Result<(), OpeningError> {
-        answered(home, spec, count(home, spec, token)?, answer)
+        answered(home, spec, count(home, spec, token, Purpose::Try)?, answer)
     }
 
     fn said(kind: Kind) -> Result<Outcome, OpeningError> {
@@ -179,7 +191,7 @@ mod tests {
             attempt(home, &slot, &said(Kind::PinIncorrect)).unwrap();
             assert_eq!(failed(home, &slot.0).unwrap(), failures);
         }
-        for refused in [count(home, &slot.0, &slot.1), unlocked(home, &slot.0, &slot.1)] {
+        for refused in [count(home, &slot.0, &slot.1, Purpose::Try), unlocked(home, &slot.0, &slot.1)] {
             assert!(
                 matches!(refused, Err(OpeningError::Fault(fault)) if fault.kind() == Kind::PinLocked),
                 "a locked user's password is not even looked at"
@@ -195,14 +207,16 @@ mod tests {
         let (home, (alice, token)) = (home.path(), slot(true));
         let kmsuser = WorkerSpec { username: Username::kmsuser(), ..alice.clone() };
         let unanswered = || Err(OpeningError::Ended);
-        for (spec, answer, counted) in [
-            (&alice, said(Kind::TokenAbsent), 0),
-            (&kmsuser, said(Kind::TokenAbsent), 0),
-            (&alice, unanswered(), 1),
-            // Five logins of a store's that hung would lock it, whose password is right.
-            (&kmsuser, unanswered(), 0),
+        for (spec, purpose, answer, counted) in [
+            (&alice, Purpose::Try, said(Kind::TokenAbsent), 0),
+            (&kmsuser, Purpose::Try, said(Kind::TokenAbsent), 0),
+            (&alice, Purpose::Try, unanswered(), 1),
+            // Five logins of a Connection's that hung would lock the user, whose password is right.
+            (&kmsuser, Purpose::Serve, unanswered(), 0),
+            (&alice, Purpose::Serve, unanswered(), 0),
         ] {
-            let logins = count(home, spec, &token).unwrap();
+            forget(home, spec).unwrap();
+            let logins = count(home, spec, &token, purpose).unwrap();
             assert_eq!(failed(home, spec).unwrap(), 1, "a crash here leaves it counted");
             answered(home, spec, logins, &answer).unwrap();
             assert_eq!(failed(home, spec).unwrap(), counted, "of {}", spec.username);

@@ -60,7 +60,7 @@ impl Keeper {
         }
         softhsm::save(&self.directory, &self.spec, &self.token)?;
         Ok(match verb {
-            Verb::LogIn(_) => Some(attempts::count(&self.directory, &self.spec, &self.token)?),
+            Verb::LogIn(_) => Some(attempts::count(&self.directory, &self.spec, &self.token, self.purpose)?),
             // They log the user in on their way, with a password that was proved before.
             Verb::MakeKek(_) | Verb::SealKek(_) | Verb::AcceptKek(_) => {
                 Some(attempts::unlocked(&self.directory, &self.spec, &self.token)?)

@@ -86,8 +86,8 @@ impl Offer {
 }
 
 impl Passwords {
-    /// What a person gave, who has it on every node. It is not offered to a node that has not accepted it before, where
-    /// so many logins of the user's have failed in a row.
+    /// What a person gave, who has it on every node. It is not offered where so many logins of the user's have failed in a
+    /// row, and once more where it was accepted before.
     pub fn of_person(records: Records, owner: PasswordOwner, password: Arc<Password>, failures_allowed: u32) -> Self {
         Self::new(records, owner, Sharing::EachItsOwn, Kept::Here { password, failures_allowed })
     }
@@ -290,7 +290,9 @@ impl Passwords {
     pub(super) fn failures_allowed(&self, offer: &Offer) -> u32 {
         match (&self.kept, offer.standing) {
             // Key stores have a budget of their own, which never comes so far.
-            (Kept::InRecords, _) | (Kept::Here { .. }, Standing::Proven) => u32::MAX,
+            (Kept::InRecords, _) => u32::MAX,
+            // What the node has accepted is hardly wrong now: worth the one more that is short of the lock.
+            (Kept::Here { failures_allowed, .. }, Standing::Proven) => failures_allowed + 1,
             (
                 Kept::Here { failures_allowed, .. },
                 Standing::Untried | Standing::Granted | Standing::Unsettled | Standing::Refused,

@@ -212,7 +212,7 @@ impl Users {
     /// Has the user's HSMs logged in to, if they are not: at once, and nobody waits for it.
     pub(super) fn connect_soon(&self, caller: &Caller, token: &LoginToken, login: &UserLoginRecord) {
         let seat = self.seat(&login.cluster, &login.username);
-        // Whoever has the seat opens it, or is about to find that it is over.
+        // When somebody has the seat just now, the first use is soon enough.
         if seat.open.try_lock().map_or(true, |open| open.is_some()) {
             return;
         }

@@ -7,5 +7,8 @@ mod main_job;
 #[path = "lifecycle.rs"]
 mod lifecycle;
 
+#[path = "membership.rs"]
+mod membership;
+
 mod failing;
 mod rotation;

@@ -167,3 +167,36 @@ async fn a_login_is_for_the_password_that_was_proved_and_expired_ones_take_no_pl
     assert_eq!(records.logged_in_until(&a, &user, at(80)).await.unwrap(), None);
     assert_eq!(records.add_user_login(&login(4, 200), &hsm(1), 2, at(80)).await.unwrap(), AddedLogin::Outdated);
 }
+
+#[tokio::test]
+async fn a_password_that_was_proved_on_an_hsm_may_be_offered_there_and_kmsusers_is_another_at_each_login() {
+    let home = Home::new();
+    let records = home.open().await;
+    let (a, user, version) = (cluster('a'), alice(), PasswordVersion(1));
+    added(&records, "alice", 9).await;
+    for hsm in [hsm(1), hsm(2)] {
+        records.begin_login(&a, &hsm, &user, version).await.unwrap();
+        records.login_refused(&a, &hsm, &user, version).await.unwrap();
+    }
+    records.add_user_login(&login(1, 60), &hsm(1), 9, at(0)).await.unwrap();
+    assert_eq!(records.begin_login(&a, &hsm(1), &user, version).await.unwrap(), LoginLeave::GrantedAgain);
+    assert_eq!(records.begin_login(&a, &hsm(2), &user, version).await.unwrap(), LoginLeave::Refused);
+
+    let as_kmsuser =
+        |number| UserLoginRecord { username: Username::kmsuser(), version: PasswordVersion(0), ..login(number, 60) };
+    let owner = PasswordOwner { cluster: a.clone(), username: Username::kmsuser(), given: PasswordVersion(0) };
+    let stores = records.new_password(&owner, &password("stores123"), at(0), 1).await.unwrap();
+    let mut versions = vec![stores];
+    for number in [2, 3] {
+        match records.add_user_login(&as_kmsuser(number), &hsm(1), 9, at(0)).await.unwrap() {
+            AddedLogin::Added(version) => versions.push(version),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(versions, [PasswordVersion(1), PasswordVersion(2), PasswordVersion(3)], "none is taken for another");
+    let kept = records.user_login(&[3; 32], "ops", at(1)).await.unwrap().unwrap();
+    assert_eq!((kept.version, kept.sealed), (PasswordVersion(3), vec![3]));
+    let ended = records.end_user_login(&[3; 32], "ops").await.unwrap();
+    assert_eq!(ended, Some((a, Username::kmsuser())));
+    assert_eq!(records.end_user_login(&[3; 32], "ops").await.unwrap(), None);
+}

@@ -1,6 +1,7 @@
 //! A user who is logged in has workers on the HSMs, as long as one of his logins lasts.
 
 use faulty_pkcs11::Function::C_Login;
+use faulty_pkcs11::Rule;
 use tonic::Request;
 
 use super::logins::{failed, log_out, who, with_login};
@@ -113,6 +114,24 @@ async fn a_users_worker_that_dies_is_replaced_and_no_login_counts_as_failed() {
     });
     // While they are at work she is proved beside them.
     clients.log_in(&rig, "alice", FIRST).await.unwrap();
+    assert!(failed(&mut clients, &rig, "alice").await.values().all(|failed| *failed == 0));
+}
+
+#[tokio::test]
+async fn logins_that_an_hsm_never_answers_do_not_lock_a_user_whose_password_it_has_accepted() {
+    let rig = Rig::new().nodes(2).zones(2).faulty().start();
+    let mut clients = with_alice(&rig).await;
+    clients.log_in(&rig, "alice", FIRST).await.unwrap();
+    let before = rig.until_workers_as("alice", &BOTH);
+    rig.until_proved("alice", &BOTH);
+    let faults = Faults::beside(&rig.user_token("hsm-1", "alice").join("softhsm2.conf"));
+    let logins = faults.count(C_Login);
+    faults.set([Rule::crash(C_Login).during("trouble")]);
+    faults.mark("trouble");
+    kill(before["hsm-1"]);
+    wait(|| (faults.count(C_Login) >= logins + 6).then_some(()));
+    faults.unmark("trouble");
+    rig.until_workers_as("alice", &BOTH);
     assert!(failed(&mut clients, &rig, "alice").await.values().all(|failed| *failed == 0));
 }
 

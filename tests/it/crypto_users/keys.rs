@@ -360,7 +360,8 @@ async fn the_commands_make_use_and_destroy_a_key_with_a_login_in_a_file() {
         assert!(output.status.success(), "{args:?}: {said}");
         said
     };
-    let said = done(&["crypto-user", "login", &cluster, "alice", "--password-file", &file("password"), "--out", &login]);
+    let said =
+        done(&["crypto-user", "login", &cluster, "alice", "--password-file", &file("password"), "--out", &login]);
     assert!(said.contains("alice"), "{said}");
     let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&login).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600);
