@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::FuturesUnordered;
-use futures_util::{Stream, StreamExt, future};
+use futures_util::{Stream, StreamExt};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -28,22 +28,20 @@ use crate::keystore::lifecycle::Event;
 use crate::keystore::{self, Store};
 use crate::link::v1::presence::Found;
 use crate::model::{
-    AliasName, CkaId, ClusterId, CryptoUser, HsmId, HsmKeyMark, HsmKeyName, HsmLabel, KeyId, KeySpec, KeyState,
-    KeyStoreId, KeyVersion,
+    AliasName, CkaId, ClusterId, HsmId, HsmKeyMark, HsmLabel, KeyId, KeySpec, KeyState, KeyStoreId, KeyVersion,
 };
 use crate::records::{self, BegunKey, KeyLimits, KeyStoreRecord, NewKeyHome, Proof, Unavailable};
 use crate::users::{self, Acting, ShownLogins};
 
 pub use crate::records::RequestClaim;
 
+use super::describe::hsm_key;
 use super::owner::connection_of_user;
-use super::{Description, Error, Keys, copy, hsm_key};
+use super::{Description, Error, Keys, copy};
 
 /// Steps of a creation are waited for this long: longer than a worker's patience, so that a step
 /// has either been answered or its worker is gone.
 const STEP: Duration = Duration::from_secs(10 * 60);
-/// How long a node may take to say whether something has a label.
-const LOOK: Duration = Duration::from_secs(20);
 /// Once two zones have the key, the other nodes get this long before the caller is told.
 const GRACE: Duration = Duration::from_millis(250);
 /// How long a request id is remembered.
@@ -191,7 +189,7 @@ impl Keys {
         let (name, label) = match target {
             Target::KeyStore(_) => (id.to_string(), None),
             Target::User { label, .. } => {
-                self.must_be_free(&connection, &nodes, label).await?;
+                self.must_be_free(&connection, label, deadline).await?;
                 (hsm_key(&cluster, HsmKeyMark::Label(label.clone())), Some(label))
             }
         };
@@ -233,43 +231,20 @@ impl Keys {
         }
     }
 
-    /// That no object in the user's tokens goes by the label yet, as far as the nodes tell that are to hold the key. One that
-    /// the records know is theirs to judge: the request may be a repetition.
-    async fn must_be_free(
-        &self,
-        connection: &Connection,
-        nodes: &[Arc<Member>],
-        label: &HsmLabel,
-    ) -> Result<(), Error> {
-        let user = connection.user();
-        if self.0.records.user_key(&user, label).await?.is_some() {
+    /// That no key in the user's tokens goes by the label yet, as far as the nodes tell. One that the records know is theirs to
+    /// judge: the request may be a repetition.
+    async fn must_be_free(&self, connection: &Connection, label: &HsmLabel, deadline: Instant) -> Result<(), Error> {
+        if self.0.records.user_key(&connection.user(), label).await?.is_some() {
             return Ok(());
         }
         let mark = HsmKeyMark::Label(label.clone());
-        let looking = nodes.iter().map(|member| self.has_namesake(connection, member, &user, &mark));
-        for (member, found) in nodes.iter().zip(future::join_all(looking).await) {
-            if found? {
-                let name = HsmKeyName { cluster: user.cluster, mark }.to_string();
-                return Err(Error::LabelInUse { name, hsm: Some(member.node.hsm().clone()) });
-            }
-        }
-        Ok(())
-    }
-
-    /// What is on its way out does not count.
-    async fn has_namesake(
-        &self,
-        connection: &Connection,
-        member: &Member,
-        user: &CryptoUser,
-        mark: &HsmKeyMark,
-    ) -> Result<bool, Error> {
-        let found = connection.find_keys(member, mark, Instant::now() + LOOK).await?;
-        if found.is_empty() {
-            return Ok(false);
-        }
-        let gone = self.0.records.destroyed_keys(user, member.node.hsm()).await?;
-        Ok(found.iter().any(|object| gone.iter().all(|key| *key.as_bytes() != object.cka_id)))
+        let hsm = match self.sight(connection, &mark, deadline).await {
+            Ok(None) => return Ok(()),
+            Ok(Some(seen)) => seen.on.into_iter().next(),
+            Err(Error::Ambiguous { hsm, .. }) => Some(hsm),
+            Err(other) => return Err(other),
+        };
+        Err(Error::LabelInUse { name: hsm_key(&connection.cluster, mark), hsm })
     }
 
     /// Makes the key on the first node that does. A node that refused before it began is passed over;

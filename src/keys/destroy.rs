@@ -10,7 +10,8 @@
 //! A key that another program made is destroyed where it answers its probe, and only then forgotten: under its id another may
 //! stand by the time an absent HSM is back. So it is not begun while one that is known to hold it is away.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use futures_util::future;
 use tokio::time::Instant;
@@ -27,7 +28,7 @@ use super::owner::Reached;
 use super::{Error, Key, Keys};
 
 /// How long an HSM may take to destroy a key before it counts as away. It is destroyed there all the same, later.
-const STEP: std::time::Duration = std::time::Duration::from_secs(60);
+const STEP: Duration = Duration::from_secs(60);
 
 impl Keys {
     pub async fn destroy(
@@ -98,7 +99,7 @@ impl Keys {
     }
 
     pub(super) fn forget(&self, id: KeyId) {
-        self.0.known.write().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&id);
+        self.0.known.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
     }
 }
 

@@ -1,5 +1,5 @@
-//! Keys: made once, found by id, alias or label, used through the Connection of their key store or of their crypto user's
-//! login (`owner`).
+//! Keys: made once, found by id, alias or label, told (`describe`), used through the Connection of their key store or of
+//! their crypto user's login (`owner`).
 //!
 //! The records are the truth about keys; the HSMs are the truth about their material. This room
 //! holds the two together: `create` makes a key in both or in neither, `destroy` takes a crypto user's out of both, [`reconcile`]
@@ -9,6 +9,7 @@
 mod copy;
 mod create;
 mod crypto;
+mod describe;
 mod destroy;
 mod drift;
 pub mod envelope;
@@ -27,24 +28,22 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::Instant;
 
 use crate::authz::{Permit, action};
 use crate::clock;
-use crate::cluster::{Connection, Declared, Failure, KeyInHsms, Quorum};
-use crate::keystore::lifecycle::{self, Event};
+use crate::cluster::{Declared, Failure, KeyInHsms, Quorum};
 use crate::keystore::{self, KeyStores};
 use crate::model::{
-    AliasName, CkaId, ClusterId, ConnectionState, CryptoUser, HsmId, HsmKeyMark, HsmKeyName, KeyId, KeyRef, KeyState,
-    KeyStoreId, KeyVersion,
+    AliasName, CkaId, ClusterId, ConnectionState, CryptoUser, HsmId, KeyId, KeyRef, KeyState, KeyStoreId, KeyVersion,
 };
 use crate::records::{AliasRecord, CreatedAlias, KeyHome, KeyRecord, Records, Unavailable};
-use crate::users::{self, ShownLogins, Users};
+use crate::users::{self, Users};
 
 pub use create::{NewHome, NewKey, RequestClaim};
 pub use crypto::{Encrypted, Used};
+pub use describe::{Description, Unusable};
+use describe::{hsm_key, mark_of};
 pub use drift::Drifts;
-use found::Sighting;
 use holdback::Holdback;
 use owner::Home;
 pub use settings::Settings;
@@ -171,27 +170,6 @@ struct Version {
     uses: Uses,
 }
 
-/// A key as it is told to callers.
-#[derive(Debug)]
-pub struct Description {
-    pub record: KeyRecord,
-    /// Empty for a crypto user's own.
-    pub arn: String,
-    /// Its `CKA_LABEL`, of a crypto user's own.
-    pub label: String,
-    /// Why the key cannot be used although it is enabled.
-    pub unavailable: Option<Unusable>,
-}
-
-/// Why a key that is there cannot be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unusable {
-    /// Its key store is so.
-    KeyStore(ConnectionState),
-    /// It is another program's, and not as keyway could use it.
-    Found(&'static str),
-}
-
 impl Keys {
     /// Creations run on the runtime this is called on.
     pub fn new(settings: Settings, clusters: Declared, records: Records, stores: KeyStores, users: Users) -> Self {
@@ -209,112 +187,6 @@ impl Keys {
             syncing: Mutex::default(),
             runtime: tokio::runtime::Handle::current(),
         }))
-    }
-
-    pub async fn describe(
-        &self,
-        permit: Permit<action::DescribeKey>,
-        logins: &ShownLogins,
-        key: &KeyRef,
-        deadline: Instant,
-    ) -> Result<Description, Error> {
-        let id = match key {
-            KeyRef::Id(_) | KeyRef::Alias(_) => self.resolve(key).await?,
-            KeyRef::Hsm(name) => {
-                let acting = self.acting(&permit, logins, &name.cluster, deadline).await?;
-                return self.describe_users(&acting.connection, name, deadline).await;
-            }
-        };
-        let record = self.0.records.key(id).await?.filter(|record| is_named(record, key));
-        Ok(self.describe_record(record.ok_or_else(|| Error::NotFound(id.to_string()))?))
-    }
-
-    /// A crypto user's key as the records know it or, of another program's, as the tokens show it. Nothing is written down.
-    async fn describe_users(
-        &self,
-        connection: &Connection,
-        name: &HsmKeyName,
-        deadline: Instant,
-    ) -> Result<Description, Error> {
-        let user = connection.user();
-        let seen = match self.recorded(&user, &name.mark).await? {
-            Some(id) => {
-                let record = self.0.records.key(id).await?.ok_or_else(|| Error::NotFound(name.to_string()))?;
-                if record.home.found().is_none() {
-                    return Ok(self.describe_record(record));
-                }
-                // Its label stands in the tokens alone.
-                let seen = self.sight(connection, &name.mark, deadline).await.ok().flatten();
-                return Ok(Description {
-                    label: seen.map(|it| it.label).unwrap_or_default(),
-                    ..self.describe_record(record)
-                });
-            }
-            None => self.sight(connection, &name.mark, deadline).await?,
-        };
-        let seen = seen.ok_or_else(|| Error::NotFound(name.to_string()))?;
-        match (seen.mark(), seen.unusable) {
-            (None, Some(why)) => Err(Error::Unusable { key: name.to_string(), why }),
-            _ => self.describe_sighting(&user, seen).await,
-        }
-    }
-
-    /// A crypto user's own keys: those that keyway made, ordered by label, and then those that others did, by `CKA_ID`.
-    pub async fn list_users(
-        &self,
-        permit: Permit<action::ListKeys>,
-        logins: &ShownLogins,
-        cluster: &ClusterId,
-        (after, limit): (Option<&HsmKeyMark>, u32),
-        deadline: Instant,
-    ) -> Result<Vec<Description>, Error> {
-        let acting = self.acting(&permit, logins, cluster, deadline).await?;
-        let user = acting.connection.user();
-        let (label, cka_id) = match after {
-            None => (None, None),
-            Some(HsmKeyMark::Label(label)) => (Some(label), None),
-            Some(HsmKeyMark::Id(cka_id)) => (None, Some(&**cka_id)),
-        };
-        let made =
-            if cka_id.is_some() { Vec::new() } else { self.0.records.list_user_keys(&user, label, limit).await? };
-        let mut listed: Vec<_> = made.into_iter().map(|record| self.describe_record(record)).collect();
-        let left = (limit as usize).saturating_sub(listed.len());
-        if left > 0 {
-            let seeing = self.sightings(&acting.connection, cka_id, left);
-            let seen = tokio::time::timeout_at(deadline, seeing).await.map_err(|_| Error::Hsm(Failure::Late))??;
-            for sighting in seen {
-                listed.push(self.describe_sighting(&user, sighting).await?);
-            }
-        }
-        Ok(listed)
-    }
-
-    /// As it would be written down, or is.
-    async fn describe_sighting(&self, user: &CryptoUser, seen: Sighting) -> Result<Description, Error> {
-        let known = self.0.records.found_key(user, &seen.cka_id).await?;
-        let known = match known {
-            Some(id) => self.0.records.key(id).await?,
-            None => None,
-        };
-        let (label, unusable) = (seen.label.clone(), seen.unusable);
-        let record = known.unwrap_or_else(|| seen.into_record(user));
-        let unavailable = unusable.map(Unusable::Found);
-        Ok(Description { label, unavailable, ..self.describe_record(record) })
-    }
-
-    /// Keys of key stores that were acknowledged, ordered by id.
-    pub async fn list(
-        &self,
-        _permit: Permit<action::ListKeys>,
-        store: Option<&KeyStoreId>,
-        after: Option<KeyId>,
-        limit: u32,
-    ) -> Result<Vec<Description>, Error> {
-        if let Some(store) = store {
-            self.0.stores.get(store)?;
-        }
-        let records = self.0.records.list_keys(store, after, limit).await?;
-        Ok(records.into_iter().map(|record| self.describe_record(record)).collect())
     }
 
     pub async fn create_alias(
@@ -367,21 +239,6 @@ impl Keys {
         store.ok_or_else(|| Error::NotFound(key.to_string()))
     }
 
-    fn describe_record(&self, record: KeyRecord) -> Description {
-        let KeyHome::KeyStore(store) = &record.home else {
-            let label = record.home.label().map(|label| label.as_str().to_owned()).unwrap_or_default();
-            return Description { record, arn: String::new(), label, unavailable: None };
-        };
-        let state = self.0.stores.get(store).map_or(ConnectionState::Disconnected, |store| store.state());
-        let refused = lifecycle::next(state, Event::Use).err();
-        Description {
-            arn: self.arn(store, &format!("key/{}", record.id)),
-            label: String::new(),
-            unavailable: refused.map(|refused| Unusable::KeyStore(refused.state)),
-            record,
-        }
-    }
-
     /// By where the store was made, so that a key keeps its name whatever is declared, and wherever the store goes.
     fn arn(&self, store: &KeyStoreId, resource: &str) -> String {
         let realm = self.0.stores.get(store).ok().and_then(|store| store.record().realm);
@@ -426,39 +283,6 @@ impl Keys {
         };
         let key = Arc::new(Key::new(record, home));
         Ok(self.0.known.write().unwrap_or_else(PoisonError::into_inner).entry(id).or_insert(key).clone())
-    }
-}
-
-impl Description {
-    /// What singles it out among its crypto user's.
-    pub fn mark(&self) -> Option<HsmKeyMark> {
-        mark_of(&self.record.home)
-    }
-
-    /// What callers know it by.
-    pub fn key_id(&self) -> String {
-        self.mark().map_or_else(|| self.record.id.to_string(), |mark| hsm_key(&self.record.cluster, mark))
-    }
-}
-
-/// What singles a crypto user's key out among his.
-fn mark_of(home: &KeyHome) -> Option<HsmKeyMark> {
-    match home {
-        KeyHome::KeyStore(_) => None,
-        KeyHome::User { label, .. } => Some(HsmKeyMark::Label(label.clone())),
-        KeyHome::Found { cka_id, .. } => HsmKeyMark::id(cka_id),
-    }
-}
-
-fn hsm_key(cluster: &ClusterId, mark: HsmKeyMark) -> String {
-    HsmKeyName { cluster: cluster.clone(), mark }.to_string()
-}
-
-/// Whether it may be called so: a crypto user's key by its id or an alias is nobody's.
-fn is_named(record: &KeyRecord, key: &KeyRef) -> bool {
-    match key {
-        KeyRef::Id(_) | KeyRef::Alias(_) => record.home.store().is_some(),
-        KeyRef::Hsm(_) => record.home.store().is_none(),
     }
 }
 

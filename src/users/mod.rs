@@ -37,8 +37,7 @@ use crate::node::heard_out;
 use crate::records::Records;
 
 pub use change::NewUser;
-pub use connections::Acting;
-pub use connections::ShownLogins;
+pub use connections::{Acting, ShownLogins};
 pub use error::Error;
 pub use list::UserView;
 pub use logins::NewLogin;
