@@ -187,6 +187,11 @@ impl Connection {
         }
     }
 
+    /// Whether a node that does not serve may do so in a moment.
+    pub fn any_on_its_way(&self) -> bool {
+        self.members().iter().any(|it| !it.is_proved() && !it.is_out() && it.stuck().is_none())
+    }
+
     /// Whether a node serves.
     pub fn any_proved(&self) -> bool {
         self.members.borrow().iter().any(|member| member.is_proved())

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_lc_rs::digest;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{Stream, StreamExt};
 use tokio::sync::oneshot;
@@ -29,6 +30,7 @@ use crate::keystore::{self, Store};
 use crate::link::v1::presence::Found;
 use crate::model::{
     AliasName, CkaId, ClusterId, HsmId, HsmKeyMark, HsmLabel, KeyId, KeySpec, KeyState, KeyStoreId, KeyVersion,
+    Username,
 };
 use crate::records::{self, BegunKey, KeyLimits, KeyStoreRecord, NewKeyHome, Proof, Unavailable};
 use crate::users::{self, Acting, ShownLogins};
@@ -193,6 +195,10 @@ impl Keys {
                 (hsm_key(&cluster, HsmKeyMark::Label(label.clone())), Some(label))
             }
         };
+        let request = match target {
+            Target::KeyStore(_) => new.request,
+            Target::User { acting, .. } => new.request.map(|claim| claimed_as(&acting.username, claim)),
+        };
         let live = Live::new(self.clone(), id);
         let row = records::NewKey {
             id,
@@ -204,7 +210,7 @@ impl Keys {
             alias: new.alias.clone(),
             created: clock::now(),
             hsms: hsms(nodes.iter()),
-            request: new.request,
+            request,
         };
         let limits = KeyLimits { keys: self.0.settings.per_key_store, request_retention: REQUEST_RETENTION };
         let template = copy::template(new.spec, &CkaId::of(id, KeyVersion::FIRST), label);
@@ -356,14 +362,22 @@ impl Keys {
     }
 }
 
+/// The same request under another user's login is another one.
+fn claimed_as(user: &Username, claim: RequestClaim) -> RequestClaim {
+    let mut context = digest::Context::new(&digest::SHA256);
+    context.update(&claim.body_sha256);
+    context.update(user.as_str().as_bytes());
+    let body_sha256 = context.finish().as_ref().try_into().expect("SHA-256 has 32 bytes");
+    RequestClaim { body_sha256, ..claim }
+}
+
 /// Resolves when so many nodes take new keys, or no other is on its way there.
 async fn decided(connection: &Connection, needed: Quorum) {
     let are_enough = || {
         let nodes = connection.ready_for_new_keys();
         needed.is_met_by(nodes.len(), zones(&nodes))
     };
-    let are_all = || connection.members().iter().all(|it| it.is_proved() || it.is_out() || it.stuck().is_some());
-    connection.until(|| are_enough() || are_all() || connection.is_closed()).await;
+    connection.until(|| are_enough() || !connection.any_on_its_way() || connection.is_closed()).await;
 }
 
 impl Creation {

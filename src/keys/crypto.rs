@@ -119,7 +119,8 @@ impl Keys {
         context: &EncryptionContext,
         deadline: Instant,
     ) -> Result<NewDataKey, Error> {
-        self.data_key(&permit, logins, key, number_of_bytes, PlaintextPart::Wanted, context, deadline).await
+        let reached = self.reach(&permit, logins, key, deadline).await?;
+        self.data_key(&permit, &reached, number_of_bytes, PlaintextPart::Wanted, context, deadline).await
     }
 
     pub async fn generate_data_key_without_plaintext(
@@ -131,10 +132,10 @@ impl Keys {
         context: &EncryptionContext,
         deadline: Instant,
     ) -> Result<Encrypted, Error> {
-        Ok(self
-            .data_key(&permit, logins, key, number_of_bytes, PlaintextPart::Withheld, context, deadline)
-            .await?
-            .encrypted)
+        let reached = self.reach(&permit, logins, key, deadline).await?;
+        let made =
+            self.data_key(&permit, &reached, number_of_bytes, PlaintextPart::Withheld, context, deadline).await?;
+        Ok(made.encrypted)
     }
 
     /// Random bytes from an HSM of the named store, or of any connected one.
@@ -163,17 +164,15 @@ impl Keys {
     async fn data_key<A: Action>(
         &self,
         permit: &Permit<A>,
-        logins: &ShownLogins,
-        key: &KeyRef,
+        reached: &Reached,
         number_of_bytes: u32,
         plaintext: PlaintextPart,
         context: &EncryptionContext,
         deadline: Instant,
     ) -> Result<NewDataKey, Error> {
-        let reached = self.reach(permit, logins, key, deadline).await?;
         let key = &reached.key;
         self.check_holdback(permit, key)?;
-        let connection = self.connection_behind(&reached)?;
+        let connection = self.connection_behind(reached)?;
         let uses = CountedUses::of(self, key)?;
         uses.take().await?;
         let version = uses.version;
@@ -181,7 +180,7 @@ impl Keys {
         let wanted = plaintext == PlaintextPart::Wanted;
         let generated =
             connection.generate_data_key(&version.in_hsms, aad, number_of_bytes, wanted, deadline, &uses).await;
-        let generated = self.told(permit, &reached, version.version, &connection, generated).await?;
+        let generated = self.told(permit, reached, version.version, &connection, generated).await?;
         let encrypted = self.encrypted(key, version.version, &generated.sealed);
         Ok(NewDataKey { encrypted, plaintext: generated.plaintext })
     }

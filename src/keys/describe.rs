@@ -116,7 +116,7 @@ impl Keys {
         let mut listed: Vec<_> = made.into_iter().map(|record| self.describe_record(record)).collect();
         let left = (limit as usize).saturating_sub(listed.len());
         if left > 0 {
-            let seeing = self.sightings(&acting.connection, cka_id, left);
+            let seeing = self.sightings(&acting.connection, (cka_id, left), deadline);
             let seen = tokio::time::timeout_at(deadline, seeing).await.map_err(|_| Error::Hsm(Failure::Late))??;
             for sighting in seen {
                 listed.push(self.describe_sighting(&user, sighting).await?);

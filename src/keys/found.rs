@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use aws_lc_rs::digest;
 use futures_util::future;
@@ -25,6 +26,8 @@ use super::{Error, Keys};
 
 /// `CKO_SECRET_KEY`
 const SECRET_KEY: u64 = 4;
+/// How long HSMs that are on their way are waited for, before the others alone are asked.
+const SETTLING: Duration = Duration::from_secs(5);
 /// Goes first into the id of a found key, so that it is no other hash of the same.
 const ID_WORD: &[u8] = b"keyway found key v1";
 
@@ -102,6 +105,7 @@ impl Keys {
         mark: &HsmKeyMark,
         deadline: Instant,
     ) -> Result<Option<Sighting>, Error> {
+        settled(connection, deadline).await;
         let members = connection.members();
         let proved: Vec<&Arc<Member>> = members.iter().filter(|member| member.is_proved()).collect();
         let looking = proved.iter().map(|member| connection.find_keys(member, mark, deadline));
@@ -185,9 +189,10 @@ impl Keys {
     pub(super) async fn sightings(
         &self,
         connection: &Connection,
-        after: Option<&[u8]>,
-        limit: usize,
+        (after, limit): (Option<&[u8]>, usize),
+        deadline: Instant,
     ) -> Result<Vec<Sighting>, Error> {
+        settled(connection, deadline).await;
         let mut seen: BTreeMap<Arc<[u8]>, Sighting> = BTreeMap::new();
         let mut last_failure = None;
         for member in connection.members().iter().filter(|member| member.is_proved()) {
@@ -259,6 +264,12 @@ impl Explained {
         };
         Ok(objects.into_iter().filter(|object| !is_ours(object)).collect())
     }
+}
+
+/// Who has just logged in finds his HSMs on their way: those that come soon are asked as well.
+async fn settled(connection: &Connection, deadline: Instant) {
+    let settled = connection.until(|| !connection.any_on_its_way() || connection.is_closed());
+    let _ = tokio::time::timeout_at(deadline.min(Instant::now() + SETTLING), settled).await;
 }
 
 fn name(connection: &Connection, mark: &HsmKeyMark) -> String {

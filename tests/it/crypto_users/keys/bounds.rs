@@ -52,6 +52,8 @@ async fn a_repeated_request_makes_one_key_and_another_under_its_id_is_refused() 
     assert_eq!(alice.create_as(request("orders")).await.unwrap().key_id, made.key_id);
     refused("another label", alice.create_as(request("more")).await, "REQUEST_ID_REUSED", "request_id");
     assert_eq!(alice.labels().await, ["orders"]);
+    let bob = User::new(&rig, &clients, "bob").await;
+    refused("as another user", bob.create_as(request("orders")).await, "REQUEST_ID_REUSED", "request_id");
     alice.until_on(&made.key_id, &["hsm-1", "hsm-2"]).await;
     assert_eq!(rig.user_objects("hsm-1", "alice").len(), 1);
 }

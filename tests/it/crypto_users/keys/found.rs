@@ -170,3 +170,19 @@ async fn a_found_key_is_not_destroyed_while_an_hsm_that_holds_it_is_away() {
     wait_async(|| async { alice.destroy(&name).await.ok() }).await;
     rig.until_labelled("hsm-2", "alice", &["made"]).await;
 }
+
+#[tokio::test]
+async fn a_found_key_is_seen_by_who_has_just_logged_in_on_whichever_hsm_it_is() {
+    let rig = Rig::new().start();
+    let mut clients = rig.clients().await;
+    clients.create_user(&rig, "alice", FIRST).await.unwrap();
+    for (number, hsm) in HSMS.iter().enumerate() {
+        rig.add_user_key(hsm, "alice", &key(hsm, &format!("0{number}")));
+    }
+    let alice = User::log_in(&rig, &clients, "alice").await;
+    assert_eq!(alice.labels().await, HSMS);
+    for hsm in HSMS {
+        let encrypted = alice.encrypt(&alice.named(hsm)).await.unwrap();
+        assert_eq!(alice.decrypt("", &encrypted.ciphertext).await.unwrap().plaintext, b"hers");
+    }
+}
