@@ -111,7 +111,7 @@ impl App {
         let key_stores =
             KeyStores::load(config.key_stores, clusters.clone(), records.clone(), host.clone(), opened).await?;
         let users = Users::new(config.crypto_users, key_stores.clone(), records.clone(), host);
-        let keys = Keys::new(config.keys, clusters.clone(), records, key_stores.clone());
+        let keys = Keys::new(config.keys, clusters.clone(), records, key_stores.clone(), users.clone());
         tokio::spawn(keys::reconcile::run(keys.clone(), to_reconcile));
         key_stores.take_up().await?;
         key_stores.look_out();

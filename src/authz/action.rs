@@ -45,6 +45,7 @@ actions!(
     CreateKey,
     DescribeKey,
     ListKeys,
+    DestroyHsmKey,
     CreateAlias,
     ListAliases,
     Encrypt,

@@ -58,6 +58,10 @@ pub(super) struct ClientArgs {
     #[arg(long, value_name = "FILE")]
     pub(super) key: Option<PathBuf>,
 
+    /// A file with the token of a login, as `crypto-user login` writes it; `-` for stdin. Once for each cluster
+    #[arg(long = "login-file", global = true, value_name = "FILE")]
+    pub(super) login_files: Vec<PathBuf>,
+
     /// How to print answers and errors
     #[arg(long, global = true, value_enum, default_value_t = Output::Table)]
     pub(super) output: Output,
@@ -87,10 +91,10 @@ pub(super) enum ClientCommand {
     /// Clusters of HSMs: list and watch them, drain and resume an HSM, synchronise keys
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
-    /// Crypto users: create, list, delete, change and reset passwords
+    /// Crypto users: create, list, delete, change and reset passwords; log in as one
     #[command(subcommand)]
     CryptoUser(crypto_user::CryptoUserCommand),
-    /// Keys: create, list, describe
+    /// Keys: create, list, describe; destroy a crypto user's own
     #[command(subcommand)]
     Key(key::KeyCommand),
     /// Aliases: create, list

@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 use crate::model::Plaintext;
 
 use super::failure::Failure;
-use super::output;
+use super::output::{self, Output};
 
 /// More than any call takes; what a daemon takes is its own business.
 const MAX_INPUT: usize = 1024 * 1024;
@@ -61,6 +61,11 @@ pub(super) enum Secrecy {
 /// True for a path that means stdin or stdout.
 pub(super) fn is_standard(path: Option<&Path>) -> bool {
     path.is_none_or(|path| path == Path::new("-"))
+}
+
+/// In JSON, stdout belongs to the JSON.
+pub(super) fn to_write(path: Option<&Path>, output: Output) -> Option<&Path> {
+    path.filter(|path| output == Output::Table || !is_standard(Some(path)))
 }
 
 /// The text of a certificate's file; what it holds is for the daemon to judge.

@@ -15,6 +15,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tonic::Request;
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::health_client::HealthClient;
 
@@ -29,6 +30,7 @@ use super::address::{Address, Scheme};
 use super::args::ClientArgs;
 use super::failure::{Failure, root_cause};
 use super::output::{self, Output};
+use super::password;
 
 const DEFAULT_ADDRESS: &str = "127.0.0.1:50051";
 /// How long a command takes that waits for nothing but an answer.
@@ -48,8 +50,12 @@ pub(super) struct Client {
     tls: Option<TlsConnector>,
     has_certificate: bool,
     timeout: Option<Duration>,
+    logins: Logins,
     pub(super) output: Output,
 }
+
+/// The tokens of logins that every request shows.
+type Logins = Arc<[MetadataValue<Ascii>]>;
 
 impl Client {
     /// Reads flags first, then `environment`.
@@ -76,6 +82,7 @@ impl Client {
             tls,
             has_certificate: files.certificate.is_some(),
             timeout: args.timeout,
+            logins: args.login_files.iter().map(|file| login(file)).collect::<Result<_, _>>()?,
             output: args.output,
         })
     }
@@ -121,11 +128,19 @@ impl Client {
         let connector = tower::service_fn(move |_| open(address.clone(), tls.clone()));
         let limit = deadline.min(Instant::now() + CONNECT);
         match tokio::time::timeout_at(limit, endpoint.connect_with_connector(connector)).await {
-            Ok(Ok(channel)) => Ok(Daemon { channel, deadline }),
+            Ok(Ok(channel)) => Ok(Daemon { channel, deadline, logins: self.logins.clone() }),
             Ok(Err(error)) => Err(Failure::unreachable(&self.address, &root_cause(&error))),
             Err(_) => Err(Failure::unreachable(&self.address, "it does not answer")),
         }
     }
+}
+
+fn login(file: &Path) -> Result<MetadataValue<Ascii>, Failure> {
+    let token = password::login_token(file)?;
+    let mut value = MetadataValue::try_from(&*token)
+        .map_err(|_| Failure::usage(format!("{}: not a login's token", file.display())))?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 /// TLS flags beside an address without TLS are a misunderstanding; the environment may well hold both.
@@ -217,6 +232,7 @@ async fn open(address: Address, tls: Option<TlsConnector>) -> std::io::Result<To
 pub(super) struct Daemon {
     channel: Channel,
     pub(super) deadline: Instant,
+    logins: Logins,
 }
 
 impl Daemon {
@@ -229,6 +245,9 @@ impl Daemon {
     pub(super) fn request_within<M>(&self, message: M, limit: Duration) -> Request<M> {
         let mut request = Request::new(message);
         request.set_timeout(self.deadline.saturating_duration_since(Instant::now()).min(limit));
+        for login in &*self.logins {
+            request.metadata_mut().append("x-keyway-login", login.clone());
+        }
         request
     }
 

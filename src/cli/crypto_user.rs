@@ -1,19 +1,23 @@
-//! `keyway crypto-user …`: create, list, delete, change a password, reset one.
+//! `keyway crypto-user …`: create, list, delete, change a password, reset one; log in, and out.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
+use crate::model::Plaintext;
 use crate::proto::v1::{
     ChangePasswordRequest, CreateCryptoUserRequest, CryptoUser, DeleteCryptoUserRequest, ListCryptoUsersRequest,
-    ListCryptoUsersResponse, ResetPasswordRequest,
+    ListCryptoUsersResponse, LoginRequest, LogoutRequest, ResetPasswordRequest,
 };
 
+use super::bytes::{self, Form, Secrecy, is_standard, to_write};
 use super::connect::{CALL, Client};
 use super::failure::Failure;
 use super::paging::every_page;
 use super::password;
 use super::table::{Cell, Paint, Table, Tone};
+use super::{parse, words};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum CryptoUserCommand {
@@ -22,6 +26,9 @@ pub(super) enum CryptoUserCommand {
     Delete(DeleteArgs),
     ChangePassword(ChangeArgs),
     ResetPassword(ResetArgs),
+    Login(LoginArgs),
+    /// End the login whose token --login-file names
+    Logout,
 }
 
 /// Whose, and where.
@@ -97,6 +104,30 @@ pub(super) struct ResetArgs {
     password_file: Option<PathBuf>,
 }
 
+/// Log in as a crypto user, to use keys that are the user's own
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  keyway crypto-user login cluster-2abcdefghij alice --out alice.login
+  keyway key create --cluster cluster-2abcdefghij --label orders --login-file alice.login
+  keyway crypto-user logout --login-file alice.login
+
+The password is asked for on the terminal unless --password-file is given. Whoever can read the token, and is the same
+caller to the daemon, is logged in.")]
+pub(super) struct LoginArgs {
+    #[command(flatten)]
+    who: Who,
+    /// A file whose first line is the password; `-` for stdin
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+    /// Where the login's token goes, readable by you alone; `-` for stdout
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// How long the login lasts, for instance 90s or 1h [default: 15m; at most 12h]
+    #[arg(long, value_name = "DURATION", value_parser = parse::timeout)]
+    ttl: Option<Duration>,
+}
+
 impl CryptoUserCommand {
     pub(super) async fn run(self, client: &Client) -> Result<(), Failure> {
         match self {
@@ -105,6 +136,8 @@ impl CryptoUserCommand {
             Self::Delete(args) => delete(client, args).await,
             Self::ChangePassword(args) => change_password(client, args).await,
             Self::ResetPassword(args) => reset_password(client, args).await,
+            Self::Login(args) => login(client, args).await,
+            Self::Logout => logout(client).await,
         }
     }
 }
@@ -159,6 +192,30 @@ async fn reset_password(client: &Client, args: ResetArgs) -> Result<(), Failure>
     let request = ResetPasswordRequest { cluster_id, username: username.clone(), new_password };
     let response = daemon.crypto_users().reset_password(daemon.request(request)).await?.into_inner();
     client.output.show(&response, |response, _| changed(&username, &response.pending_hsm_ids))
+}
+
+async fn login(client: &Client, args: LoginArgs) -> Result<(), Failure> {
+    let LoginArgs { who: Who { cluster_id, username }, password_file, out, ttl } = args;
+    let password = password::present_of_crypto_user(password_file.as_deref(), &username)?;
+    let daemon = client.connect(CALL).await?;
+    let password = password.expose().to_owned();
+    let ttl = ttl.and_then(|ttl| ttl.try_into().ok());
+    let request = LoginRequest { cluster_id, username: username.clone(), password, ttl };
+    let mut response = daemon.crypto_users().login(daemon.request(request)).await?.into_inner();
+    if let Some(out) = to_write(Some(&out), client.output) {
+        let token = Plaintext::new(std::mem::take(&mut response.login_token).into_bytes());
+        bytes::write(Some(out), token.expose(), Form::Raw, Secrecy::Plaintext)?;
+    }
+    client.output.show(&response, |response, _| match is_standard(Some(&out)) {
+        true => String::new(),
+        false => format!("logged in as {username} until {}\n", words::time(&response.expire_time)),
+    })
+}
+
+async fn logout(client: &Client) -> Result<(), Failure> {
+    let daemon = client.connect(CALL).await?;
+    let response = daemon.crypto_users().logout(daemon.request(LogoutRequest {})).await?.into_inner();
+    client.output.show(&response, |_, _| "logged out\n".to_owned())
 }
 
 fn changed(username: &str, pending: &[String]) -> String {

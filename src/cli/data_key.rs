@@ -1,6 +1,6 @@
 //! `keyway generate-data-key`: a key to encrypt large things with, in the clear and encrypted.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
@@ -10,7 +10,7 @@ use crate::proto::v1::{
     generate_data_key_without_plaintext_request,
 };
 
-use super::bytes::{self, Form, Secrecy, is_standard};
+use super::bytes::{self, Form, Secrecy, is_standard, to_write};
 use super::connect::{CALL, Client, Daemon};
 use super::crypto::{ContextArgs, checksum_fits};
 use super::failure::Failure;
@@ -145,9 +145,4 @@ async fn encrypted_only(client: &Client, daemon: &Daemon, args: DataKeyArgs) -> 
         bytes::write(Some(path), &ciphertext, form, Secrecy::Ciphertext)?;
     }
     client.output.show(&response, |_, _| String::new())
-}
-
-/// In JSON, stdout belongs to the JSON.
-fn to_write(path: Option<&Path>, output: Output) -> Option<&Path> {
-    path.filter(|path| output == Output::Table || !is_standard(Some(path)))
 }

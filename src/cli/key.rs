@@ -1,10 +1,11 @@
-//! `keyway key …`: create, list, describe.
+//! `keyway key …`: create, list, describe, destroy.
 
 use clap::{Args, Subcommand};
 use uuid::Uuid;
 
 use crate::proto::v1::{
-    CreateKeyRequest, CreateKeyResponse, DescribeKeyRequest, Key, ListKeysRequest, ListKeysResponse,
+    CreateKeyRequest, CreateKeyResponse, DescribeKeyRequest, DestroyHsmKeyRequest, Key, ListKeysRequest,
+    ListKeysResponse,
 };
 
 use super::backoff::Backoff;
@@ -23,24 +24,32 @@ pub(super) enum KeyCommand {
     Create(CreateArgs),
     List(ListArgs),
     Describe(DescribeArgs),
+    Destroy(DestroyArgs),
 }
 
-/// Make a key in the HSMs of a key store
+/// Make a key in the HSMs of a key store, or a crypto user's own under a login
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
   keyway key create --key-store orders --alias alias/orders --tag team=payments
+  keyway key create --cluster cluster-2abcdefghij --label orders --login-file alice.login
 
 A daemon that is briefly away is asked again; the request id makes sure that one key comes of it.")]
 pub(super) struct CreateArgs {
     /// The key store to make it in
-    #[arg(long, value_name = "ID|NAME")]
-    key_store: String,
+    #[arg(long, value_name = "ID|NAME", required_unless_present = "cluster", conflicts_with = "cluster")]
+    key_store: Option<String>,
+    /// The cluster to make your own key on; needs --login-file
+    #[arg(long, value_name = "ID", requires = "label")]
+    cluster: Option<String>,
+    /// What your own key is called in the HSMs
+    #[arg(long, requires = "cluster")]
+    label: Option<String>,
     /// Words for people
     #[arg(long, default_value = "")]
     description: String,
     /// An alias to make with it, alias/NAME
-    #[arg(long, default_value = "", hide_default_value = true)]
+    #[arg(long, default_value = "", hide_default_value = true, conflicts_with = "cluster")]
     alias: String,
     /// A tag; may be repeated
     #[arg(long = "tag", value_name = "NAME=VALUE", value_parser = parse::pair)]
@@ -54,14 +63,25 @@ pub(super) struct CreateArgs {
 #[derive(Debug, Args)]
 pub(super) struct ListArgs {
     /// Only the keys of this key store
-    #[arg(long, value_name = "ID|NAME")]
+    #[arg(long, value_name = "ID|NAME", conflicts_with = "cluster")]
     key_store: Option<String>,
+    /// Your own keys on this cluster; needs --login-file
+    #[arg(long, value_name = "ID")]
+    cluster: Option<String>,
+}
+
+/// Destroy a crypto user's own key on every HSM, at once and for good
+#[derive(Debug, Args)]
+pub(super) struct DestroyArgs {
+    /// hsm:CLUSTER/LABEL, the label percent-encoded, or hsm:CLUSTER/id=HEX; needs --login-file
+    #[arg(value_name = "KEY")]
+    key_id: String,
 }
 
 /// Show one key and the proof of it on each HSM
 #[derive(Debug, Args)]
 pub(super) struct DescribeArgs {
-    /// Its id, its ARN, alias/NAME or an alias ARN
+    /// Its id, its ARN, alias/NAME or an alias ARN; with --login-file also hsm:CLUSTER/LABEL
     #[arg(value_name = "KEY")]
     key_id: String,
 }
@@ -72,6 +92,7 @@ impl KeyCommand {
             Self::Create(args) => create(client, args).await,
             Self::List(args) => list(client, args).await,
             Self::Describe(args) => describe(client, args).await,
+            Self::Destroy(args) => destroy(client, args).await,
         }
     }
 }
@@ -80,7 +101,9 @@ async fn create(client: &Client, args: CreateArgs) -> Result<(), Failure> {
     let tags = parse::distinct("--tag", args.tags)?;
     let daemon = client.connect(CALL).await?;
     let request = CreateKeyRequest {
-        key_store_id: key_store::resolve(&daemon, args.key_store).await?,
+        key_store_id: resolved(&daemon, args.key_store).await?,
+        cluster_id: args.cluster.unwrap_or_default(),
+        hsm_label: args.label.unwrap_or_default(),
         description: args.description,
         tags,
         alias: args.alias,
@@ -126,12 +149,11 @@ fn with_way_back(failure: Failure, request_id: &str) -> Failure {
 
 async fn list(client: &Client, args: ListArgs) -> Result<(), Failure> {
     let daemon = client.connect(CALL).await?;
-    let key_store_id = match args.key_store {
-        Some(key_store) => key_store::resolve(&daemon, key_store).await?,
-        None => String::new(),
-    };
+    let key_store_id = resolved(&daemon, args.key_store).await?;
+    let cluster_id = args.cluster.unwrap_or_default();
     let keys = every_page(async |page_token| {
-        let request = ListKeysRequest { key_store_id: key_store_id.clone(), page_token, ..Default::default() };
+        let (key_store_id, cluster_id) = (key_store_id.clone(), cluster_id.clone());
+        let request = ListKeysRequest { key_store_id, cluster_id, page_token, ..Default::default() };
         let page = daemon.keys().list_keys(daemon.request(request)).await?.into_inner();
         Ok((page.keys, page.next_page_token))
     })
@@ -145,6 +167,21 @@ async fn describe(client: &Client, args: DescribeArgs) -> Result<(), Failure> {
     let request = DescribeKeyRequest { key_id: args.key_id, ..Default::default() };
     let response = daemon.keys().describe_key(daemon.request(request)).await?.into_inner();
     client.output.show(&response, |response, paint| response.key.iter().map(|key| details(key, paint)).collect())
+}
+
+async fn destroy(client: &Client, args: DestroyArgs) -> Result<(), Failure> {
+    let daemon = client.connect(CALL).await?;
+    let request = DestroyHsmKeyRequest { key_id: args.key_id.clone() };
+    let response = daemon.keys().destroy_hsm_key(daemon.request(request)).await?.into_inner();
+    client.output.show(&response, |_, _| format!("destroyed {}\n", args.key_id))
+}
+
+/// Empty when none is named.
+async fn resolved(daemon: &Daemon, key_store: Option<String>) -> Result<String, Failure> {
+    match key_store {
+        Some(key_store) => key_store::resolve(daemon, key_store).await,
+        None => Ok(String::new()),
+    }
 }
 
 fn table(keys: &[Key], paint: Paint) -> String {
@@ -166,6 +203,7 @@ fn details(key: &Key, paint: Paint) -> String {
     let mut fields = Table::of_fields();
     fields.field("id", key.key_id.as_str());
     fields.field("arn", key.arn.as_str());
+    fields.field("label", key.hsm_label.as_str());
     fields.field("description", key.description.as_str());
     fields.field("state", words::state(words::key_state(key.state)));
     fields.field("", key.state_reason.as_str());

@@ -1,4 +1,4 @@
-//! Where a password comes from: a file, stdin, or a prompt that does not echo. Never the command line.
+//! Where a password, or a login's token, comes from: a file, stdin, or a prompt that does not echo. Never the command line.
 
 use std::fs::File;
 use std::io::{IsTerminal as _, Read};
@@ -41,6 +41,11 @@ pub(super) fn random() -> String {
     uuid::Uuid::new_v4().simple().to_string()
 }
 
+/// The token of a login, from a file or stdin.
+pub(super) fn login_token(file: &Path) -> Result<Zeroizing<String>, Failure> {
+    from_file(Some(file)).expect("a file was named")
+}
+
 fn trusted(mut text: Zeroizing<String>) -> Password {
     Password::trusted(std::mem::take(&mut *text))
 }
@@ -71,7 +76,7 @@ fn first_line(from: impl Read) -> std::io::Result<Zeroizing<String>> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_FILE + 64));
     from.take(MAX_FILE as u64 + 1).read_to_end(&mut bytes)?;
     if bytes.len() > MAX_FILE {
-        return Err(invalid("too long for a password"));
+        return Err(invalid("too long for a password or a token"));
     }
     let text = std::str::from_utf8(&bytes).map_err(|_| invalid("not UTF-8"))?;
     let line = text.split('\n').next().unwrap_or_default();

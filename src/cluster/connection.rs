@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::Instant;
 
 use crate::link::v1::{self, Request, request::Verb, response::Outcome};
-use crate::model::{CkaId, ClusterId, HsmId, KeySpec, Plaintext, Probe, Username, Zone};
+use crate::model::{CkaId, ClusterId, CryptoUser, HsmId, KeySpec, Plaintext, Probe, Username, Zone};
 use crate::node::{self, CallError, Change, Common, Credential, Node, Passwords, Status};
 use crate::records::KekRecord;
 
@@ -23,8 +23,17 @@ use super::{health, prove};
 /// A key as the HSMs know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyInHsms {
+    /// Its `CKA_ID`, if keyway made it. For us its name in any case.
     pub id: CkaId,
+    /// Its `CKA_ID`, if another program made it.
+    pub found: Option<Arc<[u8]>>,
     pub probe: Probe,
+}
+
+impl KeyInHsms {
+    pub(super) fn cka_id(&self) -> Vec<u8> {
+        self.found.as_deref().unwrap_or(self.id.as_bytes()).to_vec()
+    }
 }
 
 /// An encryption's result: the IV the HSM's generator gave, and the ciphertext with its tag.
@@ -39,6 +48,14 @@ pub struct Sealed {
 pub struct Generated {
     pub plaintext: Plaintext,
     pub sealed: Sealed,
+}
+
+/// What a key is made as, on every node alike.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyTemplate {
+    pub spec: KeySpec,
+    /// Its `CKA_LABEL`.
+    pub label: String,
 }
 
 /// A key just made on one node, ready to travel to the others.
@@ -129,6 +146,11 @@ impl Connection {
         })
     }
 
+    /// Who is logged in: what is in his tokens is used through this Connection, and nobody else's is.
+    pub fn user(&self) -> CryptoUser {
+        CryptoUser { cluster: self.cluster.clone(), username: self.common.passwords.username().clone() }
+    }
+
     /// The members as of now. Others may join meanwhile, and some of these may leave: whoever still has one finds nobody
     /// logged in there.
     pub fn members(&self) -> Members {
@@ -165,6 +187,11 @@ impl Connection {
         }
     }
 
+    /// Whether a node that does not serve may do so in a moment.
+    pub fn any_on_its_way(&self) -> bool {
+        self.members().iter().any(|it| !it.is_proved() && !it.is_out() && it.stuck().is_none())
+    }
+
     /// Whether a node serves.
     pub fn any_proved(&self) -> bool {
         self.members.borrow().iter().any(|member| member.is_proved())
@@ -199,8 +226,8 @@ impl Connection {
         &self.common.passwords
     }
 
-    /// Whether the records know keys of its user's: so far only kmsuser's, who has those of key stores.
-    pub fn has_keys_in_the_records(&self) -> bool {
+    /// Whether all that is in its tokens is keyway's, as in kmsuser's. Other people have objects of their own.
+    pub fn is_keyways_alone(&self) -> bool {
         *self.common.passwords.username() == Username::kmsuser()
     }
 
@@ -259,7 +286,7 @@ impl Connection {
         uses: &R,
     ) -> Result<Sealed, R::Refused> {
         let verb = Verb::Encrypt(v1::Encrypt {
-            cka_id: key.id.as_bytes().to_vec(),
+            cka_id: key.cka_id(),
             aad,
             plaintext: plaintext.into_exposed(),
             probe: key.probe.0.clone(),
@@ -278,7 +305,7 @@ impl Connection {
         deadline: Instant,
     ) -> Result<Plaintext, Failure> {
         let verb = Verb::Decrypt(v1::Decrypt {
-            cka_id: key.id.as_bytes().to_vec(),
+            cka_id: key.cka_id(),
             aad,
             iv: sealed.iv,
             sealed: sealed.sealed,
@@ -302,7 +329,7 @@ impl Connection {
         uses: &R,
     ) -> Result<Generated, R::Refused> {
         let verb = Verb::GenerateDataKey(v1::GenerateDataKey {
-            cka_id: key.id.as_bytes().to_vec(),
+            cka_id: key.cka_id(),
             aad,
             number_of_bytes,
             with_plaintext,

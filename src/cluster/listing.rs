@@ -1,4 +1,4 @@
-//! What is in a node's token altogether, read page by page.
+//! What is in a node's token altogether, read page by page; and what goes by a name there.
 //!
 //! A worker holds one listing and gives pages of it; who comes with an older one is told so, and
 //! begins anew. What it means that an object is there, or is not, is for the rooms above.
@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use crate::link::v1::objects::Object;
 use crate::link::v1::{self, request::Verb, response::Outcome};
+use crate::model::HsmKeyMark;
 
 use super::connection::{Connection, Failure};
 use super::failover::Effect;
@@ -37,6 +38,23 @@ impl Connection {
     pub async fn list_objects<'a>(&'a self, member: &'a Member) -> Listing<'a> {
         let alone = member.listing.lock().await;
         Listing { connection: self, member, _alone: alone, number: 0, offset: 0, beginnings: 1, ended: false }
+    }
+
+    /// The secret keys in a node's token that go by this name. Of several, the first few: they are ambiguous.
+    pub async fn find_keys(
+        &self,
+        member: &Member,
+        mark: &HsmKeyMark,
+        deadline: Instant,
+    ) -> Result<Vec<Object>, Failure> {
+        let verb = Verb::FindKeys(match mark {
+            HsmKeyMark::Label(label) => v1::FindKeys { label: label.as_str().to_owned(), cka_id: Vec::new() },
+            HsmKeyMark::Id(cka_id) => v1::FindKeys { label: String::new(), cka_id: cka_id.to_vec() },
+        });
+        match self.ask(member, verb, Effect::Repeatable, deadline).await? {
+            Outcome::Objects(found) => Ok(found.objects),
+            _ => Err(Failure::OutOfTurn),
+        }
     }
 }
 

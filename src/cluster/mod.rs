@@ -23,7 +23,7 @@ mod rotation;
 mod route;
 mod settings;
 
-pub use connection::{Closing, Connection, Failure, KeyInHsms, Made, Sealed, zones};
+pub use connection::{Closing, Connection, Failure, KeyInHsms, KeyTemplate, Made, Sealed, zones};
 pub use declared::{Declared, differences};
 pub use member::{Member, Members};
 pub use names::{Lineage, Lineages, SecurityGroupId, SubnetId};

@@ -176,7 +176,7 @@ impl Tries {
 
 async fn prove(connection: &Connection, member: &Member, tries: &mut Tries) -> Result<(), Unproved> {
     // Only workers of former logins can have left anything, and it takes the whole token.
-    if !tries.is_swept {
+    if !tries.is_swept && connection.is_keyways_alone() {
         sweep(connection, member).await?;
         tries.is_swept = true;
     }
@@ -215,9 +215,7 @@ async fn become_one_of_us(connection: &Connection, member: &Member) -> Result<()
         Found::Proven => join(connection, member, &kek).await,
         Found::Missing | Found::Unspecified => {
             tracing::info!(%hsm, "the token does not hold the cluster's keys; giving them to it");
-            if connection.has_keys_in_the_records() {
-                records.doubt_presence(cluster, hsm, clock::now()).await?;
-            }
+            records.doubt_presence(&connection.user(), hsm, clock::now()).await?;
             join(connection, member, &kek).await?;
             give_canary(connection, member, &kek, probe).await
         }
@@ -241,13 +239,11 @@ async fn write_doubts(connection: &Connection, member: &Member) -> Result<(), Un
 
 /// Notes the keys that the records do not know to be here, so that none of them is asked for here.
 pub(super) async fn note_missing(connection: &Connection, member: &Member) -> Result<(), records::Unavailable> {
-    if !connection.has_keys_in_the_records() {
-        return Ok(());
-    }
-    connection.common.records.expect_keys(&connection.cluster, member.node.hsm(), clock::now()).await?;
+    let (records, user) = (&connection.common.records, connection.user());
+    records.expect_keys(&user, member.node.hsm(), clock::now()).await?;
     let mut after = None;
     loop {
-        let page = connection.common.records.keys_lacking(&connection.cluster, member.node.hsm(), after, PAGE).await?;
+        let page = records.keys_lacking(&user, member.node.hsm(), after, PAGE).await?;
         let Some(last) = page.last() else { return Ok(()) };
         after = Some((last.key, last.version));
         member.lacks(page.iter().map(|lacking| CkaId::of(lacking.key, lacking.version)));

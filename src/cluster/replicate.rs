@@ -6,10 +6,10 @@
 use tokio::time::Instant;
 
 use crate::link::v1::{self, presence::Found, request::Verb, response::Outcome};
-use crate::model::{CkaId, KeySpec, Probe};
+use crate::model::{CkaId, Probe};
 use crate::records::KekRecord;
 
-use super::connection::{Connection, Failure, KeyInHsms, Made, kind};
+use super::connection::{Connection, Failure, KeyInHsms, KeyTemplate, Made, kind};
 use super::failover::Effect;
 use super::member::Member;
 
@@ -19,14 +19,14 @@ impl Connection {
         &self,
         member: &Member,
         id: CkaId,
-        spec: KeySpec,
+        template: &KeyTemplate,
         deadline: Instant,
     ) -> Result<Made, Failure> {
         let kek = self.kek().await?;
         let verb = Verb::GenerateKey(v1::GenerateKey {
             cka_id: id.as_bytes().to_vec(),
-            label: id.label(),
-            kind: kind(spec).into(),
+            label: template.label.clone(),
+            kind: kind(template.spec).into(),
             kek_cka_id: kek.kek_id.to_vec(),
         });
         match self.ask(member, verb, Effect::Once, deadline).await? {
@@ -39,7 +39,7 @@ impl Connection {
     pub async fn wrap_key(&self, member: &Member, key: &KeyInHsms, deadline: Instant) -> Result<Vec<u8>, Failure> {
         let kek = self.kek().await?;
         let verb = Verb::WrapKey(v1::WrapKey {
-            cka_id: key.id.as_bytes().to_vec(),
+            cka_id: key.cka_id(),
             kek_cka_id: kek.kek_id.to_vec(),
             probe: key.probe.0.clone(),
         });
@@ -54,15 +54,15 @@ impl Connection {
         &self,
         member: &Member,
         key: &KeyInHsms,
-        spec: KeySpec,
+        template: &KeyTemplate,
         wrapped: Vec<u8>,
         deadline: Instant,
     ) -> Result<Found, Failure> {
         let kek = self.kek().await?;
         let verb = Verb::UnwrapKey(v1::UnwrapKey {
-            cka_id: key.id.as_bytes().to_vec(),
-            label: key.id.label(),
-            kind: kind(spec).into(),
+            cka_id: key.cka_id(),
+            label: template.label.clone(),
+            kind: kind(template.spec).into(),
             wrapped,
             kek_cka_id: kek.kek_id.to_vec(),
             probe: key.probe.0.clone(),
@@ -72,7 +72,7 @@ impl Connection {
 
     /// Whether the key is on this node and answers its probe.
     pub async fn prove_key(&self, member: &Member, key: &KeyInHsms, deadline: Instant) -> Result<Found, Failure> {
-        let verb = Verb::ProveKey(v1::ProveKey { cka_id: key.id.as_bytes().to_vec(), probe: key.probe.0.clone() });
+        let verb = Verb::ProveKey(v1::ProveKey { cka_id: key.cka_id(), probe: key.probe.0.clone() });
         self.presence(member, verb, Effect::Repeatable, deadline).await
     }
 
@@ -83,6 +83,26 @@ impl Connection {
             Outcome::Done(_) => Ok(()),
             _ => Err(Failure::OutOfTurn),
         }
+    }
+
+    /// A probe of a key that another program made on this node.
+    pub async fn make_probe(&self, member: &Member, cka_id: &[u8], deadline: Instant) -> Result<Probe, Failure> {
+        let verb = Verb::MakeProbe(v1::MakeProbe { cka_id: cka_id.to_vec() });
+        match self.ask(member, verb, Effect::Repeatable, deadline).await? {
+            Outcome::Opaque(probe) => Ok(Probe(probe.bytes)),
+            _ => Err(Failure::OutOfTurn),
+        }
+    }
+
+    /// Destroys the key on this node if it answers its probe, and nothing else that has its id. As it was found.
+    pub async fn destroy_proven_key(
+        &self,
+        member: &Member,
+        key: &KeyInHsms,
+        deadline: Instant,
+    ) -> Result<Found, Failure> {
+        let verb = Verb::DestroyProvenKey(v1::DestroyProvenKey { cka_id: key.cka_id(), probe: key.probe.0.clone() });
+        self.presence(member, verb, Effect::Repeatable, deadline).await
     }
 
     async fn presence(&self, member: &Member, verb: Verb, effect: Effect, deadline: Instant) -> Result<Found, Failure> {

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::cluster::{Connection, KeyInHsms, Member};
+use crate::cluster::{Connection, KeyInHsms, KeyTemplate, Member};
 use crate::link::v1::presence::Found;
-use crate::model::{CkaId, KeySpec};
+use crate::model::{CkaId, HsmLabel, KeySpec};
 use crate::records::{Proof, ProvableKey};
 
 /// How long one step on a node may take.
@@ -16,14 +16,20 @@ const STEP: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Errand {
     pub(super) key: KeyInHsms,
-    spec: KeySpec,
+    template: KeyTemplate,
 }
 
 impl From<&ProvableKey> for Errand {
     fn from(key: &ProvableKey) -> Self {
         let id = CkaId::of(key.key, key.version);
-        Self { key: KeyInHsms { id, probe: key.probe.clone() }, spec: key.spec }
+        let template = template(key.spec, &id, key.label.as_ref());
+        Self { key: KeyInHsms { id, found: key.found.clone(), probe: key.probe.clone() }, template }
     }
+}
+
+/// What a key is made as: with its user's own label, or one that tells operators which of a key store's it is.
+pub(super) fn template(spec: KeySpec, id: &CkaId, label: Option<&HsmLabel>) -> KeyTemplate {
+    KeyTemplate { spec, label: label.map_or_else(|| id.label(), |label| label.as_str().to_owned()) }
 }
 
 impl Errand {
@@ -42,7 +48,7 @@ impl Errand {
     pub(super) async fn copy(&self, connection: &Connection, member: &Member) -> Option<Proof> {
         let wrapped = self.wrap(connection, member).await?;
         let deadline = Instant::now() + STEP;
-        match connection.unwrap_key(member, &self.key, self.spec, wrapped, deadline).await {
+        match connection.unwrap_key(member, &self.key, &self.template, wrapped, deadline).await {
             Ok(found) => proof(found),
             Err(error) => {
                 let hsm = member.node.hsm();

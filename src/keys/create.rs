@@ -1,5 +1,8 @@
 //! Making a key: in the records and in two zones' HSMs, or in neither.
 //!
+//! A crypto user's own key goes the same way as a key store's, through the Connection of his login and under his own
+//! key-encryption key.
+//!
 //! ```text
 //!   record CREATING, with the nodes about to be asked ─▶ made on one node, wrapped for the others
 //!     ─▶ unwrapped there, each answering the key's probe ─▶ two zones answered: ENABLED, and the caller told
@@ -13,6 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_lc_rs::digest;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{Stream, StreamExt};
 use tokio::sync::oneshot;
@@ -20,16 +24,22 @@ use tokio::time::Instant;
 
 use crate::authz::{Permit, action};
 use crate::clock;
-use crate::cluster::{Connection, Failure, KeyInHsms, Made, Member, Members, Quorum, zones};
+use crate::cluster::{Connection, Failure, KeyInHsms, KeyTemplate, Made, Member, Members, Quorum, zones};
 use crate::keystore::lifecycle::Event;
 use crate::keystore::{self, Store};
 use crate::link::v1::presence::Found;
-use crate::model::{AliasName, CkaId, HsmId, KeyId, KeySpec, KeyVersion};
-use crate::records::{self, BegunKey, KeyLimits, Proof, Unavailable};
+use crate::model::{
+    AliasName, CkaId, ClusterId, HsmId, HsmKeyMark, HsmLabel, KeyId, KeySpec, KeyState, KeyStoreId, KeyVersion,
+    Username,
+};
+use crate::records::{self, BegunKey, KeyLimits, KeyStoreRecord, NewKeyHome, Proof, Unavailable};
+use crate::users::{self, Acting, ShownLogins};
 
 pub use crate::records::RequestClaim;
 
-use super::{Description, Error, Keys};
+use super::describe::hsm_key;
+use super::owner::connection_of_user;
+use super::{Description, Error, Keys, copy};
 
 /// Steps of a creation are waited for this long: longer than a worker's patience, so that a step
 /// has either been answered or its worker is gone.
@@ -42,7 +52,7 @@ const REQUEST_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
 /// What a caller asks for.
 #[derive(Debug)]
 pub struct NewKey {
-    pub store: crate::model::KeyStoreId,
+    pub home: NewHome,
     pub spec: KeySpec,
     pub description: String,
     pub tags: BTreeMap<String, String>,
@@ -50,10 +60,29 @@ pub struct NewKey {
     pub request: Option<RequestClaim>,
 }
 
+/// Where a key is to be made.
+#[derive(Debug, Clone)]
+pub enum NewHome {
+    KeyStore(KeyStoreId),
+    /// In the tokens of the crypto user that the caller is logged in as.
+    User {
+        cluster: ClusterId,
+        label: HsmLabel,
+    },
+}
+
+/// Where it is made, and in whose name.
+enum Target {
+    KeyStore(Arc<Store>),
+    User { acting: Acting, label: HsmLabel },
+}
+
 /// A key on its way.
 struct Creation {
     id: KeyId,
-    spec: KeySpec,
+    /// What callers know it by.
+    name: String,
+    template: KeyTemplate,
     connection: Arc<Connection>,
     /// The nodes named in the record, in the order they are asked.
     nodes: Vec<Arc<Member>>,
@@ -64,20 +93,27 @@ struct Creation {
 impl Keys {
     pub async fn create(
         &self,
-        _permit: Permit<action::CreateKey>,
+        permit: Permit<action::CreateKey>,
+        logins: &ShownLogins,
         new: NewKey,
         deadline: Instant,
     ) -> Result<Description, Error> {
-        let store = self.0.stores.get(&new.store)?;
+        let target = match &new.home {
+            NewHome::KeyStore(store) => Target::KeyStore(self.0.stores.get(store)?),
+            NewHome::User { cluster, label } => {
+                let acting = self.acting(&permit, logins, cluster, deadline).await?;
+                Target::User { acting, label: label.clone() }
+            }
+        };
         if deadline <= Instant::now() {
             // Too late to tell the caller of a key: none is begun.
             return Err(Error::Hsm(Failure::Late));
         }
         let keys = self.clone();
         let (answer, answered) = oneshot::channel();
-        let (begun, id) = oneshot::channel();
+        let (begun, name) = oneshot::channel();
         self.0.runtime.spawn(async move {
-            let made = keys.create_now(&store, new, begun, answer).await;
+            let made = keys.create_now(&target, (new, deadline), begun, answer).await;
             if let Err((answer, error)) = made {
                 let _ = answer.send(Err(error));
             }
@@ -90,8 +126,8 @@ impl Keys {
             }
             Ok(Ok(Err(error))) => Err(error),
             // The deadline passed, or the task panicked.
-            Ok(Err(_)) | Err(_) => match id.await {
-                Ok(id) => Err(Error::OutcomeUnknown(id)),
+            Ok(Err(_)) | Err(_) => match name.await {
+                Ok(name) => Err(Error::OutcomeUnknown(name)),
                 Err(_) => Err(Error::Hsm(Failure::Late)),
             },
         }
@@ -100,12 +136,12 @@ impl Keys {
     /// Answers through `answer` as soon as the key is enabled, and goes on to the nodes that are still missing it.
     async fn create_now(
         &self,
-        store: &Store,
-        new: NewKey,
-        begun: oneshot::Sender<KeyId>,
+        target: &Target,
+        (new, deadline): (NewKey, Instant),
+        begun: oneshot::Sender<String>,
         answer: Answer,
     ) -> Result<(), (Answer, Error)> {
-        let (creation, live) = match self.begin(store, new).await {
+        let (creation, live) = match self.begin(target, new, deadline).await {
             Ok(Begun::New(creation, live)) => (creation, live),
             Ok(Begun::Replay(id)) => {
                 let _ = answer.send(Ok(id));
@@ -113,7 +149,7 @@ impl Keys {
             }
             Err(error) => return Err((answer, error)),
         };
-        let _ = begun.send(creation.id);
+        let _ = begun.send(creation.name.clone());
         #[cfg(debug_assertions)]
         crate::seams::stop_point("create-begun");
         let (maker, made) = match self.make(&creation).await {
@@ -129,43 +165,92 @@ impl Keys {
         Ok(())
     }
 
-    async fn begin(&self, store: &Store, new: NewKey) -> Result<Begun, Error> {
-        let record = store.record();
-        let connection = self.connection_of(store, Event::CreateKey)?;
+    async fn begin(&self, target: &Target, new: NewKey, deadline: Instant) -> Result<Begun, Error> {
+        let (cluster, home, connection) = match target {
+            Target::KeyStore(store) => {
+                let KeyStoreRecord { id, cluster, state, .. } = store.record();
+                let connection = self.connection_of_store(store, Event::CreateKey)?;
+                (cluster, NewKeyHome::KeyStore { store: id, state }, connection)
+            }
+            Target::User { acting, label } => {
+                let home = NewKeyHome::User { username: acting.username.clone(), label: label.clone() };
+                (acting.cluster.clone(), home, connection_of_user(acting)?)
+            }
+        };
+        self.0.stores.may_create_key(&cluster)?;
+        let needed = self.0.stores.quorum(&cluster);
+        if let Target::User { .. } = target {
+            // Who has just logged in finds his HSMs on their way.
+            let _ = tokio::time::timeout_at(deadline, decided(&connection, needed)).await;
+        }
         let nodes = connection.ready_for_new_keys();
-        self.0.stores.may_create_key(&record.cluster)?;
-        let needed = self.0.stores.quorum(&record.cluster);
         if !needed.is_met_by(nodes.len(), zones(&nodes)) {
             return Err(Error::TooFewNodes { nodes: nodes.len(), zones: zones(&nodes), needed });
         }
         let id = KeyId::random();
+        let (name, label) = match target {
+            Target::KeyStore(_) => (id.to_string(), None),
+            Target::User { label, .. } => {
+                self.must_be_free(&connection, label, deadline).await?;
+                (hsm_key(&cluster, HsmKeyMark::Label(label.clone())), Some(label))
+            }
+        };
+        let request = match target {
+            Target::KeyStore(_) => new.request,
+            Target::User { acting, .. } => new.request.map(|claim| claimed_as(&acting.username, claim)),
+        };
         let live = Live::new(self.clone(), id);
         let row = records::NewKey {
             id,
-            store: record.id.clone(),
-            store_state: record.state,
-            cluster: record.cluster.clone(),
+            home,
+            cluster,
             spec: new.spec,
             description: new.description,
             tags: new.tags,
             alias: new.alias.clone(),
             created: clock::now(),
             hsms: hsms(nodes.iter()),
-            request: new.request,
+            request,
         };
-        let limits = KeyLimits { keys_per_store: self.0.settings.per_key_store, request_retention: REQUEST_RETENTION };
+        let limits = KeyLimits { keys: self.0.settings.per_key_store, request_retention: REQUEST_RETENTION };
+        let template = copy::template(new.spec, &CkaId::of(id, KeyVersion::FIRST), label);
+        let creation = Creation { id, name, template, connection, nodes, needed };
         match self.0.records.begin_key(&row, &limits).await? {
-            BegunKey::Begun => Ok(Begun::New(Creation { id, spec: new.spec, connection, nodes, needed }, live)),
-            BegunKey::Replay { id, state: crate::model::KeyState::Enabled } => Ok(Begun::Replay(id)),
-            BegunKey::Replay { id, state: crate::model::KeyState::Creating } => Err(Error::StillCreating(id)),
+            BegunKey::Begun => Ok(Begun::New(creation, live)),
+            BegunKey::Replay { id, state: KeyState::Enabled } => Ok(Begun::Replay(id)),
+            BegunKey::Replay { id, state: KeyState::Creating } => {
+                let told = if label.is_some() { creation.name } else { id.to_string() };
+                Err(Error::StillCreating(told))
+            }
             BegunKey::RequestReused => Err(Error::RequestReused),
             BegunKey::AliasInUse => Err(Error::AliasInUse(new.alias.expect("only a named alias can be in use"))),
+            BegunKey::LabelInUse => Err(Error::LabelInUse { name: creation.name, hsm: None }),
             BegunKey::TooManyKeys => Err(Error::TooManyKeys(self.0.settings.per_key_store)),
             BegunKey::StoreChanged => {
-                let why = self.connection_of(store, Event::CreateKey).err();
+                let why = match target {
+                    Target::KeyStore(store) => self.connection_of_store(store, Event::CreateKey).err(),
+                    Target::User { .. } => None,
+                };
                 Err(why.unwrap_or(Error::KeyStore(keystore::Error::Conflict)))
             }
+            BegunKey::UserLeaves => Err(users::Error::LoginExpired.into()),
         }
+    }
+
+    /// That no key in the user's tokens goes by the label yet, as far as the nodes tell. One that the records know is theirs to
+    /// judge: the request may be a repetition.
+    async fn must_be_free(&self, connection: &Connection, label: &HsmLabel, deadline: Instant) -> Result<(), Error> {
+        if self.0.records.user_key(&connection.user(), label).await?.is_some() {
+            return Ok(());
+        }
+        let mark = HsmKeyMark::Label(label.clone());
+        let hsm = match self.sight(connection, &mark, deadline).await {
+            Ok(None) => return Ok(()),
+            Ok(Some(seen)) => seen.on.into_iter().next(),
+            Err(Error::Ambiguous { hsm, .. }) => Some(hsm),
+            Err(other) => return Err(other),
+        };
+        Err(Error::LabelInUse { name: hsm_key(&connection.cluster, mark), hsm })
     }
 
     /// Makes the key on the first node that does. A node that refused before it began is passed over;
@@ -174,11 +259,11 @@ impl Keys {
         let cka = CkaId::of(creation.id, KeyVersion::FIRST);
         let mut last = Failure::NoNode;
         for member in &creation.nodes {
-            match creation.connection.make_key(member, cka, creation.spec, Instant::now() + STEP).await {
+            match creation.connection.make_key(member, cka, &creation.template, Instant::now() + STEP).await {
                 Ok(made) => return Ok((member.clone(), made)),
                 Err(Failure::OutcomeUnknown | Failure::OutOfTurn | Failure::Poisonous) => {
                     self.abandon(creation).await;
-                    return Err(Error::OutcomeUnknown(creation.id));
+                    return Err(Error::OutcomeUnknown(creation.name.clone()));
                 }
                 Err(failure) => last = failure,
             }
@@ -195,7 +280,7 @@ impl Keys {
         made: Made,
         answer: Answer,
     ) -> Result<Spread, (Answer, Error)> {
-        let key = KeyInHsms { id: CkaId::of(creation.id, KeyVersion::FIRST), probe: made.probe };
+        let key = KeyInHsms { id: CkaId::of(creation.id, KeyVersion::FIRST), found: None, probe: made.probe };
         let mut copies = creation.copy(&key, &maker, &made.wrapped);
         let mut proven = vec![maker.clone()];
         creation.ask_only(&proven, &key.id);
@@ -223,7 +308,7 @@ impl Keys {
             unknown @ (Ok(false) | Err(_)) => {
                 tracing::error!(key = %creation.id, ?unknown, "whether a key was enabled is not known");
                 while creation.next_proven(&mut copies, &key.id).await.is_some() {}
-                return Err((answer, Error::OutcomeUnknown(creation.id)));
+                return Err((answer, Error::OutcomeUnknown(creation.name.clone())));
             }
         }
         while let Some(member) = creation.next_proven(&mut copies, &key.id).await {
@@ -277,6 +362,24 @@ impl Keys {
     }
 }
 
+/// The same request under another user's login is another one.
+fn claimed_as(user: &Username, claim: RequestClaim) -> RequestClaim {
+    let mut context = digest::Context::new(&digest::SHA256);
+    context.update(&claim.body_sha256);
+    context.update(user.as_str().as_bytes());
+    let body_sha256 = context.finish().as_ref().try_into().expect("SHA-256 has 32 bytes");
+    RequestClaim { body_sha256, ..claim }
+}
+
+/// Resolves when so many nodes take new keys, or no other is on its way there.
+async fn decided(connection: &Connection, needed: Quorum) {
+    let are_enough = || {
+        let nodes = connection.ready_for_new_keys();
+        needed.is_met_by(nodes.len(), zones(&nodes))
+    };
+    connection.until(|| are_enough() || !connection.any_on_its_way() || connection.is_closed()).await;
+}
+
 impl Creation {
     /// Until a node has answered the probe, nothing is asked of it under this key. Who the members are.
     fn ask_only(&self, proven: &[Arc<Member>], key: &CkaId) -> Members {
@@ -297,7 +400,7 @@ impl Creation {
         let others = self.nodes.iter().filter(move |member| member.node.hsm() != maker.node.hsm());
         let copying = others.map(move |member| async move {
             let deadline = Instant::now() + STEP;
-            (member, self.connection.unwrap_key(member, key, self.spec, wrapped.to_vec(), deadline).await)
+            (member, self.connection.unwrap_key(member, key, &self.template, wrapped.to_vec(), deadline).await)
         });
         copying.collect()
     }

@@ -1,4 +1,5 @@
-//! What a node's token holds, set beside the records: strangers, odd attributes, and keys that are not there.
+//! What a node's token holds, set beside the records: keys that are not there and, in kmsuser's tokens, which are keyway's
+//! alone, strangers and odd attributes.
 //!
 //! ```text
 //!   a page of the listing ─▶ ids that the records know ─▶ the rest are strangers, written down and left alone
@@ -69,17 +70,21 @@ pub(super) async fn take(
     member: &Member,
     unshown: Unshown,
 ) -> Result<Inventory, Error> {
-    let (records, cluster) = (&keys.0.records, &connection.cluster);
+    let (records, cluster, user) = (&keys.0.records, &connection.cluster, connection.user());
     let hsm = member.node.hsm();
     let began = clock::now();
-    let keks: HashSet<Vec<u8>> = records.kek_ids(cluster).await?.into_iter().collect();
+    let keks: HashSet<Vec<u8>> = records.kek_ids(&user).await?.into_iter().collect();
     let mut inventory = Inventory::default();
     let mut again = LOOKED_FOR_AGAIN;
     let mut listing = connection.list_objects(member).await;
     while let Some(page) = listing.next_page().await.map_err(Error::Unlisted)? {
         let ids: Vec<CkaId> = page.iter().filter_map(|object| cka_id(&object.cka_id)).collect();
-        let known = records.known_keys(cluster, &ids).await?;
+        let known = records.known_keys(&user, &ids).await?;
         inventory.shown.extend(ids.into_iter().filter(|id| known.contains(id)));
+        if !connection.is_keyways_alone() {
+            // What else its user has there is his.
+            continue;
+        }
         let found: Vec<Oddity> = page.into_iter().filter_map(|object| oddity(object, &known, &keks)).collect();
         let mut odd = Vec::new();
         for oddity in found {
@@ -89,7 +94,9 @@ pub(super) async fn take(
         }
         records.note_oddities(cluster, hsm, began, &odd).await?;
     }
-    records.end_listing(cluster, hsm, began).await?;
+    if connection.is_keyways_alone() {
+        records.end_listing(cluster, hsm, began).await?;
+    }
     // Only now: another listing of this node must not lose what it has noted.
     drop(listing);
     inventory.shown.sort_unstable();
@@ -109,7 +116,7 @@ fn oddity(object: Object, known: &HashSet<CkaId>, keks: &HashSet<Vec<u8>>) -> Op
         return None;
     }
     let explained = is_secret && (key || keks.contains(&object.cka_id));
-    let Object { class, cka_id, label, differing } = object;
+    let Object { class, cka_id, label, differing, kind: _ } = object;
     let object = ObjectName { class, cka_id, label };
     match (explained, differing) {
         (false, _) => Some(Oddity::Orphan(object)),
@@ -124,7 +131,7 @@ async fn is_gone(connection: &Connection, member: &Member, oddity: &Oddity, agai
     let Some(id) = cka_id(&object.cka_id).filter(|id| id.label() == object.label) else { return false };
     let Some(left) = again.checked_sub(1) else { return false };
     *again = left;
-    let only_look = KeyInHsms { id, probe: Probe(Vec::new()) };
+    let only_look = KeyInHsms { id, found: None, probe: Probe(Vec::new()) };
     let found = connection.prove_key(member, &only_look, Instant::now() + LOOK).await;
     matches!(found, Ok(Found::Missing))
 }
@@ -141,7 +148,7 @@ async fn doubt_what_is_not_shown(
     let hsm = member.node.hsm();
     let (mut after, mut doubted) = (None, 0);
     loop {
-        let page = records.keys_proven(&connection.cluster, hsm, began, after, PAGE).await?;
+        let page = records.keys_proven(&connection.user(), hsm, began, after, PAGE).await?;
         let Some(last) = page.last() else { return Ok(doubted) };
         after = Some(*last);
         let hidden = page.into_iter().filter(|(key, version)| !inventory.shows(&CkaId::of(*key, *version)));
@@ -167,7 +174,13 @@ mod tests {
     use super::*;
 
     fn object(class: u64, cka_id: &[u8], differing: &str) -> Object {
-        Object { class, cka_id: cka_id.to_vec(), label: "l".to_owned(), differing: differing.to_owned() }
+        Object {
+            class,
+            cka_id: cka_id.to_vec(),
+            label: "l".to_owned(),
+            differing: differing.to_owned(),
+            ..Object::default()
+        }
     }
 
     #[test]

@@ -1,16 +1,22 @@
-//! Keys: made once, found by id or alias, used through the Connection of their key store.
+//! Keys: made once, found by id, alias or label, told (`describe`), used through the Connection of their key store or of
+//! their crypto user's login (`owner`).
 //!
 //! The records are the truth about keys; the HSMs are the truth about their material. This room
-//! holds the two together: `create` makes a key in both or in neither, [`reconcile`] settles what
-//! a crash left and gives returning nodes what they lack, `inventory` says what tokens hold beyond that, `sync` compares all. Nothing that a token fails to show ever deletes a record.
+//! holds the two together: `create` makes a key in both or in neither, `destroy` takes a crypto user's out of both, [`reconcile`]
+//! settles what a crash left and gives returning nodes what they lack, `inventory` says what tokens hold beyond that, `sync`
+//! compares all. Nothing that a token fails to show ever deletes a record.
 
 mod copy;
 mod create;
 mod crypto;
+mod describe;
+mod destroy;
 mod drift;
 pub mod envelope;
+mod found;
 mod holdback;
 mod inventory;
+mod owner;
 pub mod reconcile;
 mod settings;
 mod sync;
@@ -25,16 +31,21 @@ use tokio::sync::Notify;
 
 use crate::authz::{Permit, action};
 use crate::clock;
-use crate::cluster::{self, Declared, Failure, KeyInHsms, Quorum};
-use crate::keystore::lifecycle::{self, Event};
-use crate::keystore::{self, KeyStores, Store};
-use crate::model::{AliasName, CkaId, ClusterId, ConnectionState, KeyId, KeyRef, KeyState, KeyStoreId, KeyVersion};
-use crate::records::{AliasRecord, CreatedAlias, KeyRecord, Records, Unavailable};
+use crate::cluster::{Declared, Failure, KeyInHsms, Quorum};
+use crate::keystore::{self, KeyStores};
+use crate::model::{
+    AliasName, CkaId, ClusterId, ConnectionState, CryptoUser, HsmId, KeyId, KeyRef, KeyState, KeyStoreId, KeyVersion,
+};
+use crate::records::{AliasRecord, CreatedAlias, KeyHome, KeyRecord, Records, Unavailable};
+use crate::users::{self, Users};
 
-pub use create::{NewKey, RequestClaim};
-pub use crypto::Encrypted;
+pub use create::{NewHome, NewKey, RequestClaim};
+pub use crypto::{Encrypted, Used};
+pub use describe::{Description, Unusable};
+use describe::{hsm_key, mark_of};
 pub use drift::Drifts;
 use holdback::Holdback;
+use owner::Home;
 pub use settings::Settings;
 pub use sync::{Repair, Synced};
 use uses::{NoUse, Uses};
@@ -51,10 +62,23 @@ pub enum Error {
     NotFound(String),
     #[error(transparent)]
     KeyStore(#[from] keystore::Error),
+    #[error(transparent)]
+    User(#[from] users::Error),
+    /// Whatever is kmsuser's is a key store's.
+    #[error("kmsuser has no keys of his own: what is in his tokens is used through the key store")]
+    OfKmsuser,
     /// The store of the key, or the store asked for, is not connected.
     #[error("key store {store} is {state}, not CONNECTED")]
     StoreNotConnected { store: KeyStoreId, state: ConnectionState },
     /// A key that exists cannot be used, since its store is not connected.
+    /// A key of another program's, which is not destroyed in part.
+    #[error("key {key} cannot be destroyed: {hsm}, which holds it, does not answer")]
+    HolderAway { key: String, hsm: HsmId },
+    /// A key of another program's that is not as keyway could use it.
+    #[error("key {key} cannot be used: {why}")]
+    Unusable { key: String, why: &'static str },
+    #[error("{name} is not one key alone: {hsm} has several of that name, or another one than other HSMs")]
+    Ambiguous { name: String, hsm: HsmId },
     #[error("key {key} is UNAVAILABLE: its key store {store} is {state}")]
     Unavailable { key: KeyId, store: KeyStoreId, state: ConnectionState },
     /// Nothing brings its HSMs back until it is declared again.
@@ -62,7 +86,7 @@ pub enum Error {
     Undeclared { store: KeyStoreId, cluster: ClusterId },
     /// Every HSM of the cluster was asked, and none has it.
     #[error("key {key} is on no HSM of cluster {cluster}, all of which were looked at")]
-    Lost { key: KeyId, cluster: ClusterId },
+    Lost { key: String, cluster: ClusterId },
     #[error("no connected key store can give random bytes")]
     NoConnectedStore,
     #[error("a new key needs {needed} that answer; {nodes} in {zones} do")]
@@ -72,12 +96,14 @@ pub enum Error {
     #[error("the ciphertext was made by another key than the one named")]
     IncorrectKey,
     #[error("key {0} has been used as often as is safe")]
-    UseLimit(KeyId),
+    UseLimit(String),
     #[error("alias {0} is in use")]
     AliasInUse(AliasName),
     #[error("the key has {0} aliases already")]
     TooManyAliases(u32),
-    #[error("the key store has {0} keys already, as many as the quota allows")]
+    #[error("there is a key {name} already{}", on(.hsm.as_ref()))]
+    LabelInUse { name: String, hsm: Option<HsmId> },
+    #[error("there are {0} keys already, as many as one key store or crypto user may have")]
     TooManyKeys(u32),
     #[error("request_id was used before, with another request")]
     RequestReused,
@@ -86,15 +112,21 @@ pub enum Error {
     #[error("the keys of cluster {0} are being compared already")]
     Syncing(ClusterId),
     #[error("a request with this request_id is still at work on key {0}")]
-    StillCreating(KeyId),
+    StillCreating(String),
     #[error("whether key {0} was made is not known yet; it is being settled")]
-    OutcomeUnknown(KeyId),
+    OutcomeUnknown(String),
+    #[error("key {0} is being destroyed, and is not gone from every HSM that answers yet")]
+    StillDestroying(String),
     #[error("requests like this one on key {key} did harm and are held back for another {remaining:.0?}")]
-    HeldBack { key: KeyId, remaining: Duration },
+    HeldBack { key: String, remaining: Duration },
     #[error(transparent)]
     Hsm(#[from] Failure),
     #[error("the records cannot be reached")]
     Records(#[from] Unavailable),
+}
+
+fn on(hsm: Option<&HsmId>) -> String {
+    hsm.map(|hsm| format!(", made with another program, on {hsm}")).unwrap_or_default()
 }
 
 /// Every key. Cheap to clone.
@@ -107,7 +139,8 @@ struct Inner {
     clusters: Declared,
     records: Records,
     stores: KeyStores,
-    /// Enabled keys that were asked for since the start. Bounded by the quota of keys per store.
+    users: Users,
+    /// Enabled keys that were asked for since the start. Bounded by the quotas of keys.
     known: RwLock<HashMap<KeyId, Arc<Key>>>,
     aliases: RwLock<HashMap<AliasName, KeyId>>,
     /// Keys that this daemon is making right now: nobody else settles them.
@@ -125,7 +158,7 @@ struct Inner {
 #[derive(Debug)]
 struct Key {
     id: KeyId,
-    store: Arc<Store>,
+    home: Home,
     current: KeyVersion,
     versions: Vec<Version>,
 }
@@ -137,23 +170,15 @@ struct Version {
     uses: Uses,
 }
 
-/// A key as it is told to callers.
-#[derive(Debug)]
-pub struct Description {
-    pub record: KeyRecord,
-    pub arn: String,
-    /// Why the key cannot be used although it is enabled.
-    pub unavailable: Option<ConnectionState>,
-}
-
 impl Keys {
     /// Creations run on the runtime this is called on.
-    pub fn new(settings: Settings, clusters: Declared, records: Records, stores: KeyStores) -> Self {
+    pub fn new(settings: Settings, clusters: Declared, records: Records, stores: KeyStores, users: Users) -> Self {
         Self(Arc::new(Inner {
             settings,
             clusters,
             records,
             stores,
+            users,
             known: RwLock::default(),
             aliases: RwLock::default(),
             creating: Mutex::default(),
@@ -164,27 +189,6 @@ impl Keys {
         }))
     }
 
-    pub async fn describe(&self, _permit: Permit<action::DescribeKey>, key: &KeyRef) -> Result<Description, Error> {
-        let id = self.resolve(key).await?;
-        let record = self.0.records.key(id).await?.ok_or_else(|| Error::NotFound(id.to_string()))?;
-        Ok(self.describe_record(record))
-    }
-
-    /// Keys that were acknowledged, ordered by id.
-    pub async fn list(
-        &self,
-        _permit: Permit<action::ListKeys>,
-        store: Option<&KeyStoreId>,
-        after: Option<KeyId>,
-        limit: u32,
-    ) -> Result<Vec<Description>, Error> {
-        if let Some(store) = store {
-            self.0.stores.get(store)?;
-        }
-        let records = self.0.records.list_keys(store, after, limit).await?;
-        Ok(records.into_iter().map(|record| self.describe_record(record)).collect())
-    }
-
     pub async fn create_alias(
         &self,
         _permit: Permit<action::CreateAlias>,
@@ -192,6 +196,7 @@ impl Keys {
         key: &KeyRef,
     ) -> Result<AliasRecord, Error> {
         let key = self.resolve(key).await?;
+        self.must_be_a_stores(key).await?;
         let now = clock::now();
         match self.0.records.create_alias(&name, key, now, ALIASES_PER_KEY).await? {
             CreatedAlias::Created => Ok(AliasRecord { name, key, created: now, updated: now }),
@@ -223,18 +228,15 @@ impl Keys {
 
     /// The ARN under which SDKs know an alias of a key.
     pub async fn alias_arn(&self, alias: &AliasRecord) -> Result<String, Error> {
-        let record = self.0.records.key(alias.key).await?.ok_or_else(|| Error::NotFound(alias.key.to_string()))?;
-        Ok(self.arn(&record.store, &alias.name.to_string()))
+        let store = self.must_be_a_stores(alias.key).await?;
+        Ok(self.arn(&store, &alias.name.to_string()))
     }
 
-    fn describe_record(&self, record: KeyRecord) -> Description {
-        let state = self.0.stores.get(&record.store).map_or(ConnectionState::Disconnected, |store| store.state());
-        let refused = lifecycle::next(state, Event::Use).err();
-        Description {
-            arn: self.arn(&record.store, &format!("key/{}", record.id)),
-            unavailable: refused.map(|refused| refused.state),
-            record,
-        }
+    /// The key store of a key that is one's.
+    async fn must_be_a_stores(&self, key: KeyId) -> Result<KeyStoreId, Error> {
+        let record = self.0.records.key(key).await?;
+        let store = record.and_then(|record| record.home.store().cloned());
+        store.ok_or_else(|| Error::NotFound(key.to_string()))
     }
 
     /// By where the store was made, so that a key keeps its name whatever is declared, and wherever the store goes.
@@ -243,32 +245,12 @@ impl Keys {
         realm.map_or_else(|| format!("arn:aws:kms:::{resource}"), |realm| realm.arn(resource))
     }
 
-    /// A store's Connection, when its state allows what is wanted of it.
-    fn connection_of(&self, store: &Store, what: Event) -> Result<Arc<cluster::Connection>, Error> {
-        let allowed = store.connection_for(what);
-        let connection = allowed.map_err(|state| Error::StoreNotConnected { store: store.id(), state })?;
-        if let Some(connection) = connection {
-            return Ok(connection);
-        }
-        let cluster = store.record().cluster;
-        match self.0.clusters.get(&cluster) {
-            Some(_) => Err(Error::Hsm(Failure::NoNode)),
-            None => Err(Error::Undeclared { store: store.id(), cluster }),
-        }
-    }
-
-    /// The same, to use a key of the store.
-    fn connection_behind(&self, key: &Key) -> Result<Arc<cluster::Connection>, Error> {
-        match self.connection_of(&key.store, Event::Use) {
-            Err(Error::StoreNotConnected { store, state }) => Err(Error::Unavailable { key: key.id, store, state }),
-            other => other,
-        }
-    }
-
     async fn resolve(&self, key: &KeyRef) -> Result<KeyId, Error> {
         let name = match key {
             KeyRef::Id(id) => return Ok(*id),
             KeyRef::Alias(name) => name,
+            // Only a login says whose it is.
+            KeyRef::Hsm(name) => return Err(Error::NotFound(name.to_string())),
         };
         if let Some(id) = self.0.aliases.read().unwrap_or_else(PoisonError::into_inner).get(name) {
             return Ok(*id);
@@ -292,19 +274,39 @@ impl Keys {
             KeyState::Enabled => {}
             KeyState::Creating => return Err(Error::NotFound(id.to_string())),
         }
-        let store = self.0.stores.get(&record.store)?;
-        let key = Arc::new(Key::new(record, store));
+        let home = match &record.home {
+            KeyHome::KeyStore(store) => Home::KeyStore(self.0.stores.get(store)?),
+            KeyHome::User { username, .. } | KeyHome::Found { username, .. } => Home::User {
+                user: CryptoUser { cluster: record.cluster.clone(), username: username.clone() },
+                mark: mark_of(&record.home).ok_or_else(|| Error::NotFound(id.to_string()))?,
+            },
+        };
+        let key = Arc::new(Key::new(record, home));
         Ok(self.0.known.write().unwrap_or_else(PoisonError::into_inner).entry(id).or_insert(key).clone())
     }
 }
 
 impl Key {
-    fn new(record: KeyRecord, store: Arc<Store>) -> Self {
+    fn new(record: KeyRecord, home: Home) -> Self {
         let versions = record.versions.into_iter().filter_map(|version| {
-            let in_hsms = KeyInHsms { id: CkaId::of(record.id, version.version), probe: version.probe? };
+            let (id, found) = (CkaId::of(record.id, version.version), record.home.found().cloned());
+            let in_hsms = KeyInHsms { id, found, probe: version.probe? };
             Some(Version { version: version.version, in_hsms, uses: Uses::none() })
         });
-        Self { id: record.id, store, current: record.current_version, versions: versions.collect() }
+        Self { id: record.id, home, current: record.current_version, versions: versions.collect() }
+    }
+
+    /// What callers know it by: they do not know the id of a crypto user's.
+    fn name(&self) -> String {
+        match &self.home {
+            Home::KeyStore(_) => self.id.to_string(),
+            Home::User { user, mark } => hsm_key(&user.cluster, mark.clone()),
+        }
+    }
+
+    /// Whether another program made it.
+    fn is_found(&self) -> bool {
+        self.versions.iter().any(|version| version.in_hsms.found.is_some())
     }
 
     fn version(&self, version: KeyVersion) -> Option<&Version> {

@@ -1,4 +1,4 @@
-//! `SyncCluster`: every key of a cluster, asked for on every HSM, and copied where it is missing.
+//! `SyncCluster`: every key of the key store on a cluster, asked for on every HSM, and copied where it is missing.
 //!
 //! ```text
 //!   inventory of each node ─▶ page of keys ─▶ each key on each node: its probe ─▶ missing ─▶ copied from a sibling
@@ -89,12 +89,12 @@ impl Keys {
         repair: Repair,
     ) -> Result<mpsc::Receiver<Result<Synced, Error>>, Error> {
         let store = self.0.stores.on_cluster(cluster).ok_or_else(|| Error::NobodyLoggedIn(cluster.clone()))?;
-        let connection = self.connection_of(&store, Event::Use)?;
+        let connection = self.connection_of_store(&store, Event::Use)?;
         if !serves(&connection) {
             return Err(Error::Hsm(Failure::NoNode));
         }
         let turn = Turn::take(self, cluster)?;
-        let total = self.0.records.count_provable_keys(cluster).await?;
+        let total = self.0.records.count_provable_keys(&connection.user()).await?;
         let (told, news) = mpsc::channel(DEPTH);
         let progress = Synced { total, done: 0, failed: 0, drift: None };
         let mut work = Work { keys: self.clone(), connection, repair, told, progress, last_told: Instant::now() };
@@ -145,7 +145,7 @@ impl Work {
         let listed = self.take_inventories().await?;
         let mut after = None;
         while !self.told.is_closed() {
-            let page = self.keys.0.records.provable_keys(&self.connection.cluster, after, PAGE).await?;
+            let page = self.keys.0.records.provable_keys(&self.connection.user(), after, PAGE).await?;
             let Some(last) = page.last() else { break };
             after = Some((last.key, last.version));
             self.compare_page(&page).await?;

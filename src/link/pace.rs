@@ -29,6 +29,9 @@ impl Pace {
             | Verb::ProveKey(_)
             | Verb::DestroyKey(_)
             | Verb::ListObjects(_)
+            | Verb::FindKeys(_)
+            | Verb::MakeProbe(_)
+            | Verb::DestroyProvenKey(_)
             | Verb::SweepUnfinished(_)
             | Verb::SetPin(_) => Self::Slow,
             Verb::Ping(_)

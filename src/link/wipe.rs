@@ -39,6 +39,9 @@ impl Zeroize for Verb {
             | Self::ProveKey(_)
             | Self::DestroyKey(_)
             | Self::ListObjects(_)
+            | Self::FindKeys(_)
+            | Self::MakeProbe(_)
+            | Self::DestroyProvenKey(_)
             | Self::SweepUnfinished(_)
             | Self::CheckToken(_)
             | Self::Summon(_) => {}

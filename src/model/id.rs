@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::HsmKeyName;
+
 /// Why a value was refused: what is wrong with it, in words a caller can act on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -261,11 +263,13 @@ impl fmt::Debug for KeyId {
     }
 }
 
-/// The ways a request can name a key: its id, its ARN, an alias, or an alias ARN.
+/// The ways a request can name a key: its id, its ARN, an alias, an alias ARN; or as an HSM's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeyRef {
     Id(KeyId),
     Alias(AliasName),
+    /// A crypto user's.
+    Hsm(HsmKeyName),
 }
 
 impl FromStr for KeyRef {
@@ -274,6 +278,9 @@ impl FromStr for KeyRef {
     /// The region and account of an ARN are not compared: a daemon's clusters may span several,
     /// and a key id is unique without them.
     fn from_str(text: &str) -> Result<Self, Invalid> {
+        if HsmKeyName::is_meant_by(text) {
+            return text.parse().map(Self::Hsm);
+        }
         let resource = if text.starts_with("arn:") {
             let mut parts = text.splitn(6, ':');
             let (_, _, service) = (parts.next(), parts.next(), parts.next());
@@ -296,7 +303,7 @@ impl FromStr for KeyRef {
         };
         id.parse()
             .map(Self::Id)
-            .map_err(|_| Invalid::new("name a key by its id (a UUID), its ARN, alias/<name>, or an alias ARN"))
+            .map_err(|_| Invalid::new("name a key by its id (a UUID), its ARN, alias/<name>, an alias ARN, or under a login hsm:<cluster id>/<label>"))
     }
 }
 

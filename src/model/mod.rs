@@ -9,6 +9,7 @@ mod cluster;
 mod context;
 mod credential;
 mod escrow;
+mod hsm_key;
 mod id;
 mod key;
 mod seal;
@@ -21,6 +22,7 @@ pub use cluster::{ClusterState, HsmState};
 pub use context::EncryptionContext;
 pub use credential::PasswordVersion;
 pub use escrow::EscrowKey;
+pub use hsm_key::{CryptoUser, HsmKeyMark, HsmKeyName, HsmLabel};
 pub use id::{
     AccountId, AliasName, ClusterId, HsmId, Invalid, KeyId, KeyRef, KeyStoreId, KeyStoreName, Region, Username, Zone,
 };

@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime};
 use sqlx::{Row, Sqlite, Transaction};
 
 use crate::model::{
-    AliasName, ClusterId, ConnectionState, HsmId, KeyId, KeySpec, KeyState, KeyStoreId, KeyVersion, Probe,
+    AliasName, ClusterId, ConnectionState, CryptoUser, HsmId, HsmLabel, KeyId, KeySpec, KeyState, KeyStoreId,
+    KeyVersion, Probe, Username,
 };
 
 use super::keys::{folded, keys_with_versions};
@@ -21,9 +22,7 @@ use super::{KeyRecord, Proof, Records, Unavailable};
 #[derive(Debug)]
 pub struct NewKey {
     pub id: KeyId,
-    pub store: KeyStoreId,
-    /// The store's state when it was found to allow a key.
-    pub store_state: ConnectionState,
+    pub home: NewKeyHome,
     pub cluster: ClusterId,
     pub spec: KeySpec,
     pub description: String,
@@ -36,6 +35,15 @@ pub struct NewKey {
     pub request: Option<RequestClaim>,
 }
 
+/// Where a key is about to be made.
+#[derive(Debug)]
+pub enum NewKeyHome {
+    /// In a key store, which was found in a state that allows it.
+    KeyStore { store: KeyStoreId, state: ConnectionState },
+    /// In a crypto user's tokens, under a label.
+    User { username: Username, label: HsmLabel },
+}
+
 /// A caller's promise that a repeat means the same request.
 #[derive(Debug, Clone)]
 pub struct RequestClaim {
@@ -46,7 +54,8 @@ pub struct RequestClaim {
 
 #[derive(Debug, Clone, Copy)]
 pub struct KeyLimits {
-    pub keys_per_store: u32,
+    /// Of one key store, or of one crypto user.
+    pub keys: u32,
     pub request_retention: Duration,
 }
 
@@ -61,9 +70,13 @@ pub enum BegunKey {
     /// The request id came before, with another request.
     RequestReused,
     AliasInUse,
+    /// The crypto user has a key with this label.
+    LabelInUse,
     TooManyKeys,
-    /// The store is not in that state, or not on that cluster, any more.
+    /// The key store is not in that state, or not on that cluster, any more.
     StoreChanged,
+    /// The crypto user is on his way out.
+    UserLeaves,
 }
 
 /// How many nodes may still hold a key that was never acknowledged; with none left, its record is gone.
@@ -72,7 +85,8 @@ pub struct CreatingLeft {
     pub hsms: usize,
 }
 
-pub(super) const CREATING: &str = keys_with_versions!("SELECT * FROM keys WHERE cluster_id = ? AND state = 'CREATING'");
+pub(super) const CREATING: &str =
+    keys_with_versions!("SELECT * FROM keys WHERE cluster_id = ? AND username = ? AND state = 'CREATING'");
 
 impl Records {
     /// Writes a key down as CREATING, unless something is in the way.
@@ -108,8 +122,8 @@ impl Records {
     ) -> Result<bool, Unavailable> {
         let mut change = self.begin().await?;
         let enabled: Option<String> = sqlx::query_scalar(
-            "UPDATE keys SET state = 'ENABLED' WHERE id = ? AND state = 'CREATING'
-               AND cluster_id = (SELECT cluster_id FROM key_stores WHERE id = keys.store_id) RETURNING cluster_id",
+            "UPDATE keys SET state = 'ENABLED' WHERE id = ? AND state = 'CREATING' AND (store_id IS NULL
+               OR cluster_id = (SELECT cluster_id FROM key_stores WHERE id = keys.store_id)) RETURNING cluster_id",
         )
         .bind(key.as_bytes().as_slice())
         .fetch_optional(&mut *change)
@@ -158,9 +172,10 @@ impl Records {
         Ok(CreatingLeft { hsms: usize::try_from(left).unwrap_or(usize::MAX) })
     }
 
-    pub async fn creating_keys(&self, cluster: &ClusterId) -> Result<Vec<KeyRecord>, Unavailable> {
-        let rows = sqlx::query(CREATING).bind(cluster.as_str()).fetch_all(&self.0.read).await?;
-        folded(&rows)
+    /// Keys that are, or were, to be made in a user's tokens.
+    pub async fn creating_keys(&self, user: &CryptoUser) -> Result<Vec<KeyRecord>, Unavailable> {
+        let creating = sqlx::query(CREATING).bind(user.cluster.as_str()).bind(user.username.as_str());
+        folded(&creating.fetch_all(&self.0.read).await?)
     }
 }
 
@@ -188,18 +203,29 @@ async fn in_the_way(
     new: &NewKey,
     limits: &KeyLimits,
 ) -> Result<Option<BegunKey>, Unavailable> {
-    let unchanged = sqlx::query("SELECT 1 FROM key_stores WHERE id = ? AND state = ? AND cluster_id = ?")
-        .bind(new.store.as_str())
-        .bind(new.store_state.as_str())
-        .bind(new.cluster.as_str());
-    if unchanged.fetch_optional(&mut **change).await?.is_none() {
-        return Ok(Some(BegunKey::StoreChanged));
+    let (refused, keys) = match &new.home {
+        NewKeyHome::KeyStore { store, state } => {
+            let unchanged = sqlx::query("SELECT 1 FROM key_stores WHERE id = ? AND state = ? AND cluster_id = ?")
+                .bind(store.as_str())
+                .bind(state.as_str())
+                .bind(new.cluster.as_str());
+            let is_unchanged = unchanged.fetch_optional(&mut **change).await?.is_some();
+            let keys: i64 = sqlx::query_scalar("SELECT count(*) FROM keys WHERE store_id = ?")
+                .bind(store.as_str())
+                .fetch_one(&mut **change)
+                .await?;
+            ((!is_unchanged).then_some(BegunKey::StoreChanged), keys)
+        }
+        NewKeyHome::User { username, label } => {
+            let user = (new.cluster.as_str(), username.as_str());
+            let refused = users_in_the_way(change, user, label.as_str()).await?;
+            (refused, count_of_user(change, user).await?)
+        }
+    };
+    if refused.is_some() {
+        return Ok(refused);
     }
-    let keys: i64 = sqlx::query_scalar("SELECT count(*) FROM keys WHERE store_id = ?")
-        .bind(new.store.as_str())
-        .fetch_one(&mut **change)
-        .await?;
-    if keys >= i64::from(limits.keys_per_store) {
+    if keys >= i64::from(limits.keys) {
         return Ok(Some(BegunKey::TooManyKeys));
     }
     if let Some(alias) = &new.alias {
@@ -211,15 +237,54 @@ async fn in_the_way(
     Ok(None)
 }
 
+async fn users_in_the_way(
+    change: &mut Transaction<'_, Sqlite>,
+    (cluster, user): (&str, &str),
+    label: &str,
+) -> Result<Option<BegunKey>, Unavailable> {
+    if is_leaving(change, (cluster, user)).await? {
+        return Ok(Some(BegunKey::UserLeaves));
+    }
+    let taken = sqlx::query("SELECT 1 FROM keys WHERE cluster_id = ? AND username = ? AND hsm_label = ?");
+    let taken = taken.bind(cluster).bind(user).bind(label).fetch_optional(&mut **change).await?;
+    Ok(taken.map(|_| BegunKey::LabelInUse))
+}
+
+/// Whether the crypto user is on his way out.
+pub(super) async fn is_leaving(
+    change: &mut Transaction<'_, Sqlite>,
+    (cluster, user): (&str, &str),
+) -> Result<bool, Unavailable> {
+    let leaving =
+        sqlx::query("SELECT 1 FROM crypto_user_hsms WHERE cluster_id = ? AND username = ? AND pending = 'REMOVE'");
+    Ok(leaving.bind(cluster).bind(user).fetch_optional(&mut **change).await?.is_some())
+}
+
+/// How many keys of his own the crypto user has in the records, in any state.
+pub(super) async fn count_of_user(
+    change: &mut Transaction<'_, Sqlite>,
+    (cluster, user): (&str, &str),
+) -> Result<i64, Unavailable> {
+    let keys = "SELECT count(*) FROM keys WHERE cluster_id = ? AND username = ? AND store_id IS NULL";
+    Ok(sqlx::query_scalar(keys).bind(cluster).bind(user).fetch_one(&mut **change).await?)
+}
+
 async fn insert(change: &mut Transaction<'_, Sqlite>, new: &NewKey) -> Result<(), Unavailable> {
     let (id, created) = (new.id.as_bytes().as_slice(), millis(new.created));
+    let (username, store, label) = match &new.home {
+        NewKeyHome::KeyStore { store, .. } => (&Username::kmsuser(), Some(store.as_str()), None),
+        NewKeyHome::User { username, label } => (username, None, Some(label.as_str())),
+    };
     sqlx::query(
-        "INSERT INTO keys (id, store_id, cluster_id, spec, state, description, created, current_version)
-         VALUES (?, ?, ?, ?, 'CREATING', ?, ?, ?)",
+        "INSERT INTO keys
+           (id, cluster_id, username, store_id, hsm_label, spec, state, description, created, current_version)
+         VALUES (?, ?, ?, ?, ?, ?, 'CREATING', ?, ?, ?)",
     )
     .bind(id)
-    .bind(new.store.as_str())
     .bind(new.cluster.as_str())
+    .bind(username.as_str())
+    .bind(store)
+    .bind(label)
     .bind(new.spec.as_str())
     .bind(&new.description)
     .bind(created)

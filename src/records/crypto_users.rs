@@ -347,6 +347,9 @@ impl Records {
                 "DELETE FROM tokens WHERE cluster_id = ? AND username = ?",
                 "DELETE FROM logins WHERE cluster_id = ? AND username = ?",
                 "DELETE FROM keks WHERE cluster_id = ? AND username = ?",
+                // His own went with his tokens; kmsuser's are a key store's.
+                "DELETE FROM keys WHERE cluster_id = ? AND username = ? AND store_id IS NULL",
+                "DELETE FROM destroyed_keys WHERE cluster_id = ? AND username = ?",
             ] {
                 sqlx::query(traces).bind(cluster.as_str()).bind(user.as_str()).execute(&mut *change).await?;
             }

@@ -1,4 +1,5 @@
-//! Where HSMs and records disagree: what a token holds beyond the records, and what it lacks of them.
+//! Where the HSMs and the records of key stores disagree: what a token holds beyond the records, and what it lacks of them.
+//! What else crypto users have in their own tokens is theirs, and no disagreement.
 //!
 //! Strangers and odd attributes are written down as a listing showed them, and go when a later one
 //! shows them no more. What a node lacks is no row of its own: it is every acknowledged version whose presence there is not proven.
@@ -63,8 +64,8 @@ pub enum DriftCursor {
 // The plus keeps the planner from reading node by node, which it would have to sort.
 pub(super) const UNPROVEN: &str = "SELECT p.time AS found, p.hsm_id, p.key_id, p.version, p.proof FROM presences p
      CROSS JOIN keys k ON k.id = p.key_id
-     WHERE p.cluster_id = ? AND p.proof <> 'USED' AND (p.time, p.hsm_id, p.key_id, p.version) > (?, ?, ?, ?)
-       AND k.cluster_id = p.cluster_id AND k.state <> 'CREATING' AND +p.hsm_id IN (SELECT value FROM json_each(?) page)
+     WHERE p.cluster_id = ? AND p.username = 'kmsuser' AND p.proof <> 'USED' AND (p.time, p.hsm_id, p.key_id, p.version) > (?, ?, ?, ?)
+       AND k.cluster_id = p.cluster_id AND k.username = p.username AND k.state <> 'CREATING' AND +p.hsm_id IN (SELECT value FROM json_each(?) page)
      ORDER BY p.time, p.hsm_id, p.key_id, p.version LIMIT ?";
 
 // Attributes are odd only of a key that is proven to be the right one: of another there is more to say than that.

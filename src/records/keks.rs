@@ -2,7 +2,7 @@
 
 use sqlx::Row;
 
-use crate::model::{ClusterId, HsmId, Probe, Username};
+use crate::model::{ClusterId, CryptoUser, HsmId, Probe, Username};
 
 use super::row::parsed;
 use super::{Records, Unavailable};
@@ -42,11 +42,12 @@ impl Records {
         }))
     }
 
-    /// The `CKA_ID` of every key-encryption key and canary of a cluster.
-    pub async fn kek_ids(&self, cluster: &ClusterId) -> Result<Vec<Vec<u8>>, Unavailable> {
-        let ids =
-            "SELECT kek_id FROM keks WHERE cluster_id = ?1 UNION ALL SELECT canary_id FROM keks WHERE cluster_id = ?1";
-        Ok(sqlx::query_scalar(ids).bind(cluster.as_str()).fetch_all(&self.0.read).await?)
+    /// The `CKA_ID` of the key-encryption key and the canary in a user's tokens.
+    pub async fn kek_ids(&self, user: &CryptoUser) -> Result<Vec<Vec<u8>>, Unavailable> {
+        let ids = "SELECT kek_id FROM keks WHERE cluster_id = ?1 AND username = ?2
+             UNION ALL SELECT canary_id FROM keks WHERE cluster_id = ?1 AND username = ?2";
+        let ids = sqlx::query_scalar(ids).bind(user.cluster.as_str()).bind(user.username.as_str());
+        Ok(ids.fetch_all(&self.0.read).await?)
     }
 
     /// Writes the names down before anything is made; gives those that stand, whoever wrote them.

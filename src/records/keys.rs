@@ -1,19 +1,58 @@
-//! Keys and their versions, read.
+//! Keys and their versions, read; and whose they are.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
-use crate::model::{ClusterId, KeyId, KeySpec, KeyState, KeyStoreId, KeyVersion, Probe};
+use crate::model::{
+    ClusterId, CryptoUser, HsmLabel, KeyId, KeySpec, KeyState, KeyStoreId, KeyVersion, Probe, Username,
+};
 
 use super::row::{key_id, named, number, parsed, time};
 use super::{PresenceRecord, Proof, Records, Unavailable};
 
+/// Whose a key is: in whose tokens it is, and so through which Connection it is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyHome {
+    /// In kmsuser's.
+    KeyStore(KeyStoreId),
+    /// In this crypto user's, who is not kmsuser, under this label.
+    User { username: Username, label: HsmLabel },
+    /// In this crypto user's, where it was found under this `CKA_ID`: on some of his HSMs, and it goes to no other.
+    Found { username: Username, cka_id: Arc<[u8]> },
+}
+
+impl KeyHome {
+    pub fn store(&self) -> Option<&KeyStoreId> {
+        match self {
+            Self::KeyStore(store) => Some(store),
+            Self::User { .. } | Self::Found { .. } => None,
+        }
+    }
+
+    /// Under which keyway made it for a crypto user.
+    pub fn label(&self) -> Option<&HsmLabel> {
+        match self {
+            Self::User { label, .. } => Some(label),
+            Self::KeyStore(_) | Self::Found { .. } => None,
+        }
+    }
+
+    /// Under which it was found.
+    pub fn found(&self) -> Option<&Arc<[u8]>> {
+        match self {
+            Self::Found { cka_id, .. } => Some(cka_id),
+            Self::KeyStore(_) | Self::User { .. } => None,
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct KeyRecord {
     pub id: KeyId,
-    pub store: KeyStoreId,
+    pub home: KeyHome,
     pub cluster: ClusterId,
     pub spec: KeySpec,
     pub state: KeyState,
@@ -51,10 +90,17 @@ macro_rules! keys_with_versions {
 pub(super) use keys_with_versions;
 
 pub(super) const ONE: &str = keys_with_versions!("SELECT * FROM keys WHERE id = ?");
-pub(super) const PAGE: &str =
-    keys_with_versions!("SELECT * FROM keys WHERE id > ? AND state <> 'CREATING' ORDER BY id LIMIT ?");
+pub(super) const PAGE: &str = keys_with_versions!(
+    "SELECT * FROM keys WHERE id > ? AND store_id IS NOT NULL AND state <> 'CREATING' ORDER BY id LIMIT ?"
+);
 pub(super) const PAGE_OF_STORE: &str =
     keys_with_versions!("SELECT * FROM keys WHERE store_id = ? AND id > ? AND state <> 'CREATING' ORDER BY id LIMIT ?");
+pub(super) const PAGE_OF_USER: &str = keys_with_versions!(
+    "SELECT * FROM keys WHERE cluster_id = ? AND username = ? AND store_id IS NULL AND hsm_label > ?
+     AND hsm_label IS NOT NULL AND state <> 'CREATING' ORDER BY hsm_label LIMIT ?"
+);
+const BY_LABEL: &str =
+    "SELECT id FROM keys WHERE cluster_id = ? AND username = ? AND hsm_label = ? AND hsm_label IS NOT NULL";
 
 impl Records {
     pub async fn key(&self, id: KeyId) -> Result<Option<KeyRecord>, Unavailable> {
@@ -62,7 +108,7 @@ impl Records {
         Ok(folded(&rows)?.pop())
     }
 
-    /// Acknowledged keys after `after`, by id.
+    /// Acknowledged keys of key stores after `after`, by id.
     pub async fn list_keys(
         &self,
         store: Option<&KeyStoreId>,
@@ -76,6 +122,26 @@ impl Records {
         };
         let rows = page.bind(after).bind(limit).fetch_all(&self.0.read).await?;
         folded(&rows)
+    }
+
+    /// A crypto user's acknowledged keys after `after`, by label.
+    pub async fn list_user_keys(
+        &self,
+        user: &CryptoUser,
+        after: Option<&HsmLabel>,
+        limit: u32,
+    ) -> Result<Vec<KeyRecord>, Unavailable> {
+        let page = sqlx::query(PAGE_OF_USER).bind(user.cluster.as_str()).bind(user.username.as_str());
+        let rows = page.bind(after.map_or("", HsmLabel::as_str)).bind(limit).fetch_all(&self.0.read).await?;
+        let mut keys = folded(&rows)?;
+        keys.sort_by(|one, next| one.home.label().cmp(&next.home.label()));
+        Ok(keys)
+    }
+
+    /// A crypto user's key with this label, in any state.
+    pub async fn user_key(&self, user: &CryptoUser, label: &HsmLabel) -> Result<Option<KeyId>, Unavailable> {
+        let found = sqlx::query(BY_LABEL).bind(user.cluster.as_str()).bind(user.username.as_str()).bind(label.as_str());
+        found.fetch_optional(&self.0.read).await?.map(|row| key_id(&row, "id")).transpose()
     }
 
     /// Keys of a store in any state.
@@ -109,7 +175,7 @@ pub(super) fn folded(rows: &[SqliteRow]) -> Result<Vec<KeyRecord>, Unavailable> 
 fn bare_key(row: &SqliteRow) -> Result<KeyRecord, Unavailable> {
     Ok(KeyRecord {
         id: key_id(row, "id")?,
-        store: parsed(row, "store_id")?,
+        home: home(row)?,
         cluster: parsed(row, "cluster_id")?,
         spec: named(row, "spec", KeySpec::parse)?,
         state: named(row, "state", KeyState::parse)?,
@@ -118,6 +184,16 @@ fn bare_key(row: &SqliteRow) -> Result<KeyRecord, Unavailable> {
         current_version: KeyVersion(number(row, "current_version")?),
         versions: Vec::new(),
     })
+}
+
+fn home(row: &SqliteRow) -> Result<KeyHome, Unavailable> {
+    if let Some(cka_id) = row.try_get::<Option<Vec<u8>>, _>("found_id")? {
+        return Ok(KeyHome::Found { username: parsed(row, "username")?, cka_id: cka_id.into() });
+    }
+    match row.try_get::<Option<String>, _>("hsm_label")? {
+        Some(_) => Ok(KeyHome::User { username: parsed(row, "username")?, label: parsed(row, "hsm_label")? }),
+        None => Ok(KeyHome::KeyStore(parsed(row, "store_id")?)),
+    }
 }
 
 fn bare_version(row: &SqliteRow, version: KeyVersion) -> Result<VersionRecord, Unavailable> {

@@ -8,8 +8,10 @@
 mod aliases;
 mod creating;
 mod crypto_users;
+mod destroyed_keys;
 mod drifts;
 mod error;
+mod found_keys;
 mod hsms;
 mod keks;
 mod key_stores;
@@ -36,13 +38,14 @@ use sqlx::SqlitePool;
 use crate::model::Sealer;
 
 pub use aliases::{AliasRecord, CreatedAlias};
-pub use creating::{BegunKey, KeyLimits, NewKey, RequestClaim};
+pub use creating::{BegunKey, KeyLimits, NewKey, NewKeyHome, RequestClaim};
 pub use crypto_users::{AddedCryptoUser, CryptoUserRecord, Lock, NewCryptoUser, UserOnHsm, UserTask};
 pub use drifts::{Difference, DriftCursor, DriftRecord, ObjectName, Oddity};
 pub use error::{OpenError, Unavailable};
+pub use found_keys::{AdoptedKey, FoundKey};
 pub use keks::KekRecord;
 pub use key_stores::{AddedKeyStore, ConnectionFault, DeletedKeyStore, KeyStoreChange, KeyStoreRecord};
-pub use keys::KeyRecord;
+pub use keys::{KeyHome, KeyRecord, VersionRecord};
 pub use logins::{LoginAnswer, LoginLeave, Standing};
 pub use open::Settings;
 pub use passwords::{CandidateFate, NodePassword, PasswordOwner, Rotation};

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use sqlx::SqliteExecutor;
 
-use crate::model::{ClusterId, HsmId, KeyId, KeyVersion};
+use crate::model::{ClusterId, CryptoUser, HsmId, KeyId, KeyVersion};
 
 use super::row::{millis, named, time};
 use super::{Records, Unavailable};
@@ -57,12 +57,13 @@ impl Proof {
 }
 
 pub(super) const DOUBT: &str = "UPDATE presences SET proof = 'UNKNOWN', time = ?1
-     WHERE cluster_id = ?3 AND hsm_id = ?2 AND proof = 'USED' AND key_id IN (SELECT id FROM keys WHERE cluster_id = ?3)";
+     WHERE cluster_id = ?3 AND hsm_id = ?2 AND proof = 'USED'
+       AND key_id IN (SELECT id FROM keys WHERE cluster_id = ?3 AND username = ?4)";
 
 // With a row for every node, what a node lacks is found without looking at what it has.
-const EXPECT: &str = "INSERT INTO presences (key_id, version, cluster_id, hsm_id, proof, time)
-     SELECT v.key_id, v.version, ?3, ?1, 'UNKNOWN', ?2 FROM keys k JOIN key_versions v ON v.key_id = k.id
-     WHERE k.cluster_id = ?3 AND k.state <> 'CREATING'
+const EXPECT: &str = "INSERT INTO presences (key_id, version, cluster_id, username, hsm_id, proof, time)
+     SELECT v.key_id, v.version, ?3, ?4, ?1, 'UNKNOWN', ?2 FROM keys k JOIN key_versions v ON v.key_id = k.id
+     WHERE k.cluster_id = ?3 AND k.username = ?4 AND k.state <> 'CREATING'
        AND NOT EXISTS (SELECT 1 FROM presences p
          WHERE p.key_id = v.key_id AND p.version = v.version AND p.cluster_id = ?3 AND p.hsm_id = ?1)";
 
@@ -79,9 +80,11 @@ impl Records {
         put_presence(&self.0.write, key, version, (cluster, hsm), proof, at).await
     }
 
-    /// The node's token is not the one that was proved before: nothing is known of any key there. No row is removed.
-    pub async fn doubt_presence(&self, cluster: &ClusterId, hsm: &HsmId, at: SystemTime) -> Result<(), Unavailable> {
-        sqlx::query(DOUBT).bind(millis(at)).bind(hsm.as_str()).bind(cluster.as_str()).execute(&self.0.write).await?;
+    /// The user's token on the node is not the one that was proved before: nothing is known of any key there. No row is
+    /// removed.
+    pub async fn doubt_presence(&self, user: &CryptoUser, hsm: &HsmId, at: SystemTime) -> Result<(), Unavailable> {
+        let doubt = sqlx::query(DOUBT).bind(millis(at)).bind(hsm.as_str());
+        doubt.bind(user.cluster.as_str()).bind(user.username.as_str()).execute(&self.0.write).await?;
         Ok(())
     }
 
@@ -103,10 +106,11 @@ impl Records {
         Ok(())
     }
 
-    /// A node of the cluster is to hold every acknowledged version: those of which nothing is known there may be missing.
-    pub async fn expect_keys(&self, cluster: &ClusterId, hsm: &HsmId, at: SystemTime) -> Result<(), Unavailable> {
-        let expect = sqlx::query(EXPECT).bind(hsm.as_str()).bind(millis(at)).bind(cluster.as_str());
-        expect.execute(&self.0.write).await?;
+    /// The user's token on the node is to hold every acknowledged version of his: those of which nothing is known there may
+    /// be missing.
+    pub async fn expect_keys(&self, user: &CryptoUser, hsm: &HsmId, at: SystemTime) -> Result<(), Unavailable> {
+        let expect = sqlx::query(EXPECT).bind(hsm.as_str()).bind(millis(at));
+        expect.bind(user.cluster.as_str()).bind(user.username.as_str()).execute(&self.0.write).await?;
         Ok(())
     }
 
@@ -144,8 +148,9 @@ pub(super) async fn put_presence(
 ) -> Result<(), Unavailable> {
     // That it is not proven there was first seen when it was, however often it is seen again.
     sqlx::query(
-        "INSERT INTO presences (key_id, version, cluster_id, hsm_id, proof, time)
-         SELECT key_id, version, ?, ?, ?, ? FROM key_versions WHERE key_id = ? AND version = ?
+        "INSERT INTO presences (key_id, version, cluster_id, username, hsm_id, proof, time)
+         SELECT v.key_id, v.version, ?, k.username, ?, ?, ? FROM key_versions v JOIN keys k ON k.id = v.key_id
+         WHERE v.key_id = ? AND v.version = ?
          ON CONFLICT (key_id, version, cluster_id, hsm_id) DO UPDATE SET proof = excluded.proof,
            time = iif(proof <> 'USED' AND excluded.proof <> 'USED', time, excluded.time)",
     )

@@ -2,13 +2,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::*;
 use crate::model::{
-    AliasName, CkaId, ClusterId, ConnectionErrorCode, ConnectionState, HsmId, KeyId, KeySpec, KeyState, KeyStoreId,
-    KeyVersion, Password, PasswordVersion, Probe, Realm, TrustAnchor, Username,
+    AliasName, CkaId, ClusterId, ConnectionErrorCode, ConnectionState, CryptoUser, HsmId, KeyId, KeySpec, KeyState,
+    KeyStoreId, KeyVersion, Password, PasswordVersion, Probe, Realm, TrustAnchor, Username,
 };
 
 mod clusters;
 mod crypto_users;
 mod drifts;
+mod hsm_keys;
 mod opening;
 mod passwords;
 mod plans;
@@ -16,7 +17,7 @@ mod updates;
 
 const V1: KeyVersion = KeyVersion::FIRST;
 const OFF: ConnectionState = ConnectionState::Disconnected;
-const LIMITS: KeyLimits = KeyLimits { keys_per_store: 1_000, request_retention: Duration::from_secs(60) };
+const LIMITS: KeyLimits = KeyLimits { keys: 1_000, request_retention: Duration::from_secs(60) };
 
 struct Home(tempfile::TempDir);
 
@@ -40,6 +41,10 @@ fn at(seconds: u64) -> SystemTime {
 
 fn cluster(letter: char) -> ClusterId {
     format!("cluster-2{}", letter.to_string().repeat(10)).parse().unwrap()
+}
+
+fn kmsuser(cluster: &ClusterId) -> CryptoUser {
+    CryptoUser::kmsuser(cluster.clone())
 }
 
 fn hsm(number: u8) -> HsmId {
@@ -98,8 +103,7 @@ async fn connected_store(records: &Records) -> KeyStoreRecord {
 fn new_key(store: &KeyStoreRecord) -> NewKey {
     NewKey {
         id: KeyId::random(),
-        store: store.id.clone(),
-        store_state: ConnectionState::Connected,
+        home: NewKeyHome::KeyStore { store: store.id.clone(), state: ConnectionState::Connected },
         cluster: store.cluster.clone(),
         spec: KeySpec::SymmetricDefault,
         description: "d".to_owned(),
@@ -403,8 +407,8 @@ async fn a_key_that_is_being_made_is_neither_listed_nor_named() {
     assert_eq!(records.key_id_of_alias(&alias).await.unwrap(), None);
     assert!(records.list_keys(None, None, 10).await.unwrap().is_empty());
     assert!(records.list_aliases(None, None, 10).await.unwrap().is_empty());
-    assert!(records.keys_lacking(&record.cluster, &hsm(1), None, 10).await.unwrap().is_empty());
-    let creating = records.creating_keys(&record.cluster).await.unwrap();
+    assert!(records.keys_lacking(&kmsuser(&record.cluster), &hsm(1), None, 10).await.unwrap().is_empty());
+    let creating = records.creating_keys(&kmsuser(&record.cluster)).await.unwrap();
     assert_eq!(creating[0].versions[0].on.len(), 3);
     let taken = NewKey { alias: Some(alias.clone()), ..new_key(&record) };
     assert_eq!(records.begin_key(&taken, &LIMITS).await.unwrap(), BegunKey::AliasInUse);
@@ -514,7 +518,7 @@ async fn keys_are_begun_only_in_a_connected_store_with_room() {
     let home = Home::new();
     let records = home.open().await;
     let record = connected_store(&records).await;
-    let narrow = KeyLimits { keys_per_store: 1, ..LIMITS };
+    let narrow = KeyLimits { keys: 1, ..LIMITS };
     assert_eq!(records.begin_key(&new_key(&record), &narrow).await.unwrap(), BegunKey::Begun);
     assert_eq!(records.begin_key(&new_key(&record), &narrow).await.unwrap(), BegunKey::TooManyKeys);
     moved(&records, &record.id, ConnectionState::Connected, ConnectionState::Disconnecting).await;
@@ -533,7 +537,7 @@ async fn what_a_node_lacks_is_what_was_never_proven_there() {
     keys.sort();
     let lacking = |node, after, limit| {
         let (records, on) = (records.clone(), record.cluster.clone());
-        async move { records.keys_lacking(&on, &hsm(node), after, limit).await.unwrap() }
+        async move { records.keys_lacking(&kmsuser(&on), &hsm(node), after, limit).await.unwrap() }
     };
     assert!(lacking(1, None, 10).await.is_empty());
     let first = lacking(3, None, 2).await;
@@ -543,12 +547,12 @@ async fn what_a_node_lacks_is_what_was_never_proven_there() {
     assert_eq!(lacking(3, Some(names[1]), 10).await.len(), 3);
     records.set_presence(keys[0], V1, (&cluster('a'), &hsm(3)), Proof::Used, at(9)).await.unwrap();
     assert_eq!(lacking(3, None, 10).await.len(), 4);
-    records.doubt_presence(&record.cluster, &hsm(1), at(9)).await.unwrap();
+    records.doubt_presence(&kmsuser(&record.cluster), &hsm(1), at(9)).await.unwrap();
     assert_eq!(lacking(1, None, 10).await.len(), 5);
     assert_eq!(lacking(2, None, 10).await.len(), 0);
-    records.expect_keys(&record.cluster, &hsm(9), at(9)).await.unwrap();
+    records.expect_keys(&kmsuser(&record.cluster), &hsm(9), at(9)).await.unwrap();
     assert_eq!(lacking(9, None, 10).await.len(), 5, "a node nobody has seen lacks everything");
-    records.expect_keys(&record.cluster, &hsm(2), at(9)).await.unwrap();
+    records.expect_keys(&kmsuser(&record.cluster), &hsm(2), at(9)).await.unwrap();
     assert_eq!(
         lacking(2, None, 10).await.len(),
         0,

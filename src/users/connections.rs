@@ -107,7 +107,6 @@ struct Live {
 impl Users {
     /// As whom the caller acts on the cluster, by the tokens that he shows. Waits until one of its nodes serves, or none is
     /// on its way there.
-    #[expect(dead_code, reason = "for keys of users' own")]
     pub async fn acting(
         &self,
         caller: &Caller,

@@ -37,9 +37,7 @@ use crate::node::heard_out;
 use crate::records::Records;
 
 pub use change::NewUser;
-#[expect(unused_imports, reason = "for keys of users' own")]
-pub use connections::Acting;
-pub use connections::ShownLogins;
+pub use connections::{Acting, ShownLogins};
 pub use error::Error;
 pub use list::UserView;
 pub use logins::NewLogin;

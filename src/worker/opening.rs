@@ -112,6 +112,9 @@ impl Opening {
                 | Verb::ProveKey(_)
                 | Verb::DestroyKey(_)
                 | Verb::ListObjects(_)
+                | Verb::FindKeys(_)
+                | Verb::MakeProbe(_)
+                | Verb::DestroyProvenKey(_)
                 | Verb::CheckToken(_)
                 | Verb::SweepUnfinished(_)
                 | Verb::SetPin(_),

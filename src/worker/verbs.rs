@@ -8,7 +8,7 @@ use crate::link::v1::response::Outcome;
 use crate::link::v1::{self, KeyKind};
 
 use super::log;
-use super::pkcs11::{Canary, Fault, NewKey, Page, Pin, Presence, Session};
+use super::pkcs11::{Canary, Fault, Listed, NewKey, Page, Pin, Presence, Session};
 
 /// Does what the verb asks, on this session.
 pub fn perform(session: &mut Session, verb: Verb) -> Result<Outcome, Fault> {
@@ -23,6 +23,9 @@ pub fn perform(session: &mut Session, verb: Verb) -> Result<Outcome, Fault> {
         Verb::ProveKey(ask) => Ok(presence(session.prove(&ask.cka_id, &ask.probe)?)),
         Verb::DestroyKey(ask) => Ok(done(session.destroy(&ask.cka_id)?)),
         Verb::ListObjects(ask) => list_objects(session, &ask),
+        Verb::FindKeys(ask) => find_keys(session, &ask),
+        Verb::MakeProbe(ask) => Ok(opaque(session.make_probe(&ask.cka_id)?)),
+        Verb::DestroyProvenKey(ask) => Ok(presence(session.destroy_proven(&ask.cka_id, &ask.probe)?)),
         Verb::SweepUnfinished(_) => sweep_unfinished(session),
         Verb::CheckToken(ask) => check_token(session, &ask),
         Verb::SetPin(ask) => set_pin(session, ask),
@@ -79,14 +82,30 @@ fn unwrap_key(session: &mut Session, ask: &v1::UnwrapKey) -> Result<Outcome, Fau
 
 fn list_objects(session: &mut Session, ask: &v1::ListObjects) -> Result<Outcome, Fault> {
     let Page { objects, listing, total, next_offset } = session.list(ask.listing, count(ask.offset))?;
-    let objects = objects.into_iter().map(|it| v1::objects::Object {
+    let objects = objects.into_iter().map(listed).collect();
+    let (total, next_offset) = (counted(total), counted(next_offset));
+    Ok(Outcome::Objects(v1::Objects { objects, listing, total, next_offset }))
+}
+
+fn find_keys(session: &mut Session, ask: &v1::FindKeys) -> Result<Outcome, Fault> {
+    let found = match ask.label.as_str() {
+        "" => session.keys_with_id(&ask.cka_id)?,
+        label => session.keys_labelled(label)?,
+    };
+    let total = counted(found.len());
+    let objects = found.into_iter().map(listed).collect();
+    Ok(Outcome::Objects(v1::Objects { objects, listing: 0, total, next_offset: total }))
+}
+
+fn listed(it: Listed) -> v1::objects::Object {
+    let kind = if it.is_usable { KeyKind::Aes256 } else { KeyKind::Unspecified };
+    v1::objects::Object {
         class: it.class,
         cka_id: it.cka_id,
         label: it.label,
         differing: it.differing,
-    });
-    let (total, next_offset) = (counted(total), counted(next_offset));
-    Ok(Outcome::Objects(v1::Objects { objects: objects.collect(), listing, total, next_offset }))
+        kind: kind.into(),
+    }
 }
 
 fn sweep_unfinished(session: &mut Session) -> Result<Outcome, Fault> {

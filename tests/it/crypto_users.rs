@@ -3,6 +3,7 @@
 mod absence;
 mod connections;
 mod crash;
+mod keys;
 mod life;
 mod logins;
 

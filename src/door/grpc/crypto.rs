@@ -3,7 +3,7 @@
 use tonic::{Request, Response, Status};
 
 use crate::authz::action;
-use crate::keys::Encrypted;
+use crate::keys::{Encrypted, Used};
 use crate::proto::v1 as pb;
 use crate::proto::v1::crypto_service_server::CryptoService;
 
@@ -16,43 +16,43 @@ pub(super) struct Service(pub(super) Faces);
 impl CryptoService for Service {
     async fn encrypt(&self, request: Request<pb::EncryptRequest>) -> Result<Response<pb::EncryptResponse>, Status> {
         let permit = self.0.permit::<action::Encrypt, _>(&request)?;
-        let deadline = deadline(&request);
+        let (deadline, logins) = (deadline(&request), convert::shown_logins(request.metadata())?);
         let asked = request.into_inner();
         let plaintext = convert::plaintext(asked.plaintext, asked.plaintext_crc32c)?;
         let key = convert::key_ref(&asked.key_id)?;
         let context = convert::context(asked.encryption_context)?;
         convert::encryption_algorithm(asked.encryption_algorithm)?;
         convert::dry_run(asked.dry_run)?;
-        let encrypted = self.0.0.keys.encrypt(permit, &key, plaintext, &context, deadline).await;
-        let Encrypted { ciphertext, arn, version, .. } = encrypted.map_err(status::key)?;
+        let encrypted = self.0.0.keys.encrypt(permit, &logins, &key, plaintext, &context, deadline).await;
+        let Encrypted { ciphertext, key } = encrypted.map_err(status::key)?;
         Ok(Response::new(pb::EncryptResponse {
             ciphertext_crc32c: crc32c::crc32c(&ciphertext),
             ciphertext,
-            key_id: arn,
+            key_version: version(&key),
+            key_id: key.name,
             encryption_algorithm: pb::EncryptionAlgorithm::SymmetricDefault.into(),
             verified_plaintext_crc32c: asked.plaintext_crc32c.is_some(),
-            key_version: version.0.cast_signed(),
         }))
     }
 
     async fn decrypt(&self, request: Request<pb::DecryptRequest>) -> Result<Response<pb::DecryptResponse>, Status> {
         let permit = self.0.permit::<action::Decrypt, _>(&request)?;
-        let deadline = deadline(&request);
+        let (deadline, logins) = (deadline(&request), convert::shown_logins(request.metadata())?);
         let asked = request.into_inner();
         let ciphertext = convert::ciphertext(asked.ciphertext, asked.ciphertext_crc32c)?;
         let key = if asked.key_id.is_empty() { None } else { Some(convert::key_ref(&asked.key_id)?) };
         let context = convert::context(asked.encryption_context)?;
         convert::encryption_algorithm(asked.encryption_algorithm)?;
         convert::dry_run(asked.dry_run)?;
-        let decrypted = self.0.0.keys.decrypt(permit, key.as_ref(), &ciphertext, &context, deadline).await;
+        let decrypted = self.0.0.keys.decrypt(permit, &logins, key.as_ref(), &ciphertext, &context, deadline).await;
         let decrypted = decrypted.map_err(status::key)?;
         Ok(Response::new(pb::DecryptResponse {
             plaintext_crc32c: crc32c::crc32c(decrypted.plaintext.expose()),
             plaintext: decrypted.plaintext.into_exposed(),
-            key_id: decrypted.arn,
+            key_version: version(&decrypted.key),
+            key_id: decrypted.key.name,
             encryption_algorithm: pb::EncryptionAlgorithm::SymmetricDefault.into(),
             verified_ciphertext_crc32c: asked.ciphertext_crc32c.is_some(),
-            key_version: decrypted.version.0.cast_signed(),
         }))
     }
 
@@ -62,7 +62,7 @@ impl CryptoService for Service {
     ) -> Result<Response<pb::GenerateDataKeyResponse>, Status> {
         use pb::generate_data_key_request::Length;
         let permit = self.0.permit::<action::GenerateDataKey, _>(&request)?;
-        let deadline = deadline(&request);
+        let (deadline, logins) = (deadline(&request), convert::shown_logins(request.metadata())?);
         let asked = request.into_inner();
         let (spec, number) = match asked.length {
             Some(Length::DataKeySpec(spec)) => (Some(spec), None),
@@ -73,15 +73,15 @@ impl CryptoService for Service {
         let key = convert::key_ref(&asked.key_id)?;
         let context = convert::context(asked.encryption_context)?;
         convert::dry_run(asked.dry_run)?;
-        let made = self.0.0.keys.generate_data_key(permit, &key, length, &context, deadline).await;
+        let made = self.0.0.keys.generate_data_key(permit, &logins, &key, length, &context, deadline).await;
         let made = made.map_err(status::key)?;
         Ok(Response::new(pb::GenerateDataKeyResponse {
             ciphertext_crc32c: crc32c::crc32c(&made.encrypted.ciphertext),
             plaintext_crc32c: crc32c::crc32c(made.plaintext.expose()),
             ciphertext: made.encrypted.ciphertext,
             plaintext: made.plaintext.into_exposed(),
-            key_id: made.encrypted.arn,
-            key_version: made.encrypted.version.0.cast_signed(),
+            key_version: version(&made.encrypted.key),
+            key_id: made.encrypted.key.name,
         }))
     }
 
@@ -91,7 +91,7 @@ impl CryptoService for Service {
     ) -> Result<Response<pb::GenerateDataKeyWithoutPlaintextResponse>, Status> {
         use pb::generate_data_key_without_plaintext_request::Length;
         let permit = self.0.permit::<action::GenerateDataKeyWithoutPlaintext, _>(&request)?;
-        let deadline = deadline(&request);
+        let (deadline, logins) = (deadline(&request), convert::shown_logins(request.metadata())?);
         let asked = request.into_inner();
         let (spec, number) = match asked.length {
             Some(Length::DataKeySpec(spec)) => (Some(spec), None),
@@ -103,13 +103,13 @@ impl CryptoService for Service {
         let context = convert::context(asked.encryption_context)?;
         convert::dry_run(asked.dry_run)?;
         let keys = &self.0.0.keys;
-        let made = keys.generate_data_key_without_plaintext(permit, &key, length, &context, deadline).await;
+        let made = keys.generate_data_key_without_plaintext(permit, &logins, &key, length, &context, deadline).await;
         let made = made.map_err(status::key)?;
         Ok(Response::new(pb::GenerateDataKeyWithoutPlaintextResponse {
             ciphertext_crc32c: crc32c::crc32c(&made.ciphertext),
             ciphertext: made.ciphertext,
-            key_id: made.arn,
-            key_version: made.version.0.cast_signed(),
+            key_version: version(&made.key),
+            key_id: made.key.name,
         }))
     }
 
@@ -129,4 +129,9 @@ impl CryptoService for Service {
             plaintext: bytes.into_exposed(),
         }))
     }
+}
+
+/// 0 for a key that has no versions to tell apart.
+fn version(key: &Used) -> i32 {
+    key.version.map_or(0, |version| version.0.cast_signed())
 }

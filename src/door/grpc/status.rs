@@ -222,6 +222,8 @@ impl From<keys::Error> for Refusal {
         match error {
             E::NotFound(key) => Self::new(Code::NotFound, "NOT_FOUND", message).with("key", key),
             E::KeyStore(error) => error.into(),
+            E::User(error) => error.into(),
+            E::OfKmsuser => Self::new(Code::InvalidArgument, "VALIDATION", message).field("x-keyway-login"),
             E::StoreNotConnected { store, state } => Self::new(
                 Code::FailedPrecondition,
                 "CUSTOM_KEY_STORE_INVALID_STATE",
@@ -242,7 +244,7 @@ impl From<keys::Error> for Refusal {
                     .with("clusterId", cluster)
             }
             E::Lost { key, cluster } => {
-                let way_out = "bring back an HSM that holds it, or move the key store to a cluster that does";
+                let way_out = "bring back an HSM that holds it; a key store can also move to a cluster that does";
                 Self::new(Code::FailedPrecondition, "KMS_INVALID_STATE", format!("{message}; {way_out}"))
                     .with("keyId", key)
                     .with("clusterId", cluster)
@@ -258,6 +260,7 @@ impl From<keys::Error> for Refusal {
             E::IncorrectKey => Self::new(Code::InvalidArgument, "INCORRECT_KEY", message).field("key_id"),
             E::UseLimit(key) => Self::new(Code::FailedPrecondition, "KEY_USE_LIMIT", message).with("keyId", key),
             E::AliasInUse(alias) => Self::new(Code::AlreadyExists, "ALREADY_EXISTS", message).with("aliasName", alias),
+            E::LabelInUse { name, .. } => Self::new(Code::AlreadyExists, "ALREADY_EXISTS", message).with("keyId", name),
             E::TooManyAliases(quota) | E::TooManyKeys(quota) => {
                 Self::new(Code::ResourceExhausted, "LIMIT_EXCEEDED", message).with("quota", quota)
             }
@@ -270,7 +273,22 @@ impl From<keys::Error> for Refusal {
             .with("clusterId", cluster),
             E::Syncing(cluster) => Self::new(Code::Aborted, "CONFLICT", message).with("clusterId", cluster).retry(),
             E::StillCreating(key) => Self::new(Code::Aborted, "CONFLICT", message).with("keyId", key).retry(),
-            E::OutcomeUnknown(key) => Self::new(Code::Aborted, "OUTCOME_UNKNOWN", message).with("keyId", key),
+            E::HolderAway { key, hsm } => {
+                Self::new(Code::Unavailable, "NO_NODE", message).with("keyId", key).with("hsmId", hsm).retry()
+            }
+            E::Unusable { key, .. } => {
+                Self::new(Code::FailedPrecondition, "KMS_INVALID_STATE", message).with("keyId", key)
+            }
+            E::Ambiguous { name, hsm } => Self::new(
+                Code::FailedPrecondition,
+                "AMBIGUOUS_LABEL",
+                format!("{message}; name it by its CKA_ID, hsm:<cluster id>/id=<hex>, or give each a name of its own"),
+            )
+            .with("keyId", name)
+            .with("hsmId", hsm),
+            E::OutcomeUnknown(key) | E::StillDestroying(key) => {
+                Self::new(Code::Aborted, "OUTCOME_UNKNOWN", message).with("keyId", key)
+            }
             E::HeldBack { key, remaining } => {
                 let mut refusal = Self::new(Code::ResourceExhausted, "THROTTLING", message).with("keyId", key);
                 refusal.retry = Some(remaining);

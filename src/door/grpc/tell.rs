@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use crate::cluster::{Connection, Member, NodeSettings};
-use crate::keys::Description;
+use crate::keys::{Description, Unusable};
 use crate::keystore::{ConnectPhase, Progress, Store};
 use crate::model::{ConnectionErrorCode, ConnectionState, HsmId, KeySpec, KeyState, PasswordVersion};
 use crate::node::{Health, LoginRefusal, Reach, Status};
@@ -195,25 +195,32 @@ fn connect_step(progress: Progress) -> pb::ConnectStep {
 pub(super) fn key(description: &Description, nodes: Nodes<'_>) -> pb::Key {
     let record = &description.record;
     let current = record.versions.iter().find(|version| version.version == record.current_version);
+    let (key_spec, key_usage) = match (description.unavailable, record.spec) {
+        // What it is, only its maker knows.
+        (Some(Unusable::Found(_)), _) => (pb::KeySpec::Unspecified, pb::KeyUsage::Unspecified),
+        (Some(Unusable::KeyStore(_)) | None, KeySpec::SymmetricDefault) => {
+            (pb::KeySpec::SymmetricDefault, pb::KeyUsage::EncryptDecrypt)
+        }
+    };
     let state = match (record.state, description.unavailable) {
         (KeyState::Creating, _) => pb::KeyState::Creating,
         (KeyState::Enabled, Some(_)) => pb::KeyState::Unavailable,
         (KeyState::Enabled, None) => pb::KeyState::Enabled,
     };
     pb::Key {
-        key_id: record.id.to_string(),
+        key_id: description.key_id(),
         arn: description.arn.clone(),
-        key_store_id: record.store.to_string(),
+        key_store_id: record.home.store().map(ToString::to_string).unwrap_or_default(),
         cluster_id: record.cluster.to_string(),
-        key_spec: match record.spec {
-            KeySpec::SymmetricDefault => pb::KeySpec::SymmetricDefault.into(),
-        },
-        key_usage: pb::KeyUsage::EncryptDecrypt.into(),
+        key_spec: key_spec.into(),
+        key_usage: key_usage.into(),
         state: state.into(),
         description: record.description.clone(),
-        create_time: time(record.created),
+        // Of a key that another program made, nobody here knows.
+        create_time: record.home.found().map_or_else(|| time(record.created), |_| None),
         deletion_time: None,
-        current_version: count(record.current_version.0),
+        // A crypto user's own key has no versions to tell apart.
+        current_version: record.home.store().map_or(0, |_| count(record.current_version.0)),
         nodes: match (nodes, current) {
             (Nodes::Of(cluster), Some(current)) => {
                 current.on.iter().map(|presence| key_on_hsm(presence, cluster)).collect()
@@ -221,10 +228,14 @@ pub(super) fn key(description: &Description, nodes: Nodes<'_>) -> pb::Key {
             (Nodes::Of(_), None) | (Nodes::LeftOut, _) => Vec::new(),
         },
         state_reason: match description.unavailable {
-            Some(state) => format!("the key store is {state}"),
+            Some(Unusable::KeyStore(state)) => format!("the key store is {state}"),
+            Some(Unusable::Found(why)) => why.to_owned(),
             None => String::new(),
         },
-        encryption_algorithms: vec![pb::EncryptionAlgorithm::SymmetricDefault.into()],
+        encryption_algorithms: match key_usage {
+            pb::KeyUsage::EncryptDecrypt => vec![pb::EncryptionAlgorithm::SymmetricDefault.into()],
+            _ => Vec::new(),
+        },
         signing_algorithms: Vec::new(),
         mac_algorithms: Vec::new(),
         rotation_period_days: 0,
@@ -232,7 +243,7 @@ pub(super) fn key(description: &Description, nodes: Nodes<'_>) -> pb::Key {
         uses: current.map_or(0, |version| i64::try_from(version.uses_reserved).unwrap_or(i64::MAX)),
         use_limit: 1 << 32,
         last_use_time: None,
-        hsm_label: String::new(),
+        hsm_label: description.label.clone(),
     }
 }
 

@@ -70,7 +70,7 @@ async fn what_is_not_proven_on_a_node_is_a_difference_from_the_time_it_was_first
     let proven = NewProof { key, version: V1, hsm: hsm(3), proof: Proof::Used };
     records.set_presences(&on, &[proven], at(7)).await.unwrap();
     assert!(listed(&records, &on, &nodes).await.is_empty());
-    records.doubt_presence(&on, &hsm(3), at(8)).await.unwrap();
+    records.doubt_presence(&kmsuser(&on), &hsm(3), at(8)).await.unwrap();
     assert_eq!(listed(&records, &on, &nodes).await[0].found, at(8));
 }
 
@@ -119,8 +119,8 @@ async fn keys_of_the_cluster_are_known_by_their_ids_and_others_are_not() {
     let strangers =
         [CkaId::of(KeyId::random(), V1), CkaId::of(CkaId::parse(enabled.as_bytes()).unwrap().0, KeyVersion(2))];
     let asked = [enabled, creating, strangers[0], strangers[1]];
-    let known = records.known_keys(&store.cluster, &asked).await.unwrap();
+    let known = records.known_keys(&kmsuser(&store.cluster), &asked).await.unwrap();
     assert!(known.contains(&enabled) && known.contains(&creating));
     assert!(strangers.iter().all(|stranger| !known.contains(stranger)));
-    assert!(!records.known_keys(&cluster('b'), &asked).await.unwrap().contains(&enabled));
+    assert!(!records.known_keys(&kmsuser(&cluster('b')), &asked).await.unwrap().contains(&enabled));
 }

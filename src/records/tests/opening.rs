@@ -162,7 +162,7 @@ async fn a_password_that_was_good_before_there_were_rotations_is_good_still_and_
 }
 
 #[tokio::test]
-async fn where_keys_were_is_still_known_when_records_of_before_are_opened() {
+async fn keys_and_what_is_known_of_them_are_still_there_when_records_of_before_are_opened() {
     let home = Home::new();
     let before = of_before(&home, 3).await;
     let (key, store, cluster) = (KeyId::random(), KeyStoreId::random(), cluster('a'));
@@ -174,6 +174,10 @@ async fn where_keys_were_is_still_known_when_records_of_before_are_opened() {
         "INSERT INTO key_versions VALUES (?, 1, x'01', 1, 0)".to_owned(),
         "INSERT INTO presences VALUES (?, 1, 'hsm-1', 'USED', 7000)".to_owned(),
         "INSERT INTO presences VALUES (?, 1, 'hsm-2', 'MISSING', 8000)".to_owned(),
+        "INSERT INTO tags VALUES (?, 'team', 'payments')".to_owned(),
+        "INSERT INTO aliases (key_id, name, created, updated) VALUES (?, 'alias/x', 0, 0)".to_owned(),
+        "INSERT INTO requests (key_id, caller, request_id, body_sha256, created) VALUES (?, 'ops', 'r', x'00', 0)"
+            .to_owned(),
     ];
     for row in rows {
         let row = sqlx::query(sqlx::AssertSqlSafe(row)).bind(key.as_bytes().as_slice());
@@ -182,8 +186,26 @@ async fn where_keys_were_is_still_known_when_records_of_before_are_opened() {
     before.close().await;
 
     let records = home.open().await;
-    let on = records.key(key).await.unwrap().unwrap().versions.remove(0).on;
+    let mut record = records.key(key).await.unwrap().unwrap();
+    assert_eq!(record.home, KeyHome::KeyStore(store));
+    assert_eq!(records.key_id_of_alias(&"alias/x".parse().unwrap()).await.unwrap(), Some(key));
+    for table in ["tags", "requests"] {
+        let count = sqlx::AssertSqlSafe(format!("SELECT count(*) FROM {table} WHERE key_id = ?"));
+        let count: i64 =
+            sqlx::query_scalar(count).bind(key.as_bytes().as_slice()).fetch_one(&records.0.read).await.unwrap();
+        assert_eq!(count, 1, "{table}");
+    }
+    let on = record.versions.remove(0).on;
     let on: Vec<_> = on.into_iter().map(|on| (on.hsm, on.proof)).collect();
     assert_eq!(on, [(hsm(1), Proof::Used), (hsm(2), Proof::Missing)]);
-    assert_eq!(records.keys_lacking(&cluster, &hsm(2), None, 9).await.unwrap().len(), 1);
+    assert_eq!(records.keys_lacking(&kmsuser(&cluster), &hsm(2), None, 9).await.unwrap().len(), 1);
+    forget_key(&records, key).await;
+    let left: i64 = sqlx::query_scalar(
+        "SELECT (SELECT count(*) FROM key_versions) + (SELECT count(*) FROM presences) + (SELECT count(*) FROM tags)
+           + (SELECT count(*) FROM aliases) + (SELECT count(*) FROM requests)",
+    )
+    .fetch_one(&records.0.read)
+    .await
+    .unwrap();
+    assert_eq!(left, 0, "what belongs to a key goes with it as ever");
 }

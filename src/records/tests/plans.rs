@@ -12,26 +12,38 @@ async fn with_many_keys_every_page_is_read_from_where_it_starts() {
     let record = connected_store(&records).await;
     fill(&records, &record).await;
 
-    let lacking = ["presences_lacking (cluster_id=? AND hsm_id=? AND (key_id,version)>(?,?))", "keys_1 (id=?)"];
+    let lacking =
+        ["presences_lacking (cluster_id=? AND username=? AND hsm_id=? AND (key_id,version)>(?,?))", "keys_1 (id=?)"];
     assert_steps(&records, replicas::LACKING, &lacking).await;
-    let acknowledged = ["keys_made (cluster_id=? AND id>?)", "key_versions_1 (key_id=?"];
+    let acknowledged = ["keys_made (cluster_id=? AND username=? AND id>?)", "key_versions_1 (key_id=?"];
     assert_steps(&records, replicas::ACKNOWLEDGED, &acknowledged).await;
-    assert_steps(&records, replicas::PROVEN, &["keys_made (cluster_id=? AND id>?)", "presences_1 (key_id=?)"]).await;
+    assert_steps(
+        &records,
+        replicas::PROVEN,
+        &["keys_made (cluster_id=? AND username=? AND id>?)", "presences_1 (key_id=?)"],
+    )
+    .await;
     let only_on = ["keys_made (cluster_id=?)", "presences_1 (key_id=?)"];
     assert_steps(&records, replicas::ONLY_ON, &only_on).await;
-    assert_steps(&records, replicas::KNOWN, &["keys_by_cluster (cluster_id=? AND id=?)", "key_versions_1 (key_id=?)"])
-        .await;
+    assert_steps(
+        &records,
+        replicas::KNOWN,
+        &["keys_by_user (cluster_id=? AND username=? AND id=?)", "key_versions_1 (key_id=?)"],
+    )
+    .await;
     let unproven = [
-        "presences_lacking_by_time (cluster_id=? AND (time,hsm_id,key_id,version)>(?,?,?,?))",
-        "keys_made (cluster_id=? AND id=?)",
+        "presences_lacking_by_time (cluster_id=? AND username=? AND (time,hsm_id,key_id,version)>(?,?,?,?))",
+        "keys_made (cluster_id=? AND username=? AND id=?)",
     ];
     assert_steps(&records, drifts::UNPROVEN, &unproven).await;
     assert_steps(&records, drifts::ODD, &["drifts_by_time (cluster_id=? AND found>?)"]).await;
-    assert_steps(&records, presences::DOUBT, &["keys_by_cluster (cluster_id=?)", "presences_1 (key_id=?)"]).await;
+    assert_steps(&records, presences::DOUBT, &["keys_by_user (cluster_id=? AND username=?)", "presences_1 (key_id=?)"])
+        .await;
     assert_steps(&records, keys::ONE, &["keys_1 (id=?)", "key_versions_1 (key_id=?)"]).await;
     assert_steps(&records, keys::PAGE, &["keys_1 (id>?)", "key_versions_1 (key_id=?)"]).await;
     assert_steps(&records, keys::PAGE_OF_STORE, &["keys_by_store (store_id=? AND id>?)"]).await;
-    assert_steps(&records, creating::CREATING, &["keys_creating (cluster_id=?)"]).await;
+    assert_steps(&records, keys::PAGE_OF_USER, &["keys_by_label (cluster_id=? AND username=? AND hsm_label>?)"]).await;
+    assert_steps(&records, creating::CREATING, &["keys_creating (cluster_id=? AND username=?)"]).await;
     assert_steps(&records, aliases::PAGE, &["aliases_1 (name>?)"]).await;
     assert_steps(&records, aliases::PAGE_OF_KEY, &["aliases_by_key (key_id=? AND name>?)"]).await;
     assert_steps(&records, "DELETE FROM requests WHERE created < ?", &["requests_by_age (created<?)"]).await;
@@ -44,18 +56,18 @@ async fn pages_of_what_a_node_lacks_meet_end_to_end() {
     let records = home.open().await;
     let record = connected_store(&records).await;
     fill(&records, &record).await;
-    records.expect_keys(&record.cluster, &hsm(2), at(0)).await.unwrap();
+    records.expect_keys(&kmsuser(&record.cluster), &hsm(2), at(0)).await.unwrap();
 
     let (mut seen, mut after) = (Vec::new(), None);
     loop {
-        let page = records.keys_lacking(&record.cluster, &hsm(2), after, 999).await.unwrap();
+        let page = records.keys_lacking(&kmsuser(&record.cluster), &hsm(2), after, 999).await.unwrap();
         let Some(last) = page.last() else { break };
         after = Some((last.key, last.version));
         seen.extend(page.iter().map(|lacking| (lacking.key, lacking.version)));
     }
     assert_eq!(seen.len(), KEYS as usize);
     assert!(seen.is_sorted_by(|one, next| one < next), "each once");
-    assert!(records.keys_lacking(&record.cluster, &hsm(1), None, 999).await.unwrap().is_empty());
+    assert!(records.keys_lacking(&kmsuser(&record.cluster), &hsm(1), None, 999).await.unwrap().is_empty());
     let page = records.list_keys(Some(&record.id), Some(seen[9_999].0), 100).await.unwrap();
     assert_eq!(page[0].id, seen[10_000].0);
     assert_eq!((page.len(), page[99].versions[0].on.len()), (100, 2));
@@ -66,17 +78,17 @@ async fn fill(records: &Records, store: &KeyStoreRecord) {
     let mut change = records.begin().await.unwrap();
     sqlx::query(
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)
-         INSERT INTO keys SELECT randomblob(16), ?, ?, 'SYMMETRIC_DEFAULT', 'ENABLED', '', 0, 1 FROM n",
+         INSERT INTO keys SELECT randomblob(16), ?, 'kmsuser', ?, NULL, NULL, 'SYMMETRIC_DEFAULT', 'ENABLED', '', 0, 1 FROM n",
     )
     .bind(KEYS)
-    .bind(store.id.as_str())
     .bind(store.cluster.as_str())
+    .bind(store.id.as_str())
     .execute(&mut *change)
     .await
     .unwrap();
     for rest in [
         "INSERT INTO key_versions SELECT id, 1, x'01', 1, 0 FROM keys",
-        "INSERT INTO presences SELECT id, 1, cluster_id, 'hsm-1', 'USED', 0 FROM keys",
+        "INSERT INTO presences SELECT id, 1, cluster_id, 'kmsuser', 'hsm-1', 'USED', 0 FROM keys",
     ] {
         sqlx::query(rest).execute(&mut *change).await.unwrap();
     }

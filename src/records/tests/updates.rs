@@ -85,15 +85,15 @@ async fn to_a_related_cluster_go_the_keys_and_the_kek_and_nothing_that_is_known_
     assert_eq!((kek.kek_id, kek.canary_id, kek.canary_probe), ([1; 16], [2; 16], Some(Probe(vec![7]))));
     let moved_key = records.key(key).await.unwrap().unwrap();
     assert_eq!((moved_key.cluster, moved_key.versions[0].on.len()), (there.cluster.clone(), 0));
-    records.expect_keys(&there.cluster, &hsm(1), at(9)).await.unwrap();
+    records.expect_keys(&kmsuser(&there.cluster), &hsm(1), at(9)).await.unwrap();
     assert_eq!(
-        records.keys_lacking(&there.cluster, &hsm(1), None, 9).await.unwrap().len(),
+        records.keys_lacking(&kmsuser(&there.cluster), &hsm(1), None, 9).await.unwrap().len(),
         1,
         "not believed to be here"
     );
     // What may be on the first cluster's nodes of a key that was never acknowledged is to be destroyed there.
-    assert_eq!(records.creating_keys(&there.cluster).await.unwrap().len(), 0);
-    assert_eq!(records.creating_keys(&before.cluster).await.unwrap()[0].id, creating);
+    assert_eq!(records.creating_keys(&kmsuser(&there.cluster)).await.unwrap().len(), 0);
+    assert_eq!(records.creating_keys(&kmsuser(&before.cluster)).await.unwrap()[0].id, creating);
     let late = records.finish_key(creating, V1, &Probe(vec![1]), (&[hsm(1), hsm(2)], &[]), at(9)).await.unwrap();
     assert!(!late, "acknowledged in a cluster that the store has left");
     let place = (&there.cluster, &hsm(1));

@@ -10,14 +10,20 @@ use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHan
 
 use super::fault::{Bucket, Kind};
 use super::handles::{Era, MOST};
-use super::key::{COMPARED, differing};
-use super::lookup::OUR_LABEL;
+use super::key::{COMPARED, MAX_LABEL, differing, is_usable};
+use super::lookup::check_cka_id;
 use super::{Fault, Session};
 
+/// How the label of every object of ours begins, but for the keys that crypto users name themselves.
+const OUR_LABEL: &str = "keyway:";
 /// Objects of a page.
 const PAGE: usize = 1_000;
 /// Longer ids and labels than keyway gives are cut here: they are shown to people, and must fit in a frame.
 const SHOWN: usize = 128;
+/// Stands where a label was cut, so that it is nobody's whole label.
+const CUT: char = '…';
+/// Keys of one name that are told: two are ambiguous, and many are no more so.
+const NAMESAKES: usize = 8;
 
 /// An object in the token.
 #[derive(Debug)]
@@ -27,6 +33,8 @@ pub struct Listed {
     pub label: String,
     /// What keyway makes otherwise, for an AES key labelled as ours.
     pub differing: String,
+    /// Whether it is a key that keyway could use as one of its own.
+    pub is_usable: bool,
 }
 
 /// A part of a listing.
@@ -69,8 +77,10 @@ struct Described {
 /// What a secret key's id stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Use {
-    Ours,
-    SomebodyElses,
+    /// It may be a key of ours, which its probe tells before its first use.
+    Possible,
+    /// It is none, whatever its id.
+    Impossible,
 }
 
 impl Session {
@@ -88,6 +98,35 @@ impl Session {
         }
         let objects = described.into_iter().map(|(_, it)| it.listed).collect();
         Ok(Page { objects, listing, total, next_offset })
+    }
+
+    /// The first few secret keys in the token with this label. None at all is said only by a token that is there.
+    pub fn keys_labelled(&mut self, label: &str) -> Result<Vec<Listed>, Fault> {
+        if label.len() > MAX_LABEL {
+            return Err(Fault::bad_input("a label has at most 128 bytes"));
+        }
+        self.namesakes(Attribute::Label(label.as_bytes().to_vec()))
+    }
+
+    /// The same with this `CKA_ID`.
+    pub fn keys_with_id(&mut self, cka_id: &[u8]) -> Result<Vec<Listed>, Fault> {
+        check_cka_id(cka_id)?;
+        self.namesakes(Attribute::Id(cka_id.to_vec()))
+    }
+
+    fn namesakes(&mut self, name: Attribute) -> Result<Vec<Listed>, Fault> {
+        let token = self.token.clone();
+        let _unchanging = token.unchanging(&self.stopwatch);
+        let template = [Attribute::Class(ObjectClass::SECRET_KEY), Attribute::Token(true), name];
+        let objects = self.search(&template, NAMESAKES)?;
+        if objects.is_empty() {
+            self.sees_the_token()?;
+        }
+        let mut found = Vec::new();
+        for object in objects {
+            found.extend(self.describe(object)?.map(|it| it.listed));
+        }
+        Ok(found)
     }
 
     fn begin_listing(&mut self) -> Result<u64, Fault> {
@@ -140,22 +179,30 @@ impl Session {
 impl From<Vec<Attribute>> for Described {
     fn from(attributes: Vec<Attribute>) -> Self {
         let has = |wanted: &Attribute| attributes.contains(wanted);
-        let mut listed = Listed { class: u64::MAX, cka_id: Vec::new(), label: String::new(), differing: String::new() };
+        let mut listed = Listed {
+            class: u64::MAX,
+            cka_id: Vec::new(),
+            label: String::new(),
+            differing: String::new(),
+            is_usable: false,
+        };
         for attribute in &attributes {
             match attribute {
                 Attribute::Class(class) => listed.class = **class,
                 Attribute::Id(id) => listed.cka_id = id[..id.len().min(SHOWN)].to_vec(),
                 Attribute::Label(label) => {
                     listed.label = String::from_utf8_lossy(&label[..label.len().min(SHOWN)]).into_owned();
+                    listed.label.extend((label.len() > SHOWN).then_some(CUT));
                 }
                 _ => {}
             }
         }
         let is_secret = has(&Attribute::Class(ObjectClass::SECRET_KEY)) && has(&Attribute::Token(true));
-        let is_ours = has(&Attribute::KeyType(KeyType::AES)) && listed.label.starts_with(OUR_LABEL);
-        let key = is_secret.then_some(if is_ours { Use::Ours } else { Use::SomebodyElses });
+        let is_aes = has(&Attribute::KeyType(KeyType::AES));
+        let key = is_secret.then_some(if is_aes { Use::Possible } else { Use::Impossible });
+        listed.is_usable = is_secret && is_usable(&attributes);
         // Only the SO gives this mark: it is the key-encryption key, which is made otherwise.
-        if is_ours && !has(&Attribute::Trusted(true)) {
+        if is_aes && listed.label.starts_with(OUR_LABEL) && !has(&Attribute::Trusted(true)) {
             let names = differing(&attributes).into_iter().map(|kind| kind.to_string());
             listed.differing = names.collect::<Vec<_>>().join(", ");
         }
@@ -194,7 +241,7 @@ impl Listings {
         }
         for (object, it) in described {
             let Some(whose) = it.key.filter(|_| !it.listed.cka_id.is_empty()) else { continue };
-            let alone = (whose == Use::Ours).then_some(*object);
+            let alone = (whose == Use::Possible).then_some(*object);
             let known = current.keys.entry(it.listed.cka_id.as_slice().into()).or_insert(alone);
             if *known != alone {
                 *known = None;

@@ -1,6 +1,6 @@
 //! Keys in the token: what they are made with, how they are proved, and how they end.
 //!
-//! A key is named by its `CKA_ID` and recognised by its class, type and label. What this room
+//! A key is named by its `CKA_ID`, and recognised by its class, its type and its probe. What this room
 //! finds missing is only ever reported: the token may have been emptied or swapped.
 
 use cryptoki::mechanism::Mechanism;
@@ -8,11 +8,11 @@ use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHan
 
 use super::fault::{After, Bucket, Kind};
 use super::handles::{Handle, MOST, Proof, Recalled};
-use super::lookup::{Lookup, OUR_LABEL, check_cka_id};
+use super::lookup::{Lookup, check_cka_id, missing};
 use super::probe::{self, Answer};
 use super::{Fault, Session};
 
-const MAX_LABEL: usize = 128;
+pub(super) const MAX_LABEL: usize = 128;
 const AES_256_BYTES: u64 = 32;
 /// A 256-bit key wrapped is 40 bytes long; nothing this room unwraps comes near.
 const MAX_WRAPPED: usize = 4 * 1024;
@@ -158,6 +158,45 @@ impl Session {
         Ok(objects.len())
     }
 
+    /// Makes a probe with a key that another program made, and has it answer.
+    pub fn make_probe(&mut self, cka_id: &[u8]) -> Result<Vec<u8>, Fault> {
+        let key = match self.look(cka_id)? {
+            Lookup::Found(key) => key,
+            Lookup::Missing => return Err(missing("no such key in the token")),
+            Lookup::Different => return Err(missing("under this CKA_ID is another object, or more than one")),
+        };
+        if !is_usable(&self.raw.get_attributes(key, &USED)?) {
+            return Err(Fault::bad_input("the key is no AES-256 key that encrypts and decrypts"));
+        }
+        let probe = probe::make(self, cka_id, key)?;
+        match probe::ask(self, cka_id, key, &probe)? {
+            Answer::Right => {
+                self.token.handles().remember(self.era, cka_id, key, Proof::Answered);
+                Ok(probe)
+            }
+            Answer::Wrong => Err(Fault::refused(Bucket::Node, Kind::Device, "a key does not answer its own probe")),
+        }
+    }
+
+    /// Destroys a key if it is the one that answers the probe, and nothing else under its id. As it was found.
+    pub fn destroy_proven(&mut self, cka_id: &[u8], probe: &[u8]) -> Result<Presence, Fault> {
+        if probe.is_empty() {
+            return Err(Fault::bad_input("a key that another program made is destroyed by its probe"));
+        }
+        let key = match self.look(cka_id)? {
+            Lookup::Found(key) => key,
+            Lookup::Missing => return Ok(Presence::Missing),
+            Lookup::Different => return Ok(Presence::Different),
+        };
+        match probe::ask(self, cka_id, key, probe)? {
+            Answer::Right => {
+                self.unmake(key, cka_id)?;
+                Ok(Presence::Proven)
+            }
+            Answer::Wrong => Ok(Presence::Different),
+        }
+    }
+
     /// Makes an object under a free id. While it is being made, and if that fails, only a search tells what is there.
     fn make_one(
         &mut self,
@@ -197,12 +236,12 @@ impl Session {
         }
     }
 
-    /// Destroys an object of this session's making, if its handle is still its own.
+    /// Destroys an object that this session has made or proved, if its handle is still its own.
     fn unmake(&self, object: ObjectHandle, cka_id: &[u8]) -> Result<(), Fault> {
         let _alone = self.token.changing(&self.stopwatch);
         let is_it = self.raw.get_attributes(object, &[AttributeType::Id])?.contains(&Attribute::Id(cka_id.to_vec()));
         if !is_it {
-            return Err(Fault::refused(Bucket::Node, Kind::Device, "a new object's handle names another one"));
+            return Err(Fault::refused(Bucket::Node, Kind::Device, "an object's handle names another one"));
         }
         self.raw.destroy_object(object)?;
         self.token.handles().vacate(self.era, cka_id);
@@ -222,6 +261,18 @@ pub(super) fn differing(has: &[Attribute]) -> Vec<AttributeType> {
         differing.push(AttributeType::ValueLen);
     }
     differing
+}
+
+/// What [`is_usable`] looks at.
+const USED: [AttributeType; 4] =
+    [AttributeType::KeyType, AttributeType::Encrypt, AttributeType::Decrypt, AttributeType::ValueLen];
+
+/// Whether a secret key does what keyway's do, however it was made. The key-encryption key and its like do not.
+pub(super) fn is_usable(has: &[Attribute]) -> bool {
+    let wanted = [Attribute::KeyType(KeyType::AES), Attribute::Encrypt(true), Attribute::Decrypt(true)];
+    // See `differing`.
+    let fits = |it: &Attribute| matches!(it, Attribute::ValueLen(length) if [0, AES_256_BYTES].contains(&**length));
+    wanted.iter().all(|attribute| has.contains(attribute)) && has.iter().any(fits)
 }
 
 /// The attributes that every key of ours has alike, for [`differing`].
@@ -269,8 +320,8 @@ fn data_key(new: &NewKey<'_>) -> Vec<Attribute> {
 
 pub(super) fn check_name(new: &NewKey<'_>) -> Result<(), Fault> {
     check_cka_id(new.cka_id)?;
-    if new.label.len() > MAX_LABEL || !new.label.starts_with(OUR_LABEL) {
-        return Err(Fault::bad_input("a label begins with `keyway:` and has at most 128 bytes"));
+    if !(1..=MAX_LABEL).contains(&new.label.len()) {
+        return Err(Fault::bad_input("a label has 1 to 128 bytes"));
     }
     Ok(())
 }
@@ -309,7 +360,8 @@ mod tests {
         for bad in [
             NewKey { cka_id: b"", ..good },
             NewKey { cka_id: &[0; 65], ..good },
-            NewKey { label: "someone else's", ..good },
+            NewKey { label: "", ..good },
+            NewKey { label: &"a".repeat(129), ..good },
         ] {
             assert_eq!(check_name(&bad).unwrap_err().kind, Kind::BadInput);
         }

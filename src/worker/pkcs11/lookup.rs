@@ -17,8 +17,6 @@ use super::handles::{Proof, Recalled};
 use super::probe::{self, Answer};
 use super::{Fault, Session};
 
-/// How the label of every object of ours begins.
-pub(super) const OUR_LABEL: &str = "keyway:";
 const MAX_CKA_ID: usize = 64;
 
 /// What a search by `CKA_ID` found.
@@ -32,7 +30,7 @@ pub(super) enum Lookup {
 /// How a handle shows that it is the key's.
 #[derive(Clone, Copy)]
 enum Test<'a> {
-    /// It answers the key's probe. Without a probe, class and label must do.
+    /// It answers the key's probe. Without a probe, class and type must do.
     Probe(&'a [u8]),
     /// It has all the marks of a key-encryption key, which has no probe.
     Marks,
@@ -168,7 +166,7 @@ impl Session {
                 self.sees_the_token()?;
                 Ok(Lookup::Missing)
             }
-            [one] if self.is_ours(one)? => Ok(Lookup::Found(one)),
+            [one] if self.is_aes(one)? => Ok(Lookup::Found(one)),
             [..] => Ok(Lookup::Different),
         }
     }
@@ -177,13 +175,9 @@ impl Session {
         self.token.module().calls.find(&self.raw, template, most)
     }
 
-    fn is_ours(&self, object: ObjectHandle) -> Result<bool, Fault> {
-        let attributes = self.raw.get_attributes(object, &[AttributeType::KeyType, AttributeType::Label])?;
-        let aes = attributes.contains(&Attribute::KeyType(KeyType::AES));
-        let labelled = attributes
-            .iter()
-            .any(|attribute| matches!(attribute, Attribute::Label(label) if label.starts_with(OUR_LABEL.as_bytes())));
-        Ok(aes && labelled)
+    fn is_aes(&self, object: ObjectHandle) -> Result<bool, Fault> {
+        let attributes = self.raw.get_attributes(object, &[AttributeType::KeyType])?;
+        Ok(attributes.contains(&Attribute::KeyType(KeyType::AES)))
     }
 }
 

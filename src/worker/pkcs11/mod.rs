@@ -29,7 +29,7 @@ mod unfinished;
 pub use ceremony::{Kek, Offer};
 pub use fault::{Bucket, Fault, Kind};
 pub use health::Canary;
-pub use inventory::Page;
+pub use inventory::{Listed, Page};
 pub use key::{NewKey, Presence};
 pub use module::Module;
 pub use pin::Pin;

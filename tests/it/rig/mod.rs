@@ -670,7 +670,7 @@ pub struct Object {
 
 /// OpenSC's tool on a token, logged in: nothing of keyway's between the test and the HSM.
 fn pkcs11_tool(configuration: &Path, password: &str, args: &[&str]) -> String {
-    try_pkcs11_tool(configuration, password, args).unwrap_or_else(|error| panic!("{error}"))
+    pkcs11_tool_as(configuration, "kmsuser", password, args)
 }
 
 /// Gives a token's user a new password, as its SO can.
@@ -711,7 +711,17 @@ fn try_pkcs11_tool_as(configuration: &Path, user: &str, password: &str, args: &[
 
 /// Every object of a token.
 pub fn objects(configuration: &Path, password: &str) -> Vec<Object> {
-    read_objects(&pkcs11_tool(configuration, password, &["--list-objects"]))
+    objects_as(configuration, "kmsuser", password)
+}
+
+/// The same, of a crypto user's own.
+pub fn objects_as(configuration: &Path, user: &str, password: &str) -> Vec<Object> {
+    read_objects(&pkcs11_tool_as(configuration, user, password, &["--list-objects"]))
+}
+
+/// OpenSC's tool on a crypto user's own token, logged in.
+pub fn pkcs11_tool_as(configuration: &Path, user: &str, password: &str, args: &[&str]) -> String {
+    try_pkcs11_tool_as(configuration, user, password, args).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn read_objects(text: &str) -> Vec<Object> {

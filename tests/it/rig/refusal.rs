@@ -4,7 +4,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 /// The code that goes with each reason, as the public contract has it.
-const CODES: [(&str, Code); 36] = [
+const CODES: [(&str, Code); 38] = [
     ("VALIDATION", Code::InvalidArgument),
     ("INVALID_ARN", Code::InvalidArgument),
     ("INVALID_MARKER", Code::InvalidArgument),
@@ -39,6 +39,8 @@ const CODES: [(&str, Code); 36] = [
     ("USER_LOGGED_IN", Code::FailedPrecondition),
     ("THROTTLING", Code::ResourceExhausted),
     ("NO_NODE", Code::Unavailable),
+    ("KEY_UNAVAILABLE", Code::Unavailable),
+    ("AMBIGUOUS_LABEL", Code::FailedPrecondition),
     ("CONFLICT", Code::Aborted),
     ("OUTCOME_UNKNOWN", Code::Aborted),
 ];

@@ -1,0 +1,67 @@
+//! Keys that were destroyed for good, and the HSMs that may still hold them.
+//!
+//! The key's own rows go at once. What stays is what is still to be done: a row for each HSM on which nobody has yet seen
+//! to it that nothing of the key is left.
+
+use crate::model::{CkaId, CryptoUser, HsmId, KeyId, KeyVersion};
+
+use super::row::number;
+use super::{Records, Unavailable};
+
+impl Records {
+    /// Destroys in the records a key that keyway made for a crypto user: it is to go from every HSM that was ever known to hold it, or may,
+    /// and from these. `false`: there is no such key, or it was never acknowledged.
+    pub async fn destroy_user_key(&self, user: &CryptoUser, key: KeyId, hsms: &[HsmId]) -> Result<bool, Unavailable> {
+        const VERSIONS: &str = "SELECT v.version FROM keys k JOIN key_versions v ON v.key_id = k.id
+             WHERE k.id = ? AND k.cluster_id = ? AND k.username = ? AND k.hsm_label IS NOT NULL AND k.state <> 'CREATING'";
+        const WHERE_IT_WAS: &str = "INSERT INTO destroyed_keys (cluster_id, username, hsm_id, cka_id)
+             SELECT ?1, ?2, hsm_id, ?3 FROM presences WHERE key_id = ?4 AND version = ?5 AND cluster_id = ?1
+             ON CONFLICT DO NOTHING";
+        const AND_THERE: &str = "INSERT INTO destroyed_keys (cluster_id, username, hsm_id, cka_id) VALUES (?, ?, ?, ?)
+             ON CONFLICT DO NOTHING";
+        let mut change = self.begin().await?;
+        let (id, cluster, username) = (key.as_bytes().as_slice(), user.cluster.as_str(), user.username.as_str());
+        let versions = sqlx::query(VERSIONS).bind(id).bind(cluster).bind(username).fetch_all(&mut *change).await?;
+        for row in &versions {
+            let version = KeyVersion(number(row, "version")?);
+            let cka_id = CkaId::of(key, version);
+            let was = sqlx::query(WHERE_IT_WAS).bind(cluster).bind(username).bind(cka_id.as_bytes());
+            was.bind(id).bind(version.0).execute(&mut *change).await?;
+            for hsm in hsms {
+                let there = sqlx::query(AND_THERE).bind(cluster).bind(username).bind(hsm.as_str());
+                there.bind(cka_id.as_bytes()).execute(&mut *change).await?;
+            }
+        }
+        if !versions.is_empty() {
+            sqlx::query("DELETE FROM keys WHERE id = ?").bind(id).execute(&mut *change).await?;
+        }
+        change.commit().await?;
+        Ok(!versions.is_empty())
+    }
+
+    /// What is still to go from a user's token on a node.
+    pub async fn destroyed_keys(&self, user: &CryptoUser, hsm: &HsmId) -> Result<Vec<CkaId>, Unavailable> {
+        let found: Vec<Vec<u8>> = sqlx::query_scalar(
+            "SELECT cka_id FROM destroyed_keys WHERE cluster_id = ? AND username = ? AND hsm_id = ?",
+        )
+        .bind(user.cluster.as_str())
+        .bind(user.username.as_str())
+        .bind(hsm.as_str())
+        .fetch_all(&self.0.read)
+        .await?;
+        let id = |bytes: Vec<u8>| CkaId::parse(&bytes).map(|(key, version)| CkaId::of(key, version));
+        found.into_iter().map(|bytes| id(bytes).ok_or(Unavailable::row("cka_id"))).collect()
+    }
+
+    /// Nothing of it is left there, and nothing can come there any more.
+    pub async fn destroyed_on(&self, user: &CryptoUser, hsm: &HsmId, key: &CkaId) -> Result<(), Unavailable> {
+        sqlx::query("DELETE FROM destroyed_keys WHERE cluster_id = ? AND username = ? AND hsm_id = ? AND cka_id = ?")
+            .bind(user.cluster.as_str())
+            .bind(user.username.as_str())
+            .bind(hsm.as_str())
+            .bind(key.as_bytes())
+            .execute(&self.0.write)
+            .await?;
+        Ok(())
+    }
+}
