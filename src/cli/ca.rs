@@ -8,9 +8,10 @@ use rustls::pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
 use crate::clock;
-use crate::model::{Certificate, TrustAnchor};
-use crate::pki::SigningRequest;
-use crate::pki::{AlternativeName, Authority, CommonName, Days, Holder, Issued, PkiError, PrivateKey, Purpose};
+use crate::model::{Certificate, TrustAnchor, with_causes};
+use crate::pki::{
+    AlternativeName, Authority, CommonName, Days, Holder, Issued, PkiError, PrivateKey, Purpose, SigningRequest,
+};
 use crate::tls;
 
 use super::failure::Failure;
@@ -205,7 +206,7 @@ fn about(path: &Path, why: &dyn std::fmt::Display) -> Failure {
 }
 
 fn refused(error: PkiError) -> Failure {
-    Failure::usage(crate::model::with_causes(&error).to_string())
+    Failure::usage(with_causes(&error))
 }
 
 fn tell(lines: &[String]) -> Result<(), Failure> {
