@@ -2,6 +2,7 @@
 
 mod backup;
 mod clients;
+mod engine;
 pub mod generic;
 mod holdings;
 mod load;
@@ -24,6 +25,7 @@ use faulty_pkcs11::{Function, Outcome};
 
 pub use backup::Restored;
 pub use clients::{Clients, pb, reason};
+pub use engine::engine;
 pub use holdings::Holdings;
 pub use load::Load;
 pub use pki::Authority;
@@ -31,6 +33,7 @@ pub use pki::{Validity, certificate_in};
 pub use proxy::Weather;
 pub use raw::raw_call;
 pub use refusal::refused;
+use remote::Made;
 pub use remote::{HostOfOne, Hosts};
 pub use served::{Served, refused_configuration, with_line};
 
@@ -60,7 +63,7 @@ pub struct Builder {
     seams: bool,
     faulty: bool,
     rotating: bool,
-    remote: bool,
+    hosts: Option<Made>,
 }
 
 /// Tests under this module have their nodes on other hosts.
@@ -71,7 +74,8 @@ impl Rig {
     #[allow(clippy::new_ret_no_self, reason = "a rig is built in sentences")]
     pub fn new() -> Builder {
         let remote = std::thread::current().name().is_some_and(|test| test.starts_with(REMOTELY));
-        Builder { nodes: 3, zones: 3, seams: false, faulty: false, rotating: false, remote }
+        let hosts = remote.then_some(Made::OfProcesses);
+        Builder { nodes: 3, zones: 3, seams: false, faulty: false, rotating: false, hosts }
     }
 
     /// A daemon's certificate with this name on it, from the CA that nodes believe.
@@ -190,11 +194,12 @@ impl Rig {
     }
 
     /// The tokens that dev has made stay where they are; from now on they are other hosts'.
-    fn move_nodes_to_hosts(&mut self) {
+    fn move_nodes_to_hosts(&mut self, made: Made) {
         self.stop_daemon();
         let (dev, cluster, module) = (self.data_dir(), self.cluster_id(), self.module());
         let token = remote::Token { dev: &dev, cluster: &cluster, module: &module };
-        self.hosts = Some(Hosts::prepare(&self.home.path().join("hosts"), &token, self.nodes));
+        let home = self.home.path().join("hosts");
+        self.hosts = Some(Hosts::prepare(&home, &token, self.nodes, self.zones, made));
         self.start_daemon();
     }
 
@@ -505,20 +510,27 @@ impl Builder {
 
     /// With each node on a host of its own: see `Rig::host`.
     pub fn remote(mut self) -> Self {
-        self.remote = true;
+        self.hosts = Some(Made::OfProcesses);
+        self
+    }
+
+    /// With each node in a container of its own, in a network for each zone: see `HostOfOne::container`. Only for who has an
+    /// `engine`.
+    pub fn contained(mut self) -> Self {
+        self.hosts = Some(Made::OfContainers);
         self
     }
 
     pub fn start(self) -> Rig {
         let home = tempfile::Builder::new().prefix("keyway-it-").tempdir().expect("a temporary directory");
-        let Self { nodes, zones, seams: _, faulty, rotating, remote: _ } = self;
+        let Self { nodes, zones, seams: _, faulty, rotating, hosts: _ } = self;
         let mut rig = Rig { home, nodes, zones, faulty, rotating, daemon: None, announced: Value::Null, hosts: None };
         if self.seams {
             std::fs::create_dir_all(rig.path("daemon/seams")).expect("our directory");
         }
         rig.start_daemon();
-        if self.remote {
-            rig.move_nodes_to_hosts();
+        if let Some(made) = self.hosts {
+            rig.move_nodes_to_hosts(made);
         }
         rig
     }
