@@ -12,6 +12,7 @@
 //!
 //! Beside that way: [`host`] starts workers and runs admin jobs, [`records`] is what is written
 //! down, [`config`] is what the operator decided, [`app`] joins the rooms, [`cli`] is the commands.
+//! [`pki`] makes certificates on a desk, for the commands alone.
 //! [`model`] is the words all share; [`clock`], [`proto`], [`telemetry`] and [`tls`] are used from everywhere.
 //! Imports run one way, and `tests/tidy.rs` keeps it so.
 
@@ -33,6 +34,7 @@ mod keystore;
 pub mod link;
 pub mod model;
 mod node;
+mod pki;
 pub mod proto;
 mod records;
 #[cfg(debug_assertions)]

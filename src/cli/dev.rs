@@ -24,6 +24,7 @@ use crate::model::{ClusterId, ClusterState, HsmId, HsmState, Invalid, TrustAncho
 use crate::tls::TlsFiles;
 use crate::{authz, cluster, keys, keystore, telemetry, users};
 
+use super::softhsm2::{self, NoSoftHsm2};
 use super::{DevArgs, DevRotation, Listen};
 use assets::{Assets, AssetsError};
 
@@ -31,14 +32,6 @@ use assets::{Assets, AssetsError};
 const BAD_USAGE: u8 = 2;
 /// The name on the client certificate that dev makes.
 pub const ADMIN: &str = "dev-admin";
-/// Where distributions keep SoftHSM2.
-const SOFTHSM2: [&str; 5] = [
-    "/usr/lib/softhsm/libsofthsm2.so",
-    "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
-    "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
-    "/usr/lib64/pkcs11/libsofthsm2.so",
-    "/usr/local/lib/softhsm/libsofthsm2.so",
-];
 
 pub(super) fn run(args: DevArgs) -> ExitCode {
     telemetry::start(&telemetry::Settings { level: telemetry::Level::Warn, format: telemetry::Format::Text });
@@ -54,12 +47,8 @@ pub(super) fn run(args: DevArgs) -> ExitCode {
 /// Why dev cannot start.
 #[derive(Debug, thiserror::Error)]
 enum DevError {
-    #[error(
-        "SoftHSM2 is not installed, or not in a usual place; on Debian and Ubuntu: apt install softhsm2; else: --softhsm2 PATH"
-    )]
-    NoSoftHsm,
-    #[error("--softhsm2 {0} is not a file")]
-    NotALibrary(PathBuf),
+    #[error(transparent)]
+    NoSoftHsm2(#[from] NoSoftHsm2),
     #[error("--grpc-addr {0} is not on the loopback; add --insecure if you mean it")]
     NotLoopback(SocketAddr),
     #[error("--zones {zones} is more than --nodes {nodes}")]
@@ -109,7 +98,7 @@ fn prepare(args: &DevArgs) -> Result<Ready, DevError> {
     if let (Some(address), false) = (beyond_loopback, args.insecure) {
         return Err(DevError::NotLoopback(address));
     }
-    let module = softhsm2(args)?;
+    let module = softhsm2::find(args.softhsm2.as_deref())?;
     let shape = shape(args, &assets)?;
     let cluster_id: ClusterId = shape.cluster_id.parse().map_err(|_| DevError::OtherShape(assets.root().to_owned()))?;
     material::make(&assets)?;
@@ -145,18 +134,6 @@ fn prepare(args: &DevArgs) -> Result<Ready, DevError> {
         clusters: [(cluster_id.clone(), cluster)].into(),
     };
     Ok(Ready { assets, cluster_id, config, insecure_listen: beyond_loopback.is_some() })
-}
-
-/// The library that was named, or the one that is where distributions keep it.
-fn softhsm2(args: &DevArgs) -> Result<PathBuf, DevError> {
-    match &args.softhsm2 {
-        // Workers are to find it whatever their directory.
-        Some(named) => {
-            let found = named.canonicalize().ok().filter(|path| path.is_file());
-            found.ok_or(DevError::NotALibrary(named.clone()))
-        }
-        None => SOFTHSM2.iter().map(PathBuf::from).find(|path| path.is_file()).ok_or(DevError::NoSoftHsm),
-    }
 }
 
 /// Removes what a former dev made here, and nothing else.
@@ -219,13 +196,12 @@ fn declare(assets: &Assets, shape: &Shape, module: &Path, args: &DevArgs) -> Res
                 name: TokenName::Label(format!("{hsm}.kmsuser")),
                 environment: [("SOFTHSM2_CONF".to_owned(), directory.configuration().display().to_string())].into(),
                 so_pin_file: Some(assets.path(&so_pin_file)),
-                locks_user: true,
+                user_tokens: Some(user_tokens),
             }),
             pool_size: NonZeroU32::new(args.pool_size.into()).unwrap_or(NonZeroU32::MIN),
             queue_limit: NonZeroU32::new(args.queue_limit).unwrap_or(NonZeroU32::MIN),
             patience: Patience { quick: Duration::from_secs(5), slow: Duration::from_secs(10) },
             memory_limit: u64::from(args.memory_limit_mib) << 20,
-            user_tokens: Some(user_tokens),
         };
         nodes.insert(hsm, settings);
     }

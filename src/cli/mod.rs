@@ -14,6 +14,7 @@ mod alias;
 mod args;
 mod backoff;
 mod bytes;
+mod ca;
 mod check;
 mod cluster;
 mod connect;
@@ -27,6 +28,7 @@ mod health;
 mod key;
 mod key_store;
 mod named;
+mod new_file;
 mod node;
 mod output;
 mod paging;
@@ -35,6 +37,7 @@ mod password;
 mod serve;
 mod server;
 mod settle;
+mod softhsm2;
 mod table;
 mod wait;
 mod words;
@@ -46,9 +49,10 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use args::{Cli, ClientArgs, ClientCommand, Command};
+use args::{Cli, ClientArgs, ClientCommand, Command, NodeArgs, NodeCommand};
 use connect::Client;
 use failure::Failure;
+use output::Output;
 
 pub use args::{DevArgs, DevRotation, Listen};
 
@@ -68,16 +72,24 @@ pub fn run() -> ExitCode {
     match cli.command {
         Command::Dev(dev) => dev::run(dev),
         Command::Serve(serve) => serve::run(&serve.config),
-        Command::Node(node) => node::run(&node.config),
+        Command::Node(NodeArgs { command: Some(NodeCommand::Init(args)), .. }) => {
+            ended(node::init::run(&args), cli.client.output)
+        }
+        Command::Node(NodeArgs { command: None, config }) => node::run(&config.expect("clap requires it")),
+        Command::Ca(command) => ended(command.run(), cli.client.output),
         Command::Client(command) => run_client(&cli.client, command),
     }
 }
 
 fn run_client(args: &ClientArgs, command: ClientCommand) -> ExitCode {
-    match on_a_runtime(args, command) {
+    ended(on_a_runtime(args, command), args.output)
+}
+
+fn ended(result: Result<(), Failure>, output: Output) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            output::failure(&failure, args.output);
+            output::failure(&failure, output);
             failure.exit_code()
         }
     }

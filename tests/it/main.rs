@@ -16,6 +16,7 @@ mod containers;
 mod contract;
 mod crash;
 mod crypto_users;
+mod desk;
 mod dev;
 mod disconnecting;
 mod documents;

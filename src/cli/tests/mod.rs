@@ -121,7 +121,9 @@ async fn typed_at(socket: &Path, command: &str) -> Result<(), Failure> {
     let client = Client::new(&cli.client, |_| None)?;
     match cli.command {
         Command::Client(command) => command.run(&client).await,
-        Command::Dev(_) | Command::Serve(_) | Command::Node(_) => panic!("{command} is not a client command"),
+        Command::Dev(_) | Command::Serve(_) | Command::Node(_) | Command::Ca(_) => {
+            panic!("{command} is not a client command")
+        }
     }
 }
 

@@ -54,6 +54,24 @@ pub struct Token<'a> {
     pub module: &'a Path,
 }
 
+impl Token<'_> {
+    /// What whoever is the HSM's host says of it in his configuration.
+    pub fn declaration(&self, hsm: &str) -> String {
+        let Self { dev, module, .. } = self;
+        format!(
+            r#"module = {module:?}
+token = {{ label = "{hsm}.kmsuser" }}
+environment = {{ SOFTHSM2_CONF = {softhsm2:?} }}
+so_pin_file = {so_pin:?}
+user_tokens = {users:?}
+"#,
+            softhsm2 = dev.join(format!("hsms/{hsm}/kmsuser/softhsm2.conf")),
+            so_pin = dev.join(format!("hsms/{hsm}/so-pin")),
+            users = dev.join(format!("hsms/{hsm}/users")),
+        )
+    }
+}
+
 impl Hosts {
     /// Writes what each host and the daemon need. Nothing runs yet.
     pub fn prepare(home: &Path, token: &Token<'_>, nodes: u8, zones: u8, made: Made) -> Self {
@@ -61,6 +79,7 @@ impl Hosts {
         let shown = daemons.client(DAEMON);
         std::fs::create_dir_all(home).expect("our directory");
         write_identity(home, "daemon", &shown);
+        write_identity(home, "server", &daemons.server());
         let hosts = (1..=nodes).map(|number| HostOfOne::prepare(home, &format!("hsm-{number}"), token, &daemons));
         let mut hosts: Vec<_> = hosts.collect();
         let mut networks = Vec::new();
@@ -84,6 +103,22 @@ impl Hosts {
 
     pub fn of(&mut self, hsm: &str) -> &mut HostOfOne {
         self.hosts.iter_mut().find(|host| host.hsm == hsm).expect("one of the cluster's")
+    }
+
+    /// Where nodes with seams are told to stop.
+    pub fn seams(&self) -> impl Iterator<Item = PathBuf> {
+        self.hosts.iter().map(|host| host.home.join("data/seams"))
+    }
+
+    /// What the daemon's configuration says of its listener, which lets in whom [`Hosts::daemons`] vouches for.
+    pub fn listener_section(&self) -> String {
+        let path = |name: &str| self.home.join(name);
+        format!(
+            "listen = \"127.0.0.1:0\"\ntls = {{ certificate = {:?}, private_key = {:?}, client_ca = {:?} }}\n",
+            path("server.crt"),
+            path("server.key"),
+            path("hsm-1/daemons.crt"),
+        )
     }
 
     /// What a daemon's configuration says of itself for nodes.
@@ -113,6 +148,7 @@ impl HostOfOne {
         let identity_under_the_cluster = issue_under(&read("customerCA.crt"), &read("customerCA.key"), "127.0.0.1");
         write_identity(&home, "node", &identity_under_the_cluster);
         std::fs::write(home.join("daemons.crt"), daemons.pem()).expect("our directory");
+        let here = token.declaration(hsm);
         let configuration = format!(
             r#"data_dir = "data"
 listen = "127.0.0.1"
@@ -128,15 +164,8 @@ sync = "wrap"
 profile = "softhsm2"
 
 [clusters.{cluster}.nodes.{hsm}]
-module = {module:?}
-token = {{ label = "{hsm}.kmsuser" }}
-environment = {{ SOFTHSM2_CONF = {softhsm2:?} }}
-so_pin_file = {so_pin:?}
-"#,
+{here}"#,
             cluster = token.cluster,
-            module = token.module,
-            softhsm2 = token.dev.join(format!("hsms/{hsm}/kmsuser/softhsm2.conf")),
-            so_pin = token.dev.join(format!("hsms/{hsm}/so-pin")),
         );
         std::fs::write(home.join("node.toml"), configuration).expect("our directory");
         let [sessions, identity, administration] = [(); 3].map(|()| Proxy::new());
@@ -153,15 +182,21 @@ so_pin_file = {so_pin:?}
         }
     }
 
+    /// Changes its configuration, for its next start.
+    pub fn configure(&self, change: impl FnOnce(String) -> String) {
+        let file = self.home.join("node.toml");
+        let configuration = std::fs::read_to_string(&file).expect("our directory");
+        std::fs::write(file, change(configuration)).expect("our directory");
+    }
+
     /// From now on its host is a container, whose ports are the usual ones.
     fn contain(&mut self, container: Container) {
-        let file = self.home.join("node.toml");
-        let mut configuration = std::fs::read_to_string(&file).expect("just written");
-        configuration = configuration.replace("listen = \"127.0.0.1\"", "listen = \"0.0.0.0\"");
-        for (key, port) in PORTS {
-            configuration = configuration.replace(&format!("{key} = 0"), &format!("{key} = {port}"));
-        }
-        std::fs::write(file, configuration).expect("our directory");
+        self.configure(|configuration| {
+            let everywhere = configuration.replace("listen = \"127.0.0.1\"", "listen = \"0.0.0.0\"");
+            PORTS
+                .iter()
+                .fold(everywhere, |text, (key, port)| text.replace(&format!("{key} = 0"), &format!("{key} = {port}")))
+        });
         self.bound = PORTS.map(|(_, port)| SocketAddr::from((container.address, port))).into();
         self.lead_to_it();
         self.container = Some(container);
@@ -194,7 +229,7 @@ so_pin_file = {so_pin:?}
             let ended = node.try_wait().expect("it is ours");
             let said = std::fs::read_to_string(&log).unwrap_or_default();
             assert!(ended.is_none(), "the node did not start: {ended:?}\n{said}");
-            bound(&said)
+            bound_ports(&said)
         });
         self.bound = bound;
         self.lead_to_it();
@@ -268,7 +303,7 @@ so_pin_file = {so_pin:?}
     /// What a daemon's configuration says in place of a library and a token.
     pub fn address(&self) -> String {
         format!(
-            "address = \"127.0.0.1\"\nsession_port = {}\nidentity_port = {}\nadministration_port = {}\n",
+            "address = \"127.0.0.1\"\nmanages_users = true\nsession_port = {}\nidentity_port = {}\nadministration_port = {}\n",
             self.sessions.address.port(),
             self.identity.address.port(),
             self.administration.address.port()
@@ -294,7 +329,7 @@ fn write_identity(home: &Path, name: &str, identity: &Identity) {
 }
 
 /// The ports that the system chose, as the log tells them once the node serves.
-fn bound(log: &str) -> Option<Vec<SocketAddr>> {
+pub fn bound_ports(log: &str) -> Option<Vec<SocketAddr>> {
     let mut lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let serving = lines.find(|line| line["message"] == "serving")?;
     let of = |port: &str| serving[port].as_str().expect("it is told").parse().expect("an address");
