@@ -12,6 +12,7 @@ mod checking;
 mod command_line;
 mod concurrency;
 mod connection_errors;
+mod containers;
 mod contract;
 mod crash;
 mod crypto_users;

@@ -1,7 +1,8 @@
-//! Callers who encrypt and decrypt without pause, and remember every refusal.
+//! Callers who encrypt and decrypt, without pause or at their leisure, and remember every refusal.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tonic::Status;
@@ -15,11 +16,33 @@ pub struct Load {
     callers: Vec<JoinHandle<Vec<Status>>>,
 }
 
+/// How callers go about it.
+#[derive(Debug, Clone, Copy, Default)]
+struct Manner {
+    /// From one round trip's beginning to the next one's.
+    pace: Option<Duration>,
+    /// Each call's own.
+    deadline: Option<Duration>,
+}
+
 impl Load {
+    /// Without pause.
     pub fn start(clients: &Clients, key: &str, callers: u8) -> Self {
+        Self::of(clients, key, callers, Manner::default())
+    }
+
+    /// Who leave the HSMs time to spare, and have little themselves: each call is refused after `deadline`.
+    pub fn in_a_hurry(clients: &Clients, key: &str, callers: u8, pace: Duration, deadline: Duration) -> Self {
+        Self::of(clients, key, callers, Manner { pace: Some(pace), deadline: Some(deadline) })
+    }
+
+    fn of(clients: &Clients, key: &str, callers: u8, manner: Manner) -> Self {
         let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let callers = (0..callers)
-            .map(|caller| tokio::spawn(work(clients.clone(), key.to_owned(), caller, stop.clone(), done.clone())))
+            .map(|caller| {
+                let (clients, key) = (clients.clone(), key.to_owned());
+                tokio::spawn(work(clients, key, caller, manner, stop.clone(), done.clone()))
+            })
             .collect();
         Self { stop, done, callers }
     }
@@ -61,15 +84,20 @@ async fn work(
     mut clients: Clients,
     key: String,
     caller: u8,
+    manner: Manner,
     stop: Arc<AtomicBool>,
     done: Arc<AtomicU64>,
 ) -> Vec<Status> {
     let mut refused = Vec::new();
     let mut round = 0_u64;
+    let mut pace = manner.pace.map(tokio::time::interval);
     while !stop.load(Relaxed) {
+        if let Some(pace) = &mut pace {
+            pace.tick().await;
+        }
         round += 1;
         let plaintext = [&[caller][..], &round.to_be_bytes()].concat();
-        match round_trip(&mut clients, &key, &plaintext).await {
+        match round_trip(&mut clients, &key, &plaintext, manner.deadline).await {
             Ok(back) => assert_eq!(back, plaintext, "a wrong plaintext"),
             Err(status) => refused.push(status),
         }
@@ -78,8 +106,22 @@ async fn work(
     refused
 }
 
-async fn round_trip(clients: &mut Clients, key: &str, plaintext: &[u8]) -> Result<Vec<u8>, Status> {
+async fn round_trip(
+    clients: &mut Clients,
+    key: &str,
+    plaintext: &[u8],
+    deadline: Option<Duration>,
+) -> Result<Vec<u8>, Status> {
     let request = pb::EncryptRequest { key_id: key.to_owned(), plaintext: plaintext.to_vec(), ..Default::default() };
-    let ciphertext = clients.crypto.encrypt(request).await?.into_inner().ciphertext;
-    clients.decrypt(&ciphertext).await
+    let ciphertext = clients.crypto.encrypt(within(deadline, request)).await?.into_inner().ciphertext;
+    let request = pb::DecryptRequest { ciphertext, ..Default::default() };
+    Ok(clients.crypto.decrypt(within(deadline, request)).await?.into_inner().plaintext)
+}
+
+fn within<T>(deadline: Option<Duration>, request: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(request);
+    if let Some(deadline) = deadline {
+        request.set_timeout(deadline);
+    }
+    request
 }

@@ -3,6 +3,7 @@
 mod backup;
 mod clients;
 mod declaring;
+mod engine;
 pub mod generic;
 mod holdings;
 mod load;
@@ -26,6 +27,7 @@ use faulty_pkcs11::{Function, Outcome};
 pub use backup::Restored;
 pub use clients::{Clients, pb, reason};
 pub use declaring::{Declaring, with_line_for, without};
+pub use engine::engine;
 pub use holdings::Holdings;
 pub use load::Load;
 pub use pki::Authority;
@@ -33,6 +35,7 @@ pub use pki::{Validity, certificate_in};
 pub use proxy::Weather;
 pub use raw::raw_call;
 pub use refusal::refused;
+use remote::Made;
 pub use remote::{HostOfOne, Hosts, bound_ports};
 pub use served::{Served, bound_address, refused_configuration, with_line};
 
@@ -62,7 +65,7 @@ pub struct Builder {
     seams: bool,
     faulty: bool,
     rotating: bool,
-    remote: bool,
+    hosts: Option<Made>,
 }
 
 /// With nodes on other hosts a heavy test goes so many times fewer rounds: what a round shows by itself is shown here.
@@ -76,7 +79,8 @@ impl Rig {
     #[allow(clippy::new_ret_no_self, reason = "a rig is built in sentences")]
     pub fn new() -> Builder {
         let remote = std::thread::current().name().is_some_and(|test| test.starts_with(REMOTELY));
-        Builder { nodes: 3, zones: 3, seams: false, faulty: false, rotating: false, remote }
+        let hosts = remote.then_some(Made::OfProcesses);
+        Builder { nodes: 3, zones: 3, seams: false, faulty: false, rotating: false, hosts }
     }
 
     /// A daemon's certificate with this name on it, from the CA that nodes believe.
@@ -216,11 +220,12 @@ impl Rig {
     }
 
     /// The tokens that dev has made stay where they are; from now on they are other hosts'.
-    fn move_nodes_to_hosts(&mut self) {
+    fn move_nodes_to_hosts(&mut self, made: Made) {
         self.stop_daemon();
         let (dev, cluster, module) = (self.data_dir(), self.cluster_id(), self.module());
         let token = remote::Token { dev: &dev, cluster: &cluster, module: &module };
-        let hosts = self.hosts.insert(Hosts::prepare(&self.home.path().join("hosts"), &token, self.nodes));
+        let home = self.home.path().join("hosts");
+        let hosts = self.hosts.insert(Hosts::prepare(&home, &token, self.nodes, self.zones, made));
         if dev.join("daemon/seams").is_dir() {
             hosts.seams().for_each(|seams| std::fs::create_dir_all(seams).expect("our directory"));
         }
@@ -545,20 +550,27 @@ impl Builder {
 
     /// With each node on a host of its own: see `Rig::host`.
     pub fn remote(mut self) -> Self {
-        self.remote = true;
+        self.hosts = Some(Made::OfProcesses);
+        self
+    }
+
+    /// With each node in a container of its own, in a network for each zone: see `HostOfOne::container`. Only for who has an
+    /// `engine`.
+    pub fn contained(mut self) -> Self {
+        self.hosts = Some(Made::OfContainers);
         self
     }
 
     pub fn start(self) -> Rig {
         let home = tempfile::Builder::new().prefix("keyway-it-").tempdir().expect("a temporary directory");
-        let Self { nodes, zones, seams: _, faulty, rotating, remote: _ } = self;
+        let Self { nodes, zones, seams: _, faulty, rotating, hosts: _ } = self;
         let mut rig = Rig { home, nodes, zones, faulty, rotating, daemon: None, announced: Value::Null, hosts: None };
         if self.seams {
             std::fs::create_dir_all(rig.path("daemon/seams")).expect("our directory");
         }
         rig.start_daemon();
-        if self.remote {
-            rig.move_nodes_to_hosts();
+        if let Some(made) = self.hosts {
+            rig.move_nodes_to_hosts(made);
         }
         rig
     }

@@ -1,17 +1,21 @@
 //! Nodes on other hosts: a `keyway node` for each HSM, behind a network that fails on command, and `keyway serve` that
-//! reaches them by nothing else.
+//! reaches them by nothing else. A host is a process of this machine's, or a container.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
+use super::engine::{Container, Zone, engine};
 use super::pki::{Authority, Identity, issue_under};
 use super::proxy::{Proxy, Weather};
 use super::wait;
 
 /// The name on the daemon's certificate.
 const DAEMON: &str = "keyway-daemon";
+/// Where a node listens unless it is told otherwise.
+const PORTS: [(&str, u16); 3] = [("session_port", 2223), ("identity_port", 2224), ("administration_port", 2225)];
 
 /// The hosts of a cluster.
 pub struct Hosts {
@@ -19,6 +23,15 @@ pub struct Hosts {
     /// Who vouches for daemons.
     pub daemons: Authority,
     pub hosts: Vec<HostOfOne>,
+    /// Of containers. Outlive these: a network with somebody in it cannot be removed.
+    _zones: Vec<Zone>,
+}
+
+/// What hosts are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Made {
+    OfProcesses,
+    OfContainers,
 }
 
 /// One host, with one HSM.
@@ -30,6 +43,7 @@ pub struct HostOfOne {
     administration: Proxy,
     identity_under_the_cluster: Identity,
     node: Option<Child>,
+    container: Option<Container>,
     bound: Vec<SocketAddr>,
 }
 
@@ -60,20 +74,28 @@ user_tokens = {users:?}
 
 impl Hosts {
     /// Writes what each host and the daemon need. Nothing runs yet.
-    pub fn prepare(home: &Path, token: &Token<'_>, nodes: u8) -> Self {
+    pub fn prepare(home: &Path, token: &Token<'_>, nodes: u8, zones: u8, made: Made) -> Self {
         let daemons = Authority::new("daemons");
         let shown = daemons.client(DAEMON);
         std::fs::create_dir_all(home).expect("our directory");
         write_identity(home, "daemon", &shown);
         write_identity(home, "server", &daemons.server());
         let hosts = (1..=nodes).map(|number| HostOfOne::prepare(home, &format!("hsm-{number}"), token, &daemons));
-        let hosts = hosts.collect();
-        Self { home: home.to_owned(), daemons, hosts }
+        let mut hosts: Vec<_> = hosts.collect();
+        let mut networks = Vec::new();
+        if made == Made::OfContainers {
+            let engine = engine().expect("asked for by who has one");
+            networks.extend((0..zones).map(|_| engine.zone()));
+            for (host, zone) in hosts.iter_mut().zip(networks.iter().cycle()) {
+                host.contain(engine.node(zone, token.dev.parent().expect("ours"), &host.home.join("node.toml")));
+            }
+        }
+        Self { home: home.to_owned(), daemons, hosts, _zones: networks }
     }
 
     pub fn start(&mut self) {
         for host in &mut self.hosts {
-            if host.node.is_none() {
+            if !host.runs() {
                 host.start();
             }
         }
@@ -155,6 +177,7 @@ profile = "softhsm2"
             administration,
             identity_under_the_cluster,
             node: None,
+            container: None,
             bound: Vec::new(),
         }
     }
@@ -166,7 +189,35 @@ profile = "softhsm2"
         std::fs::write(file, change(configuration)).expect("our directory");
     }
 
+    /// From now on its host is a container, whose ports are the usual ones.
+    fn contain(&mut self, container: Container) {
+        self.configure(|configuration| {
+            let everywhere = configuration.replace("listen = \"127.0.0.1\"", "listen = \"0.0.0.0\"");
+            PORTS
+                .iter()
+                .fold(everywhere, |text, (key, port)| text.replace(&format!("{key} = 0"), &format!("{key} = {port}")))
+        });
+        self.bound = PORTS.map(|(_, port)| SocketAddr::from((container.address, port))).into();
+        self.lead_to_it();
+        self.container = Some(container);
+    }
+
+    /// The container that it is in.
+    pub fn container(&self) -> &Container {
+        self.container.as_ref().expect("built with .contained()")
+    }
+
+    fn lead_to_it(&self) {
+        for (proxy, address) in [&self.sessions, &self.identity, &self.administration].into_iter().zip(&self.bound) {
+            proxy.leads_to(*address);
+        }
+    }
+
     pub fn start(&mut self) {
+        if let Some(container) = &self.container {
+            container.start();
+            return wait(|| self.answers().then_some(()));
+        }
         let log = std::fs::File::create(self.home.join("node.log")).expect("our directory");
         let mut command = Command::new(env!("CARGO_BIN_EXE_keyway"));
         command.args(["node", "--config"]).arg(self.home.join("node.toml"));
@@ -180,14 +231,25 @@ profile = "softhsm2"
             assert!(ended.is_none(), "the node did not start: {ended:?}\n{said}");
             bound_ports(&said)
         });
-        for (proxy, address) in [&self.sessions, &self.identity, &self.administration].into_iter().zip(&bound) {
-            proxy.leads_to(*address);
-        }
         self.bound = bound;
+        self.lead_to_it();
     }
 
-    /// `kill -9`: its workers see their links end.
+    /// Whether each of its ports is open.
+    pub fn answers(&self) -> bool {
+        let open = |port: &SocketAddr| TcpStream::connect_timeout(port, Duration::from_secs(1)).is_ok();
+        self.bound.iter().all(open)
+    }
+
+    fn runs(&self) -> bool {
+        if self.container.is_some() { self.answers() } else { self.node.is_some() }
+    }
+
+    /// `kill -9`: its workers see their links end. In a container they are killed as well.
     pub fn kill(&mut self) {
+        if let Some(container) = &self.container {
+            return container.kill();
+        }
         let mut node = self.node.take().expect("running");
         node.kill().expect("it is ours");
         node.wait().expect("it is ours");
