@@ -11,7 +11,7 @@ pub struct Declaring {
 
 impl Declaring {
     pub async fn over(rig: Builder) -> (Self, Clients) {
-        let this = if rig.remote {
+        let this = if rig.hosts.is_some() {
             Self { rig: rig.start(), served: None }
         } else {
             let (served, rig) = Served::over(rig, &["ops"], |_| String::new()).await;
