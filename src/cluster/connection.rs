@@ -14,7 +14,7 @@ use crate::node::{self, CallError, Change, Common, Credential, Node, Passwords};
 use crate::records::KekRecord;
 
 use super::failover::{Effect, History, Next};
-use super::member::{Member, Supervision};
+use super::member::{Member, Members, Supervision};
 use super::repeat::{Freely, Repeat};
 use super::route::{self, Candidate};
 use super::{health, prove};
@@ -85,7 +85,8 @@ pub enum Closing {
 #[derive(Debug)]
 pub struct Connection {
     pub cluster: ClusterId,
-    members: Vec<Member>,
+    /// Those of now, in the order of their HSMs. Exchanged as a whole by [`super::membership`].
+    pub(super) members: watch::Sender<Members>,
     pub(super) common: Common,
     /// The daemon's own availability zone, if it has one.
     zone: Option<Zone>,
@@ -98,16 +99,24 @@ pub struct Connection {
     suspects: Semaphore,
     /// Counts what became known of the members: logins proved, keys found missing.
     changes: watch::Sender<u64>,
-    closed: watch::Sender<bool>,
+    stage: watch::Sender<Stage>,
+}
+
+/// How far a Connection has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Open,
+    Closing,
+    Closed,
 }
 
 impl Connection {
     /// A Connection whose nodes are known and at rest. Nobody is logged in until [`Connection::bring_up`].
     pub fn new(cluster: ClusterId, nodes: Vec<Arc<Node>>, common: Common, zone: Option<Zone>) -> Arc<Self> {
-        let members = nodes.into_iter().map(Member::new).collect();
+        let members: Members = nodes.into_iter().map(|node| Arc::new(Member::new(node))).collect();
         Arc::new(Self {
             cluster,
-            members,
+            members: watch::Sender::new(members),
             common,
             zone,
             kek: OnceLock::new(),
@@ -115,16 +124,18 @@ impl Connection {
             turn: AtomicUsize::new(0),
             suspects: Semaphore::new(1),
             changes: watch::Sender::new(0),
-            closed: watch::Sender::new(false),
+            stage: watch::Sender::new(Stage::Open),
         })
     }
 
-    pub fn members(&self) -> &[Member] {
-        &self.members
+    /// The members as of now. Others may join meanwhile, and some of these may leave: whoever still has one finds nobody
+    /// logged in there.
+    pub fn members(&self) -> Members {
+        self.members.borrow().clone()
     }
 
-    pub fn member(&self, hsm: &HsmId) -> Option<&Member> {
-        self.members.iter().find(|member| member.node.hsm() == hsm)
+    pub fn member(&self, hsm: &HsmId) -> Option<Arc<Member>> {
+        self.members.borrow().iter().find(|member| member.node.hsm() == hsm).cloned()
     }
 
     /// Tells when something became known of the members.
@@ -139,11 +150,16 @@ impl Connection {
 
     /// Resolves when the Connection is being closed.
     pub async fn closed(&self) {
-        let _ = self.closed.subscribe().wait_for(|closed| *closed).await;
+        let _ = self.stage.subscribe().wait_for(|stage| *stage >= Stage::Closing).await;
     }
 
     pub fn is_closed(&self) -> bool {
-        *self.closed.borrow()
+        *self.stage.borrow() >= Stage::Closing
+    }
+
+    /// Resolves when it was closed: no call runs through it any more.
+    pub async fn ended(&self) {
+        let _ = self.stage.subscribe().wait_for(|stage| *stage == Stage::Closed).await;
     }
 
     /// Whether a node has refused the password and none was found to accept it.
@@ -162,13 +178,12 @@ impl Connection {
     }
 
     /// Gives a node that serves a new password. Its worker is replaced, and the next one finds out what came of it.
-    pub async fn change_password(&self, index: usize, new: Arc<Credential>) -> Change {
-        node::change_password(&self.members[index].node, &self.common, new).await
+    pub async fn change_password(&self, member: &Member, new: Arc<Credential>) -> Change {
+        node::change_password(&member.node, &self.common, new).await
     }
 
     /// Starts keeping a node up: worker, login (one attempt, if the budget has one), proof. Nothing happens when that is under way.
-    pub fn bring_up(self: &Arc<Self>, index: usize) {
-        let member = &self.members[index];
+    pub fn bring_up(self: &Arc<Self>, member: &Arc<Member>) {
         let mut supervision = member.lock_supervision();
         if supervision.is_some() || self.is_closed() {
             return;
@@ -177,43 +192,34 @@ impl Connection {
         let keep_up = node::supervise(member.node.clone(), self.common.clone(), stopped.clone());
         let tasks = vec![
             tokio::spawn(keep_up),
-            tokio::spawn(prove::keep_proved(self.clone(), index, stopped.clone())),
-            tokio::spawn(health::keep_checked(self.clone(), index, stopped)),
+            tokio::spawn(prove::keep_proved(self.clone(), member.clone(), stopped.clone())),
+            tokio::spawn(health::keep_checked(self.clone(), member.clone(), stopped)),
         ];
         *supervision = Some(Supervision { stop, tasks });
     }
 
-    /// Logs a node out and stops its worker, after its running calls.
-    pub async fn take_down(&self, index: usize) {
-        let supervision = self.members[index].lock_supervision().take();
-        if let Some(Supervision { stop, tasks }) = supervision {
-            stop.send_replace(true);
-            for task in tasks {
-                let _ = task.await;
-            }
-        }
-    }
-
     /// Takes every node down. Workers end by themselves afterwards, in any case.
     pub async fn close(&self, closing: Closing) {
-        self.closed.send_replace(true);
+        self.stage.send_replace(Stage::Closing);
         let patience = match closing {
             Closing::Drain(patience) => patience,
             Closing::Now => Duration::ZERO,
         };
-        let links: Vec<_> = self.members.iter().filter_map(|member| member.node.link()).collect();
-        let all = futures_util::future::join_all((0..self.members.len()).map(|index| self.take_down(index)));
+        let members = self.members();
+        let links: Vec<_> = members.iter().filter_map(|member| member.node.link()).collect();
+        let all = futures_util::future::join_all(members.iter().map(|member| member.take_down()));
         if tokio::time::timeout(patience, all).await.is_err() {
             tracing::warn!(cluster = %self.cluster, "closing while calls may still be running");
             // Each is closed before any lets go of its calls: none of them is to go on to the next.
             links.iter().for_each(|link| link.close());
             links.iter().for_each(|link| link.cut_off());
-            for member in &self.members {
+            for member in members.iter() {
                 if let Some(supervision) = member.lock_supervision().take() {
                     supervision.stop.send_replace(true);
                 }
             }
         }
+        self.stage.send_replace(Stage::Closed);
     }
 
     /// One of `uses` is taken before each attempt after one that may have encrypted.
@@ -300,13 +306,15 @@ impl Connection {
         deadline: Instant,
         repeat: &R,
     ) -> Result<Outcome, R::Refused> {
+        let members = self.members();
         let mut request = Request { verb: Some(verb), ..Request::default() };
         let mut history = History::default();
+        let mut asked = Vec::new();
         let mut again = None;
         let mut suspicion = None;
         let mut may_be_done = false;
         loop {
-            let Some((index, others)) = again.take().or_else(|| self.choose(key, &history.asked)) else {
+            let Some((index, others)) = again.take().or_else(|| self.choose(&members, key, &asked)) else {
                 return Err(history.exhausted(self.why_nobody(key)).into());
             };
             if history.is_suspect() && suspicion.is_none() {
@@ -317,20 +325,22 @@ impl Connection {
             }
             let now = Instant::now();
             let attempt = now + history.attempt(deadline.saturating_duration_since(now), others);
-            let error = match self.members[index].node.call(&mut request, attempt).await {
+            let member = &members[index];
+            let error = match member.node.call(&mut request, attempt).await {
                 Ok(outcome) => return Ok(outcome),
                 Err(error) => error,
             };
-            self.heed(index, key, &error);
+            heed(member, key, &error);
             may_be_done |= error.was_handed_over();
-            match history.after(index, &error, Effect::Repeatable, Instant::now() >= deadline) {
+            match history.after(&error, Effect::Repeatable, Instant::now() >= deadline) {
                 Next::SameNode => again = Some((index, others)),
                 Next::OtherNode => {
-                    tracing::debug!(hsm = %self.members[index].node.hsm(), %error, "asking another node")
+                    tracing::debug!(hsm = %member.node.hsm(), %error, "asking another node");
+                    asked.push(index);
                 }
                 Next::Stop(failure) => {
                     if matches!(failure, Failure::BadInput | Failure::Poisonous) {
-                        tracing::warn!(hsm = %self.members[index].node.hsm(), %error, "request given up");
+                        tracing::warn!(hsm = %member.node.hsm(), %error, "request given up");
                     }
                     return Err(failure.into());
                 }
@@ -347,35 +357,24 @@ impl Connection {
         }
     }
 
-    /// What an error on a node says beside what it means for the request.
-    fn heed(&self, index: usize, key: Option<&CkaId>, error: &CallError) {
-        let CallError::Fault(fault) = error else { return };
-        let member = &self.members[index];
-        match (fault.kind(), key) {
-            (v1::fault::Kind::KeyMissing, Some(key)) => {
-                tracing::warn!(hsm = %member.node.hsm(), ?key, "a key is missing on a node that should have it");
-                member.doubt(*key);
-            }
-            // Whether the node is to blame, or the request, only the node's own key can tell.
-            (v1::fault::Kind::Device, _) => member.suspected.notify_one(),
-            _ => {}
-        }
-    }
-
-    /// The node to ask next, and how many others could be asked after it.
-    fn choose(&self, key: Option<&CkaId>, asked: &[usize]) -> Option<(usize, usize)> {
+    /// The place among `members` of the one to ask next, and how many others could be asked after it.
+    fn choose(&self, members: &[Arc<Member>], key: Option<&CkaId>, asked: &[usize]) -> Option<(usize, usize)> {
         let mut candidates = 0;
         let chosen = route::choose(
-            self.candidates(key, asked).inspect(|_| candidates += 1),
+            self.candidates(members, key, asked).inspect(|_| candidates += 1),
             self.turn.fetch_add(1, Relaxed),
-            self.members.len(),
+            members.len(),
         );
         chosen.map(|index| (index, candidates - 1))
     }
 
-    fn candidates(&self, key: Option<&CkaId>, asked: &[usize]) -> impl Iterator<Item = Candidate> {
-        let able = self
-            .members
+    fn candidates(
+        &self,
+        members: &[Arc<Member>],
+        key: Option<&CkaId>,
+        asked: &[usize],
+    ) -> impl Iterator<Item = Candidate> {
+        let able = members
             .iter()
             .enumerate()
             .filter(move |(index, member)| !asked.contains(index) && key.is_none_or(|key| member.has(key)));
@@ -390,7 +389,7 @@ impl Connection {
     }
 
     fn why_nobody(&self, key: Option<&CkaId>) -> Failure {
-        let someone_serves = self.members.iter().any(Member::is_proved);
+        let someone_serves = self.members().iter().any(|member| member.is_proved());
         match key {
             Some(_) if someone_serves => Failure::KeyUnavailable,
             _ => Failure::NoNode,
@@ -402,7 +401,7 @@ impl Connection {
     /// One request to one node, repeated on a fresh session at most once.
     pub(super) async fn ask(
         &self,
-        index: usize,
+        member: &Member,
         verb: Verb,
         effect: Effect,
         deadline: Instant,
@@ -410,18 +409,18 @@ impl Connection {
         let mut request = Request { verb: Some(verb), ..Request::default() };
         let mut history = History::default();
         loop {
-            let error = match self.members[index].node.call(&mut request, deadline).await {
+            let error = match member.node.call(&mut request, deadline).await {
                 Ok(outcome) => return Ok(outcome),
                 Err(error) => error,
             };
-            match history.after(index, &error, effect, Instant::now() >= deadline) {
+            match history.after(&error, effect, Instant::now() >= deadline) {
                 Next::SameNode => {}
                 Next::OtherNode => {
-                    tracing::debug!(hsm = %self.members[index].node.hsm(), %error, "node failed");
+                    tracing::debug!(hsm = %member.node.hsm(), %error, "node failed");
                     return Err(history.exhausted(Failure::NoNode));
                 }
                 Next::Stop(failure) => {
-                    tracing::debug!(hsm = %self.members[index].node.hsm(), %error, "node failed");
+                    tracing::debug!(hsm = %member.node.hsm(), %error, "node failed");
                     return Err(failure);
                 }
             }
@@ -429,13 +428,30 @@ impl Connection {
     }
 
     /// The nodes a new key can be made on or copied to, in the order in which they are asked.
-    pub fn ready_for_new_keys(&self) -> Vec<usize> {
-        route::in_order(self.candidates(None, &[]), self.turn.fetch_add(1, Relaxed), self.members.len())
+    pub fn ready_for_new_keys(&self) -> Vec<Arc<Member>> {
+        let members = self.members();
+        let ready = self.candidates(&members, None, &[]);
+        let in_order = route::in_order(ready, self.turn.fetch_add(1, Relaxed), members.len());
+        in_order.into_iter().map(|index| members[index].clone()).collect()
     }
+}
 
-    /// In how many zones these nodes are.
-    pub fn zones(&self, indexes: &[usize]) -> usize {
-        indexes.iter().map(|index| &self.members[*index].node.zone).collect::<BTreeSet<_>>().len()
+/// In how many zones these nodes are.
+pub fn zones(members: &[Arc<Member>]) -> usize {
+    members.iter().map(|member| &member.node.zone).collect::<BTreeSet<_>>().len()
+}
+
+/// What an error on a node says beside what it means for the request.
+fn heed(member: &Member, key: Option<&CkaId>, error: &CallError) {
+    let CallError::Fault(fault) = error else { return };
+    match (fault.kind(), key) {
+        (v1::fault::Kind::KeyMissing, Some(key)) => {
+            tracing::warn!(hsm = %member.node.hsm(), ?key, "a key is missing on a node that should have it");
+            member.doubt(*key);
+        }
+        // Whether the node is to blame, or the request, only the node's own key can tell.
+        (v1::fault::Kind::Device, _) => member.suspected.notify_one(),
+        _ => {}
     }
 }
 

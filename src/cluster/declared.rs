@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::model::ClusterId;
+use crate::model::{ClusterId, HsmState};
 
 use super::{NodeSettings, Settings};
 
@@ -44,7 +44,7 @@ fn shared(clusters: BTreeMap<ClusterId, Settings>) -> Arc<Clusters> {
     Arc::new(clusters.into_iter().map(|(id, settings)| (id, Arc::new(settings))).collect())
 }
 
-/// What an exchange changed, a line for people each. What takes effect only with the next Connection says so.
+/// What an exchange changed, a line for people each, and what comes of it for whoever is logged in.
 pub fn differences(before: &Clusters, after: &Clusters) -> Vec<String> {
     let gone = before.keys().filter(|id| !after.contains_key(*id));
     let mut lines: Vec<_> = gone
@@ -71,32 +71,41 @@ fn within(was: &Settings, now: &Settings) -> Vec<String> {
     if at_once {
         lines.push("what is declared of it as a whole has changed, from now on".to_owned());
     }
-    let next = "takes effect when its key store is next connected";
     for (hsm, node) in &now.nodes {
         match was.nodes.get(hsm) {
-            None => lines.push(format!("{hsm} was added; {next}")),
+            None => lines.push(format!("{hsm} was added; {}", follows(None, node.state))),
             Some(before) => {
                 if before.state != node.state {
-                    lines.push(format!(
-                        "{hsm} is {}, no longer {}; whether it is logged in to {next}",
-                        node.state, before.state
-                    ));
+                    let follows = follows(Some(before.state), node.state);
+                    lines.push(format!("{hsm} is {}, no longer {}; {follows}", node.state, before.state));
                 }
                 if *before != (NodeSettings { state: before.state, ..node.clone() }) {
-                    lines.push(format!("{hsm}'s declaration changed; {next}"));
+                    let follows = "where it is logged in to by what has changed, it is drained and joins anew";
+                    lines.push(format!("{hsm}'s declaration changed; {follows}"));
                 }
             }
         }
     }
     let gone = was.nodes.keys().filter(|hsm| !now.nodes.contains_key(*hsm));
-    lines.extend(gone.map(|hsm| format!("{hsm} was removed; {next}")));
+    lines.extend(gone.map(|hsm| format!("{hsm} was removed; {DRAINED}")));
     lines
+}
+
+const DRAINED: &str = "whoever is logged in to it drains it and logs out";
+
+/// What comes of an HSM's state for those who are logged in to its cluster.
+fn follows(was: Option<HsmState>, now: HsmState) -> &'static str {
+    match (was, now) {
+        (_, HsmState::Active) => "whoever is logged in to the cluster logs in to it",
+        (Some(HsmState::Active), _) => DRAINED,
+        (_, _) => "nobody logs in to it",
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{ClusterState, HsmState};
+    use crate::model::ClusterState;
 
     #[test]
     fn what_an_exchange_changed_says_from_when() {
@@ -116,7 +125,11 @@ mod tests {
         let added = now.nodes[&"hsm-1".parse().unwrap()].clone();
         now.nodes.insert("hsm-2".parse().unwrap(), added);
         let told = differences(Some(now)).join("\n");
-        for part in ["from now on", "hsm-1 is DEGRADED, no longer ACTIVE", "hsm-2 was added; takes effect when"] {
+        for part in [
+            "from now on",
+            "hsm-1 is DEGRADED, no longer ACTIVE; whoever is logged in to it drains it",
+            "hsm-2 was added; nobody logs in to it",
+        ] {
             assert!(told.contains(part), "no {part:?}: {told}");
         }
         assert!(!told.contains("declaration changed"), "{told}");

@@ -43,8 +43,6 @@ enum Class {
 /// What one request has behind it.
 #[derive(Debug, Default)]
 pub struct History {
-    /// Nodes asked, by index; never asked again.
-    pub asked: Vec<usize>,
     met: Vec<Class>,
     /// The best reason to give when nobody is left to ask.
     last: Option<Failure>,
@@ -75,22 +73,14 @@ impl History {
         self.met.contains(&Class::Lost)
     }
 
-    /// Decides what follows from `error` on the node `index`. `late`: whether the whole deadline is over, not just the
-    /// share of it that the node had.
-    pub fn after(&mut self, index: usize, error: &CallError, effect: Effect, late: bool) -> Next {
-        let next = self.decide(error, effect, late);
-        if next != Next::SameNode {
-            self.asked.push(index);
-        }
-        next
-    }
-
     /// Nobody is left to ask.
     pub fn exhausted(self, otherwise: Failure) -> Failure {
         self.last.unwrap_or(otherwise)
     }
 
-    fn decide(&mut self, error: &CallError, effect: Effect, late: bool) -> Next {
+    /// Decides what follows from `error` on a node. `late`: whether the whole deadline is over, not just the share of it that
+    /// the node had.
+    pub fn after(&mut self, error: &CallError, effect: Effect, late: bool) -> Next {
         match (error, effect) {
             (CallError::Full, _) => Next::Stop(Failure::Busy),
             (CallError::TooLong, _) => Next::Stop(Failure::BadInput),
@@ -178,7 +168,7 @@ mod tests {
     #[test]
     fn bad_input_stops_at_once_since_any_node_would_say_the_same() {
         let mut history = History::default();
-        let next = history.after(0, &fault(Bucket::Input, Kind::BadCiphertext), Effect::Repeatable, false);
+        let next = history.after(&fault(Bucket::Input, Kind::BadCiphertext), Effect::Repeatable, false);
         assert_eq!(next, Next::Stop(Failure::BadCiphertext));
     }
 
@@ -186,16 +176,15 @@ mod tests {
     fn a_spoiled_session_is_tried_once_more_on_its_node_and_then_elsewhere() {
         let mut history = History::default();
         let spoiled = fault(Bucket::Session, Kind::Device);
-        assert_eq!(history.after(0, &spoiled, Effect::Once, false), Next::SameNode);
-        assert_eq!(history.after(0, &spoiled, Effect::Once, false), Next::OtherNode);
-        assert_eq!(history.asked, [0]);
+        assert_eq!(history.after(&spoiled, Effect::Once, false), Next::SameNode);
+        assert_eq!(history.after(&spoiled, Effect::Once, false), Next::OtherNode);
     }
 
     #[test]
     fn repeatable_work_moves_once_when_a_worker_dies_under_it() {
         let mut history = History::default();
-        assert_eq!(history.after(0, &CallError::Lost, Effect::Repeatable, false), Next::OtherNode);
-        let next = history.after(1, &CallError::Lost, Effect::Repeatable, false);
+        assert_eq!(history.after(&CallError::Lost, Effect::Repeatable, false), Next::OtherNode);
+        let next = history.after(&CallError::Lost, Effect::Repeatable, false);
         assert_eq!(next, Next::Stop(Failure::Poisonous));
     }
 
@@ -207,11 +196,11 @@ mod tests {
             (CallError::LateAfter, Failure::Late),
         ];
         let mut history = History::default();
-        for (node, (trouble, _)) in troubles.iter().enumerate() {
-            assert_eq!(history.after(node, trouble, Effect::Repeatable, false), Next::OtherNode, "{trouble}");
+        for (trouble, _) in &troubles {
+            assert_eq!(history.after(trouble, Effect::Repeatable, false), Next::OtherNode, "{trouble}");
         }
         for (trouble, failure) in troubles {
-            let next = history.decide(&trouble, Effect::Repeatable, false);
+            let next = history.after(&trouble, Effect::Repeatable, false);
             assert_eq!(next, Next::Stop(failure), "{trouble}, again");
         }
     }
@@ -219,11 +208,11 @@ mod tests {
     #[test]
     fn a_node_that_was_not_asked_is_gone_or_lacks_the_key_is_passed_over_however_many_there_are() {
         let mut history = History::default();
-        for node in 0..5 {
-            assert_eq!(history.after(node, &CallError::NotServing, Effect::Once, false), Next::OtherNode);
+        for _ in 0..5 {
+            assert_eq!(history.after(&CallError::NotServing, Effect::Once, false), Next::OtherNode);
             for kind in [Kind::TokenAbsent, Kind::LoginLost, Kind::KeyMissing] {
                 let before_any_work = fault(Bucket::Node, kind);
-                assert_eq!(history.after(node, &before_any_work, Effect::Once, false), Next::OtherNode, "{kind:?}");
+                assert_eq!(history.after(&before_any_work, Effect::Once, false), Next::OtherNode, "{kind:?}");
             }
         }
         assert_eq!(history.exhausted(Failure::NoNode), Failure::KeyUnavailable);
@@ -232,7 +221,7 @@ mod tests {
     #[test]
     fn work_that_may_have_been_done_is_never_done_again() {
         for error in [CallError::Lost, CallError::LateAfter, fault(Bucket::Unknown, Kind::Device)] {
-            let next = History::default().after(0, &error, Effect::Once, false);
+            let next = History::default().after(&error, Effect::Once, false);
             assert_eq!(next, Next::Stop(Failure::OutcomeUnknown), "{error}");
         }
     }
@@ -241,14 +230,14 @@ mod tests {
     fn work_that_was_refused_before_it_began_moves_even_when_it_must_not_be_repeated() {
         let mut history = History::default();
         let absent = fault(Bucket::Node, Kind::TokenAbsent);
-        assert_eq!(history.after(2, &absent, Effect::Once, false), Next::OtherNode);
+        assert_eq!(history.after(&absent, Effect::Once, false), Next::OtherNode);
         assert_eq!(history.exhausted(Failure::KeyUnavailable), Failure::NoNode);
     }
 
     #[test]
     fn nothing_is_tried_once_the_callers_deadline_is_over() {
         for error in [CallError::LateBefore, CallError::LateAfter] {
-            let next = History::default().after(0, &error, Effect::Repeatable, true);
+            let next = History::default().after(&error, Effect::Repeatable, true);
             assert_eq!(next, Next::Stop(Failure::Late), "{error}");
         }
     }
@@ -260,7 +249,7 @@ mod tests {
         assert_eq!(history.attempt(second, 3), second / 4);
         assert_eq!(history.attempt(second, 0), second);
         assert_eq!(history.attempt(100 * second, 1), LONGEST_ATTEMPT);
-        history.after(0, &CallError::LateAfter, Effect::Repeatable, false);
+        history.after(&CallError::LateAfter, Effect::Repeatable, false);
         assert_eq!(history.attempt(100 * second, 1), 100 * second, "it moves for slowness once");
     }
 }

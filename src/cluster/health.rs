@@ -16,6 +16,7 @@ use crate::link::v1::{self, Request, request::Verb, response::Outcome};
 use crate::node::CallError;
 
 use super::connection::Connection;
+use super::member::Member;
 use super::pace;
 
 /// How often a node is looked at.
@@ -26,15 +27,14 @@ const AT_MOST_EVERY: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Looks after the node until told to stop.
-pub(super) async fn keep_checked(connection: Arc<Connection>, index: usize, mut stop: watch::Receiver<bool>) {
+pub(super) async fn keep_checked(connection: Arc<Connection>, member: Arc<Member>, mut stop: watch::Receiver<bool>) {
     tokio::select! {
-        () = keep(&connection, index) => {}
+        () = keep(&connection, &member) => {}
         _ = stop.wait_for(|stop| *stop) => {}
     }
 }
 
-async fn keep(connection: &Connection, index: usize) {
-    let member = &connection.members()[index];
+async fn keep(connection: &Connection, member: &Member) {
     loop {
         tokio::select! {
             () = tokio::time::sleep(EVERY) => {}
@@ -44,17 +44,16 @@ async fn keep(connection: &Connection, index: usize) {
             } => {}
         }
         if let Some(load) = member.proved_load() {
-            check(connection, index, load.login).await;
+            check(connection, member, load.login).await;
         }
     }
 }
 
-async fn check(connection: &Connection, index: usize, login: u64) {
+async fn check(connection: &Connection, member: &Member, login: u64) {
     // Unread records say nothing about the node.
     let Ok(kek) = connection.kek().await else { return };
     let Some(canary_probe) = kek.canary_probe else { return };
     let verb = Verb::CheckToken(v1::CheckToken { canary_cka_id: kek.canary_id.to_vec(), canary_probe: canary_probe.0 });
-    let member = &connection.members()[index];
     let request = &mut Request { verb: Some(verb), ..Request::default() };
     let mut answer = member.node.call_beside(request, Instant::now() + PATIENCE).await;
     if matches!(&answer, Err(CallError::Fault(fault)) if fault.bucket() == Bucket::Session) {
@@ -68,19 +67,18 @@ async fn check(connection: &Connection, index: usize, login: u64) {
                 (checks.last_proof, checks.without_room) = (Some(clock::now()), 0);
             }
             // What the canary waited behind says what callers asked for, not how quick the HSM is.
-            note_pace(connection, index, login, Duration::from_micros(checked.canary_us));
+            note_pace(connection, member, login, Duration::from_micros(checked.canary_us));
         }
         Ok(_) => tracing::error!(hsm = %member.node.hsm(), "a worker's answer is another request's"),
-        Err(CallError::LateAfter) => note_pace(connection, index, login, PATIENCE),
+        Err(CallError::LateAfter) => note_pace(connection, member, login, PATIENCE),
         // The link's end tells everybody.
         Err(CallError::Lost | CallError::NotServing | CallError::Full | CallError::LateBefore | CallError::TooLong) => {
         }
-        Err(CallError::Fault(fault)) => heed(connection, index, login, &fault),
+        Err(CallError::Fault(fault)) => heed(member, login, &fault),
     }
 }
 
-fn heed(connection: &Connection, index: usize, login: u64, fault: &v1::Fault) {
-    let member = &connection.members()[index];
+fn heed(member: &Member, login: u64, fault: &v1::Fault) {
     let hsm = member.node.hsm();
     match fault.kind() {
         Kind::KeyMissing => {
@@ -119,10 +117,10 @@ fn heed(connection: &Connection, index: usize, login: u64, fault: &v1::Fault) {
 }
 
 /// A node much slower than its siblings is put aside until it is as quick again.
-fn note_pace(connection: &Connection, index: usize, login: u64, took: Duration) {
-    let member = &connection.members()[index];
-    let others = connection.members().iter().enumerate().filter(|(other, it)| *other != index && it.is_proved());
-    let siblings = pace::of_siblings(others.filter_map(|(_, it)| it.lock_checks().pace.typical()).collect());
+fn note_pace(connection: &Connection, member: &Member, login: u64, took: Duration) {
+    let members = connection.members();
+    let others = members.iter().filter(|other| other.node.hsm() != member.node.hsm() && other.is_proved());
+    let siblings = pace::of_siblings(others.filter_map(|other| other.lock_checks().pace.typical()).collect());
     let mut checks = member.lock_checks();
     let was = checks.pace.is_slow();
     checks.pace.note(took, siblings);

@@ -13,6 +13,7 @@ use crate::link::v1::{self, request::Verb, response::Outcome};
 
 use super::connection::{Connection, Failure};
 use super::failover::Effect;
+use super::member::Member;
 
 /// How long one page may take. The first one makes the worker search its whole token.
 const PAGE: Duration = Duration::from_secs(120);
@@ -22,7 +23,7 @@ const MOST_BEGINNINGS: u32 = 3;
 /// A node's objects, as they were when the listing began. Begun anew, it gives some of them twice.
 pub struct Listing<'a> {
     connection: &'a Connection,
-    index: usize,
+    member: &'a Member,
     /// Two listings of one node would make each other begin anew.
     _alone: MutexGuard<'a, ()>,
     number: u64,
@@ -33,9 +34,9 @@ pub struct Listing<'a> {
 
 impl Connection {
     /// Begins to list a node's objects, once nobody else does.
-    pub async fn list_objects(&self, index: usize) -> Listing<'_> {
-        let alone = self.members()[index].listing.lock().await;
-        Listing { connection: self, index, _alone: alone, number: 0, offset: 0, beginnings: 1, ended: false }
+    pub async fn list_objects<'a>(&'a self, member: &'a Member) -> Listing<'a> {
+        let alone = member.listing.lock().await;
+        Listing { connection: self, member, _alone: alone, number: 0, offset: 0, beginnings: 1, ended: false }
     }
 }
 
@@ -44,7 +45,7 @@ impl Listing<'_> {
     pub async fn next_page(&mut self) -> Result<Option<Vec<Object>>, Failure> {
         while !self.ended {
             let verb = Verb::ListObjects(v1::ListObjects { listing: self.number, offset: self.offset });
-            let asked = self.connection.ask(self.index, verb, Effect::Repeatable, Instant::now() + PAGE).await;
+            let asked = self.connection.ask(self.member, verb, Effect::Repeatable, Instant::now() + PAGE).await;
             let page = match asked {
                 Ok(Outcome::Objects(page)) => page,
                 Ok(_) => return Err(Failure::OutOfTurn),

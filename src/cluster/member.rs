@@ -13,6 +13,9 @@ use crate::node::{Load, Node};
 
 use super::pace::Pace;
 
+/// The members of a Connection, as of some moment.
+pub type Members = Arc<[Arc<Member>]>;
+
 /// One node's part in a Connection.
 #[derive(Debug)]
 pub struct Member {
@@ -197,6 +200,17 @@ impl Member {
 
     pub(super) fn lock_checks(&self) -> MutexGuard<'_, Checks> {
         self.checks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Logs the node out and stops its worker, after its running calls.
+    pub async fn take_down(&self) {
+        let supervision = self.lock_supervision().take();
+        if let Some(Supervision { stop, tasks }) = supervision {
+            stop.send_replace(true);
+            for task in tasks {
+                let _ = task.await;
+            }
+        }
     }
 
     pub(super) fn lock_supervision(&self) -> MutexGuard<'_, Option<Supervision>> {

@@ -30,7 +30,7 @@ use super::Failure;
 use super::ceremony::{self, Spent, Undone};
 use super::connection::Connection;
 use super::failover::Effect;
-use super::member::Stuck;
+use super::member::{Member, Stuck};
 
 /// The label under which operators find the canary in a token.
 const CANARY_LABEL: &str = "keyway:canary";
@@ -95,15 +95,14 @@ impl Unproved {
 }
 
 /// Proves the node after each login and whenever it is doubted, until told to stop.
-pub(super) async fn keep_proved(connection: Arc<Connection>, index: usize, mut stop: watch::Receiver<bool>) {
+pub(super) async fn keep_proved(connection: Arc<Connection>, member: Arc<Member>, mut stop: watch::Receiver<bool>) {
     tokio::select! {
-        () = keep(&connection, index) => {}
+        () = keep(&connection, &member) => {}
         _ = stop.wait_for(|stop| *stop) => {}
     }
 }
 
-async fn keep(connection: &Connection, index: usize) {
-    let member = &connection.members()[index];
+async fn keep(connection: &Connection, member: &Member) {
     let mut status = member.node.status();
     let mut tries = Tries::of(0);
     loop {
@@ -116,7 +115,7 @@ async fn keep(connection: &Connection, index: usize) {
         }
         // Another node's proof, or an operator's word, may be what this one waits for: also what comes meanwhile.
         let mut changes = connection.changes();
-        let Err(why) = prove(connection, index, &mut tries).await else {
+        let Err(why) = prove(connection, member, &mut tries).await else {
             (tries.pause, tries.failed, tries.told) = (FIRST_PAUSE, 0, String::new());
             member.set_stuck(login, None);
             member.set_proved(login);
@@ -175,58 +174,57 @@ impl Tries {
     }
 }
 
-async fn prove(connection: &Connection, index: usize, tries: &mut Tries) -> Result<(), Unproved> {
+async fn prove(connection: &Connection, member: &Member, tries: &mut Tries) -> Result<(), Unproved> {
     // Only workers of former logins can have left anything, and it takes the whole token.
     if !tries.is_swept {
-        sweep(connection, index).await?;
+        sweep(connection, member).await?;
         tries.is_swept = true;
     }
-    if !answers(connection, index).await? {
-        become_one_of_us(connection, index).await?;
+    if !answers(connection, member).await? {
+        become_one_of_us(connection, member).await?;
     }
-    write_doubts(connection, index).await?;
+    write_doubts(connection, member).await?;
     // What it lacks is known before anything is asked of it.
-    note_missing(connection, index).await
+    Ok(note_missing(connection, member).await?)
 }
 
 /// Whether the token holds the cluster's canary and key-encryption key already: nothing is made or moved, so that a node
 /// which hangs here holds up no other.
-async fn answers(connection: &Connection, index: usize) -> Result<bool, Unproved> {
+async fn answers(connection: &Connection, member: &Member) -> Result<bool, Unproved> {
     let records = &connection.common.records;
     let kek = records.kek(&connection.cluster, connection.common.passwords.username()).await?;
     let Some(KekRecord { canary_id, canary_probe: Some(probe), kek_id, .. }) = kek else { return Ok(false) };
-    Ok(look(connection, index, &canary_id, Some(&probe)).await? == Found::Proven
-        && look(connection, index, &kek_id, None).await? == Found::Proven)
+    Ok(look(connection, member, &canary_id, Some(&probe)).await? == Found::Proven
+        && look(connection, member, &kek_id, None).await? == Found::Proven)
 }
 
 /// Gives the token what it lacks, or makes it for the first time: one node of the cluster at a time.
-async fn become_one_of_us(connection: &Connection, index: usize) -> Result<(), Unproved> {
+async fn become_one_of_us(connection: &Connection, member: &Member) -> Result<(), Unproved> {
     let _one_at_a_time = connection.ceremony.lock().await;
-    let hsm = connection.members()[index].node.hsm();
+    let hsm = member.node.hsm();
     let (cluster, records) = (&connection.cluster, &connection.common.records);
     let kek = match records.kek(cluster, connection.common.passwords.username()).await? {
         Some(kek) => kek,
-        None => records.begin_kek(&new_kek(connection, index)).await?,
+        None => records.begin_kek(&new_kek(connection, member)).await?,
     };
     let Some(probe) = &kek.canary_probe else {
-        return found(connection, index, kek).await;
+        return found(connection, member, kek).await;
     };
-    match look(connection, index, &kek.canary_id, Some(probe)).await? {
-        Found::Proven if look(connection, index, &kek.kek_id, None).await? == Found::Proven => Ok(()),
-        Found::Proven => join(connection, index, &kek).await,
+    match look(connection, member, &kek.canary_id, Some(probe)).await? {
+        Found::Proven if look(connection, member, &kek.kek_id, None).await? == Found::Proven => Ok(()),
+        Found::Proven => join(connection, member, &kek).await,
         Found::Missing | Found::Unspecified => {
             tracing::info!(%hsm, "the token does not hold the cluster's keys; giving them to it");
             records.doubt_presence(cluster, hsm, clock::now()).await?;
-            join(connection, index, &kek).await?;
-            give_canary(connection, index, &kek, probe).await
+            join(connection, member, &kek).await?;
+            give_canary(connection, member, &kek, probe).await
         }
         Found::Different => Err(Unproved::OtherCluster),
     }
 }
 
 /// Keys that were not found where the records say they are: written down as unknown, so that bringing the node level looks for them.
-async fn write_doubts(connection: &Connection, index: usize) -> Result<(), Unproved> {
-    let member = &connection.members()[index];
+async fn write_doubts(connection: &Connection, member: &Member) -> Result<(), Unproved> {
     let place = (&connection.cluster, member.node.hsm());
     for doubt in member.take_doubts() {
         let Some((key, version)) = CkaId::parse(doubt.as_bytes()) else { continue };
@@ -240,8 +238,7 @@ async fn write_doubts(connection: &Connection, index: usize) -> Result<(), Unpro
 }
 
 /// Notes the keys that the records do not know to be here, so that none of them is asked for here.
-async fn note_missing(connection: &Connection, index: usize) -> Result<(), Unproved> {
-    let member = &connection.members()[index];
+pub(super) async fn note_missing(connection: &Connection, member: &Member) -> Result<(), records::Unavailable> {
     connection.common.records.expect_keys(&connection.cluster, member.node.hsm(), clock::now()).await?;
     let mut after = None;
     loop {
@@ -252,21 +249,20 @@ async fn note_missing(connection: &Connection, index: usize) -> Result<(), Unpro
     }
 }
 
-fn new_kek(connection: &Connection, index: usize) -> KekRecord {
+fn new_kek(connection: &Connection, member: &Member) -> KekRecord {
     KekRecord {
         cluster: connection.cluster.clone(),
         username: connection.common.passwords.username().clone(),
         kek_id: *Uuid::new_v4().as_bytes(),
         canary_id: *Uuid::new_v4().as_bytes(),
-        made_on: connection.members()[index].node.hsm().clone(),
+        made_on: member.node.hsm().clone(),
         canary_probe: None,
     }
 }
 
 /// The first node of a cluster: makes the KEK and the canary. An earlier, unfinished founding protected no key, and is
 /// finished by the node that began it. Another node begins anew, under other names.
-async fn found(connection: &Connection, index: usize, kek: KekRecord) -> Result<(), Unproved> {
-    let member = &connection.members()[index];
+async fn found(connection: &Connection, member: &Member, kek: KekRecord) -> Result<(), Unproved> {
     let ours = kek.made_on == *member.node.hsm();
     if !ours
         && let Some(founder) = connection.member(&kek.made_on)
@@ -277,19 +273,19 @@ async fn found(connection: &Connection, index: usize, kek: KekRecord) -> Result<
         return Err(Unproved::NotOurs);
     }
     let kek =
-        if ours { kek } else { connection.common.records.take_over_kek(&kek, &new_kek(connection, index)).await? };
+        if ours { kek } else { connection.common.records.take_over_kek(&kek, &new_kek(connection, member)).await? };
     tracing::info!(hsm = %member.node.hsm(), "making the cluster's key-encryption key");
     ceremony::make_kek(&connection.common, &member.node.spec, &kek).await?;
     #[cfg(debug_assertions)]
     crate::seams::stop_point("kek-made");
-    destroy(connection, index, &kek.canary_id).await?;
+    destroy(connection, member, &kek.canary_id).await?;
     let verb = Verb::GenerateKey(v1::GenerateKey {
         cka_id: kek.canary_id.to_vec(),
         label: CANARY_LABEL.to_owned(),
         kind: v1::KeyKind::Aes256.into(),
         kek_cka_id: kek.kek_id.to_vec(),
     });
-    let Outcome::NewKey(canary) = connection.ask(index, verb, Effect::Once, Instant::now() + STEP).await? else {
+    let Outcome::NewKey(canary) = connection.ask(member, verb, Effect::Once, Instant::now() + STEP).await? else {
         return Err(Failure::OutOfTurn.into());
     };
     let user = connection.common.passwords.username();
@@ -299,23 +295,23 @@ async fn found(connection: &Connection, index: usize, kek: KekRecord) -> Result<
 
 /// A proved node seals the KEK to this one. What this token has under the KEK's id, if anything,
 /// is not known to be the KEK, and goes once there is something to put in its place.
-async fn join(connection: &Connection, index: usize, kek: &KekRecord) -> Result<(), Unproved> {
-    let source = sealing_source(connection, index).await?;
-    let (joiner, source) = (&connection.members()[index].node.spec, &connection.members()[source].node.spec);
+async fn join(connection: &Connection, member: &Member, kek: &KekRecord) -> Result<(), Unproved> {
+    let source = sealing_source(connection, member).await?;
+    let (joiner, source) = (&member.node.spec, &source.node.spec);
     tracing::info!(hsm = %joiner.hsm, from = %source.hsm, "giving the node the cluster's key-encryption key");
     let common = &connection.common;
     let joining = ceremony::offer_join(common, joiner).await?;
     let sealed = ceremony::seal_kek(common, source, kek, &joining).await?;
-    destroy(connection, index, &kek.kek_id).await?;
+    destroy(connection, member, &kek.kek_id).await?;
     Ok(ceremony::accept_kek(common, joiner, kek, joining, sealed).await?)
 }
 
 /// A proved node on which the ceremony may still log in.
-async fn sealing_source(connection: &Connection, joiner: usize) -> Result<usize, Unproved> {
+async fn sealing_source(connection: &Connection, joiner: &Member) -> Result<Arc<Member>, Unproved> {
     let mut why = None;
-    for index in connection.ready_for_new_keys().into_iter().filter(|index| *index != joiner) {
-        match spent(connection, &connection.members()[index].node).await? {
-            None => return Ok(index),
+    for source in sources(connection, joiner) {
+        match spent(connection, &source.node).await? {
+            None => return Ok(source),
             Some(spent) => why = Some(spent),
         }
     }
@@ -339,14 +335,14 @@ fn may_yet_serve(node: &Node) -> bool {
     }
 }
 
-async fn give_canary(connection: &Connection, index: usize, kek: &KekRecord, probe: &Probe) -> Result<(), Unproved> {
-    let source = source(connection, index).ok_or(Unproved::NoSource)?;
+async fn give_canary(connection: &Connection, member: &Member, kek: &KekRecord, probe: &Probe) -> Result<(), Unproved> {
+    let source = sources(connection, member).next().ok_or(Unproved::NoSource)?;
     let wrap = Verb::WrapKey(v1::WrapKey {
         cka_id: kek.canary_id.to_vec(),
         kek_cka_id: kek.kek_id.to_vec(),
         probe: probe.0.clone(),
     });
-    let Outcome::Opaque(wrapped) = connection.ask(source, wrap, Effect::Repeatable, Instant::now() + STEP).await?
+    let Outcome::Opaque(wrapped) = connection.ask(&source, wrap, Effect::Repeatable, Instant::now() + STEP).await?
     else {
         return Err(Failure::OutOfTurn.into());
     };
@@ -358,40 +354,41 @@ async fn give_canary(connection: &Connection, index: usize, kek: &KekRecord, pro
         kek_cka_id: kek.kek_id.to_vec(),
         probe: probe.0.clone(),
     });
-    match connection.ask(index, unwrap, Effect::Once, Instant::now() + STEP).await? {
+    match connection.ask(member, unwrap, Effect::Once, Instant::now() + STEP).await? {
         Outcome::Presence(presence) if presence.found() == Found::Proven => Ok(()),
         Outcome::Presence(_) => Err(Unproved::OtherCluster),
         _ => Err(Failure::OutOfTurn.into()),
     }
 }
 
-fn source(connection: &Connection, joiner: usize) -> Option<usize> {
-    connection.ready_for_new_keys().into_iter().find(|index| *index != joiner)
+/// The nodes that may give this one what it lacks.
+fn sources(connection: &Connection, joiner: &Member) -> impl Iterator<Item = Arc<Member>> {
+    connection.ready_for_new_keys().into_iter().filter(|source| source.node.hsm() != joiner.node.hsm())
 }
 
 /// Half-made objects that a killed worker left: nameless, and the token is ours alone.
-async fn sweep(connection: &Connection, index: usize) -> Result<(), Unproved> {
+async fn sweep(connection: &Connection, member: &Member) -> Result<(), Unproved> {
     let verb = Verb::SweepUnfinished(v1::SweepUnfinished {});
-    match connection.ask(index, verb, Effect::Repeatable, Instant::now() + STEP).await? {
+    match connection.ask(member, verb, Effect::Repeatable, Instant::now() + STEP).await? {
         Outcome::Done(v1::Done { count: 0 }) => Ok(()),
         Outcome::Done(v1::Done { count }) => {
-            tracing::warn!(hsm = %connection.members()[index].node.hsm(), count, "destroyed half-made objects");
+            tracing::warn!(hsm = %member.node.hsm(), count, "destroyed half-made objects");
             Ok(())
         }
         _ => Err(Failure::OutOfTurn.into()),
     }
 }
 
-async fn destroy(connection: &Connection, index: usize, id: &[u8]) -> Result<(), Unproved> {
+async fn destroy(connection: &Connection, member: &Member, id: &[u8]) -> Result<(), Unproved> {
     let verb = Verb::DestroyKey(v1::DestroyKey { cka_id: id.to_vec() });
-    connection.ask(index, verb, Effect::Repeatable, Instant::now() + STEP).await?;
+    connection.ask(member, verb, Effect::Repeatable, Instant::now() + STEP).await?;
     Ok(())
 }
 
-async fn look(connection: &Connection, index: usize, id: &[u8], probe: Option<&Probe>) -> Result<Found, Unproved> {
+async fn look(connection: &Connection, member: &Member, id: &[u8], probe: Option<&Probe>) -> Result<Found, Unproved> {
     let probe = probe.map(|probe| probe.0.clone()).unwrap_or_default();
     let verb = Verb::ProveKey(v1::ProveKey { cka_id: id.to_vec(), probe });
-    match connection.ask(index, verb, Effect::Repeatable, Instant::now() + STEP).await? {
+    match connection.ask(member, verb, Effect::Repeatable, Instant::now() + STEP).await? {
         Outcome::Presence(presence) => Ok(presence.found()),
         _ => Err(Failure::OutOfTurn.into()),
     }

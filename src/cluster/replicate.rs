@@ -11,10 +11,17 @@ use crate::records::KekRecord;
 
 use super::connection::{Connection, Failure, KeyInHsms, Made, kind};
 use super::failover::Effect;
+use super::member::Member;
 
 impl Connection {
     /// Makes a key on one node, wrapped for its siblings. An unknown outcome is settled by looking, once the worker is gone.
-    pub async fn make_key(&self, index: usize, id: CkaId, spec: KeySpec, deadline: Instant) -> Result<Made, Failure> {
+    pub async fn make_key(
+        &self,
+        member: &Member,
+        id: CkaId,
+        spec: KeySpec,
+        deadline: Instant,
+    ) -> Result<Made, Failure> {
         let kek = self.kek().await?;
         let verb = Verb::GenerateKey(v1::GenerateKey {
             cka_id: id.as_bytes().to_vec(),
@@ -22,21 +29,21 @@ impl Connection {
             kind: kind(spec).into(),
             kek_cka_id: kek.kek_id.to_vec(),
         });
-        match self.ask(index, verb, Effect::Once, deadline).await? {
+        match self.ask(member, verb, Effect::Once, deadline).await? {
             Outcome::NewKey(v1::NewKey { wrapped, probe }) => Ok(Made { wrapped, probe: Probe(probe) }),
             _ => Err(Failure::OutOfTurn),
         }
     }
 
     /// Wraps a key on a node that has it, for another.
-    pub async fn wrap_key(&self, index: usize, key: &KeyInHsms, deadline: Instant) -> Result<Vec<u8>, Failure> {
+    pub async fn wrap_key(&self, member: &Member, key: &KeyInHsms, deadline: Instant) -> Result<Vec<u8>, Failure> {
         let kek = self.kek().await?;
         let verb = Verb::WrapKey(v1::WrapKey {
             cka_id: key.id.as_bytes().to_vec(),
             kek_cka_id: kek.kek_id.to_vec(),
             probe: key.probe.0.clone(),
         });
-        match self.ask(index, verb, Effect::Repeatable, deadline).await? {
+        match self.ask(member, verb, Effect::Repeatable, deadline).await? {
             Outcome::Opaque(wrapped) => Ok(wrapped.bytes),
             _ => Err(Failure::OutOfTurn),
         }
@@ -45,7 +52,7 @@ impl Connection {
     /// Gives a node a key, unless it has it, and has it answer the probe.
     pub async fn unwrap_key(
         &self,
-        index: usize,
+        member: &Member,
         key: &KeyInHsms,
         spec: KeySpec,
         wrapped: Vec<u8>,
@@ -60,26 +67,26 @@ impl Connection {
             kek_cka_id: kek.kek_id.to_vec(),
             probe: key.probe.0.clone(),
         });
-        self.presence(index, verb, Effect::Once, deadline).await
+        self.presence(member, verb, Effect::Once, deadline).await
     }
 
     /// Whether the key is on this node and answers its probe.
-    pub async fn prove_key(&self, index: usize, key: &KeyInHsms, deadline: Instant) -> Result<Found, Failure> {
+    pub async fn prove_key(&self, member: &Member, key: &KeyInHsms, deadline: Instant) -> Result<Found, Failure> {
         let verb = Verb::ProveKey(v1::ProveKey { cka_id: key.id.as_bytes().to_vec(), probe: key.probe.0.clone() });
-        self.presence(index, verb, Effect::Repeatable, deadline).await
+        self.presence(member, verb, Effect::Repeatable, deadline).await
     }
 
     /// Destroys whatever stands under the key's id on this node. Only for keys that were never acknowledged, or whose time is over.
-    pub async fn destroy_key(&self, index: usize, id: CkaId, deadline: Instant) -> Result<(), Failure> {
+    pub async fn destroy_key(&self, member: &Member, id: CkaId, deadline: Instant) -> Result<(), Failure> {
         let verb = Verb::DestroyKey(v1::DestroyKey { cka_id: id.as_bytes().to_vec() });
-        match self.ask(index, verb, Effect::Repeatable, deadline).await? {
+        match self.ask(member, verb, Effect::Repeatable, deadline).await? {
             Outcome::Done(_) => Ok(()),
             _ => Err(Failure::OutOfTurn),
         }
     }
 
-    async fn presence(&self, index: usize, verb: Verb, effect: Effect, deadline: Instant) -> Result<Found, Failure> {
-        match self.ask(index, verb, effect, deadline).await? {
+    async fn presence(&self, member: &Member, verb: Verb, effect: Effect, deadline: Instant) -> Result<Found, Failure> {
+        match self.ask(member, verb, effect, deadline).await? {
             Outcome::Presence(presence) => Ok(presence.found()),
             _ => Err(Failure::OutOfTurn),
         }

@@ -53,7 +53,7 @@ pub use users::{UserError, UserStanding};
 const LONGEST_PATIENCE: Duration = Duration::from_secs(300);
 
 /// Everything a worker needs to know of its node and user.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkerSpec {
     pub cluster: ClusterId,
     pub hsm: HsmId,

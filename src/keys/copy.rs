@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::cluster::{Connection, KeyInHsms};
+use crate::cluster::{Connection, KeyInHsms, Member};
 use crate::link::v1::presence::Found;
 use crate::model::{CkaId, KeySpec};
 use crate::records::{Proof, ProvableKey};
@@ -28,42 +28,41 @@ impl From<&ProvableKey> for Errand {
 
 impl Errand {
     /// Whether the node holds the key, as the probe tells. `None`: the node does not say.
-    pub(super) async fn look(&self, connection: &Connection, index: usize) -> Option<Proof> {
-        match connection.prove_key(index, &self.key, Instant::now() + STEP).await {
+    pub(super) async fn look(&self, connection: &Connection, member: &Member) -> Option<Proof> {
+        match connection.prove_key(member, &self.key, Instant::now() + STEP).await {
             Ok(found) => proof(found),
             Err(error) => {
-                tracing::debug!(hsm = %connection.members()[index].node.hsm(), key = ?self.key.id, %error, "not looked");
+                tracing::debug!(hsm = %member.node.hsm(), key = ?self.key.id, %error, "not looked");
                 None
             }
         }
     }
 
     /// Copies the key to the node, and has it answer the probe there. `None`: nobody could give it, or the node did not take it.
-    pub(super) async fn copy(&self, connection: &Connection, index: usize) -> Option<Proof> {
-        let wrapped = self.wrap(connection, index).await?;
+    pub(super) async fn copy(&self, connection: &Connection, member: &Member) -> Option<Proof> {
+        let wrapped = self.wrap(connection, member).await?;
         let deadline = Instant::now() + STEP;
-        match connection.unwrap_key(index, &self.key, self.spec, wrapped, deadline).await {
+        match connection.unwrap_key(member, &self.key, self.spec, wrapped, deadline).await {
             Ok(found) => proof(found),
             Err(error) => {
-                let hsm = connection.members()[index].node.hsm();
+                let hsm = member.node.hsm();
                 tracing::warn!(%hsm, key = ?self.key.id, %error, "a key could not be copied here");
                 // Somebody else may have brought it meanwhile, or the answer alone was lost.
-                self.look(connection, index).await.filter(|proof| *proof != Proof::Missing)
+                self.look(connection, member).await.filter(|proof| *proof != Proof::Missing)
             }
         }
     }
 
     /// From a node that holds it, the least busy first.
-    async fn wrap(&self, connection: &Connection, index: usize) -> Option<Vec<u8>> {
+    async fn wrap(&self, connection: &Connection, member: &Member) -> Option<Vec<u8>> {
         for holder in connection.ready_for_new_keys() {
-            let member = &connection.members()[holder];
-            if holder == index || !member.has(&self.key.id) {
+            if holder.node.hsm() == member.node.hsm() || !holder.has(&self.key.id) {
                 continue;
             }
-            match connection.wrap_key(holder, &self.key, Instant::now() + STEP).await {
+            match connection.wrap_key(&holder, &self.key, Instant::now() + STEP).await {
                 Ok(wrapped) => return Some(wrapped),
                 Err(error) => {
-                    tracing::warn!(hsm = %member.node.hsm(), key = ?self.key.id, %error, "a key could not be wrapped here");
+                    tracing::warn!(hsm = %holder.node.hsm(), key = ?self.key.id, %error, "a key could not be wrapped here");
                 }
             }
         }

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::authz::{Permit, action};
 use crate::clock;
-use crate::cluster::{Connection, Failure, KeyInHsms, Made, Quorum};
+use crate::cluster::{Connection, Failure, KeyInHsms, Made, Member, Members, Quorum, zones};
 use crate::keystore::lifecycle::Event;
 use crate::keystore::{self, Store};
 use crate::link::v1::presence::Found;
@@ -56,7 +56,7 @@ struct Creation {
     spec: KeySpec,
     connection: Arc<Connection>,
     /// The nodes named in the record, in the order they are asked.
-    nodes: Vec<usize>,
+    nodes: Vec<Arc<Member>>,
     /// So many must have proved the key before anybody is told of it.
     needed: Quorum,
 }
@@ -135,9 +135,8 @@ impl Keys {
         let nodes = connection.ready_for_new_keys();
         self.0.stores.may_create_key(&record.cluster)?;
         let needed = self.0.stores.quorum(&record.cluster);
-        let zones = connection.zones(&nodes);
-        if !needed.is_met_by(nodes.len(), zones) {
-            return Err(Error::TooFewNodes { nodes: nodes.len(), zones, needed });
+        if !needed.is_met_by(nodes.len(), zones(&nodes)) {
+            return Err(Error::TooFewNodes { nodes: nodes.len(), zones: zones(&nodes), needed });
         }
         let id = KeyId::random();
         let live = Live::new(self.clone(), id);
@@ -151,7 +150,7 @@ impl Keys {
             tags: new.tags,
             alias: new.alias.clone(),
             created: clock::now(),
-            hsms: nodes.iter().map(|index| connection.members()[*index].node.hsm().clone()).collect(),
+            hsms: hsms(nodes.iter()),
             request: new.request,
         };
         let limits = KeyLimits { keys_per_store: self.0.settings.per_key_store, request_retention: REQUEST_RETENTION };
@@ -171,12 +170,12 @@ impl Keys {
 
     /// Makes the key on the first node that does. A node that refused before it began is passed over;
     /// an answer that was lost ends the creation, for the key may be there.
-    async fn make(&self, creation: &Creation) -> Result<(usize, Made), Error> {
+    async fn make(&self, creation: &Creation) -> Result<(Arc<Member>, Made), Error> {
         let cka = CkaId::of(creation.id, KeyVersion::FIRST);
         let mut last = Failure::NoNode;
-        for index in &creation.nodes {
-            match creation.connection.make_key(*index, cka, creation.spec, Instant::now() + STEP).await {
-                Ok(made) => return Ok((*index, made)),
+        for member in &creation.nodes {
+            match creation.connection.make_key(member, cka, creation.spec, Instant::now() + STEP).await {
+                Ok(made) => return Ok((member.clone(), made)),
                 Err(Failure::OutcomeUnknown | Failure::OutOfTurn | Failure::Poisonous) => {
                     self.abandon(creation).await;
                     return Err(Error::OutcomeUnknown(creation.id));
@@ -192,30 +191,29 @@ impl Keys {
     async fn spread(
         &self,
         creation: &Creation,
-        maker: usize,
+        maker: Arc<Member>,
         made: Made,
         answer: Answer,
     ) -> Result<Spread, (Answer, Error)> {
         let key = KeyInHsms { id: CkaId::of(creation.id, KeyVersion::FIRST), probe: made.probe };
-        creation.ask_nothing_yet(&key.id, maker);
-        let mut copies = creation.copy(&key, maker, &made.wrapped);
-        let mut proven = vec![maker];
-        while !creation.needed.is_met_by(proven.len(), creation.connection.zones(&proven)) {
+        let mut copies = creation.copy(&key, &maker, &made.wrapped);
+        let mut proven = vec![maker.clone()];
+        creation.ask_only(&proven, &key.id);
+        while !creation.needed.is_met_by(proven.len(), zones(&proven)) {
             match creation.next_proven(&mut copies, &key.id).await {
-                Some(index) => proven.push(index),
+                Some(member) => proven.push(member),
                 None => {
                     drop(copies);
                     self.abandon(creation).await;
-                    let zones = creation.connection.zones(&proven);
-                    let needed = creation.needed;
-                    return Err((answer, Error::TooFewNodes { nodes: proven.len(), zones, needed }));
+                    let (nodes, zones, needed) = (proven.len(), zones(&proven), creation.needed);
+                    return Err((answer, Error::TooFewNodes { nodes, zones, needed }));
                 }
             }
         }
         // The others are mostly as quick, and one write for all costs less than one each.
         let _ = tokio::time::timeout(GRACE, async {
-            while let Some(index) = creation.next_proven(&mut copies, &key.id).await {
-                proven.push(index);
+            while let Some(member) = creation.next_proven(&mut copies, &key.id).await {
+                proven.push(member);
             }
         })
         .await;
@@ -228,29 +226,34 @@ impl Keys {
                 return Err((answer, Error::OutcomeUnknown(creation.id)));
             }
         }
-        while let Some(index) = creation.next_proven(&mut copies, &key.id).await {
-            self.note_presence(creation, index).await;
-            proven.push(index);
+        while let Some(member) = creation.next_proven(&mut copies, &key.id).await {
+            self.note_presence(creation, &member, Proof::Used).await;
+            proven.push(member);
         }
         // A node that is away gets it when it is back: nothing is left to do for now.
-        let mut here = creation.connection.members().iter().enumerate().filter(|(_, member)| member.is_proved());
-        if here.all(|(index, _)| proven.contains(&index)) { Ok(Spread::Everywhere) } else { Ok(Spread::Enough) }
-    }
-
-    async fn enable(&self, creation: &Creation, key: &KeyInHsms, proven: &[usize]) -> Result<bool, Unavailable> {
         let members = creation.connection.members();
-        let (proven, others): (Vec<_>, Vec<_>) = (0..members.len()).partition(|index| proven.contains(index));
-        let hsms = |indexes: Vec<usize>| -> Vec<HsmId> {
-            indexes.into_iter().map(|index| members[index].node.hsm().clone()).collect()
-        };
-        let nodes = (&hsms(proven)[..], &hsms(others)[..]);
-        self.0.records.finish_key(creation.id, KeyVersion::FIRST, &key.probe, nodes, clock::now()).await
+        let mut here = members.iter().filter(|member| member.is_proved());
+        if here.all(|member| is_among(&proven, member)) { Ok(Spread::Everywhere) } else { Ok(Spread::Enough) }
     }
 
-    async fn note_presence(&self, creation: &Creation, index: usize) {
-        let hsm = creation.connection.members()[index].node.hsm();
+    async fn enable(&self, creation: &Creation, key: &KeyInHsms, proven: &[Arc<Member>]) -> Result<bool, Unavailable> {
+        let members = creation.ask_only(proven, &key.id);
+        let others = members.iter().filter(|member| !is_among(proven, member));
+        let nodes = (&hsms(proven.iter())[..], &hsms(others)[..]);
+        let enabled = self.0.records.finish_key(creation.id, KeyVersion::FIRST, &key.probe, nodes, clock::now()).await;
+        // Who has joined meanwhile may have looked at the records before the key stood in them.
+        let now = creation.connection.members();
+        for member in now.iter().filter(|member| !is_among(&members, member) && !is_among(proven, member)) {
+            member.lacks([key.id]);
+            self.note_presence(creation, member, Proof::Unknown).await;
+        }
+        enabled
+    }
+
+    async fn note_presence(&self, creation: &Creation, member: &Member, proof: Proof) {
+        let hsm = member.node.hsm();
         let place = (&creation.connection.cluster, hsm);
-        let noted = self.0.records.set_presence(creation.id, KeyVersion::FIRST, place, Proof::Used, clock::now()).await;
+        let noted = self.0.records.set_presence(creation.id, KeyVersion::FIRST, place, proof, clock::now()).await;
         if let Err(error) = noted {
             tracing::warn!(%hsm, key = %creation.id, %error, "a copy could not be written down; it is looked for again");
         }
@@ -259,14 +262,13 @@ impl Keys {
     /// The key was never acknowledged: destroy what there may be of it, as far as its nodes answer now. The rest is settled when they come back.
     async fn abandon(&self, creation: &Creation) {
         let cka = CkaId::of(creation.id, KeyVersion::FIRST);
-        for member in creation.connection.members() {
+        for member in creation.connection.members().iter() {
             // Nobody asks for it anywhere: there is nothing to remember as missing.
             member.has_now(&cka);
         }
-        for index in &creation.nodes {
-            if creation.connection.destroy_key(*index, cka, Instant::now() + STEP).await.is_ok() {
-                let hsm = creation.connection.members()[*index].node.hsm();
-                if let Err(error) = self.0.records.clear_creating(creation.id, hsm).await {
+        for member in &creation.nodes {
+            if creation.connection.destroy_key(member, cka, Instant::now() + STEP).await.is_ok() {
+                if let Err(error) = self.0.records.clear_creating(creation.id, member.node.hsm()).await {
                     tracing::warn!(key = %creation.id, %error, "an abandoned key stays in the records for now");
                 }
             }
@@ -275,41 +277,41 @@ impl Keys {
 }
 
 impl Creation {
-    /// Until a node has answered the probe, nothing is asked of it under this key.
-    fn ask_nothing_yet(&self, key: &CkaId, maker: usize) {
-        for member in self.connection.members() {
+    /// Until a node has answered the probe, nothing is asked of it under this key. Who the members are.
+    fn ask_only(&self, proven: &[Arc<Member>], key: &CkaId) -> Members {
+        let members = self.connection.members();
+        for member in members.iter().filter(|member| !is_among(proven, member)) {
             member.lacks([*key]);
         }
-        self.connection.members()[maker].has_now(key);
+        members
     }
 
     /// Gives the key to every other node at once.
     fn copy<'a>(
         &'a self,
         key: &'a KeyInHsms,
-        maker: usize,
+        maker: &'a Member,
         wrapped: &'a [u8],
-    ) -> FuturesUnordered<impl Future<Output = (usize, Result<Found, Failure>)> + 'a> {
-        let others = self.nodes.iter().copied().filter(move |index| *index != maker);
-        let copying = others.map(move |index| async move {
+    ) -> FuturesUnordered<impl Future<Output = (&'a Arc<Member>, Result<Found, Failure>)> + 'a> {
+        let others = self.nodes.iter().filter(move |member| member.node.hsm() != maker.node.hsm());
+        let copying = others.map(move |member| async move {
             let deadline = Instant::now() + STEP;
-            (index, self.connection.unwrap_key(index, key, self.spec, wrapped.to_vec(), deadline).await)
+            (member, self.connection.unwrap_key(member, key, self.spec, wrapped.to_vec(), deadline).await)
         });
         copying.collect()
     }
 
     /// The next node that proved the key; `None` when no more will.
-    async fn next_proven(
+    async fn next_proven<'a>(
         &self,
-        copies: &mut (impl Stream<Item = (usize, Result<Found, Failure>)> + Unpin),
+        copies: &mut (impl Stream<Item = (&'a Arc<Member>, Result<Found, Failure>)> + Unpin),
         key: &CkaId,
-    ) -> Option<usize> {
-        while let Some((index, found)) = copies.next().await {
-            let member = &self.connection.members()[index];
+    ) -> Option<Arc<Member>> {
+        while let Some((member, found)) = copies.next().await {
             match found {
                 Ok(Found::Proven) => {
                     member.has_now(key);
-                    return Some(index);
+                    return Some(member.clone());
                 }
                 Ok(other) => {
                     tracing::warn!(hsm = %member.node.hsm(), key = %self.id, ?other, "a new key could not be proved");
@@ -321,6 +323,14 @@ impl Creation {
         }
         None
     }
+}
+
+fn is_among(members: &[Arc<Member>], member: &Arc<Member>) -> bool {
+    members.iter().any(|other| Arc::ptr_eq(other, member))
+}
+
+fn hsms<'a>(members: impl Iterator<Item = &'a Arc<Member>>) -> Vec<HsmId> {
+    members.map(|member| member.node.hsm().clone()).collect()
 }
 
 type Answer = oneshot::Sender<Result<KeyId, Error>>;

@@ -210,7 +210,7 @@ impl Keys {
     /// Whether the version was looked for on every node of its cluster and is on none, as after a move to a cluster that
     /// was restored from a backup older than the key.
     async fn is_lost(&self, key: &Key, version: KeyVersion, connection: &Connection) -> Result<bool, Error> {
-        for member in connection.members() {
+        for member in connection.members().iter() {
             let place = (&connection.cluster, member.node.hsm());
             let known = self.0.records.presence(key.id, version, place).await?;
             let is_missing = known.is_some_and(|known| matches!(known.proof, Proof::Missing | Proof::Different));

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 use crate::clock;
-use crate::cluster::{Connection, Failure, KeyInHsms};
+use crate::cluster::{Connection, Failure, KeyInHsms, Member};
 use crate::link::v1::objects::Object;
 use crate::link::v1::presence::Found;
 use crate::model::{CkaId, KeyId, KeyVersion, Probe};
@@ -66,16 +66,16 @@ impl Inventory {
 pub(super) async fn take(
     keys: &Keys,
     connection: &Connection,
-    index: usize,
+    member: &Member,
     unshown: Unshown,
 ) -> Result<Inventory, Error> {
     let (records, cluster) = (&keys.0.records, &connection.cluster);
-    let hsm = connection.members()[index].node.hsm();
+    let hsm = member.node.hsm();
     let began = clock::now();
     let keks: HashSet<Vec<u8>> = records.kek_ids(cluster).await?.into_iter().collect();
     let mut inventory = Inventory::default();
     let mut again = LOOKED_FOR_AGAIN;
-    let mut listing = connection.list_objects(index).await;
+    let mut listing = connection.list_objects(member).await;
     while let Some(page) = listing.next_page().await.map_err(Error::Unlisted)? {
         let ids: Vec<CkaId> = page.iter().filter_map(|object| cka_id(&object.cka_id)).collect();
         let known = records.known_keys(cluster, &ids).await?;
@@ -83,7 +83,7 @@ pub(super) async fn take(
         let found: Vec<Oddity> = page.into_iter().filter_map(|object| oddity(object, &known, &keks)).collect();
         let mut odd = Vec::new();
         for oddity in found {
-            if !is_gone(connection, index, &oddity, &mut again).await {
+            if !is_gone(connection, member, &oddity, &mut again).await {
                 odd.push(oddity);
             }
         }
@@ -93,7 +93,7 @@ pub(super) async fn take(
     // Only now: another listing of this node must not lose what it has noted.
     drop(listing);
     inventory.shown.sort_unstable();
-    let hidden = doubt_what_is_not_shown(keys, connection, index, &inventory, (began, unshown)).await?;
+    let hidden = doubt_what_is_not_shown(keys, connection, member, &inventory, (began, unshown)).await?;
     if hidden > 0 {
         tracing::warn!(%hsm, keys = hidden, "the token does not show keys that were there; they are looked for");
     }
@@ -119,13 +119,13 @@ fn oddity(object: Object, known: &HashSet<CkaId>, keks: &HashSet<Vec<u8>>) -> Op
 }
 
 /// Whether a stranger that looks like a key of ours was one that was just being given up.
-async fn is_gone(connection: &Connection, index: usize, oddity: &Oddity, again: &mut usize) -> bool {
+async fn is_gone(connection: &Connection, member: &Member, oddity: &Oddity, again: &mut usize) -> bool {
     let Oddity::Orphan(object) = oddity else { return false };
     let Some(id) = cka_id(&object.cka_id).filter(|id| id.label() == object.label) else { return false };
     let Some(left) = again.checked_sub(1) else { return false };
     *again = left;
     let only_look = KeyInHsms { id, probe: Probe(Vec::new()) };
-    let found = connection.prove_key(index, &only_look, Instant::now() + LOOK).await;
+    let found = connection.prove_key(member, &only_look, Instant::now() + LOOK).await;
     matches!(found, Ok(Found::Missing))
 }
 
@@ -133,11 +133,11 @@ async fn is_gone(connection: &Connection, index: usize, oddity: &Oddity, again: 
 async fn doubt_what_is_not_shown(
     keys: &Keys,
     connection: &Connection,
-    index: usize,
+    member: &Member,
     inventory: &Inventory,
     (began, unshown): (SystemTime, Unshown),
 ) -> Result<usize, Unavailable> {
-    let (records, member) = (&keys.0.records, &connection.members()[index]);
+    let records = &keys.0.records;
     let hsm = member.node.hsm();
     let (mut after, mut doubted) = (None, 0);
     loop {

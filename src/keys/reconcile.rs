@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::clock;
-use crate::cluster::{Connection, Failure, Member};
+use crate::cluster::{Connection, Failure, Member, Members};
 use crate::model::{CkaId, KeyState, KeyVersion, with_causes};
 use crate::records::{NewProof, Proof, ProvableKey, Unavailable};
 
@@ -59,14 +59,35 @@ enum NotLevel {
 /// Follows each Connection that is opened, until it is closed.
 pub async fn run(keys: Keys, mut opened: mpsc::Receiver<Arc<Connection>>) {
     while let Some(connection) = opened.recv().await {
-        for index in 0..connection.members().len() {
-            let (keys, connection) = (keys.clone(), connection.clone());
+        let keys = keys.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = keep_all_level(&keys, &connection) => {}
+                () = connection.closed() => {}
+            }
+        });
+    }
+}
+
+/// Each member in a task of its own, from when it has joined until it has left.
+async fn keep_all_level(keys: &Keys, connection: &Arc<Connection>) {
+    let mut membership = connection.membership();
+    let mut before = Members::default();
+    loop {
+        let members = membership.borrow_and_update().clone();
+        for member in members.iter().filter(|member| !before.iter().any(|before| Arc::ptr_eq(before, member))) {
+            let (keys, connection, member) = (keys.clone(), connection.clone(), member.clone());
             tokio::spawn(async move {
                 tokio::select! {
-                    () = keep_level(&keys, &connection, index) => {}
+                    () = keep_level(&keys, &connection, &member) => {}
+                    () = connection.parted(&member) => {}
                     () = connection.closed() => {}
                 }
             });
+        }
+        before = members;
+        if membership.changed().await.is_err() {
+            return;
         }
     }
 }
@@ -95,24 +116,24 @@ impl Standing {
     }
 }
 
-async fn keep_level(keys: &Keys, connection: &Connection, index: usize) {
+async fn keep_level(keys: &Keys, connection: &Connection, member: &Member) {
     let mut changes = connection.changes();
     let mut standing = Standing::default();
     let mut pause = AGAIN;
     loop {
         changes.borrow_and_update();
         let unsettled = keys.0.unsettled.notified();
-        let proof = connection.members()[index].proof();
+        let proof = member.proof();
         if let Some(proof) = proof {
             // What was level once may not be any more: a key was made since, and this node could not take it.
-            standing.level = bring_level(keys, connection, index, proof, &mut standing).await.then_some(proof);
+            standing.level = bring_level(keys, connection, member, proof, &mut standing).await.then_some(proof);
         }
         if standing.level.is_some() {
             pause = AGAIN;
         }
         let waits = if proof.is_some() && proof != standing.level { pause } else { Duration::MAX };
         tokio::select! {
-            () = something_to_do(connection, index, &mut changes, &standing) => pause = AGAIN,
+            () = something_to_do(member, &mut changes, &standing) => pause = AGAIN,
             () = unsettled => {}
             () = sleep(waits) => pause = (pause * 2).min(AGAIN_AT_LAST),
         }
@@ -120,17 +141,12 @@ async fn keep_level(keys: &Keys, connection: &Connection, index: usize) {
 }
 
 /// Resolves at a change that may matter here: this node was proved anew, or it is not level and another may now give what it lacks.
-async fn something_to_do(
-    connection: &Connection,
-    index: usize,
-    changes: &mut tokio::sync::watch::Receiver<u64>,
-    standing: &Standing,
-) {
+async fn something_to_do(member: &Member, changes: &mut tokio::sync::watch::Receiver<u64>, standing: &Standing) {
     loop {
         if changes.changed().await.is_err() {
             return std::future::pending().await;
         }
-        if connection.members()[index].proof().is_some_and(|proof| standing.level != Some(proof)) {
+        if member.proof().is_some_and(|proof| standing.level != Some(proof)) {
             return;
         }
     }
@@ -144,10 +160,15 @@ async fn sleep(pause: Duration) {
 }
 
 /// Whether the node is level now.
-async fn bring_level(keys: &Keys, connection: &Connection, index: usize, proof: u64, standing: &mut Standing) -> bool {
-    let member = &connection.members()[index];
+async fn bring_level(
+    keys: &Keys,
+    connection: &Connection,
+    member: &Member,
+    proof: u64,
+    standing: &mut Standing,
+) -> bool {
     let login = member.node.status().borrow().login;
-    match try_level(keys, connection, index, proof, standing).await {
+    match try_level(keys, connection, member, proof, standing).await {
         // Doubted meanwhile: it is being proved again, and then levelled again.
         Ok(()) if member.is_doubted() || member.proof() != Some(proof) => false,
         Ok(()) => {
@@ -166,28 +187,28 @@ async fn bring_level(keys: &Keys, connection: &Connection, index: usize, proof: 
 async fn try_level(
     keys: &Keys,
     connection: &Connection,
-    index: usize,
+    member: &Member,
     proof: u64,
     standing: &mut Standing,
 ) -> Result<(), NotLevel> {
-    settle(keys, connection, index).await?;
-    let login = connection.members()[index].node.status().borrow().login;
+    settle(keys, connection, member).await?;
+    let login = member.node.status().borrow().login;
     let due = standing.list_is_due(proof, login);
     // Before anything is copied: its worker then knows where everything is, and copying needs no searches.
-    let taken = if due { inventory::take(keys, connection, index, Unshown::Avoid).await.map(Some) } else { Ok(None) };
+    let taken = if due { inventory::take(keys, connection, member, Unshown::Avoid).await.map(Some) } else { Ok(None) };
     if due && taken.is_ok() {
         standing.listed = Some(Listed { proof, login, at: Instant::now() });
     }
     let inventory = taken.as_ref().ok().and_then(Option::as_ref);
-    let copied = Levelling::new(keys, connection, index).run(inventory).await;
+    let copied = Levelling::new(keys, connection, member).run(inventory).await;
     // A token that cannot be listed takes its keys all the same; but it is not level.
     taken?;
     copied
 }
 
 /// Destroys what this node holds of keys that were never acknowledged. Its former worker is gone, so nothing more can come of them.
-async fn settle(keys: &Keys, connection: &Connection, index: usize) -> Result<(), NotLevel> {
-    let hsm = connection.members()[index].node.hsm();
+async fn settle(keys: &Keys, connection: &Connection, member: &Member) -> Result<(), NotLevel> {
+    let hsm = member.node.hsm();
     for record in keys.0.records.creating_keys(&connection.cluster).await? {
         let version = KeyVersion::FIRST;
         let here = record.versions.iter().any(|version| version.on.iter().any(|on| on.hsm == *hsm));
@@ -201,7 +222,7 @@ async fn settle(keys: &Keys, connection: &Connection, index: usize) -> Result<()
             continue;
         }
         let cka = CkaId::of(record.id, version);
-        connection.destroy_key(index, cka, Instant::now() + STEP).await.map_err(NotLevel::Unsettled)?;
+        connection.destroy_key(member, cka, Instant::now() + STEP).await.map_err(NotLevel::Unsettled)?;
         let left = keys.0.records.clear_creating(record.id, hsm).await?;
         tracing::info!(key = %record.id, %hsm, nodes_left = left.hsms, "settled a key that was never acknowledged");
     }
@@ -212,7 +233,6 @@ async fn settle(keys: &Keys, connection: &Connection, index: usize) -> Result<()
 struct Levelling<'a> {
     keys: &'a Keys,
     connection: &'a Connection,
-    index: usize,
     member: &'a Member,
     /// Not here, or not this key: nobody asks for them here.
     lacking: HashSet<CkaId>,
@@ -224,10 +244,9 @@ struct Levelling<'a> {
 }
 
 impl<'a> Levelling<'a> {
-    fn new(keys: &'a Keys, connection: &'a Connection, index: usize) -> Self {
-        let member = &connection.members()[index];
+    fn new(keys: &'a Keys, connection: &'a Connection, member: &'a Member) -> Self {
         let (total, told) = (member.keys_missing(), Instant::now());
-        Self { keys, connection, index, member, lacking: HashSet::new(), failed: 0, done: 0, total, told }
+        Self { keys, connection, member, lacking: HashSet::new(), failed: 0, done: 0, total, told }
     }
 
     async fn run(mut self, inventory: Option<&Inventory>) -> Result<(), NotLevel> {
@@ -247,10 +266,10 @@ impl<'a> Levelling<'a> {
     async fn give_page(&mut self, page: &[ProvableKey], inventory: Option<&Inventory>) -> Result<(), Unavailable> {
         // Their makers are still copying these, and say so when they leave anything undone.
         let being_made = self.keys.lock_creating().clone();
-        let (connection, index) = (self.connection, self.index);
+        let (connection, member) = (self.connection, self.member);
         let mut errands = Vec::new();
         for key in page.iter().filter(|key| !being_made.contains(&key.key)) {
-            errands.push(async move { (key, give(connection, index, key, inventory).await) });
+            errands.push(async move { (key, give(connection, member, key, inventory).await) });
         }
         let mut given = stream::iter(errands).buffer_unordered(IN_FLIGHT);
         let mut learnt = Vec::new();
@@ -305,17 +324,17 @@ impl<'a> Levelling<'a> {
 /// Looks for the key, unless the token's listing has just not shown it, and copies it from a sibling.
 async fn give(
     connection: &Connection,
-    index: usize,
+    member: &Member,
     key: &ProvableKey,
     inventory: Option<&Inventory>,
 ) -> Option<Proof> {
     let errand = Errand::from(key);
     let hidden = inventory.is_some_and(|inventory| !inventory.shows(&errand.key.id));
     if !hidden {
-        match errand.look(connection, index).await? {
+        match errand.look(connection, member).await? {
             Proof::Missing => {}
             known @ (Proof::Used | Proof::Different | Proof::Unknown) => return Some(known),
         }
     }
-    errand.copy(connection, index).await.or(Some(Proof::Missing))
+    errand.copy(connection, member).await.or(Some(Proof::Missing))
 }

@@ -159,19 +159,19 @@ impl Work {
     /// Lists the tokens: their workers know afterwards where each key is. A node that cannot be listed is looked at key by key all the same.
     async fn take_inventories(&mut self) -> Result<Vec<HsmId>, Error> {
         let connection = self.connection.clone();
-        let proved = (0..connection.members().len()).filter(|index| connection.members()[*index].is_proved());
+        let members = connection.members();
         let mut taking = Vec::new();
         let unshown = match self.repair {
             Repair::Copy => Unshown::Avoid,
             Repair::Tell => Unshown::AskOn,
         };
-        for index in proved {
+        for member in members.iter().filter(|member| member.is_proved()) {
             let (keys, connection) = (&self.keys, &connection);
-            taking.push(async move { (index, inventory::take(keys, connection, index, unshown).await) });
+            taking.push(async move { (member, inventory::take(keys, connection, member, unshown).await) });
         }
         let mut listed = Vec::new();
-        for (index, taken) in future::join_all(taking).await {
-            let hsm = connection.members()[index].node.hsm();
+        for (member, taken) in future::join_all(taking).await {
+            let hsm = member.node.hsm();
             match taken {
                 Ok(_) => listed.push(hsm.clone()),
                 Err(inventory::Error::Records(error)) => return Err(error.into()),
@@ -266,18 +266,18 @@ async fn compare(keys: &Keys, connection: &Connection, key: &ProvableKey, repair
         return Err(Error::Hsm(Failure::NoNode));
     }
     let errand = Errand::from(key);
-    let looking: Vec<_> = (0..connection.members().len()).map(|index| look(connection, index, &errand)).collect();
+    let members = connection.members();
+    let looking: Vec<_> = members.iter().map(|member| look(connection, member, &errand)).collect();
     let looks = future::join_all(looking).await;
-    for (member, look) in connection.members().iter().zip(&looks) {
+    for (member, look) in members.iter().zip(&looks) {
         heed(member, &errand.key.id, *look, repair);
     }
     let held = looks.contains(&Look::Found(Proof::Used));
     let mut round = Round::default();
-    for (index, look) in looks.into_iter().enumerate() {
-        let member = &connection.members()[index];
+    for (member, look) in members.iter().zip(looks) {
         let after = match (look, repair) {
             (Look::Found(Proof::Missing), Repair::Copy) => {
-                errand.copy(connection, index).await.map_or(look, Look::Found)
+                errand.copy(connection, member).await.map_or(look, Look::Found)
             }
             (look, Repair::Copy | Repair::Tell) => look,
         };
@@ -291,11 +291,11 @@ async fn compare(keys: &Keys, connection: &Connection, key: &ProvableKey, repair
     Ok(round)
 }
 
-async fn look(connection: &Connection, index: usize, errand: &Errand) -> Look {
-    if !connection.members()[index].is_proved() {
+async fn look(connection: &Connection, member: &Member, errand: &Errand) -> Look {
+    if !member.is_proved() {
         return Look::Away;
     }
-    errand.look(connection, index).await.map_or(Look::Silent, Look::Found)
+    errand.look(connection, member).await.map_or(Look::Silent, Look::Found)
 }
 
 /// Whom to ask for the key from now on. What is told only, and copied by nobody, is still asked for: the node that is

@@ -54,7 +54,7 @@ pub struct Progress {
 
 /// How far each node has come.
 pub(super) fn progress(connection: &Connection) -> Vec<Progress> {
-    connection.members().iter().map(progress_of).collect()
+    connection.members().iter().map(|member| progress_of(member)).collect()
 }
 
 fn progress_of(member: &Member) -> Progress {
@@ -132,15 +132,16 @@ async fn attempt(stores: &KeyStores, store: &Arc<Store>) -> Result<(), Connectio
         };
         fault(code, error.to_string(), None)
     })?;
-    for index in 0..connection.members().len() {
-        connection.bring_up(index);
+    // Nobody joins or leaves before the attempt has ended.
+    let members = connection.members();
+    for member in members.iter() {
+        connection.bring_up(member);
     }
     let left = || stores.0.settings.connect_timeout.saturating_sub(began.elapsed());
-    let members: Vec<_> = connection.members().iter().collect();
     if !come_up(&connection, &members, left(), is_out).await {
         return Err(why_nobody(&connection));
     }
-    let proved: Vec<_> = members.into_iter().filter(|member| member.is_proved()).collect();
+    let proved: Vec<_> = members.iter().filter(|member| member.is_proved()).cloned().collect();
     // It must not cost the store what the first node has proved.
     match rotate::rotate(stores, store, &connection, left() / 2).await {
         Rotated::No => {}
@@ -155,7 +156,12 @@ async fn attempt(stores: &KeyStores, store: &Arc<Store>) -> Result<(), Connectio
 
 /// Waits until one node is proved, and a while for the others among `members`; or until nothing is to be hoped of any of
 /// these. Whether one is proved.
-async fn come_up(connection: &Connection, members: &[&Member], left: Duration, is_lost: fn(&Member) -> bool) -> bool {
+async fn come_up(
+    connection: &Connection,
+    members: &[Arc<Member>],
+    left: Duration,
+    is_lost: fn(&Member) -> bool,
+) -> bool {
     let nobody = || members.iter().all(|member| is_lost(member) || member.stuck().is_some());
     until(connection, || any_proved(connection) || nobody() || refused(connection)).await;
     let all_decided = || members.iter().all(|member| member.is_proved() || is_lost(member));
@@ -167,7 +173,7 @@ async fn come_up(connection: &Connection, members: &[&Member], left: Duration, i
 }
 
 fn any_proved(connection: &Connection) -> bool {
-    connection.members().iter().any(Member::is_proved)
+    connection.members().iter().any(|member| member.is_proved())
 }
 
 /// One node refused the password, and none was found to accept it: the others are not asked, but for one that an operator
@@ -175,8 +181,8 @@ fn any_proved(connection: &Connection) -> bool {
 fn refused(connection: &Connection) -> bool {
     let may_yet_be_asked = |member: &Member| connection.has_granted_login(member.node.hsm()) && !is_out(member);
     connection.is_refused()
-        && refusals(connection).any(|(_, refusal, _)| is_verdict(refusal))
-        && !connection.members().iter().any(may_yet_be_asked)
+        && refusals(connection).iter().any(|(_, refusal, _)| is_verdict(*refusal))
+        && !connection.members().iter().any(|member| may_yet_be_asked(member))
 }
 
 /// The token looked at the password.
@@ -189,22 +195,24 @@ fn is_verdict(refusal: LoginRefusal) -> bool {
     }
 }
 
-fn refusals(connection: &Connection) -> impl Iterator<Item = (&HsmId, LoginRefusal, String)> {
-    connection.members().iter().filter_map(|member| {
+fn refusals(connection: &Connection) -> Vec<(HsmId, LoginRefusal, String)> {
+    let refusal = |member: &Arc<Member>| {
         let status = member.node.status().borrow().clone();
-        Some((member.node.hsm(), status.login_refusal?, status.reason))
-    })
+        Some((member.node.hsm().clone(), status.login_refusal?, status.reason))
+    };
+    connection.members().iter().filter_map(refusal).collect()
 }
 
 /// What keeps the nodes that are logged in from being proved; or the refusal that says most; or that nobody was asked,
 /// since a token is another than before, or none could be reached.
 fn why_nobody(connection: &Connection) -> ConnectionFault {
-    let stuck = connection.members().iter().filter_map(|member| Some((member.stuck()?, member.node.hsm())));
+    let members = connection.members();
+    let stuck = members.iter().filter_map(|member| Some((member.stuck()?, member.node.hsm())));
     if let Some((_, hsm)) = stuck.min() {
         let message = format!("no HSM can be proved to hold the cluster's keys: {}", reasons(connection));
         return fault(ConnectionErrorCode::InternalError, message, Some(hsm.clone()));
     }
-    let most_telling = refusals(connection).min_by_key(|(_, refusal, _)| match refusal {
+    let most_telling = refusals(connection).into_iter().min_by_key(|(_, refusal, _)| match refusal {
         LoginRefusal::Incorrect => 0,
         LoginRefusal::Locked => 1,
         LoginRefusal::NoUser => 2,
@@ -213,10 +221,10 @@ fn why_nobody(connection: &Connection) -> ConnectionFault {
         LoginRefusal::NotTried => 5,
     });
     if let Some((hsm, refusal, reason)) = most_telling {
-        return fault(code(refusal), reason, Some(hsm.clone()));
+        return fault(code(refusal), reason, Some(hsm));
     }
-    let other_token = |member: &&Member| member.node.status().borrow().health == Health::WrongIdentity;
-    let other_token = connection.members().iter().find(other_token).map(|member| member.node.hsm().clone());
+    let other_token = |member: &&Arc<Member>| member.node.status().borrow().health == Health::WrongIdentity;
+    let other_token = members.iter().find(other_token).map(|member| member.node.hsm().clone());
     // Something is there and answers: its host and its network are not to blame.
     let code = match other_token {
         Some(_) => ConnectionErrorCode::InternalError,
@@ -249,7 +257,7 @@ fn is_lost(member: &Member) -> bool {
 }
 
 /// Waits until the condition holds, looking again whenever a node changes.
-async fn until(connection: &Connection, condition: impl Fn() -> bool) {
+pub(super) async fn until(connection: &Connection, condition: impl Fn() -> bool) {
     let mut changes = connection.changes();
     let mut statuses: Vec<_> = connection.members().iter().map(|member| member.node.status()).collect();
     while !condition() {

@@ -39,10 +39,8 @@ impl KeyStores {
             this.0.records.drain_hsm(&cluster, &hsm, &note, clock::now()).await?;
             this.write_drained().insert((cluster.clone(), hsm.clone()), note.clone());
             this.0.listed.send_modify(|count| *count += 1);
-            if let Some(connection) = this.connection_on(&cluster)
-                && let Some(member) = connection.member(&hsm)
-            {
-                member.node.drain(note, limit);
+            for member in this.members_on(&cluster, &hsm) {
+                member.node.drain(note.clone(), limit);
             }
             Ok(())
         })
@@ -67,7 +65,7 @@ impl KeyStores {
         let records = &self.0.records;
         let connection = self.connection_on(cluster);
         let member = connection.as_ref().and_then(|connection| connection.member(hsm));
-        if self.has_another_token(cluster, hsm, member).await? {
+        if self.has_another_token(cluster, hsm, member.as_deref()).await? {
             // The operator has seen which token is there now, and means that one.
             records.forget_token_serial(cluster, hsm).await?;
         }
@@ -83,7 +81,7 @@ impl KeyStores {
                 self.passwords(&store.record()).await?.allow_one_login(hsm).await?;
             }
         }
-        if let Some(member) = member {
+        for member in self.members_on(cluster, hsm) {
             member.node.resume();
         }
         Ok(())
@@ -125,8 +123,8 @@ impl KeyStores {
     }
 
     fn known(&self, cluster: &ClusterId, hsm: &HsmId) -> Result<(), Error> {
-        // One that is not declared any more serves until its key store is disconnected.
-        if self.connection_on(cluster).is_some_and(|connection| connection.member(hsm).is_some()) {
+        // One that is not declared any more serves until it is drained, and with its whole cluster until that is disconnected.
+        if !self.members_on(cluster, hsm).is_empty() {
             return Ok(());
         }
         let settings = self.0.clusters.get(cluster).ok_or_else(|| Error::ClusterNotFound(cluster.clone()))?;

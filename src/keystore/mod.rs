@@ -10,6 +10,7 @@ mod connect;
 mod create;
 mod error;
 mod facts;
+mod follow;
 mod kmsuser;
 pub mod lifecycle;
 mod lookout;
@@ -42,6 +43,7 @@ pub use check::CheckInput;
 pub use connect::{ConnectPhase, Progress};
 pub use create::NewKeyStore;
 pub use error::Error;
+pub use follow::Owner;
 pub use kmsuser::KmsuserInUse;
 pub use maintenance::Logins;
 pub use open::worker_spec;
@@ -76,11 +78,13 @@ struct Inner {
     stores: RwLock<BTreeMap<KeyStoreId, Arc<Store>>>,
     /// New Connections, for whoever keeps their keys level with the records.
     opened: mpsc::Sender<Arc<Connection>>,
+    /// Those that are open or being closed, whoever has them.
+    connections: watch::Sender<Vec<Arc<Connection>>>,
     /// Counts stores made, deleted, and moved to another cluster.
     listed: watch::Sender<u64>,
     /// HSMs that an operator drained, with the notes.
     drained: RwLock<BTreeMap<(ClusterId, HsmId), String>>,
-    /// Held while an HSM is drained or resumed, and while a Connection is made: neither misses the other.
+    /// Held while an HSM is drained or resumed, and while a Connection is made or a node joins one: neither misses the other.
     maintenance: tokio::sync::Mutex<()>,
     /// HSMs that nobody is logged in to, and whether they can be reached.
     reach: watch::Sender<BTreeMap<(ClusterId, HsmId), Reach>>,
@@ -113,6 +117,7 @@ impl KeyStores {
             host,
             stores: RwLock::new(stores),
             opened,
+            connections: watch::Sender::default(),
             listed,
             drained: RwLock::new(drained),
             maintenance: tokio::sync::Mutex::default(),

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use crate::cluster::{self, Connection};
 use crate::host::{Location, WorkerSpec};
 use crate::model::{ClusterId, ConnectionState, HsmId, Username};
-use crate::node::{Common, Node, Passwords, Sharing};
+use crate::node::{Passwords, Sharing};
 use crate::records::{KeyStoreRecord, PasswordOwner, Unavailable};
 
-use super::{KeyStores, Store, rotate};
+use super::{KeyStores, Owner, Store, rotate};
 
-/// Why a store got no Connection.
+/// Why there is no Connection.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum NotOpened {
+pub enum NotOpened {
     #[error("cluster {0} is not declared")]
     Undeclared(ClusterId),
     #[error("the key store's password is not in the records; tell it kmsuser's present password")]
@@ -38,8 +38,8 @@ impl KeyStores {
                 return Ok(());
             }
         };
-        for index in 0..connection.members().len() {
-            connection.bring_up(index);
+        for member in connection.members().iter() {
+            connection.bring_up(member);
         }
         Ok(())
     }
@@ -48,29 +48,14 @@ impl KeyStores {
     pub(super) async fn open(&self, store: &Arc<Store>) -> Result<Arc<Connection>, NotOpened> {
         let record = store.record();
         let user = Username::kmsuser();
-        let Some(cluster) = self.0.clusters.get(&record.cluster) else {
+        if self.0.clusters.get(&record.cluster).is_none() {
             return Err(NotOpened::Undeclared(record.cluster));
-        };
+        }
         if self.0.records.password(&record.cluster, &user, record.password_version).await?.is_none() {
             return Err(NotOpened::NoPassword);
         }
         let passwords = self.passwords(&record).await?;
-        let _maintenance = self.0.maintenance.lock().await;
-        let mut nodes = Vec::new();
-        for (hsm, settings) in cluster.active_nodes() {
-            let drained = self.drained(&record.cluster, hsm);
-            let mut spec = worker_spec(&record.cluster, hsm, settings, &user);
-            // What the store was made with, whatever is declared by now.
-            if let Location::There(node) = &mut spec.location {
-                node.trust_anchor = record.trust_anchor.clone();
-            }
-            let node = Node::new(spec, settings.zone.clone(), settings.queue_limit, drained);
-            let password = passwords.on(hsm).await?;
-            node.has_password(password.candidate.is_none().then_some(password.confirmed));
-            nodes.push(node);
-        }
-        let common = Common::new(self.0.host.clone(), self.0.records.clone(), passwords);
-        let connection = Connection::new(record.cluster.clone(), nodes, common, self.0.settings.zone.clone());
+        let connection = self.make_connection(&record.cluster, passwords, KeyStoreNodes(store.clone())).await?;
         store.connection.send_replace(Some(connection.clone()));
         self.0.runtime.spawn(rotate::follow(self.clone(), store.clone(), connection.clone()));
         if self.0.opened.send(connection.clone()).await.is_err() {
@@ -93,6 +78,26 @@ impl KeyStores {
             Some(cluster::Strategy::None | cluster::Strategy::SetPin) | None => Sharing::EachItsOwn,
         };
         Passwords::of(self.0.records.clone(), owner, nodes, sharing).await
+    }
+}
+
+/// The nodes of a key store's Connection.
+struct KeyStoreNodes(Arc<Store>);
+
+impl Owner for KeyStoreNodes {
+    fn worker_spec(&self, cluster: &ClusterId, hsm: &HsmId, settings: &cluster::NodeSettings) -> WorkerSpec {
+        let mut spec = worker_spec(cluster, hsm, settings, &Username::kmsuser());
+        // What the store was made with, whatever is declared by now.
+        if let Location::There(node) = &mut spec.location {
+            node.trust_anchor = self.0.record.borrow().trust_anchor.clone();
+        }
+        spec
+    }
+
+    /// An attempt to connect counts on its nodes, and may be changing their passwords.
+    async fn may_exchange(&self) {
+        let mut changes = self.0.record_changes();
+        let _ = changes.wait_for(|record| record.state == ConnectionState::Connected).await;
     }
 }
 

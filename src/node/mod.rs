@@ -159,6 +159,14 @@ impl CallError {
     }
 }
 
+/// What a node is made of. What is declared otherwise needs another node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blueprint {
+    pub spec: WorkerSpec,
+    pub zone: Zone,
+    pub queue_limit: NonZeroU32,
+}
+
 /// One HSM node of a Connection.
 #[derive(Debug)]
 pub struct Node {
@@ -172,7 +180,7 @@ pub struct Node {
 
 impl Node {
     /// A node at rest. `drained` is the operator's note on one that is out of use.
-    pub fn new(spec: WorkerSpec, zone: Zone, queue_limit: NonZeroU32, drained: Option<String>) -> Arc<Self> {
+    pub fn new(Blueprint { spec, zone, queue_limit }: Blueprint, drained: Option<String>) -> Arc<Self> {
         let status = Status {
             health: Health::NotProbed,
             reason: "not connected yet".to_owned(),
@@ -198,6 +206,11 @@ impl Node {
 
     pub fn hsm(&self) -> &HsmId {
         &self.spec.hsm
+    }
+
+    /// Whether another one of this blueprint would be the same.
+    pub fn is_of(&self, Blueprint { spec, zone, queue_limit }: &Blueprint) -> bool {
+        self.spec == *spec && self.zone == *zone && self.queue_limit == *queue_limit
     }
 
     pub fn status(&self) -> watch::Receiver<Status> {
@@ -250,6 +263,15 @@ impl Node {
     /// Takes the node out of use until it is resumed; running calls get `limit`.
     pub fn drain(&self, note: String, limit: Duration) {
         self.orders.send_modify(|orders| orders.drained = Some(Drained { note, limit }));
+    }
+
+    /// As [`Node::drain`], until the worker that served is gone.
+    pub async fn drain_out(&self, note: &str, limit: Duration) {
+        let link = self.link();
+        self.drain(note.to_owned(), limit);
+        if let Some(link) = link {
+            link.ended().await;
+        }
     }
 
     /// Back into use, whatever it waited for the operator for.

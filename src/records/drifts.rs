@@ -12,7 +12,7 @@ use sqlx::sqlite::SqliteRow;
 
 use crate::model::{CkaId, ClusterId, HsmId, KeyId, KeyVersion};
 
-use super::row::{key_id, millis, named, number, parsed, time};
+use super::row::{json, key_id, millis, named, number, parsed, time};
 use super::{Proof, Records, Unavailable};
 
 /// An object as its token names it.
@@ -172,11 +172,6 @@ impl Records {
         let page = sqlx::query(ODD).bind(cluster.as_str()).bind(found).bind(seq).bind(json(hsms)).bind(limit);
         page.fetch_all(&self.0.read).await?.iter().map(odd).collect()
     }
-}
-
-/// Their alphabet needs no escapes.
-fn json(hsms: &[HsmId]) -> String {
-    format!("[{}]", hsms.iter().map(|hsm| format!("\"{hsm}\"")).collect::<Vec<_>>().join(","))
 }
 
 fn columns(oddity: &Oddity) -> (&'static str, &ObjectName, &str) {

@@ -8,7 +8,7 @@ use sqlx::sqlite::SqliteRow;
 
 use crate::model::{CkaId, ClusterId, HsmId, KeyId, KeySpec, KeyVersion, Probe};
 
-use super::row::{key_id, millis, named, number};
+use super::row::{json, key_id, millis, named, number};
 use super::{Records, Unavailable};
 
 /// A key version with what it takes to prove or copy it.
@@ -39,6 +39,12 @@ pub(super) const PROVEN: &str = "SELECT p.key_id, p.version FROM keys k JOIN pre
      WHERE k.cluster_id = ? AND k.state <> 'CREATING' AND k.id >= ? AND (k.id > ? OR p.version > ?)
        AND p.cluster_id = k.cluster_id AND p.hsm_id = ? AND p.proof = 'USED' AND p.time < ?
      ORDER BY k.id, p.version LIMIT ?";
+
+pub(super) const ONLY_ON: &str = "SELECT count(*) FROM keys k JOIN presences p ON p.key_id = k.id
+     WHERE k.cluster_id = ? AND k.state <> 'CREATING' AND p.cluster_id = k.cluster_id AND p.hsm_id = ? AND p.proof = 'USED'
+       AND NOT EXISTS (SELECT 1 FROM presences o
+         WHERE o.key_id = p.key_id AND o.version = p.version AND o.cluster_id = p.cluster_id AND o.proof = 'USED'
+           AND o.hsm_id IN (SELECT value FROM json_each(?)))";
 
 pub(super) const KNOWN: &str = "SELECT v.key_id, v.version FROM json_each(?) page
      CROSS JOIN keys k ON k.id = unhex(page.value) CROSS JOIN key_versions v ON v.key_id = k.id
@@ -80,6 +86,22 @@ impl Records {
         .bind(cluster.as_str())
         .fetch_one(&self.0.read)
         .await?;
+        Ok(u32::try_from(count).unwrap_or(u32::MAX))
+    }
+
+    /// How many acknowledged versions were proven on this node and on none of `others`.
+    pub async fn count_keys_only_on(
+        &self,
+        cluster: &ClusterId,
+        hsm: &HsmId,
+        others: &[HsmId],
+    ) -> Result<u32, Unavailable> {
+        let count: i64 = sqlx::query_scalar(ONLY_ON)
+            .bind(cluster.as_str())
+            .bind(hsm.as_str())
+            .bind(json(others))
+            .fetch_one(&self.0.read)
+            .await?;
         Ok(u32::try_from(count).unwrap_or(u32::MAX))
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
-use crate::model::KeyId;
+use crate::model::{HsmId, KeyId};
 
 use super::Unavailable;
 
@@ -48,4 +48,9 @@ pub(super) fn key_id(row: &SqliteRow, column: &'static str) -> Result<KeyId, Una
 pub(super) fn number(row: &SqliteRow, column: &'static str) -> Result<u32, Unavailable> {
     let number: i64 = row.try_get(column)?;
     u32::try_from(number).map_err(|_| Unavailable::row(column))
+}
+
+/// For `json_each`. The alphabet of ids needs no escapes.
+pub(super) fn json(hsms: &[HsmId]) -> String {
+    format!("[{}]", hsms.iter().map(|hsm| format!("\"{hsm}\"")).collect::<Vec<_>>().join(","))
 }

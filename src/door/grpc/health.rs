@@ -12,7 +12,6 @@ use tokio::sync::watch;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use crate::cluster::Member;
 use crate::keystore::lifecycle::Event;
 use crate::keystore::{KeyStores, Store};
 use crate::model::KeyStoreId;
@@ -79,7 +78,7 @@ async fn report_stores(
 
 fn status(store: &Store) -> ServingStatus {
     match store.connection_for(Event::Use) {
-        Ok(Some(connection)) if connection.members().iter().any(Member::is_proved) => ServingStatus::Serving,
+        Ok(Some(connection)) if connection.members().iter().any(|member| member.is_proved()) => ServingStatus::Serving,
         Ok(_) | Err(_) => ServingStatus::NotServing,
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::FutureExt;
+use futures_util::future::select_all;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::codegen::BoxStream;
@@ -204,13 +205,15 @@ pub(super) fn next_move(connection: Option<&Connection>) -> impl Future<Output =
         let Some((mut statuses, mut changes)) = watched else {
             return std::future::pending().await;
         };
-        if statuses.is_empty() {
-            // None of the cluster's HSMs was ACTIVE when it was made.
-            return std::future::pending().await;
-        }
-        let any = futures_util::future::select_all(statuses.iter_mut().map(|status| Box::pin(status.changed())));
+        let any = async {
+            if statuses.is_empty() {
+                // None of the cluster's HSMs is declared ACTIVE.
+                std::future::pending::<()>().await;
+            }
+            let _ = select_all(statuses.iter_mut().map(|status| Box::pin(status.changed()))).await;
+        };
         tokio::select! {
-            _ = any => {}
+            () = any => {}
             _ = changes.changed() => {}
         }
     }

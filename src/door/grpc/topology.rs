@@ -1,7 +1,7 @@
 //! Clusters in messages: as they are declared, and how their HSMs do.
 
 use crate::cluster as clusters;
-use crate::cluster::{Connection, Member, Strategy};
+use crate::cluster::{Connection, Strategy};
 use crate::keystore::{KeyStores, prerequisites};
 use crate::model::{ClusterId, ClusterState, HsmId, HsmState};
 use crate::node::Health;
@@ -15,7 +15,8 @@ pub(super) fn cluster(key_stores: &KeyStores, id: &ClusterId, settings: &cluster
     let connection = store.as_ref().and_then(|store| store.nodes().borrow().clone());
     let certificate = settings.certificate.as_ref();
     // No more is known of a cluster that nobody has logged in to.
-    let proved = connection.as_ref().is_some_and(|connection| connection.members().iter().any(Member::is_proved));
+    let proved =
+        connection.as_ref().is_some_and(|connection| connection.members().iter().any(|member| member.is_proved()));
     let key_specs = if proved { vec![pb::KeySpec::SymmetricDefault.into()] } else { Vec::new() };
     pb::Cluster {
         cluster_id: id.to_string(),
@@ -57,7 +58,7 @@ pub(super) fn hsm(key_stores: &KeyStores, cluster: &ClusterId, hsm: &HsmId) -> O
     let declared = key_stores.declared().get(cluster);
     match declared.as_ref().and_then(|cluster| cluster.nodes.get(hsm)) {
         Some(settings) => Some(of_cluster(key_stores, cluster, hsm, settings, connection.as_deref())),
-        None => connection?.member(hsm).map(tell::hsm_left_over),
+        None => connection?.member(hsm).as_deref().map(tell::hsm_left_over),
     }
 }
 
@@ -70,14 +71,14 @@ fn of_cluster(
 ) -> pb::Hsm {
     let member = connection.and_then(|connection| connection.member(hsm));
     match (member, key_stores.drained(cluster, hsm)) {
-        (Some(member), _) => tell::hsm(hsm, settings, member),
+        (Some(member), _) => tell::hsm(hsm, settings, &member),
         (None, Some(note)) => tell::hsm_at_rest(hsm, settings, Health::Drained, note),
         (None, None) if settings.state != HsmState::Active => {
             let why = format!("it is {}, so that nobody looks at it", settings.state);
             tell::hsm_at_rest(hsm, settings, Health::NotProbed, why)
         }
         (None, None) if connection.is_some() => {
-            let why = "it takes part when the key store is next connected".to_owned();
+            let why = "it joins the key store's nodes once that is CONNECTED".to_owned();
             tell::hsm_at_rest(hsm, settings, Health::NotProbed, why)
         }
         (None, None) => tell::hsm_looked_at(hsm, settings, key_stores.reach(cluster, hsm)),

@@ -354,6 +354,6 @@ fn one_answers(cluster: &cluster::Settings, facts: &Facts) -> Finding {
 fn answering<'a>(cluster: &'a cluster::Settings, facts: &Facts) -> Option<Vec<&'a cluster::NodeSettings>> {
     facts.tied().filter(|tie| is_usable(tie))?;
     let serves = |hsm| facts.hsms.get(hsm) == Some(&HsmStanding::Answers);
-    // One that is no longer ACTIVE serves until the key store is next connected.
+    // One that is no longer ACTIVE serves until it was drained.
     Some(cluster.nodes.iter().filter(|(hsm, _)| serves(hsm)).map(|(_, node)| node).collect())
 }

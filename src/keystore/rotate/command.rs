@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::cluster::{Connection, Program};
+use crate::cluster::{Connection, Member, Program};
 use crate::host::{Host, OpeningError, PasswordChange, ProgramError, WorkerSpec};
 use crate::model::{HsmId, with_causes};
 use crate::node::{Credential, Passwords, heard_out};
@@ -16,7 +16,7 @@ use super::super::KeyStores;
 /// The one password that every node has, unless they differ or one is not settled: then no program can be told the old one.
 pub(super) async fn present(connection: &Connection) -> Result<Option<Credential>, Unavailable> {
     let mut present: Option<Credential> = None;
-    for member in connection.members() {
+    for member in connection.members().iter() {
         let why = match (connection.passwords().settled(member.node.hsm()).await?, &present) {
             (None, _) => "what came of an earlier rotation is not known there yet",
             (Some(here), Some(others)) if here.version != others.version => "it has another password than the others",
@@ -44,17 +44,18 @@ pub(super) async fn rotate(
     limit: Duration,
 ) -> Result<(), UnderWay> {
     let give_up = Instant::now() + limit;
-    let all = 0..connection.members().len();
-    let first = all.clone().find(|index| connection.members()[*index].is_proved());
-    for index in all.clone() {
-        connection.take_down(index).await;
+    // Nobody joins or leaves while the key store is CONNECTING.
+    let members = connection.members();
+    let first = members.iter().find(|member| member.is_proved());
+    for member in members.iter() {
+        member.take_down().await;
     }
     let run = Run {
         connection: connection.clone(),
         host: stores.0.host.clone(),
         records: stores.0.records.clone(),
         passwords: connection.passwords().clone(),
-        slots: connection.members().iter().map(|member| member.node.spec.clone()).collect(),
+        slots: members.iter().map(|member| member.node.spec.clone()).collect(),
         program: program.clone(),
         old,
         new: new.clone(),
@@ -68,7 +69,7 @@ pub(super) async fn rotate(
     };
     let outcome = heard_out(tokio::spawn(change)).await;
     let why = outcome.as_ref().err().map(|error| with_causes(error));
-    for member in connection.members() {
+    for member in members.iter() {
         member.node.has_password(None);
         if let Some(why) = &why {
             member.node.note_trouble(&format!("the password's rotation failed: {why}"));
@@ -84,22 +85,23 @@ pub(super) async fn rotate(
     }
     if let Some(first) = first {
         connection.bring_up(first);
-        let has = super::settled(connection, first).await;
+        let has = super::settled(first).await;
         if has.is_some_and(|version| version != new.version) {
             others_keep_theirs(connection, first, &new).await;
         }
     }
-    for index in all {
-        connection.bring_up(index);
+    for member in members.iter() {
+        connection.bring_up(member);
     }
     Ok(())
 }
 
 /// The first node was not changed, and so the others were not, most likely: each is asked for its old password first, and
 /// refuses one login only if it was changed after all.
-async fn others_keep_theirs(connection: &Connection, first: usize, new: &Credential) {
-    let others = connection.members().iter().enumerate().filter(|(index, _)| *index != first);
-    let others: Vec<_> = others.map(|(_, member)| member.node.hsm().clone()).collect();
+async fn others_keep_theirs(connection: &Connection, first: &Member, new: &Credential) {
+    let members = connection.members();
+    let others = members.iter().map(|member| member.node.hsm()).filter(|hsm| *hsm != first.node.hsm());
+    let others: Vec<_> = others.cloned().collect();
     if let Err(error) = connection.passwords().doubt(&others, new.version).await {
         tracing::error!(cluster = %connection.cluster, %error, "each HSM is asked for the new password first");
     }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock;
-use crate::cluster::{Connection, Rotation, Strategy};
+use crate::cluster::{Connection, Member, Rotation, Strategy};
 use crate::model::{PasswordVersion, Username, with_causes};
 use crate::node::{Credential, Health};
 use crate::records::{KeyStoreRecord, Unavailable};
@@ -83,7 +83,7 @@ pub(super) async fn rotate(
     let rotated = rotate_if_due(stores, &record, &rotation, connection, limit).await.unwrap_or_else(|error| {
         let why = with_causes(&error);
         tracing::error!(key_store = %record.id, why, "the password was not rotated");
-        for member in connection.members() {
+        for member in connection.members().iter() {
             member.node.note_trouble(&format!("the password was not rotated: {why}"));
         }
         Rotated::Perhaps
@@ -130,7 +130,8 @@ pub(super) async fn forget_unneeded(stores: &KeyStores, connection: &Connection)
 pub(super) async fn ended(stores: &KeyStores, connection: &Connection) {
     connection.passwords().changes_ended().await;
     // A worker that was cut off in the middle may be at it yet.
-    let unsettled = connection.members().iter().filter(|member| member.node.status().borrow().password.is_none());
+    let members = connection.members();
+    let unsettled = members.iter().filter(|member| member.node.status().borrow().password.is_none());
     let slots: Vec<_> = unsettled.map(|member| member.node.spec.clone()).collect();
     if let Err(error) = stores.0.host.vacate(&slots).await {
         tracing::error!(cluster = %connection.cluster, %error, "a worker that may be changing a password does not leave");
@@ -198,8 +199,8 @@ async fn new_password(
 }
 
 /// What a node has let a fresh worker in with; `None` when it has not in time, or lets nobody in.
-async fn settled(connection: &Connection, index: usize) -> Option<PasswordVersion> {
-    let mut status = connection.members()[index].node.status();
+async fn settled(member: &Member) -> Option<PasswordVersion> {
+    let mut status = member.node.status();
     let decided = status.wait_for(|status| {
         let stuck = matches!(status.health, Health::LoginRefused | Health::WrongIdentity | Health::Drained);
         status.password.is_some() || stuck

@@ -1,0 +1,247 @@
+//! Connections follow what is declared of their clusters, whoever changed that and however.
+//!
+//! ```text
+//!   ┌─▶ declared and not here: they join, at once
+//!   │        │
+//!   │        ▼
+//!   │   one that is declared otherwise, or no more ─none─▶ wait for an exchange
+//!   │        │ the others come level, if they may          (and before each step: for leave to take it)
+//!   │        ▼
+//!   └─── it is drained and leaves; declared otherwise, it joins anew
+//! ```
+//!
+//! What is declared is obeyed, also where nobody else has a key: that is said, and nothing more. A Connection whose cluster
+//! is not declared at all any more stays as it is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cluster::{self, Connection, Member, Members};
+use crate::host::WorkerSpec;
+use crate::model::{ClusterId, HsmId};
+use crate::node::{Blueprint, Common, Health, Node, Passwords};
+use crate::records::Unavailable;
+
+use super::open::NotOpened;
+use super::{DRAIN_TIMEOUT, KeyStores, connect};
+
+/// Before a node leaves, the others get this long to come level; and again, as long as they take keys in.
+const OTHERS: Duration = Duration::from_secs(60);
+/// Records that cannot be reached are asked again after this long.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Whose Connection it is, as far as its nodes go by that.
+pub trait Owner: Send + Sync + 'static {
+    /// What the workers of its crypto user need to know on a node.
+    fn worker_spec(&self, cluster: &ClusterId, hsm: &HsmId, settings: &cluster::NodeSettings) -> WorkerSpec;
+
+    /// Resolves when nodes may join and leave.
+    fn may_exchange(&self) -> impl Future<Output = ()> + Send;
+}
+
+/// Why a node is to leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outdated {
+    /// It is not declared any more, or not as ACTIVE.
+    Gone,
+    /// Another one is to take its place.
+    Changed,
+}
+
+impl Outdated {
+    const fn reason(self) -> &'static str {
+        match self {
+            Self::Gone => "it is not declared as an ACTIVE HSM of the cluster any more",
+            Self::Changed => "it is declared otherwise, and is logged in to anew",
+        }
+    }
+}
+
+impl KeyStores {
+    /// A Connection whose nodes are at rest, one for each HSM that is declared ACTIVE. Until it is closed it follows what is
+    /// declared.
+    pub async fn make_connection(
+        &self,
+        cluster: &ClusterId,
+        passwords: Passwords,
+        owner: impl Owner,
+    ) -> Result<Arc<Connection>, NotOpened> {
+        let _maintenance = self.0.maintenance.lock().await;
+        let settings = self.0.clusters.get(cluster).ok_or_else(|| NotOpened::Undeclared(cluster.clone()))?;
+        let mut nodes = Vec::new();
+        for blueprint in blueprints(cluster, &settings, &owner) {
+            nodes.push(self.node(blueprint, &passwords).await?);
+        }
+        let common = Common::new(self.0.host.clone(), self.0.records.clone(), passwords);
+        let connection = Connection::new(cluster.clone(), nodes, common, self.0.settings.zone.clone());
+        self.0.connections.send_modify(|connections| connections.push(connection.clone()));
+        let (this, followed) = (self.clone(), connection.clone());
+        self.0.runtime.spawn(async move { this.follow(followed, owner).await });
+        Ok(connection)
+    }
+
+    /// Resolves when nobody is logged in to the HSM through any Connection. For whoever has had it declared no more before: it
+    /// is drained then. One whose cluster is not declared at all stays until its key store is disconnected.
+    #[expect(dead_code, reason = "for RemoveHsm")]
+    pub async fn left(&self, cluster: &ClusterId, hsm: &HsmId) {
+        // Who made a Connection, or let a node join, by what was declared before has done so when this is had.
+        drop(self.0.maintenance.lock().await);
+        let mut connections = self.0.connections.subscribe();
+        loop {
+            let here =
+                |connection: &&Arc<Connection>| connection.cluster == *cluster && connection.member(hsm).is_some();
+            let Some(connection) = connections.borrow_and_update().iter().find(here).cloned() else { return };
+            tokio::select! {
+                () = connection.left(hsm) => {}
+                _ = connections.changed() => {}
+            }
+        }
+    }
+
+    /// The HSM's members of all Connections.
+    pub(super) fn members_on(&self, cluster: &ClusterId, hsm: &HsmId) -> Vec<Arc<Member>> {
+        let connections = self.0.connections.borrow();
+        let on_cluster = connections.iter().filter(|connection| connection.cluster == *cluster);
+        on_cluster.filter_map(|connection| connection.member(hsm)).collect()
+    }
+
+    /// For who holds the lock of maintenance.
+    async fn node(&self, blueprint: Blueprint, passwords: &Passwords) -> Result<Arc<Node>, Unavailable> {
+        let drained = self.drained(&blueprint.spec.cluster, &blueprint.spec.hsm);
+        let node = Node::new(blueprint, drained);
+        let password = passwords.on(node.hsm()).await?;
+        node.has_password(password.candidate.is_none().then_some(password.confirmed));
+        Ok(node)
+    }
+
+    async fn follow(&self, connection: Arc<Connection>, owner: impl Owner) {
+        tokio::select! {
+            () = self.keep_as_declared(&connection, &owner) => {}
+            () = connection.closed() => {}
+        }
+        connection.ended().await;
+        self.0.connections.send_modify(|connections| connections.retain(|other| !Arc::ptr_eq(other, &connection)));
+    }
+
+    async fn keep_as_declared(&self, connection: &Arc<Connection>, owner: &impl Owner) {
+        let mut exchanges = self.0.clusters.exchanges();
+        loop {
+            owner.may_exchange().await;
+            connection.passwords().changes_ended().await;
+            exchanges.borrow_and_update();
+            if let Err(error) = self.let_join(connection, owner).await {
+                tracing::error!(cluster = %connection.cluster, %error, "HSMs that are declared cannot join; trying again");
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            }
+            let Some((member, why)) = self.outdated(connection, owner) else {
+                if exchanges.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            };
+            tokio::select! {
+                () = others_come_level(connection, &member) => self.let_go(connection, &member, why).await,
+                // It may be to stay after all.
+                _ = exchanges.changed() => {}
+            }
+        }
+    }
+
+    /// HSMs that are declared and have no node in the Connection.
+    async fn let_join(&self, connection: &Arc<Connection>, owner: &impl Owner) -> Result<(), Unavailable> {
+        let _maintenance = self.0.maintenance.lock().await;
+        let Some(settings) = self.0.clusters.get(&connection.cluster) else { return Ok(()) };
+        for blueprint in blueprints(&connection.cluster, &settings, owner) {
+            if connection.member(&blueprint.spec.hsm).is_none() {
+                let node = self.node(blueprint, connection.passwords()).await?;
+                tracing::info!(cluster = %connection.cluster, hsm = %node.hsm(), "an HSM that is declared joins");
+                connection.join(node).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A node that is not what is declared, if there is one.
+    fn outdated(&self, connection: &Connection, owner: &impl Owner) -> Option<(Arc<Member>, Outdated)> {
+        let settings = self.0.clusters.get(&connection.cluster)?;
+        let declared: Vec<_> = blueprints(&connection.cluster, &settings, owner).collect();
+        let why = |member: &Member| match declared.iter().find(|blueprint| blueprint.spec.hsm == *member.node.hsm()) {
+            None => Some(Outdated::Gone),
+            Some(blueprint) if !member.node.is_of(blueprint) => Some(Outdated::Changed),
+            Some(_) => None,
+        };
+        connection.members().iter().find_map(|member| Some((member.clone(), why(member)?)))
+    }
+
+    async fn let_go(&self, connection: &Connection, member: &Arc<Member>, why: Outdated) {
+        let (cluster, hsm) = (&connection.cluster, member.node.hsm());
+        self.tell_what_goes(connection, member).await;
+        tracing::info!(%cluster, %hsm, why = why.reason(), "an HSM is drained");
+        connection.part_with(member, why.reason(), DRAIN_TIMEOUT).await;
+        tracing::info!(%cluster, %hsm, why = why.reason(), "an HSM has left");
+    }
+
+    /// Says loudly what nobody can use once the member is gone.
+    async fn tell_what_goes(&self, connection: &Connection, member: &Arc<Member>) {
+        let (cluster, hsm) = (&connection.cluster, member.node.hsm());
+        let members = others(connection, member);
+        let serving: Vec<_> =
+            members.iter().filter(|other| other.is_proved()).map(|other| other.node.hsm().clone()).collect();
+        if !member.is_proved() {
+            return;
+        }
+        match self.0.records.count_keys_only_on(cluster, hsm, &serving).await {
+            Ok(0) if !serving.is_empty() => {}
+            Ok(keys) => {
+                tracing::error!(%cluster, %hsm, keys, "an HSM goes, as it is declared, with keys that are on no other HSM in service");
+            }
+            Err(error) => {
+                tracing::error!(%cluster, %hsm, %error, "an HSM goes, as it is declared; whether others have its keys cannot be read");
+            }
+        }
+    }
+}
+
+/// What the nodes are to be made of.
+fn blueprints<'a>(
+    cluster: &'a ClusterId,
+    settings: &'a cluster::Settings,
+    owner: &'a impl Owner,
+) -> impl Iterator<Item = Blueprint> + 'a {
+    settings.active_nodes().map(move |(hsm, node)| Blueprint {
+        spec: owner.worker_spec(cluster, hsm, node),
+        zone: node.zone.clone(),
+        queue_limit: node.queue_limit,
+    })
+}
+
+fn others(connection: &Connection, member: &Arc<Member>) -> Members {
+    connection.members().iter().filter(|other| !Arc::ptr_eq(other, member)).cloned().collect()
+}
+
+/// Waits for those that may take over what the member serves, as long as something is to be hoped of them.
+async fn others_come_level(connection: &Connection, member: &Arc<Member>) {
+    let others = others(connection, member);
+    let missing = || others.iter().map(|other| other.keys_missing()).sum::<usize>();
+    let nothing_to_wait_for = || !member.is_proved() || !others.iter().any(|other| is_on_its_way(other));
+    loop {
+        let before = missing();
+        let waiting = connect::until(connection, nothing_to_wait_for);
+        if tokio::time::timeout(OTHERS, waiting).await.is_ok() || missing() >= before {
+            return;
+        }
+    }
+}
+
+fn is_on_its_way(member: &Member) -> bool {
+    match member.node.status().borrow().health {
+        Health::NotProbed | Health::Syncing => member.stuck().is_none(),
+        Health::Healthy
+        | Health::Slow
+        | Health::Unreachable
+        | Health::LoginRefused
+        | Health::Drained
+        | Health::WrongIdentity => false,
+    }
+}
