@@ -11,9 +11,16 @@ use std::collections::BTreeSet;
 use source::sources;
 
 /// Which rooms a room may import. `app` and `cli` join them and may import all; `seams` has a rule of its own.
-const IMPORTS: [(&str, &[&str]); 19] = [
-    ("door", &["authz", "users", "keystore", "keys", "cluster", "node", "records", "clock", "model", "proto", "tls"]),
+const IMPORTS: [(&str, &[&str]); 20] = [
+    (
+        "door",
+        &[
+            "authz", "making", "users", "keystore", "keys", "cluster", "node", "records", "clock", "model", "proto",
+            "tls",
+        ],
+    ),
     ("authz", &["model"]),
+    ("making", &["authz", "users", "keystore", "cluster", "node", "host", "pki", "records", "clock", "model"]),
     ("users", &["authz", "keystore", "cluster", "node", "host", "link", "records", "clock", "model"]),
     ("keys", &["authz", "keystore", "cluster", "node", "link", "records", "clock", "model"]),
     ("keystore", &["authz", "cluster", "node", "host", "records", "clock", "model"]),

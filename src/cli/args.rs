@@ -84,7 +84,7 @@ pub(super) enum ClientCommand {
     /// Custom key stores: create, connect, describe, delete
     #[command(subcommand)]
     KeyStore(key_store::KeyStoreCommand),
-    /// Clusters of HSMs: list and watch them, drain and resume an HSM, synchronise keys
+    /// Clusters of HSMs: list and watch them, drain and resume an HSM, synchronise keys; make them, add HSMs and remove them
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
     /// Crypto users: create, list, delete, change and reset passwords

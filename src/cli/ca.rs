@@ -122,7 +122,7 @@ fn issue(args: &IssueArgs) -> Result<(), Failure> {
         Some(_) => new_file::refuse_any_of(&[&certificate])?,
         None => new_file::refuse_any_of(&[&certificate, &key])?,
     }
-    let authority = authority(&args.ca)?;
+    let authority = authority(&args.ca.join(CERTIFICATE), &args.ca.join(KEY))?;
     let (signed, made) = match &args.csr {
         Some(csr) => (sign(&authority, args, csr)?, None),
         None => {
@@ -180,10 +180,10 @@ impl IssueArgs {
     }
 }
 
-fn authority(directory: &Path) -> Result<Authority, Failure> {
-    let (certificate, key) = (directory.join(CERTIFICATE), directory.join(KEY));
-    let anchor = TrustAnchor::parse(&text(&certificate)?).map_err(|why| about(&certificate, &why))?;
-    let private = PrivateKey::parse(&text(&key)?).map_err(|why| about(&key, &why))?;
+/// The one that was written down in these files.
+pub(super) fn authority(certificate: &Path, key: &Path) -> Result<Authority, Failure> {
+    let anchor = TrustAnchor::parse(&text(certificate)?).map_err(|why| about(certificate, &why))?;
+    let private = PrivateKey::parse(&text(key)?).map_err(|why| about(key, &why))?;
     Authority::new(anchor, private).map_err(refused)
 }
 
@@ -193,7 +193,7 @@ fn known_as(certificate: &str) -> Result<String, Failure> {
     Ok(tls::name_on(&CertificateDer::from(certificate.der())).unwrap_or_default())
 }
 
-fn text(path: &Path) -> Result<Zeroizing<String>, Failure> {
+pub(super) fn text(path: &Path) -> Result<Zeroizing<String>, Failure> {
     let mut text = Zeroizing::new(String::new());
     let read = std::fs::File::open(path).and_then(|file| file.take(MAX_FILE).read_to_string(&mut text));
     read.map_err(|error| about(path, &error))?;
@@ -204,7 +204,7 @@ fn about(path: &Path, why: &dyn std::fmt::Display) -> Failure {
     Failure::usage(format!("{}: {why}", path.display()))
 }
 
-fn refused(error: PkiError) -> Failure {
+pub(super) fn refused(error: PkiError) -> Failure {
     Failure::usage(crate::model::with_causes(&error).to_string())
 }
 

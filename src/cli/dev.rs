@@ -18,7 +18,7 @@ use crate::app::{App, StartError};
 use crate::config::Config;
 use crate::door::grpc::Mode;
 use crate::door::{self, Bound, Protection, TcpSettings};
-use crate::host::{Host, LocalToken, Location, TokenDirectory, TokenName, WorkerSpec};
+use crate::host::{Host, LocalToken, Location, TokenDirectory, TokenName, WorkerSpec, usual_softhsm2};
 use crate::link::Patience;
 use crate::model::{ClusterId, ClusterState, HsmId, HsmState, Invalid, TrustAnchor, Username};
 use crate::tls::TlsFiles;
@@ -31,15 +31,6 @@ use assets::{Assets, AssetsError};
 const BAD_USAGE: u8 = 2;
 /// The name on the client certificate that dev makes.
 pub const ADMIN: &str = "dev-admin";
-/// Where distributions keep SoftHSM2.
-const SOFTHSM2: [&str; 5] = [
-    "/usr/lib/softhsm/libsofthsm2.so",
-    "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
-    "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
-    "/usr/lib64/pkcs11/libsofthsm2.so",
-    "/usr/local/lib/softhsm/libsofthsm2.so",
-];
-
 pub(super) fn run(args: DevArgs) -> ExitCode {
     telemetry::start(&telemetry::Settings { level: telemetry::Level::Warn, format: telemetry::Format::Text });
     match prepare(&args) {
@@ -142,6 +133,7 @@ fn prepare(args: &DevArgs) -> Result<Ready, DevError> {
         keys: keys::Settings { per_key_store: 100_000 },
         node_client: None,
         crypto_users: users::Settings { max_logins: 32 },
+        made_clusters: None,
         clusters: [(cluster_id.clone(), cluster)].into(),
     };
     Ok(Ready { assets, cluster_id, config, insecure_listen: beyond_loopback.is_some() })
@@ -155,7 +147,7 @@ fn softhsm2(args: &DevArgs) -> Result<PathBuf, DevError> {
             let found = named.canonicalize().ok().filter(|path| path.is_file());
             found.ok_or(DevError::NotALibrary(named.clone()))
         }
-        None => SOFTHSM2.iter().map(PathBuf::from).find(|path| path.is_file()).ok_or(DevError::NoSoftHsm),
+        None => usual_softhsm2().ok_or(DevError::NoSoftHsm),
     }
 }
 
@@ -177,20 +169,11 @@ fn shape(args: &DevArgs, assets: &Assets) -> Result<Shape, DevError> {
         Some(shape) if shape.nodes == args.nodes && shape.zones == args.zones => Ok(shape),
         Some(_) => Err(DevError::OtherShape(assets.root().to_owned())),
         None => {
-            let shape = Shape { cluster_id: random_cluster_id(), nodes: args.nodes, zones: args.zones };
+            let shape = Shape { cluster_id: ClusterId::random().to_string(), nodes: args.nodes, zones: args.zones };
             assets.write_json(assets::SHAPE, &shape)?;
             Ok(shape)
         }
     }
-}
-
-/// `cluster-` and 11 characters of 2-7 and a-z.
-fn random_cluster_id() -> String {
-    const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-    let random = uuid::Uuid::new_v4();
-    let tail: String =
-        random.as_bytes()[..11].iter().map(|byte| char::from(ALPHABET[usize::from(*byte % 32)])).collect();
-    format!("cluster-{tail}")
 }
 
 /// The cluster as a configuration file would declare it: nodes dealt out to the zones in turn.
@@ -199,7 +182,8 @@ fn declare(assets: &Assets, shape: &Shape, module: &Path, args: &DevArgs) -> Res
         let name = format!("us-east-1{}", char::from(b'a' + number % 26));
         name.parse::<crate::model::Zone>().expect("a zone's alphabet")
     };
-    let subnet = |number: u8| format!("subnet-dev{}", number + 1).parse::<cluster::SubnetId>().expect("its alphabet");
+    let subnet =
+        |number: u8| format!("subnet-dev{}", number + 1).parse::<crate::model::SubnetId>().expect("its alphabet");
     let mut nodes = std::collections::BTreeMap::new();
     for number in 0..shape.nodes {
         let hsm: HsmId = format!("hsm-{}", number + 1).parse().expect("its alphabet");
@@ -249,6 +233,7 @@ fn declare(assets: &Assets, shape: &Shape, module: &Path, args: &DevArgs) -> Res
         security_group: Some(security_group()),
         min_hsms_to_create: NonZeroU32::new(2).expect("not zero"),
         nodes,
+        origin: cluster::Origin::Configured,
     })
 }
 

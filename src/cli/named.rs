@@ -20,10 +20,12 @@ macro_rules! named {
 }
 
 named!(
+    AddHsmResponse,
     ChangePasswordResponse,
     CheckClusterResponse,
     ConnectKeyStoreResponse,
     CreateAliasResponse,
+    CreateClusterResponse,
     CreateCryptoUserResponse,
     CreateKeyResponse,
     CreateKeyStoreResponse,
@@ -40,10 +42,12 @@ named!(
     GenerateDataKeyWithoutPlaintextResponse,
     GenerateRandomResponse,
     GetServerInfoResponse,
+    InitializeClusterResponse,
     ListAliasesResponse,
     ListCryptoUsersResponse,
     ListDriftResponse,
     ListKeysResponse,
+    RemoveHsmResponse,
     ResetPasswordResponse,
     ResumeHsmResponse,
     SyncClusterResponse,

@@ -550,7 +550,7 @@ fn the_nodes_example_is_accepted_and_it_and_its_documentation_have_every_key_and
     site.put("keyway.toml", &installed(&site, NODE_EXAMPLE));
     let load = || load_node(&site.path("keyway.toml"), std::iter::empty()).unwrap();
     let config = load();
-    assert_eq!(config.node.ports, crate::host::Ports::USUAL);
+    assert_eq!(config.node.ports, crate::model::Ports::USUAL);
     assert_eq!((config.node.daemons.len(), config.node.max_links, config.node.hsms.len()), (1, 256, 1));
     let without = |line: &&str| !line.contains("# default");
     site.put("keyway.toml", &installed(&site, &NODE_EXAMPLE.lines().filter(without).collect::<Vec<_>>().join("\n")));

@@ -58,6 +58,10 @@ impl Remote {
         Self { identity }
     }
 
+    pub(super) const fn has_identity(&self) -> bool {
+        self.identity.is_some()
+    }
+
     /// Has the node start a worker and open its token.
     pub(super) async fn open(
         &self,

@@ -11,6 +11,8 @@ mod credential;
 mod escrow;
 mod id;
 mod key;
+mod place;
+mod request;
 mod secret;
 mod store;
 
@@ -24,5 +26,7 @@ pub use id::{
     AccountId, AliasName, ClusterId, HsmId, Invalid, KeyId, KeyRef, KeyStoreId, KeyStoreName, Region, Username, Zone,
 };
 pub use key::{CkaId, KeySpec, KeyState, KeyVersion, Probe};
+pub use place::{HostName, HsmPlace, Ports, SubnetId};
+pub use request::CertificateRequest;
 pub use secret::{Password, Plaintext, SealingKey};
 pub use store::{ConnectionErrorCode, ConnectionState, Realm};

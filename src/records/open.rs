@@ -98,6 +98,7 @@ pub(super) fn migrations() -> Migrator {
         step(9, "realms", include_str!("migrations/0009_realms.sql").into_sql_str()),
         step(10, "rotations", include_str!("migrations/0010_rotations.sql").into_sql_str()),
         step(11, "crypto users", include_str!("migrations/0011_crypto_users.sql").into_sql_str()),
+        step(14, "made clusters", include_str!("migrations/0014_made_clusters.sql").into_sql_str()),
     ];
     Migrator { migrations: Cow::Owned(steps), ..Migrator::DEFAULT }
 }

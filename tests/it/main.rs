@@ -24,6 +24,7 @@ mod faulty_library;
 mod formats;
 mod lifecycle;
 mod main_job;
+mod making_clusters;
 mod prerequisites;
 mod reflection;
 mod reload;

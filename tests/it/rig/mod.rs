@@ -5,11 +5,13 @@ mod clients;
 pub mod generic;
 mod holdings;
 mod load;
+mod maker;
 mod pki;
 mod proxy;
 mod raw;
 mod refusal;
 mod remote;
+mod seams;
 mod served;
 
 use std::io::Read;
@@ -26,12 +28,14 @@ pub use backup::Restored;
 pub use clients::{Clients, pb, reason};
 pub use holdings::Holdings;
 pub use load::Load;
+pub use maker::{Maker, PASSWORD};
 pub use pki::Authority;
 pub use pki::{Validity, certificate_in};
 pub use proxy::Weather;
 pub use raw::raw_call;
 pub use refusal::refused;
 pub use remote::{HostOfOne, Hosts};
+pub use seams::Seams;
 pub use served::{Served, refused_configuration, with_line};
 
 /// How long anything here is waited for. Only a test that fails waits so long.
@@ -317,18 +321,20 @@ password_rotation = "{rotation}"
 
     /// Asks the daemon to stop where a stop point of this name stands.
     pub fn stop_at(&self, name: &str) {
-        std::fs::write(self.path("daemon/seams").join(format!("stop-{name}")), b"").expect("seams are on");
+        self.seams().stop_at(name);
     }
 
     pub fn let_pass(&self, name: &str) {
-        let _ = std::fs::remove_file(self.path("daemon/seams").join(format!("stop-{name}")));
-        let _ = std::fs::remove_file(self.path("daemon/seams").join(format!("reached-{name}")));
+        self.seams().let_pass(name);
     }
 
     /// Waits until the daemon has reached the stop point.
     pub async fn wait_until_stopped_at(&self, name: &str) {
-        let reached = self.path("daemon/seams").join(format!("reached-{name}"));
-        wait_async(|| async { reached.exists().then_some(()) }).await;
+        self.seams().wait_until_stopped_at(name).await;
+    }
+
+    fn seams(&self) -> Seams {
+        Seams(self.path("daemon/seams"))
     }
 
     /// Whether the last login to a node's token was refused: the token itself remembers.
