@@ -36,11 +36,7 @@ async fn a_kill_anywhere_in_adding_an_hsm_leaves_one_that_the_next_daemon_finish
         assert!(maker.opens(&cluster, "hsm-3", "kmsuser", PASSWORD), "{point}");
         let tokens = std::fs::read_dir(maker.hsm(&cluster, "hsm-3").join("kmsuser/tokens")).unwrap().count();
         assert_eq!(tokens, 1, "{point}: no token is made twice");
-        let store = clients.watch_until(&store, |store| {
-            store.nodes.len() == 3
-                && store.nodes.iter().all(|node| node.health() == pb::HsmHealth::Healthy && node.keys_missing == 0)
-        });
-        store.await;
+        clients.all_level(&store, 3).await;
         clients.encrypt(&key, point.as_bytes()).await;
         clients.remove_hsm(&cluster, "hsm-3").await.unwrap();
         clients.cluster_until(&cluster, |cluster| cluster.hsms.len() == 2).await;
@@ -54,12 +50,7 @@ async fn a_kill_anywhere_in_removing_an_hsm_leaves_nothing_of_it_once_the_next_d
     let (cluster, store) = maker.connected(&mut clients, 3).await;
     let key = clients.key(&store).await.key_id;
     for point in ["hsm-removal-written-down", "hsm-home-removed"] {
-        clients
-            .watch_until(&store, |store| {
-                store.nodes.len() == 3
-                    && store.nodes.iter().all(|node| node.health() == pb::HsmHealth::Healthy && node.keys_missing == 0)
-            })
-            .await;
+        clients.all_level(&store, 3).await;
         maker.seams().stop_at(point);
         let asking = tokio::spawn(asked(clients.clone(), cluster.clone(), false));
         maker.seams().wait_until_stopped_at(point).await;
@@ -70,6 +61,7 @@ async fn a_kill_anywhere_in_removing_an_hsm_leaves_nothing_of_it_once_the_next_d
         clients = maker.clients().await;
         clients.cluster_until(&cluster, |cluster| cluster.hsms.len() == 2).await;
         assert!(!maker.hsm(&cluster, "hsm-2").exists(), "{point}");
+        clients.all_level(&store, 2).await;
         clients.encrypt(&key, point.as_bytes()).await;
         clients.add_hsm(&cluster, 2).await;
     }

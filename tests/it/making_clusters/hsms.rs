@@ -15,13 +15,7 @@ async fn an_hsm_added_to_a_connected_cluster_gets_every_key_and_serves_alone() {
     let added = clients.add_hsm(&cluster, 3).await;
     assert_eq!(added.hsm.unwrap().state(), pb::HsmState::Active);
     assert!(added.missing_usernames.is_empty(), "the key store's kmsuser is made on it: {:?}", added.missing_usernames);
-    clients
-        .watch_until(&store, |store| {
-            let is_level =
-                |node: &pb::NodeConnection| node.health() == pb::HsmHealth::Healthy && node.keys_missing == 0;
-            store.nodes.iter().any(|node| node.hsm_id == "hsm-3" && is_level(node))
-        })
-        .await;
+    clients.all_level(&store, 3).await;
     for hsm in ["hsm-1", "hsm-2"] {
         let request = pb::DrainHsmRequest { cluster_id: cluster.clone(), hsm_id: hsm.to_owned(), ..Default::default() };
         clients.clusters.drain_hsm(request).await.unwrap();
@@ -82,8 +76,7 @@ async fn an_hsm_is_removed_under_traffic_and_nothing_is_left_of_it() {
     maker.kill_daemon();
     maker.start_daemon();
     let mut clients = maker.clients().await;
-    let healthy = clients.all_healthy(&store).await;
-    assert_eq!(healthy.nodes.len(), 3);
+    clients.all_level(&store, 3).await;
     assert_eq!(clients.decrypt(&ciphertext).await.unwrap(), b"still");
 }
 
@@ -100,11 +93,7 @@ async fn an_hsm_stays_while_keys_would_be_left_on_too_few() {
     let status = refused("hsm-1", removal, "CLOUD_HSM_CLUSTER_INVALID_CONFIGURATION", "");
     assert!(status.message().contains("2 keys would be on fewer than 2 HSMs"), "{}", status.message());
     clients.resume_hsm(&cluster, "hsm-3", false).await;
-    clients
-        .watch_until(&store, |store| {
-            store.nodes.iter().all(|node| node.health() == pb::HsmHealth::Healthy && node.keys_missing == 0)
-        })
-        .await;
+    clients.all_level(&store, 3).await;
 
     for (hsm, left) in [("hsm-1", 2), ("hsm-2", 1)] {
         clients.remove_hsm(&cluster, hsm).await.unwrap();

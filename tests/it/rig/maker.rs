@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{Clients, Seams, pb, served, wait};
 
 /// What its clusters' kmsuser is given.
-pub const PASSWORD: &str = "correct:horse4";
+pub const PASSWORD: &str = "correcthorse4";
 
 /// The daemon, and the directory in which everything of it is.
 pub struct Maker {
@@ -210,6 +210,12 @@ impl Clients {
             require_second_factor: false,
         };
         self.users.create_crypto_user(request).await.expect("it can be made");
+    }
+
+    /// Waits until so many HSMs serve a key store, with every key.
+    pub async fn all_level(&mut self, store: &str, hsms: usize) {
+        let is_level = |node: &pb::NodeConnection| node.health() == pb::HsmHealth::Healthy && node.keys_missing == 0;
+        self.watch_until(store, |store| store.nodes.len() == hsms && store.nodes.iter().all(is_level)).await;
     }
 
     pub async fn cluster(&mut self, id: &str) -> pb::Cluster {
