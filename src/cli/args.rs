@@ -141,7 +141,7 @@ pub struct DevArgs {
     pub nodes: u8,
 
     /// How many availability zones they are spread over
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=16))]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=10))]
     pub zones: u8,
 
     /// Where everything is kept between runs

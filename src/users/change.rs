@@ -50,12 +50,13 @@ impl Users {
             AddedCryptoUser::Exists(twin) => return Err(exists(id, &twin)),
             AddedCryptoUser::Full => return Err(Error::TooManyUsers(MOST_USERS)),
         }
-        if cluster.state == ClusterState::Initialized {
-            self.0.key_stores.redeclare_made().await?;
-        }
         #[cfg(debug_assertions)]
         crate::seams::stop_point("user-written-down");
         let undone = self.settle(id, &cluster, &user).await?;
+        if cluster.state == ClusterState::Initialized {
+            // ACTIVE, now that his tokens can be looked for.
+            self.0.key_stores.redeclare_made().await?;
+        }
         if undone.len() == hsms.len() {
             return Err(Error::OutcomeUnknown(reasons(&undone)));
         }

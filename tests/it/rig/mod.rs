@@ -196,6 +196,10 @@ impl Rig {
     /// The tokens that dev has made stay where they are; from now on they are other hosts'.
     fn move_nodes_to_hosts(&mut self) {
         self.stop_daemon();
+        // What dev made is declared from now on: nobody is to remember that it made it.
+        for file in ["records.sqlite3", "records.sqlite3-wal", "records.sqlite3-shm"] {
+            let _ = std::fs::remove_file(self.path("daemon").join(file));
+        }
         let (dev, cluster, module) = (self.data_dir(), self.cluster_id(), self.module());
         let token = remote::Token { dev: &dev, cluster: &cluster, module: &module };
         self.hosts = Some(Hosts::prepare(&self.home.path().join("hosts"), &token, self.nodes));
@@ -418,7 +422,7 @@ password_rotation = "{rotation}"
         std::fs::create_dir(&tokens).expect("our directory");
         let made = Command::new("pkcs11-tool")
             .env("SOFTHSM2_CONF", self.token_configuration(hsm))
-            .args(["--module", SOFTHSM2, "--init-token", "--label", &format!("{hsm}.kmsuser"), "--so-pin", "12345678"])
+            .args(["--module", SOFTHSM2, "--init-token", "--label", "kmsuser", "--so-pin", "12345678"])
             .output()
             .expect("opensc is installed by scripts/test");
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));

@@ -107,7 +107,7 @@ profile = "softhsm2"
 
 [clusters.{cluster}.nodes.{hsm}]
 module = {module:?}
-token = {{ label = "{hsm}.kmsuser" }}
+token = {{ label = "kmsuser" }}
 environment = {{ SOFTHSM2_CONF = {softhsm2:?} }}
 so_pin_file = {so_pin:?}
 "#,
