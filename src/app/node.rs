@@ -27,6 +27,8 @@ impl Node {
         let signals = Signals::heard().map_err(StartError::Process)?;
         let data_dir = config.node.data_dir.clone();
         make_private(&data_dir).map_err(|source| StartError::Directory { path: data_dir, source })?;
+        #[cfg(debug_assertions)]
+        crate::seams::watch(&config.node.data_dir);
         let (draining, until_draining) = watch::channel(false);
         let served = served::serve(config.node, until_draining).await?;
         let Served { sessions, identity, administration, .. } = &served;

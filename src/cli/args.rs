@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use super::output::Output;
-use super::{alias, ca, cluster, crypto, crypto_user, data_key, health, key, key_store, parse, wait};
+use super::{alias, ca, cluster, crypto, crypto_user, data_key, health, key, key_store, node, parse, wait};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -116,12 +116,20 @@ pub(super) struct ServeArgs {
     pub(super) config: PathBuf,
 }
 
-/// Serve the HSMs of this host to daemons on others
+/// Serve the HSMs of this host to daemons on others, or prepare one
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(super) struct NodeArgs {
     /// Its configuration, TOML
-    #[arg(long, value_name = "FILE")]
-    pub(super) config: PathBuf,
+    #[arg(long, value_name = "FILE", required = true)]
+    pub(super) config: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(super) command: Option<NodeCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum NodeCommand {
+    Init(node::init::InitArgs),
 }
 
 /// Start a cluster of SoftHSM2 nodes and a daemon on this machine, and print what to type next

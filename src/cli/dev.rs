@@ -21,13 +21,13 @@ use crate::app::{App, StartError};
 use crate::config::Config;
 use crate::door::grpc::Mode;
 use crate::door::{self, Bound, Protection, TcpSettings};
-use crate::host::usual_softhsm2;
 use crate::link::Patience;
 use crate::model::Realm;
 use crate::proto::v1::Cluster;
 use crate::tls::TlsFiles;
 use crate::{authz, cluster, keys, keystore, telemetry, users};
 
+use super::softhsm2::{self, NoSoftHsm2};
 use super::{DevArgs, DevRotation, Listen};
 use assets::{Assets, AssetsError, CLUSTERS};
 
@@ -35,6 +35,7 @@ use assets::{Assets, AssetsError, CLUSTERS};
 const BAD_USAGE: u8 = 2;
 /// The name on the client certificate that dev makes.
 pub const ADMIN: &str = "dev-admin";
+
 pub(super) fn run(args: DevArgs) -> ExitCode {
     telemetry::start(&telemetry::Settings { level: telemetry::Level::Warn, format: telemetry::Format::Text });
     match prepare(&args) {
@@ -49,12 +50,8 @@ pub(super) fn run(args: DevArgs) -> ExitCode {
 /// Why dev cannot start.
 #[derive(Debug, thiserror::Error)]
 enum DevError {
-    #[error(
-        "SoftHSM2 is not installed, or not in a usual place; on Debian and Ubuntu: apt install softhsm2; else: --softhsm2 PATH"
-    )]
-    NoSoftHsm,
-    #[error("--softhsm2 {0} is not a file")]
-    NotALibrary(PathBuf),
+    #[error(transparent)]
+    NoSoftHsm2(#[from] NoSoftHsm2),
     #[error("--grpc-addr {0} is not on the loopback; add --insecure if you mean it")]
     NotLoopback(SocketAddr),
     #[error("--zones {zones} is more than --nodes {nodes}")]
@@ -110,7 +107,7 @@ fn prepare(args: &DevArgs) -> Result<Ready, DevError> {
     if let (Some(address), false) = (beyond_loopback, args.insecure) {
         return Err(DevError::NotLoopback(address));
     }
-    let module = softhsm2(args)?;
+    let module = softhsm2::find(args.softhsm2.as_deref())?;
     let shape = shape(args, &assets)?;
     material::make(&assets)?;
     let config = Config {
@@ -145,18 +142,6 @@ fn prepare(args: &DevArgs) -> Result<Ready, DevError> {
         clusters: BTreeMap::new(),
     };
     Ok(Ready { assets, shape, config, insecure_listen: beyond_loopback.is_some() })
-}
-
-/// The library that was named, or the one that is where distributions keep it.
-fn softhsm2(args: &DevArgs) -> Result<PathBuf, DevError> {
-    match &args.softhsm2 {
-        // Workers are to find it whatever their directory.
-        Some(named) => {
-            let found = named.canonicalize().ok().filter(|path| path.is_file());
-            found.ok_or(DevError::NotALibrary(named.clone()))
-        }
-        None => usual_softhsm2().ok_or(DevError::NoSoftHsm),
-    }
 }
 
 /// Removes what a former dev made here, and nothing else.

@@ -38,6 +38,7 @@ mod password;
 mod serve;
 mod server;
 mod settle;
+mod softhsm2;
 mod table;
 mod wait;
 mod words;
@@ -49,7 +50,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use args::{Cli, ClientArgs, ClientCommand, Command};
+use args::{Cli, ClientArgs, ClientCommand, Command, NodeArgs, NodeCommand};
 use connect::Client;
 use failure::Failure;
 use output::Output;
@@ -72,7 +73,10 @@ pub fn run() -> ExitCode {
     match cli.command {
         Command::Dev(dev) => dev::run(dev),
         Command::Serve(serve) => serve::run(&serve.config),
-        Command::Node(node) => node::run(&node.config),
+        Command::Node(NodeArgs { command: Some(NodeCommand::Init(args)), .. }) => {
+            ended(node::init::run(&args), cli.client.output)
+        }
+        Command::Node(NodeArgs { command: None, config }) => node::run(&config.expect("clap requires it")),
         Command::Ca(command) => ended(command.run(), cli.client.output),
         Command::Client(command) => run_client(&cli.client, command),
     }

@@ -1,5 +1,7 @@
 //! `keyway node`: the HSMs of this host, for daemons on others.
 
+pub(super) mod init;
+
 use std::path::Path;
 use std::process::ExitCode;
 

@@ -36,6 +36,11 @@ pub(super) fn new_of_crypto_user(file: Option<&Path>, user: &str) -> Result<Pass
     from_file(file).unwrap_or_else(ask).map(trusted)
 }
 
+/// One that is made for a machine: 32 letters and digits.
+pub(super) fn random() -> String {
+    uuid::Uuid::new_v4().simple().to_string()
+}
+
 fn trusted(mut text: Zeroizing<String>) -> Password {
     Password::trusted(std::mem::take(&mut *text))
 }

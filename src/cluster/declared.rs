@@ -215,13 +215,12 @@ mod tests {
                 name: TokenName::Label("one".to_owned()),
                 environment: BTreeMap::new(),
                 so_pin_file: None,
-                locks_user: false,
+                user_tokens: None,
             }),
             pool_size: NonZeroU32::MIN,
             queue_limit: NonZeroU32::MIN,
             patience: crate::link::Patience { quick: Duration::from_secs(5), slow: Duration::from_secs(30) },
             memory_limit: 1 << 30,
-            user_tokens: None,
         };
         Settings {
             region: "us-east-1".parse().unwrap(),

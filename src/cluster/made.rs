@@ -46,14 +46,14 @@ impl MadeSettings {
             let location = match (place, &trust_anchor) {
                 (HsmPlace::Here, _) => Location::Here(self.home(&id, &hsm).token(&self.module)),
                 (HsmPlace::There { address, ports }, Some(anchor)) => {
-                    Location::There(RemoteNode { address, ports, trust_anchor: anchor.clone() })
+                    Location::There(RemoteNode { address, ports, trust_anchor: anchor.clone(), manages_users: true })
                 }
                 (HsmPlace::There { .. }, None) => {
                     made.awaited.insert(hsm, (subnet, zone));
                     continue;
                 }
             };
-            nodes.insert(hsm.clone(), self.node(&id, &hsm, (subnet, zone), state, location));
+            nodes.insert(hsm, self.node((subnet, zone), state, location));
         }
         Settings {
             region: realm.region,
@@ -79,18 +79,7 @@ impl MadeSettings {
         HsmHome::new(self.directory.join(cluster.as_str()).join(hsm.as_str()))
     }
 
-    fn node(
-        &self,
-        cluster: &ClusterId,
-        hsm: &HsmId,
-        (subnet, zone): (SubnetId, Zone),
-        state: HsmState,
-        location: Location,
-    ) -> NodeSettings {
-        let user_tokens = match &location {
-            Location::Here(_) => Some(self.home(cluster, hsm).user_tokens()),
-            Location::There(_) => None,
-        };
+    fn node(&self, (subnet, zone): (SubnetId, Zone), state: HsmState, location: Location) -> NodeSettings {
         NodeSettings {
             subnet: Some(subnet),
             zone,
@@ -101,7 +90,6 @@ impl MadeSettings {
             queue_limit: self.queue_limit,
             patience: self.patience,
             memory_limit: self.memory_limit,
-            user_tokens,
         }
     }
 }

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZeroU32;
-use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::SystemTime;
 
@@ -123,8 +122,6 @@ pub struct NodeSettings {
     pub patience: Patience,
     /// Resident memory beyond which the worker is replaced, in bytes.
     pub memory_limit: u64,
-    /// Where crypto users' tokens are, in a directory for each.
-    pub user_tokens: Option<PathBuf>,
 }
 
 /// So many HSMs, in so many availability zones.
@@ -196,10 +193,7 @@ impl Settings {
 
     /// Whether crypto users are made, changed and deleted through us.
     pub fn manages_users(&self) -> bool {
-        self.nodes.values().all(|node| match &node.location {
-            Location::Here(token) => token.so_pin_file.is_some() && node.user_tokens.is_some(),
-            Location::There(_) => false,
-        })
+        self.nodes.values().all(|node| node.location.manages_users())
     }
 
     /// What an operator should look at although it stops nothing.

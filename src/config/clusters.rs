@@ -76,15 +76,9 @@ fn cluster(cluster: &mut Section<'_>, tokens: &mut Tokens) -> Option<Settings> {
         let anchor = trust_anchor.as_ref().map(Option::as_ref);
         let node = node(section, subnets.as_ref(), sync.zip(profile), anchor)?;
         match &node.location {
-            Location::Here(token) => {
-                refuse_twins(section, token, tokens);
-                refuse_shared_configuration(section, token, tokens);
-            }
+            Location::Here(token) => refuse_shared(section, token, tokens),
             // What is behind an address, and that it is there once, its node sees to.
             Location::There(_) => {}
-        }
-        if let Some(directory) = &node.user_tokens {
-            refuse_shared_users(section, directory, tokens);
         }
         Some(node)
     });
@@ -199,21 +193,12 @@ fn node(
     let place = place(node, subnets);
     let state = node.defaulted("state", HsmState::Active, text);
     let vendor_cluster = node.defaulted("vendor_cluster", false, truth);
-    let mut location = if node.has("address") {
+    let location = if node.has("address") {
         remote_node(node, anchor).map(Location::There)
     } else {
         local_token(node, kind).map(Location::Here)
     };
     let limits = limits(node);
-    let user_tokens = match &location {
-        // Passed over, and complained of if it is there.
-        Some(Location::There(_)) => Some(None),
-        Some(Location::Here(_)) | None => node.optional("user_tokens", path),
-    };
-    if let (Some(Location::Here(token)), Some(user_tokens)) = (&mut location, &user_tokens) {
-        // With them an administrator can reset a password, which unlocks.
-        token.locks_user = user_tokens.is_some();
-    }
     let (subnet, zone) = place?;
     let Limits { pool_size, queue_limit, patience, memory_limit } = limits?;
     Some(NodeSettings {
@@ -226,7 +211,6 @@ fn node(
         queue_limit,
         patience,
         memory_limit,
-        user_tokens: user_tokens?,
     })
 }
 
@@ -256,6 +240,7 @@ pub(super) fn limits(node: &mut Section<'_>) -> Option<Limits> {
 fn remote_node(node: &mut Section<'_>, anchor: Option<Option<&TrustAnchor>>) -> Option<RemoteNode> {
     let address = node.required("address", text::<HostName>, "name the node's host");
     let ports = ports(node);
+    let manages_users = node.defaulted("manages_users", false, truth);
     for key in ["module", "token", "environment", "so_pin_file", "user_tokens"] {
         if node.has(key) {
             node.complain_of(
@@ -269,7 +254,7 @@ fn remote_node(node: &mut Section<'_>, anchor: Option<Option<&TrustAnchor>>) -> 
     if anchor.is_none() {
         node.complain_of("address", "needs the cluster's trust_anchor: the node's certificate is under that");
     }
-    Some(RemoteNode { address: address?, ports: ports?, trust_anchor: anchor? })
+    Some(RemoteNode { address: address?, ports: ports?, trust_anchor: anchor?, manages_users: manages_users? })
 }
 
 pub(super) fn ports(section: &mut Section<'_>) -> Option<Ports> {
@@ -280,19 +265,19 @@ pub(super) fn ports(section: &mut Section<'_>) -> Option<Ports> {
     Some(Ports { sessions: sessions?, identity: identity?, administration: administration? })
 }
 
-/// A token that is reached from this machine. Who says no more of it than this cannot unlock its user, so that it never
-/// locks him.
+/// A token that is reached from this machine, and where its users' are.
 pub(super) fn local_token(node: &mut Section<'_>, kind: Option<(SyncMode, Profile)>) -> Option<LocalToken> {
     let module = node.required("module", existing_file, "name the vendor's PKCS#11 library");
     let name = node.section("token", token);
     let environment = node.texts("environment", "<name>", variable);
     let so_pin_file = so_pin_file(node, kind);
+    let user_tokens = node.optional("user_tokens", path);
     Some(LocalToken {
         module: module?,
         name: name?,
         environment: environment?,
         so_pin_file: so_pin_file?,
-        locks_user: false,
+        user_tokens: user_tokens?,
     })
 }
 
@@ -368,7 +353,16 @@ fn variable(name: &str, written: &Written<'_>) -> Result<String, String> {
     }
 }
 
-pub(super) fn refuse_twins(section: &mut Section<'_>, token: &LocalToken, tokens: &mut Tokens) {
+/// No two nodes have a token, or anything of their users', in common.
+pub(super) fn refuse_shared(section: &mut Section<'_>, token: &LocalToken, tokens: &mut Tokens) {
+    refuse_twins(section, token, tokens);
+    refuse_shared_configuration(section, token, tokens);
+    if let Some(directory) = &token.user_tokens {
+        refuse_shared_users(section, directory, tokens);
+    }
+}
+
+fn refuse_twins(section: &mut Section<'_>, token: &LocalToken, tokens: &mut Tokens) {
     let token = (file::resolved(&token.module), token.name.clone(), token.environment.clone());
     match tokens.named.get(&token) {
         Some(twin) => section.complain(format!("is the same token as {twin}: each node needs one of its own")),
@@ -381,12 +375,12 @@ fn refuse_shared_configuration(section: &mut Section<'_>, token: &LocalToken, to
     let Some(configuration) = token.environment.get("SOFTHSM2_CONF") else { return };
     let configuration = file::resolved(Path::new(configuration));
     match tokens.configurations.get(&configuration) {
-        Some((twin, is_managed)) if *is_managed || token.locks_user => {
+        Some((twin, is_managed)) if *is_managed || token.locks_user() => {
             let complaint = format!("SOFTHSM2_CONF is that of {twin}: with user_tokens each node needs one of its own");
             section.complain_of("environment", complaint);
         }
         Some(_) => {}
-        None => drop(tokens.configurations.insert(configuration, (section.path().clone(), token.locks_user))),
+        None => drop(tokens.configurations.insert(configuration, (section.path().clone(), token.locks_user()))),
     }
 }
 
@@ -402,12 +396,17 @@ fn refuse_shared_users(section: &mut Section<'_>, directory: &Path, tokens: &mut
 
 /// A user is on every node or on none.
 fn refuse_half_managed(cluster: &mut Section<'_>, nodes: &BTreeMap<HsmId, NodeSettings>) {
-    let without: Vec<_> = nodes.iter().filter(|(_, node)| node.user_tokens.is_none()).map(|(hsm, _)| hsm).collect();
-    if let [first, ..] = without[..]
+    let without: Vec<_> = nodes.iter().filter(|(_, node)| !node.location.manages_users()).collect();
+    if let [(first, node), ..] = without[..]
         && without.len() < nodes.len()
     {
-        let complaint =
-            format!("{first} has no user_tokens and others have: give every node of the cluster one, or none");
+        let lacks = match node.location {
+            Location::Here(_) => "user_tokens",
+            Location::There(_) => "manages_users = true",
+        };
+        let complaint = format!(
+            "{first} has no {lacks}, and others have their users managed: have every node's of the cluster, or none's"
+        );
         cluster.complain_of("nodes", complaint);
     }
 }

@@ -8,7 +8,7 @@ use crate::host::{LocalToken, served};
 use crate::model::{ClusterId, HsmId};
 use crate::telemetry;
 
-use super::clusters::{Tokens, local_token, ports, refuse_twins};
+use super::clusters::{Tokens, local_token, ports, refuse_shared};
 use super::daemon::{CallerName, directory, log, tls};
 use super::section::Section;
 use super::value::{Written, list, number, text};
@@ -37,7 +37,7 @@ pub(super) fn config(root: &mut Section<'_>) -> Option<NodeConfig> {
         let profile = cluster.required("profile", text::<Profile>, "write \"softhsm2\"");
         cluster.sections::<HsmId, _>("nodes", "<hsm>", |node| {
             let token = local_token(node, sync.zip(profile))?;
-            refuse_twins(node, &token, &mut tokens);
+            refuse_shared(node, &token, &mut tokens);
             Some(token)
         })
     });

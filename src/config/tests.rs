@@ -402,14 +402,19 @@ fn users_have_a_directory_on_every_node_of_a_cluster_or_on_none() {
     };
     let without = &site.load(GOOD, &[]).unwrap().clusters[&id];
     assert!(!without.manages_users());
-    assert!(without.nodes.values().all(|node| !local(node).locks_user), "nobody could unlock him there");
+    assert!(without.nodes.values().all(|node| !local(node).locks_user()), "nobody could unlock him there");
     let both = users("user_tokens = \"users-1\"", "user_tokens = \"users-2\"");
     let cluster = &site.load(&both, &[]).unwrap().clusters[&id];
     assert!(cluster.manages_users());
-    assert!(cluster.nodes.values().all(|node| local(node).locks_user));
-    assert_eq!(cluster.nodes[&"hsm-1".parse().unwrap()].user_tokens, Some(site.path("users-1")));
+    assert!(cluster.nodes.values().all(|node| local(node).locks_user()));
+    assert_eq!(local(&cluster.nodes[&"hsm-1".parse().unwrap()]).user_tokens, Some(site.path("users-1")));
     let half = site.problems(&users("user_tokens = \"users-1\"", ""), &[]);
     assert!(half.len() == 1 && half[0].contains("hsm-2 has no user_tokens"), "{half:?}");
+    let elsewhere = format!("{NODE_CLIENT}{both}{REMOTE_NODE}");
+    assert!(!site.load(&format!("{NODE_CLIENT}{GOOD}{REMOTE_NODE}"), &[]).unwrap().clusters[&id].manages_users());
+    assert!(site.load(&format!("{elsewhere}manages_users = true\n"), &[]).unwrap().clusters[&id].manages_users());
+    let half = site.problems(&elsewhere, &[]);
+    assert!(half.len() == 1 && half[0].contains("hsm-9 has no manages_users = true"), "{half:?}");
     let shared = site.problems(&users("user_tokens = \"users\"", "user_tokens = \"./users\""), &[]);
     assert!(shared.len() == 1 && shared[0].contains("hsm-2.user_tokens: is that of"), "{shared:?}");
     let first = "user_tokens = \"users-1\"\nenvironment.SOFTHSM2_CONF = \"two.conf\"";
@@ -564,24 +569,26 @@ fn the_nodes_example_is_accepted_and_it_and_its_documentation_have_every_key_and
     }
 }
 
+const NODE_CLIENT: &str = "node_client = { certificate = \"daemon.crt\", private_key = \"daemon.key\" }\n";
+const REMOTE_NODE: &str =
+    "\n[clusters.cluster-2abcdefghij.nodes.hsm-9]\nsubnet = \"subnet-1a\"\naddress = \"hsm.example\"\n";
+
 #[test]
 fn a_node_on_another_host_has_an_address_in_place_of_a_library_and_a_token() {
     let site = Site::new();
-    const CLIENT: &str = "node_client = { certificate = \"daemon.crt\", private_key = \"daemon.key\" }\n";
-    const REMOTE: &str =
-        "\n[clusters.cluster-2abcdefghij.nodes.hsm-9]\nsubnet = \"subnet-1a\"\naddress = \"hsm.example\"\n";
-    let config = site.load(&format!("{CLIENT}{GOOD}{REMOTE}identity_port = 7\n"), &[]).unwrap();
+    let config = site.load(&format!("{NODE_CLIENT}{GOOD}{REMOTE_NODE}identity_port = 7\n"), &[]).unwrap();
     let cluster = &config.clusters[&"cluster-2abcdefghij".parse().unwrap()];
     let Location::There(node) = &cluster.nodes[&"hsm-9".parse().unwrap()].location else { panic!("it is elsewhere") };
     assert_eq!((node.address.as_str(), node.ports.sessions, node.ports.identity), ("hsm.example", 2223, 7));
     assert_eq!(Some(&node.trust_anchor), cluster.trust_anchor.as_ref());
     let problem = |text: String| site.problems(&text, &[]).join("\n");
-    assert!(problem(format!("{GOOD}{REMOTE}")).contains("node_client: is missing"));
+    assert!(problem(format!("{GOOD}{REMOTE_NODE}")).contains("node_client: is missing"));
     assert!(
-        problem(format!("{CLIENT}{GOOD}{REMOTE}module = \"pkcs11.so\"\n")).contains("hsm-9.module: is for a token")
+        problem(format!("{NODE_CLIENT}{GOOD}{REMOTE_NODE}module = \"pkcs11.so\"\n"))
+            .contains("hsm-9.module: is for a token")
     );
-    let with_a_port = REMOTE.replace("hsm.example", "hsm.example:2223");
-    assert!(problem(format!("{CLIENT}{GOOD}{with_a_port}")).contains("hsm-9.address: must be a DNS name"));
+    let with_a_port = REMOTE_NODE.replace("hsm.example", "hsm.example:2223");
+    assert!(problem(format!("{NODE_CLIENT}{GOOD}{with_a_port}")).contains("hsm-9.address: must be a DNS name"));
 }
 
 /// The first column of the tables under the heading "Keys", each with its section's heading before it.

@@ -81,7 +81,7 @@ pub(super) fn answered(
 
 /// Only where we could unlock: another token's own count is what counts.
 pub(super) fn is_locked(token: &LocalToken, failed: u32) -> bool {
-    token.locks_user && failed >= LOCKED_AFTER
+    token.locks_user() && failed >= LOCKED_AFTER
 }
 
 /// None failed, whatever was counted: for who gave the user a password, or took him away.
@@ -146,7 +146,8 @@ mod tests {
     use crate::link::v1::Done;
 
     fn slot(locks_user: bool) -> (WorkerSpec, LocalToken) {
-        let token = LocalToken { so_pin_file: Some(PathBuf::new()), locks_user, ..example::token() };
+        let user_tokens = locks_user.then(PathBuf::new);
+        let token = LocalToken { so_pin_file: Some(PathBuf::new()), user_tokens, ..example::token() };
         (WorkerSpec { username: "alice".parse().unwrap(), ..example::slot(&token) }, token)
     }
 

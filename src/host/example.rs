@@ -15,7 +15,7 @@ pub(super) fn token() -> LocalToken {
         name: TokenName::Label("kmsuser".to_owned()),
         environment: BTreeMap::new(),
         so_pin_file: None,
-        locks_user: false,
+        user_tokens: None,
     }
 }
 

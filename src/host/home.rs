@@ -38,11 +38,11 @@ impl HsmHome {
             name: TokenName::Label(KMSUSER.to_owned()),
             environment: [("SOFTHSM2_CONF".to_owned(), configuration.display().to_string())].into(),
             so_pin_file: Some(self.0.join(SO_PIN)),
-            locks_user: true,
+            user_tokens: Some(self.user_tokens()),
         }
     }
 
-    pub fn user_tokens(&self) -> PathBuf {
+    fn user_tokens(&self) -> PathBuf {
         self.0.join(USERS)
     }
 
@@ -105,7 +105,7 @@ impl Host {
         let path = home.0.clone();
         let removed = tokio::task::spawn_blocking(move || home.remove()).await.map_err(std::io::Error::other);
         removed.and_then(|removed| removed).map_err(|source| OpeningError::Files { path, source })?;
-        self.forget_files(&ours).map_err(failed)
+        self.local.forget_files(&ours).map_err(failed)
     }
 }
 

@@ -83,7 +83,7 @@ impl Local {
         opened(WorkerLink::kept(stream, process, keeper), spec, token, purpose).await
     }
 
-    /// As [`Local::open`] for a job or a login to try, in a worker that holds the slot: no other one uses the token
+    /// As [`Local::open`] for a job or a login to try, in a worker that is given the slot: no other one uses the token
     /// meanwhile, not even one of a daemon before this. SoftHSM2 rewrites a token at each login from what it has in memory,
     /// and would take back what was changed.
     pub(super) async fn open_alone(
@@ -91,11 +91,11 @@ impl Local {
         spec: &WorkerSpec,
         token: &LocalToken,
         purpose: Purpose,
+        slot: SlotLock,
     ) -> Result<WorkerLink, OpeningError> {
         let keeper = Keeper::new(&self.directory, spec, token, purpose)?;
-        let lock = self.slot(spec).await?;
         keeper.repair()?;
-        let (stream, process) = process::spawn_alone(spec, token, purpose, lock)?;
+        let (stream, process) = process::spawn_alone(spec, token, purpose, slot)?;
         opened(WorkerLink::kept(stream, process, keeper), spec, token, purpose).await
     }
 

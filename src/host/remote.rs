@@ -3,20 +3,25 @@
 //! Nothing here knows a token, a library or a PIN of an SO: the node does. Certificates are read at each connection, so
 //! that new ones need no restart.
 
+mod users;
+
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use prost::Message as _;
 use rustls::CertificateError;
 use rustls::pki_types::ServerName;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 use tokio_rustls::client::TlsStream;
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::link;
+use crate::link::v1::response::Outcome;
 use crate::link::v1::{self, summon};
-use crate::link::{self};
-use crate::model::TrustAnchor;
+use crate::model::{HsmId, TrustAnchor};
 use crate::proto::node::administration_service_client::AdministrationServiceClient;
 use crate::proto::node::identity_service_client::IdentityServiceClient;
 use crate::proto::node::{IdentifyRequest, KeepTokenRequest};
@@ -24,12 +29,15 @@ use crate::tls::{self, ClientFiles};
 
 use super::carry::{Kill, SILENCE, carry};
 use super::process::Carried;
-use super::{OpeningError, Purpose, RemoteNode, WorkerLink, WorkerProcess, WorkerSpec, milliseconds, slot};
+use super::{OpeningError, Purpose, RemoteNode, WorkerLink, WorkerProcess, WorkerSpec, fault, milliseconds, slot};
 
 /// A connection is made, with its certificates looked at, within this time.
 const DIALLING: Duration = Duration::from_secs(5);
 /// A call on the identity or administration port.
 const CALL: Duration = Duration::from_secs(10);
+
+/// A node that says nothing to this for as long again is gone, however long the call may take.
+const KEEP_ALIVE: Duration = Duration::from_secs(4);
 
 /// What is spoken on the sessions port.
 pub(super) const LINK_PROTOCOL: &[u8] = b"keyway-link";
@@ -72,6 +80,11 @@ impl Remote {
         self.summon(spec, node, purpose.on_the_link(), purpose.sessions(spec)).await
     }
 
+    /// Has the node open a user's token for one login, once no other worker uses it.
+    pub(super) async fn open_alone(&self, spec: &WorkerSpec, node: &RemoteNode) -> Result<WorkerLink, OpeningError> {
+        self.summon(spec, node, summon::Purpose::TryAlone, Purpose::Try.sessions(spec)).await
+    }
+
     /// Has the node keep the slot free of workers, as long as the link lasts.
     pub(super) async fn vacate(&self, spec: &WorkerSpec, node: &RemoteNode) -> Result<WorkerLink, OpeningError> {
         self.summon(spec, node, summon::Purpose::Vacate, 0).await
@@ -79,20 +92,18 @@ impl Remote {
 
     /// Has the node keep a copy of the token.
     pub(super) async fn keep_token(&self, spec: &WorkerSpec, node: &RemoteNode) -> Result<(), OpeningError> {
-        let channel = self.channel(node, node.ports.administration, &node.trust_anchor).await;
-        let channel = channel.map_err(|error| unreachable(node, &error))?;
         let ask = KeepTokenRequest {
             cluster: spec.cluster.to_string(),
             hsm: spec.hsm.to_string(),
             username: spec.username.to_string(),
         };
-        let kept = AdministrationServiceClient::new(channel).keep_token(ask).await;
-        kept.map(drop).map_err(|status| OpeningError::Host(status.message().to_owned()))
+        let kept = self.administration(node, CALL).await?.keep_token(ask).await;
+        kept.map(drop).map_err(|status| said(node, &spec.hsm, &status))
     }
 
     /// Whether the node that answers has a certificate under this trust anchor.
     pub(super) async fn believe(&self, node: &RemoteNode, anchor: &TrustAnchor) -> Result<(), DialError> {
-        let channel = self.channel(node, node.ports.identity, anchor).await?;
+        let channel = self.channel(node, node.ports.identity, anchor, CALL).await?;
         let told = IdentityServiceClient::new(channel).identify(IdentifyRequest {}).await;
         told.map(drop).map_err(|status| DialError::Failed(status.message().to_owned()))
     }
@@ -125,9 +136,18 @@ impl Remote {
             patience_ms: milliseconds(spec.patience.quick),
             slow_patience_ms: milliseconds(spec.patience.slow),
         };
-        // The node may not have noticed yet that a former daemon of this slot is gone.
-        link.summon(summon, SILENCE + slot::longest_wait(spec.patience.longest())).await?;
+        link.summon(summon, slot_wait(spec)).await?;
         Ok(link)
+    }
+
+    /// The service for what is done to tokens beside any link, for one call of so long.
+    async fn administration(
+        &self,
+        node: &RemoteNode,
+        limit: Duration,
+    ) -> Result<AdministrationServiceClient<Channel>, OpeningError> {
+        let channel = self.channel(node, node.ports.administration, &node.trust_anchor, limit).await;
+        Ok(AdministrationServiceClient::new(channel.map_err(|error| unreachable(node, &error))?))
     }
 
     async fn dial(
@@ -150,7 +170,13 @@ impl Remote {
         connected.unwrap_or_else(|_| Err(failed(&format_args!("no answer within {DIALLING:?}"))))
     }
 
-    async fn channel(&self, node: &RemoteNode, port: u16, anchor: &TrustAnchor) -> Result<Channel, DialError> {
+    async fn channel(
+        &self,
+        node: &RemoteNode,
+        port: u16,
+        anchor: &TrustAnchor,
+        limit: Duration,
+    ) -> Result<Channel, DialError> {
         let stream = self.dial(node, port, anchor, SERVICE_PROTOCOL).await?;
         let mut once = Some(TokioIo::new(stream));
         let connector = tower::service_fn(move |_| {
@@ -158,7 +184,10 @@ impl Remote {
             std::future::ready(stream)
         });
         // The name is only what HTTP wants to see; whom we speak to is settled.
-        let endpoint = Endpoint::from_static("https://node").timeout(CALL);
+        let endpoint = Endpoint::from_static("https://node")
+            .timeout(limit)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE);
         endpoint.connect_with_connector(connector).await.map_err(|error| DialError::Failed(error.to_string()))
     }
 }
@@ -172,6 +201,21 @@ impl Purpose {
             Self::Try => summon::Purpose::Try,
             Self::Look => summon::Purpose::Look,
         }
+    }
+}
+
+/// How long the node may wait for a slot: it may not have noticed yet that a former daemon of this slot is gone.
+fn slot_wait(spec: &WorkerSpec) -> Duration {
+    SILENCE + slot::longest_wait(spec.patience.longest())
+}
+
+/// What the node answered in place of what was asked for. When that was not the node itself, nobody knows what was done.
+fn said(node: &RemoteNode, hsm: &HsmId, status: &Status) -> OpeningError {
+    let response = v1::Response::decode(status.details()).unwrap_or_default();
+    match response.outcome {
+        Some(Outcome::Fault(fault)) => OpeningError::Fault(fault),
+        Some(Outcome::HostFault(fault)) => fault::heard(fault, hsm),
+        _ => OpeningError::Cut { host: node.address.to_string(), why: status.message().to_owned() },
     }
 }
 

@@ -1,15 +1,20 @@
 //! Crypto users on tokens that we manage: each has a token of his own on each node, in a directory of its own.
 //!
 //! The user's `SOFTHSM2_CONF` stands in that directory, whose parent is made by the operator and never here: where it is
-//! missing, the node's tokens are out of reach, and nothing is concluded from that. Every job is to be repeated as often as
+//! missing, the node's tokens are out of reach, and nothing is concluded from that. On another host it is the node there
+//! that does the same. Every job is to be repeated as often as
 //! one likes, so that one that was cut short is finished by being done again. Which users there should be is not known here.
 
 use std::path::{Path, PathBuf};
 
+use futures_util::future::join_all;
+
 use crate::link::v1::{self, request::Verb, response::Outcome};
 use crate::model::Password;
 
+use super::local::Local;
 use super::opening::unexpected;
+use super::slot::SlotLock;
 use super::{Host, LocalToken, Location, OpeningError, Purpose, Trial, Turn, WorkerSpec, attempts, pin_text, softhsm};
 
 use softhsm::{rid, sync_above};
@@ -26,8 +31,6 @@ pub enum UserError {
     NoDirectory,
     #[error("{0} holds more than keyway makes there: remove the token by hand")]
     NotOurs(PathBuf),
-    #[error("the user's token is on another host, whose crypto users are not managed from here")]
-    Elsewhere,
     #[error(transparent)]
     Host(#[from] OpeningError),
 }
@@ -42,76 +45,134 @@ pub struct UserStanding {
 }
 
 impl Host {
-    /// Whether the user has a token here, and how his logins went.
-    pub fn user_standing(&self, spec: &WorkerSpec) -> Result<UserStanding, UserError> {
-        let token = token_here(spec)?;
-        reachable_home(token)?;
-        let failed_logins = attempts::failed(self.local.directory(), spec)?;
-        let is_locked = attempts::is_locked(token, failed_logins);
-        Ok(UserStanding { is_present: !softhsm::token_objects(token).is_empty(), failed_logins, is_locked })
+    /// Whether the user has a token, and how his logins went.
+    pub async fn user_standing(&self, spec: &WorkerSpec) -> Result<UserStanding, UserError> {
+        match &spec.location {
+            Location::Here(token) => self.local.user_standing(spec, token),
+            Location::There(node) => self.remote.user_standing(spec, node).await,
+        }
+    }
+
+    /// How each of the users stands, all of them on one HSM.
+    pub async fn user_standings(
+        &self,
+        specs: &[WorkerSpec],
+    ) -> Result<Vec<Result<UserStanding, UserError>>, UserError> {
+        let Some(first) = specs.first() else { return Ok(Vec::new()) };
+        match &first.location {
+            Location::Here(_) => Ok(join_all(specs.iter().map(|spec| self.user_standing(spec))).await),
+            Location::There(node) => self.remote.user_standings(specs, node).await,
+        }
     }
 
     /// How many of the user's logins failed in a row, also while he is out of reach: none, where they lock nobody.
-    pub fn failed_logins(&self, spec: &WorkerSpec) -> Result<u32, OpeningError> {
+    pub async fn failed_logins(&self, spec: &WorkerSpec) -> Result<u32, OpeningError> {
         match &spec.location {
-            Location::Here(token) if token.locks_user => attempts::failed(self.local.directory(), spec),
-            Location::Here(_) | Location::There(_) => Ok(0),
+            Location::Here(token) => self.local.failed_logins(spec, token),
+            Location::There(node) if node.manages_users => self.remote.failed_logins(spec, node).await,
+            Location::There(_) => Ok(0),
         }
     }
 
     /// Makes the user's token, or gives the user of the one that is there another password, as its SO: one login of the
     /// SO's, which the caller has written down, unless the token is new. The token's serial number.
     pub async fn give_user(&self, _turn: &Turn, spec: &WorkerSpec, password: &Password) -> Result<String, UserError> {
-        let token = token_here(spec)?;
+        match &spec.location {
+            Location::Here(token) => {
+                let user = Alone { spec, token, slot: self.local.slot(spec).await? };
+                self.local.give_user(user, password).await
+            }
+            Location::There(node) => self.remote.give_user(spec, node, password).await,
+        }
+    }
+
+    /// Forgets the user's failed logins: he may log in again.
+    pub async fn unlock_user(&self, _turn: &Turn, spec: &WorkerSpec) -> Result<(), UserError> {
+        match &spec.location {
+            Location::Here(_) => self.local.unlock_user(spec),
+            Location::There(node) => self.remote.unlock_user(spec, node).await,
+        }
+    }
+
+    /// Destroys the user's token with all that is in it, once no worker uses it, and what the host kept of him.
+    pub async fn remove_user(&self, _turn: &Turn, spec: &WorkerSpec) -> Result<(), UserError> {
+        match &spec.location {
+            Location::Here(token) => {
+                let user = Alone { spec, token, slot: self.local.slot(spec).await? };
+                self.local.remove_user(user)
+            }
+            Location::There(node) => self.remote.remove_user(spec, node).await,
+        }
+    }
+
+    /// Opens the user's token for one attempt to log in, as [`Host::open_trial`] does, once no other worker uses it.
+    pub async fn open_user_trial(&self, _turn: &Turn, spec: &WorkerSpec) -> Result<Trial, OpeningError> {
+        let link = match &spec.location {
+            Location::Here(token) => {
+                let slot = self.local.slot(spec).await?;
+                self.local.open_alone(spec, token, Purpose::Try, slot).await?
+            }
+            Location::There(node) => self.remote.open_alone(spec, node).await?,
+        };
+        Ok(Trial(link))
+    }
+}
+
+/// A user whose slot nobody else has, in the node's turn.
+pub(super) struct Alone<'a> {
+    pub(super) spec: &'a WorkerSpec,
+    pub(super) token: &'a LocalToken,
+    pub(super) slot: SlotLock,
+}
+
+impl Local {
+    pub(super) fn user_standing(&self, spec: &WorkerSpec, token: &LocalToken) -> Result<UserStanding, UserError> {
+        reachable_home(token)?;
+        let failed_logins = self.failed_logins(spec, token)?;
+        let is_locked = attempts::is_locked(token, failed_logins);
+        Ok(UserStanding { is_present: !softhsm::token_objects(token).is_empty(), failed_logins, is_locked })
+    }
+
+    pub(super) fn failed_logins(&self, spec: &WorkerSpec, token: &LocalToken) -> Result<u32, OpeningError> {
+        if token.locks_user() { attempts::failed(self.directory(), spec) } else { Ok(0) }
+    }
+
+    pub(super) async fn give_user(&self, user: Alone<'_>, password: &Password) -> Result<String, UserError> {
+        let Alone { spec, token, slot } = user;
         make_home(&reachable_home(token)?)?;
         let user_pin = pin_text(&spec.username, password).expose().as_bytes().to_vec();
-        let mut link = self.local.open_alone(spec, token, Purpose::MakeToken).await?;
+        let mut link = self.open_alone(spec, token, Purpose::MakeToken, slot).await?;
         let answer = link.ask(Verb::GiveUser(v1::GiveUser { user_pin, ..Default::default() })).await;
         link.end().await;
         match answer? {
             Outcome::Opened(opened) => {
-                self.local.keep_token(spec, token)?;
+                self.keep_token(spec, token)?;
                 Ok(opened.serial)
             }
             other => Err(unexpected(other).into()),
         }
     }
 
-    /// Forgets the user's failed logins: he may log in again.
-    pub fn unlock_user(&self, _turn: &Turn, spec: &WorkerSpec) -> Result<(), UserError> {
-        Ok(attempts::forget(self.local.directory(), spec)?)
+    pub(super) fn unlock_user(&self, spec: &WorkerSpec) -> Result<(), UserError> {
+        Ok(attempts::forget(self.directory(), spec)?)
     }
 
-    /// Destroys the user's token with all that is in it, once no worker uses it, and what the host kept of him.
-    pub async fn remove_user(&self, _turn: &Turn, spec: &WorkerSpec) -> Result<(), UserError> {
-        let home = reachable_home(token_here(spec)?)?;
-        let _lock = self.local.slot(spec).await?;
-        remove_home(&home)?;
+    pub(super) fn remove_user(&self, user: Alone<'_>) -> Result<(), UserError> {
+        let Alone { spec, token, slot: _slot } = user;
+        remove_home(&reachable_home(token)?)?;
         let ours = format!("{}.", spec.slot_name());
-        self.forget_files(&ours).map_err(files(self.local.directory()))
-    }
-
-    /// Opens the user's token for one attempt to log in, as [`Host::open_trial`] does, once no other worker uses it.
-    pub async fn open_user_trial(&self, _turn: &Turn, spec: &WorkerSpec) -> Result<Trial, UserError> {
-        Ok(Trial(self.local.open_alone(spec, token_here(spec)?, Purpose::Try).await?))
+        self.forget_files(&ours).map_err(files(self.directory()))
     }
 
     /// Copies of the token, counts, marks: all that is kept under the slot's name.
     pub(super) fn forget_files(&self, prefix: &str) -> std::io::Result<()> {
-        for entry in std::fs::read_dir(self.local.directory())? {
+        for entry in std::fs::read_dir(self.directory())? {
             let entry = entry?;
             if entry.file_name().to_string_lossy().starts_with(prefix) {
                 std::fs::remove_file(entry.path())?;
             }
         }
         Ok(())
-    }
-}
-
-fn token_here(spec: &WorkerSpec) -> Result<&LocalToken, UserError> {
-    match &spec.location {
-        Location::Here(token) => Ok(token),
-        Location::There(_) => Err(UserError::Elsewhere),
     }
 }
 

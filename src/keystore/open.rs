@@ -107,13 +107,13 @@ impl Owner for KeyStoreNodes {
     }
 }
 
-/// What kmsuser's workers need to know on a node; another user's, but for where his token is.
+/// What a user's workers need to know on a node.
 pub fn worker_spec(cluster: &ClusterId, hsm: &HsmId, settings: &cluster::NodeSettings, user: &Username) -> WorkerSpec {
     WorkerSpec {
         cluster: cluster.clone(),
         hsm: hsm.clone(),
         username: user.clone(),
-        location: settings.location.clone(),
+        location: settings.location.of(user),
         sessions: settings.pool_size.get(),
         patience: settings.patience,
         memory_limit: settings.memory_limit,

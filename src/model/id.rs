@@ -171,6 +171,12 @@ impl Username {
     pub fn nobody() -> Self {
         Self("(nobody)".into())
     }
+
+    /// Whoever may have a token: a crypto user, or nobody.
+    pub fn of_a_token(text: &str) -> Result<Self, Invalid> {
+        let nobody = Self::nobody();
+        if text == nobody.as_str() { Ok(nobody) } else { text.parse() }
+    }
 }
 
 text_id!(

@@ -51,7 +51,7 @@ pub async fn try_password(
     if let Err(why) = still() {
         return Ok(Tried::Withdrawn(why));
     }
-    match host.failed_logins(spec) {
+    match host.failed_logins(spec).await {
         Ok(failed) if failed >= allowed => return Ok(Tried::Throttled),
         Ok(_) => {}
         Err(error) => return Ok(Tried::NotAsked(with_causes(&error))),
@@ -80,7 +80,7 @@ pub async fn try_user(
     allowed: u32,
 ) -> Result<Tried, Unavailable> {
     let turn = host.turn(spec).await;
-    match host.user_standing(spec) {
+    match host.user_standing(spec).await {
         Ok(standing) if standing.failed_logins >= allowed => return Ok(Tried::Throttled),
         Ok(_) => {}
         Err(error) => return Ok(Tried::NotAsked(with_causes(&error))),

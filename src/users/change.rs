@@ -61,7 +61,7 @@ impl Users {
             return Err(Error::OutcomeUnknown(reasons(&undone)));
         }
         let record = self.0.records.crypto_user(id, &user).await?;
-        Ok(self.view(id, &cluster, &user, record.as_ref()))
+        Ok(self.view(id, &cluster, &user, record.as_ref()).await)
     }
 
     /// Nobody has this name: neither in the records, nor on any HSM. One of these can be reached.
@@ -75,11 +75,11 @@ impl Users {
         }
         let mut on = Vec::new();
         let mut unreached = Vec::new();
-        for place in self.places(id, cluster, user) {
-            match self.standing(&place) {
-                Ok(standing) if standing.is_present => on.push(place.hsm().clone()),
+        for (hsm, standing) in self.standings(id, cluster, user).await {
+            match standing {
+                Ok(standing) if standing.is_present => on.push(hsm),
                 Ok(_) => {}
-                Err(undone) => unreached.push((place.hsm().clone(), undone)),
+                Err(undone) => unreached.push((hsm, undone)),
             }
         }
         match (on.is_empty(), unreached.len() == cluster.nodes.len()) {
@@ -104,7 +104,7 @@ impl Users {
         let cluster = self.managed(id)?;
         let _changing = self.turn(id).await;
         self.known(id, &cluster, user).await?;
-        self.anybody_there(id, &cluster, user)?;
+        self.anybody_there(id, &cluster, user).await?;
         if self.0.records.logged_in_until(id, user, clock::now()).await?.is_some() {
             return Err(Error::LoggedIn(user.clone()));
         }
@@ -146,7 +146,7 @@ impl Users {
         let cluster = self.managed(id)?;
         let _changing = self.turn(id).await;
         self.known(id, &cluster, user).await?;
-        self.anybody_there(id, &cluster, user)?;
+        self.anybody_there(id, &cluster, user).await?;
         // Also where he is not, though he should be.
         let hsms: Vec<_> = cluster.nodes.keys().cloned().collect();
         // Where he never was whole, the job itself knows whether the token there is his.
@@ -227,14 +227,14 @@ impl Users {
             return Err(not_found(id, user));
         }
         let (mut hsms, mut is_there) = (Vec::new(), false);
-        for place in self.places(id, cluster, user) {
-            match self.standing(&place) {
+        for (hsm, standing) in self.standings(id, cluster, user).await {
+            match standing {
                 Ok(standing) if !standing.is_present => continue,
                 Ok(_) => is_there = true,
                 // He may be there, too: what is done with him is done there when it is back.
                 Err(_) => {}
             }
-            hsms.push(place.hsm().clone());
+            hsms.push(hsm);
         }
         if !is_there {
             return Err(not_found(id, user));
@@ -243,12 +243,12 @@ impl Users {
     }
 
     /// One HSM of the cluster can be reached.
-    fn anybody_there(&self, id: &ClusterId, cluster: &cluster::Settings, user: &Username) -> Result<(), Error> {
+    async fn anybody_there(&self, id: &ClusterId, cluster: &cluster::Settings, user: &Username) -> Result<(), Error> {
         let mut unreached = Vec::new();
-        for place in self.places(id, cluster, user) {
-            match self.standing(&place) {
+        for (hsm, standing) in self.standings(id, cluster, user).await {
+            match standing {
                 Ok(_) => return Ok(()),
-                Err(undone) => unreached.push((place.hsm().clone(), undone)),
+                Err(undone) => unreached.push((hsm, undone)),
             }
         }
         Err(Error::NoNode(reasons(&unreached)))

@@ -107,7 +107,7 @@ impl Users {
         let WorkerSpec { cluster, hsm, username: user, .. } = spec;
         let turn = host.turn(spec).await;
         // Not even begun where it cannot be done: no login is written down for nothing.
-        let is_present = host.user_standing(spec)?.is_present;
+        let is_present = host.user_standing(spec).await?.is_present;
         let Some((version, password)) = records.pending_password(cluster, user).await? else { return Ok(()) };
         let is_new = !on.given && *user != Username::kmsuser();
         if is_new && is_present {
@@ -128,7 +128,7 @@ impl Users {
             records.set_token_serial(cluster, hsm, user, &serial).await?;
         }
         if on.lock == Lock::Opened {
-            host.unlock_user(&turn, spec)?;
+            host.unlock_user(&turn, spec).await?;
         }
         Ok(records.crypto_user_given(cluster, user, hsm, version).await?)
     }
@@ -174,7 +174,7 @@ impl Users {
             Said::Accepted => records.login_succeeded(cluster, hsm, &so, PasswordVersion::SO_PIN).await?,
             Said::Refused => records.login_refused(cluster, hsm, &so, PasswordVersion::SO_PIN).await?,
             // What it has left there is ours: the open attempt says so to the next job.
-            Said::NotAsked if is_new && host.user_standing(spec)?.is_present => {}
+            Said::NotAsked if is_new && host.user_standing(spec).await?.is_present => {}
             Said::NotAsked => records.login_not_made(cluster, hsm, &so, PasswordVersion::SO_PIN).await?,
             Said::Nothing => {}
         }
@@ -205,9 +205,7 @@ fn said_of_the_security_officer(answer: &Result<String, UserError>) -> Said {
     let error = match answer {
         Ok(_) => return Said::Accepted,
         Err(UserError::Host(error)) => error,
-        Err(UserError::OutOfReach(_) | UserError::NoDirectory | UserError::NotOurs(_) | UserError::Elsewhere) => {
-            return Said::NotAsked;
-        }
+        Err(UserError::OutOfReach(_) | UserError::NoDirectory | UserError::NotOurs(_)) => return Said::NotAsked,
     };
     match error {
         OpeningError::Fault(fault) if fault.login() == User::SecurityOfficer => {

@@ -45,44 +45,58 @@ impl Users {
         let mut users: BTreeMap<_, _> = records.iter().map(|user| (user.username.clone(), Some(user))).collect();
         let kmsuser = Username::kmsuser();
         if let Entry::Vacant(nobody_made_him) = users.entry(kmsuser.clone()) {
-            let view = self.view(id, &cluster, &kmsuser, None);
+            let view = self.view(id, &cluster, &kmsuser, None).await;
             if view.key_store.is_some() || view.hsms.iter().any(|(_, on)| on.is_present) {
                 nobody_made_him.insert(None);
             }
         }
         users.retain(|name, _| after.is_none_or(|after| name > after));
-        let page = users.iter().take(limit).map(|(name, record)| self.view(id, &cluster, name, *record));
-        Ok((page.collect(), users.len() > limit))
+        let page: Vec<_> = users.iter().take(limit).map(|(name, record)| (name, *record)).collect();
+        Ok((self.views(id, &cluster, &page).await, users.len() > limit))
     }
 
-    pub(super) fn view(
+    pub(super) async fn view(
         &self,
         id: &ClusterId,
         cluster: &cluster::Settings,
         user: &Username,
         record: Option<&CryptoUserRecord>,
     ) -> UserView {
-        // Who may have been made elsewhere, where keyway has no word of him: the HSM's is taken.
-        let is_kmsuser = *user == Username::kmsuser();
-        let hsms = self.places(id, cluster, user).into_iter().map(|place| {
-            let known = record.and_then(|record| record.hsms.get(place.hsm()));
-            let was_given = known.map_or(is_kmsuser, |on| on.given);
-            let on = match self.standing(&place) {
-                // What is there and was never given whole is half made.
-                Ok(standing) => OnHsm {
-                    is_present: standing.is_present && was_given,
-                    is_locked: standing.is_locked,
-                    failed_logins: standing.failed_logins,
-                },
-                Err(_) => OnHsm { is_present: known.is_some_and(|on| on.given), is_locked: false, failed_logins: 0 },
-            };
-            (place.hsm().clone(), on)
+        self.views(id, cluster, &[(user, record)]).await.remove(0)
+    }
+
+    async fn views(
+        &self,
+        id: &ClusterId,
+        cluster: &cluster::Settings,
+        users: &[(&Username, Option<&CryptoUserRecord>)],
+    ) -> Vec<UserView> {
+        let names: Vec<_> = users.iter().map(|(user, _)| *user).collect();
+        let standings = self.standings_of_all(id, cluster, &names).await;
+        let each = users.iter().enumerate().map(|(index, (user, record))| {
+            let is_kmsuser = **user == Username::kmsuser();
+            let hsms = standings.iter().map(|(hsm, all)| {
+                let known = record.and_then(|record| record.hsms.get(hsm));
+                // Who may have been made elsewhere, where keyway has no word of him: the HSM's is taken.
+                let was_given = known.map_or(is_kmsuser, |on| on.given);
+                let on = match all[index] {
+                    // What is there and was never given whole is half made.
+                    Some(standing) => OnHsm {
+                        is_present: standing.is_present && was_given,
+                        is_locked: standing.is_locked,
+                        failed_logins: standing.failed_logins,
+                    },
+                    None => OnHsm { is_present: known.is_some_and(|on| on.given), is_locked: false, failed_logins: 0 },
+                };
+                (hsm.clone(), on)
+            });
+            UserView {
+                username: (*user).clone(),
+                second_factor: record.is_some_and(|record| record.second_factor),
+                hsms: hsms.collect(),
+                key_store: self.0.key_stores.on_cluster(id).filter(|_| is_kmsuser).map(|store| store.id()),
+            }
         });
-        UserView {
-            username: user.clone(),
-            second_factor: record.is_some_and(|record| record.second_factor),
-            hsms: hsms.collect(),
-            key_store: self.0.key_stores.on_cluster(id).filter(|_| is_kmsuser).map(|store| store.id()),
-        }
+        each.collect()
     }
 }

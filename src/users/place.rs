@@ -1,7 +1,9 @@
-//! Where a crypto user's token is on an HSM: kmsuser's is the declared one, everybody else's is in the HSM's `user_tokens`.
+//! A crypto user on each HSM of a cluster, and how he stands there. Where his token is, is for the host to say.
+
+use futures_util::future::join_all;
 
 use crate::cluster::{self, NodeSettings};
-use crate::host::{Location, TokenName, UserStanding, WorkerSpec};
+use crate::host::{UserStanding, WorkerSpec};
 use crate::keystore::worker_spec;
 use crate::model::{ClusterId, HsmId, HsmState, Username};
 
@@ -40,23 +42,44 @@ impl Users {
             HsmState::Active => self.0.key_stores.drained(id, hsm),
             state => Some(format!("it is {state}")),
         };
-        Place { spec: spec(id, hsm, node, user), out_of_use }
+        Place { spec: worker_spec(id, hsm, node, user), out_of_use }
     }
 
     /// How the user stands there now.
-    pub(super) fn standing(&self, place: &Place) -> Result<UserStanding, Undone> {
+    pub(super) async fn standing(&self, place: &Place) -> Result<UserStanding, Undone> {
         place.in_use()?;
-        Ok(self.0.host.user_standing(&place.spec)?)
+        Ok(self.0.host.user_standing(&place.spec).await?)
     }
-}
 
-fn spec(id: &ClusterId, hsm: &HsmId, node: &NodeSettings, user: &Username) -> WorkerSpec {
-    let mut spec = worker_spec(id, hsm, node, user);
-    let directory = node.user_tokens.as_ref().filter(|_| *user != Username::kmsuser());
-    if let (Some(directory), Location::Here(token)) = (directory, &mut spec.location) {
-        let configuration = directory.join(user.as_str()).join("softhsm2.conf");
-        token.name = TokenName::Label(user.to_string());
-        token.environment.insert("SOFTHSM2_CONF".to_owned(), configuration.display().to_string());
+    /// How the user stands on each HSM of a cluster. All of them are asked at once, as each may have to be waited for.
+    pub(super) async fn standings(
+        &self,
+        id: &ClusterId,
+        cluster: &cluster::Settings,
+        user: &Username,
+    ) -> Vec<(HsmId, Result<UserStanding, Undone>)> {
+        let asked = self.places(id, cluster, user).into_iter().map(|place| async move {
+            let standing = self.standing(&place).await;
+            (place.spec.hsm, standing)
+        });
+        join_all(asked).await
     }
-    spec
+
+    /// How each of the users stands on each HSM of a cluster that is in use and answers: one question for each HSM.
+    pub(super) async fn standings_of_all(
+        &self,
+        id: &ClusterId,
+        cluster: &cluster::Settings,
+        users: &[&Username],
+    ) -> Vec<(HsmId, Vec<Option<UserStanding>>)> {
+        let asked = cluster.nodes.iter().map(|(hsm, node)| async move {
+            let places: Vec<_> = users.iter().map(|user| self.place(id, hsm, node, user)).collect();
+            let out_of_use = places.iter().any(|place| place.in_use().is_err());
+            let specs: Vec<_> = places.into_iter().map(|place| place.spec).collect();
+            let standings = if out_of_use { None } else { self.0.host.user_standings(&specs).await.ok() };
+            let standings = standings.map(|all| all.into_iter().map(Result::ok).collect());
+            (hsm.clone(), standings.unwrap_or_else(|| vec![None; users.len()]))
+        });
+        join_all(asked).await
+    }
 }

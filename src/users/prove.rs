@@ -5,6 +5,7 @@
 //! one try. Somebody whom no HSM has is asked about all the same, at the token of nobody: the answer is one, and takes as long.
 
 use aws_lc_rs::rand;
+use futures_util::future::join_all;
 
 use crate::authz::{Permit, action};
 use crate::cluster;
@@ -86,8 +87,8 @@ impl Users {
         let places = self.places(id, cluster, user);
         let allowed = self.attempts_allowed(id, cluster, user);
         let is_counted = |place: &&Place| !is_to_be_unlocked(record.as_ref(), place.hsm());
-        if allowed.is_a_stores && places.iter().filter(is_counted).any(|place| self.has_failed(place)) {
-            return Err(Unproved::Throttled);
+        if allowed.is_a_stores {
+            self.no_failure_on(places.iter().filter(is_counted)).await?;
         }
         for place in &places {
             let on = match asking(record.as_ref(), user, place.hsm()) {
@@ -120,7 +121,7 @@ impl Users {
         password: &Password,
         allowed: u32,
     ) -> Result<On, Unavailable> {
-        match self.standing(place) {
+        match self.standing(place).await {
             Ok(standing) if !standing.is_present => return Ok(On::NotHere),
             Ok(_) => {}
             Err(why) => return Ok(On::NotAsked(with_causes(&why))),
@@ -147,9 +148,18 @@ impl Users {
         Allowed { is_a_stores, failures: if is_a_stores { 1 } else { cluster.profile.failed_logins_allowed() } }
     }
 
-    /// Also on an HSM that is out of use or out of reach: a wrong password was tried all the same.
-    fn has_failed(&self, place: &Place) -> bool {
-        !self.0.host.failed_logins(&place.spec).is_ok_and(|failed| failed == 0)
+    /// Also on an HSM that is out of use or out of reach: a wrong password was tried all the same. Where nobody can say, none
+    /// is tried.
+    async fn no_failure_on(&self, places: impl Iterator<Item = &Place>) -> Result<(), Unproved> {
+        let asked = places.map(|place| async move { (place, self.0.host.failed_logins(&place.spec).await) });
+        for (place, failed) in join_all(asked).await {
+            match failed {
+                Ok(0) => {}
+                Ok(_) => return Err(Unproved::Throttled),
+                Err(why) => return Err(Unproved::NoNode(format!("{}: {}", place.hsm(), with_causes(&why)))),
+            }
+        }
+        Ok(())
     }
 
     /// The same work for a user whom no HSM has, and the same answer.
@@ -164,7 +174,7 @@ impl Users {
         let mut throttled = false;
         let mut not_asked = Vec::new();
         for place in self.places(id, cluster, name) {
-            if let Err(why) = self.standing(&place) {
+            if let Err(why) = self.standing(&place).await {
                 not_asked.push(format!("{}: {}", place.hsm(), with_causes(&why)));
                 continue;
             }
@@ -202,8 +212,8 @@ impl Users {
         let host = &self.0.host;
         let turn = host.turn(spec).await;
         // No password of his is right, however many are tried: he is never locked.
-        host.unlock_user(&turn, spec)?;
-        if host.user_standing(spec)?.is_present {
+        host.unlock_user(&turn, spec).await?;
+        if host.user_standing(spec).await?.is_present {
             return Ok(());
         }
         if let Err(error) = host.give_user(&turn, spec, &nobodys_password()).await {

@@ -2,45 +2,67 @@
 
 mod absence;
 mod crash;
+mod life;
 mod logins;
 
 use tonic::Status;
 
 use crate::rig::{Clients, Rig, pb, refused};
 
-const FIRST: &str = "correct:horse4";
-const SECOND: &str = "battery-staple5";
-const WRONG: &str = "not-the-password";
+pub(crate) const FIRST: &str = "correct:horse4";
+pub(crate) const SECOND: &str = "battery-staple5";
+pub(crate) const WRONG: &str = "not-the-password";
 
 impl Rig {
-    fn user_token(&self, hsm: &str, user: &str) -> std::path::PathBuf {
+    pub(crate) fn user_token(&self, hsm: &str, user: &str) -> std::path::PathBuf {
         self.path(&format!("hsms/{hsm}/users/{user}"))
     }
 
+    pub(crate) fn creation_of(&self, user: &str, password: &str) -> pb::CreateCryptoUserRequest {
+        pb::CreateCryptoUserRequest {
+            cluster_id: self.cluster_id(),
+            username: user.to_owned(),
+            password: password.to_owned(),
+            require_second_factor: false,
+        }
+    }
+
     /// Whether the user's own token on an HSM lets him in, asked past keyway.
-    fn user_opens(&self, hsm: &str, user: &str, password: &str) -> bool {
+    pub(crate) fn user_opens(&self, hsm: &str, user: &str, password: &str) -> bool {
         crate::rig::opens_as(&self.user_token(hsm, user).join("softhsm2.conf"), user, password)
+    }
+
+    /// The HSM's tokens are out of reach until it is put back.
+    pub(crate) fn take_away(&self, hsm: &str) -> std::path::PathBuf {
+        let (here, away) = (self.path(&format!("hsms/{hsm}/users")), self.path(&format!("hsms/{hsm}/away")));
+        std::fs::rename(here, &away).expect("it is here");
+        away
+    }
+
+    pub(crate) fn put_back(&self, hsm: &str) {
+        let (here, away) = (self.path(&format!("hsms/{hsm}/users")), self.path(&format!("hsms/{hsm}/away")));
+        std::fs::rename(away, here).expect("it is away");
     }
 }
 
 impl Clients {
-    async fn create_user(&mut self, rig: &Rig, user: &str, password: &str) -> Result<pb::CryptoUser, Status> {
-        let request = pb::CreateCryptoUserRequest {
-            cluster_id: rig.cluster_id(),
-            username: user.to_owned(),
-            password: password.to_owned(),
-            require_second_factor: false,
-        };
+    pub(crate) async fn create_user(
+        &mut self,
+        rig: &Rig,
+        user: &str,
+        password: &str,
+    ) -> Result<pb::CryptoUser, Status> {
+        let request = rig.creation_of(user, password);
         Ok(self.users.create_crypto_user(request).await?.into_inner().user.expect("it is told"))
     }
 
-    async fn delete_user(&mut self, rig: &Rig, user: &str) -> Result<(), Status> {
+    pub(crate) async fn delete_user(&mut self, rig: &Rig, user: &str) -> Result<(), Status> {
         let request = pb::DeleteCryptoUserRequest { cluster_id: rig.cluster_id(), username: user.to_owned() };
         self.users.delete_crypto_user(request).await.map(drop)
     }
 
     /// Those that still lack it.
-    async fn reset_password(&mut self, rig: &Rig, user: &str, new: &str) -> Result<Vec<String>, Status> {
+    pub(crate) async fn reset_password(&mut self, rig: &Rig, user: &str, new: &str) -> Result<Vec<String>, Status> {
         let request = pb::ResetPasswordRequest {
             cluster_id: rig.cluster_id(),
             username: user.to_owned(),
@@ -50,7 +72,7 @@ impl Clients {
     }
 
     /// Those that still lack it.
-    async fn change_user_password(
+    pub(crate) async fn change_user_password(
         &mut self,
         rig: &Rig,
         user: &str,
@@ -66,16 +88,16 @@ impl Clients {
         Ok(self.users.change_password(request).await?.into_inner().pending_hsm_ids)
     }
 
-    async fn list_users(&mut self, rig: &Rig) -> Vec<pb::CryptoUser> {
+    pub(crate) async fn list_users(&mut self, rig: &Rig) -> Vec<pb::CryptoUser> {
         let request = pb::ListCryptoUsersRequest { cluster_id: rig.cluster_id(), ..Default::default() };
         self.users.list_crypto_users(request).await.expect("they can be listed").into_inner().users
     }
 
-    async fn user(&mut self, rig: &Rig, name: &str) -> Option<pb::CryptoUser> {
+    pub(crate) async fn user(&mut self, rig: &Rig, name: &str) -> Option<pb::CryptoUser> {
         self.list_users(rig).await.into_iter().find(|user| user.username == name)
     }
 
-    async fn log_in(&mut self, rig: &Rig, user: &str, password: &str) -> Result<pb::LoginResponse, Status> {
+    pub(crate) async fn log_in(&mut self, rig: &Rig, user: &str, password: &str) -> Result<pb::LoginResponse, Status> {
         let request = pb::LoginRequest {
             cluster_id: rig.cluster_id(),
             username: user.to_owned(),
@@ -87,7 +109,12 @@ impl Clients {
 }
 
 /// Logs in as soon as an HSM has the user's present password.
-async fn logs_in(clients: &Clients, rig: &Rig, user: &str, password: &str) -> Result<pb::LoginResponse, Status> {
+pub(crate) async fn logs_in(
+    clients: &Clients,
+    rig: &Rig,
+    user: &str,
+    password: &str,
+) -> Result<pb::LoginResponse, Status> {
     crate::rig::wait_async(|| {
         let mut clients = clients.clone();
         async move {
@@ -102,49 +129,12 @@ async fn logs_in(clients: &Clients, rig: &Rig, user: &str, password: &str) -> Re
 
 /// Waits until whoever was doing something for a user of the cluster has done it on every HSM that is there. Tokens are
 /// not to be looked into past keyway before: SoftHSM2 writes a token anew at each login, as it was when it was opened.
-async fn all_done(clients: &mut Clients, rig: &Rig, user: &str) {
+pub(crate) async fn all_done(clients: &mut Clients, rig: &Rig, user: &str) {
     refused("comes after it", clients.create_user(rig, user, FIRST).await, "ALREADY_EXISTS", "");
 }
 
-fn present_on(user: &pb::CryptoUser) -> Vec<&str> {
+pub(crate) fn present_on(user: &pb::CryptoUser) -> Vec<&str> {
     user.hsms.iter().filter(|on| on.present).map(|on| on.hsm_id.as_str()).collect()
-}
-
-#[tokio::test]
-async fn a_user_is_made_on_every_hsm_listed_and_deleted_with_his_tokens() {
-    let rig = Rig::new().start();
-    let mut clients = rig.clients().await;
-    let kmsuser = clients.user(&rig, "kmsuser").await.expect("dev made it");
-    assert_eq!((present_on(&kmsuser).len(), kmsuser.key_store_id.as_str()), (3, ""));
-
-    let alice = clients.create_user(&rig, "alice", FIRST).await.unwrap();
-    assert_eq!(present_on(&alice), ["hsm-1", "hsm-2", "hsm-3"]);
-    assert!(!alice.second_factor && alice.hsms.iter().all(|on| !on.locked && on.failed_logins == 0));
-    for hsm in ["hsm-1", "hsm-2", "hsm-3"] {
-        assert!(rig.user_opens(hsm, "alice", FIRST) && !rig.user_opens(hsm, "alice", WRONG));
-    }
-    clients.create_user(&rig, "bob", SECOND).await.unwrap();
-
-    let names = |users: &[pb::CryptoUser]| users.iter().map(|user| user.username.clone()).collect::<Vec<_>>();
-    assert_eq!(names(&clients.list_users(&rig).await), ["alice", "bob", "kmsuser"]);
-    let page =
-        |page_token: String| pb::ListCryptoUsersRequest { cluster_id: rig.cluster_id(), page_size: 2, page_token };
-    let first = clients.users.list_crypto_users(page(String::new())).await.unwrap().into_inner();
-    let second = clients.users.list_crypto_users(page(first.next_page_token)).await.unwrap().into_inner();
-    assert_eq!((names(&first.users).len(), names(&second.users)), (2, vec!["kmsuser".to_owned()]));
-    assert_eq!(second.next_page_token, "");
-
-    clients.delete_user(&rig, "alice").await.unwrap();
-    assert_eq!(names(&clients.list_users(&rig).await), ["bob", "kmsuser"]);
-    assert!(["hsm-1", "hsm-2", "hsm-3"].iter().all(|hsm| !rig.user_token(hsm, "alice").exists()));
-    assert!(rig.user_opens("hsm-1", "bob", SECOND), "another's token stays");
-    let status = refused("deleting nobody", clients.delete_user(&rig, "alice").await, "NOT_FOUND", "");
-    assert!(status.message().contains("alice"), "{}", status.message());
-
-    let again = clients.create_user(&rig, "alice", SECOND).await.unwrap();
-    assert_eq!(present_on(&again).len(), 3, "the name is free again");
-    assert!(rig.user_opens("hsm-2", "alice", SECOND) && !rig.user_opens("hsm-2", "alice", FIRST));
-    assert!(rig.workers().is_empty(), "whoever did a job has left: {:?}", rig.workers());
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ mod connection_errors;
 mod contract;
 mod crash;
 mod crypto_users;
+mod desk;
 mod dev;
 mod disconnecting;
 mod documents;

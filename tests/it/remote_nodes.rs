@@ -4,3 +4,4 @@ mod hostile;
 mod network;
 mod program;
 mod trust;
+mod users;

@@ -7,5 +7,6 @@ mod main_job;
 #[path = "lifecycle.rs"]
 mod lifecycle;
 
+mod crypto_users;
 mod failing;
 mod rotation;

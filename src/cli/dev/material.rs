@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use crate::cli::password;
 use crate::clock;
 use crate::pki::{AlternativeName, Authority, Days, Holder, Issued, PkiError, Purpose};
 
@@ -19,7 +20,7 @@ pub(super) fn make(assets: &Assets) -> Result<(), AssetsError> {
         transport(assets)?;
     }
     if !assets.has_password() {
-        assets.write_password(&random_password())?;
+        assets.write_password(&password::random())?;
     }
     Ok(())
 }
@@ -54,9 +55,4 @@ fn issue(
     let alternatives = alternatives.iter().map(|name| name.parse::<AlternativeName>().expect("a name")).collect();
     let holder = Holder { name: name.parse().expect("a name"), alternatives };
     ca.issue(&holder, purpose, Days::TEN_YEARS, now)
-}
-
-/// 32 letters and digits.
-fn random_password() -> String {
-    uuid::Uuid::new_v4().simple().to_string()
 }

@@ -26,7 +26,7 @@ use crate::tls::{self, Acceptor, TlsError};
 use super::carry::SILENCE;
 use super::local::Local;
 use super::remote::{LINK_PROTOCOL, SERVICE_PROTOCOL};
-use super::{LocalToken, Location, OpeningError, WorkerSpec};
+use super::{LONGEST_PATIENCE, LocalToken, Location, OpeningError, WorkerSpec};
 
 pub use settings::Settings;
 
@@ -76,38 +76,57 @@ struct House {
 }
 
 /// A slot of this node's.
-struct Slot<'a> {
+struct Slot {
     cluster: ClusterId,
     hsm: HsmId,
     username: Username,
-    token: &'a LocalToken,
+    token: LocalToken,
+    /// Whether crypto users are made, changed and deleted there by a daemon's word: this node's configuration says so.
+    manages_users: bool,
 }
 
 impl House {
     /// The slot that is meant, if it is one of this node's.
-    fn slot(&self, cluster: &str, hsm: &str, username: &str) -> Result<Slot<'_>, OpeningError> {
+    fn slot(&self, cluster: &str, hsm: &str, username: &str) -> Result<Slot, OpeningError> {
         let unknown = |what: String| OpeningError::UnknownSlot(what);
+        // Names become paths: whatever is none goes no further.
         let (Ok(cluster), Ok(hsm), Ok(username)) =
-            (cluster.parse::<ClusterId>(), hsm.parse::<HsmId>(), username.parse::<Username>())
+            (cluster.parse::<ClusterId>(), hsm.parse::<HsmId>(), Username::of_a_token(username))
         else {
             return Err(unknown("its names are not such".to_owned()));
         };
         let token = self.settings.hsms.get(&(cluster.clone(), hsm.clone()));
         let token = token.ok_or_else(|| unknown(format!("it has no {hsm} of {cluster}")))?;
-        if username != Username::kmsuser() {
-            return Err(unknown(format!("{hsm} has no token of {username}'s")));
+        let manages_users = token.manages_users();
+        let own = token.of(&username);
+        let token = own.ok_or_else(|| unknown(format!("{hsm} has no token of {username}'s, and no user_tokens")))?;
+        Ok(Slot { cluster, hsm, username, token, manages_users })
+    }
+
+    /// The same, for what is done with users, and not only as one of them.
+    fn managed_slot(&self, cluster: &str, hsm: &str, username: &str) -> Result<Slot, OpeningError> {
+        let slot = self.slot(cluster, hsm, username)?;
+        if !slot.manages_users {
+            let why = format!("its configuration has no user_tokens for {hsm}: crypto users are not managed there");
+            return Err(OpeningError::UnknownSlot(why));
         }
-        Ok(Slot { cluster, hsm, username, token })
+        Ok(slot)
     }
 }
 
-impl Slot<'_> {
+impl Slot {
     /// For a worker that is not given any work to be patient with.
     fn spec(&self) -> WorkerSpec {
-        self.spec_for(1, Patience { quick: Duration::ZERO, slow: Duration::ZERO })
+        self.spec_with(1, Patience { quick: Duration::ZERO, slow: Duration::ZERO })
     }
 
-    fn spec_for(&self, sessions: u32, patience: Patience) -> WorkerSpec {
+    /// As a daemon asks for it.
+    fn spec_for(&self, sessions: u32, patience_ms: u32, slow_patience_ms: u32) -> WorkerSpec {
+        let patience = |ms: u32| Duration::from_millis(ms.into()).min(LONGEST_PATIENCE);
+        self.spec_with(sessions, Patience { quick: patience(patience_ms), slow: patience(slow_patience_ms) })
+    }
+
+    fn spec_with(&self, sessions: u32, patience: Patience) -> WorkerSpec {
         WorkerSpec {
             cluster: self.cluster.clone(),
             hsm: self.hsm.clone(),
@@ -244,4 +263,57 @@ fn greeted(listener: TcpListener, acceptor: Acceptor, house: Arc<House>) -> serv
         }
     });
     incoming
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::example;
+    use crate::model::Ports;
+    use crate::tls::TlsFiles;
+
+    fn house(home: &std::path::Path, user_tokens: Option<PathBuf>) -> House {
+        let token = LocalToken { so_pin_file: Some(home.join("so-pin")), user_tokens, ..example::token() };
+        let hsm = ("cluster-2abcdefghij".parse().unwrap(), "hsm-1".parse().unwrap());
+        let nowhere = PathBuf::new;
+        let settings = Settings {
+            data_dir: home.to_owned(),
+            listen: [127, 0, 0, 1].into(),
+            ports: Ports::USUAL,
+            tls: TlsFiles { certificate: nowhere(), private_key: nowhere(), client_ca: nowhere() },
+            daemons: Vec::new(),
+            max_links: 1,
+            hsms: [(hsm, token)].into(),
+        };
+        House { local: Local::new(home.join("host")).unwrap(), settings, draining: watch::channel(false).1 }
+    }
+
+    #[test]
+    fn a_user_has_a_token_in_a_directory_of_his_own_and_no_name_leads_out_of_it() {
+        let home = tempfile::tempdir().unwrap();
+        let house = house(home.path(), Some(home.path().join("users")));
+        let slot = |username: &str| house.managed_slot("cluster-2abcdefghij", "hsm-1", username);
+        for username in ["alice", "(nobody)"] {
+            let configuration = &slot(username).unwrap().token.environment["SOFTHSM2_CONF"];
+            assert_eq!(
+                *configuration,
+                home.path().join("users").join(username).join("softhsm2.conf").to_string_lossy()
+            );
+        }
+        assert!(!slot("kmsuser").unwrap().token.environment.contains_key("SOFTHSM2_CONF"), "it is the declared one");
+        for username in ["", ".", "..", "../alice", "/etc", "a/b", "a\0b", "(security officer)", "(nobody)/..", "a.b"] {
+            assert!(matches!(slot(username), Err(OpeningError::UnknownSlot(_))), "{username:?}");
+        }
+    }
+
+    #[test]
+    fn without_a_directory_for_users_there_is_kmsusers_token_alone_and_it_is_not_managed() {
+        let home = tempfile::tempdir().unwrap();
+        let house = house(home.path(), None);
+        let slot = |username: &str| house.slot("cluster-2abcdefghij", "hsm-1", username);
+        assert!(slot("kmsuser").is_ok());
+        assert!(matches!(slot("alice"), Err(OpeningError::UnknownSlot(_))));
+        let managed = house.managed_slot("cluster-2abcdefghij", "hsm-1", "kmsuser").err().unwrap().to_string();
+        assert!(managed.contains("user_tokens"), "{managed}");
+    }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use prost::Message as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
@@ -15,12 +16,20 @@ use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status};
 
-use crate::host::{OpeningError, fault};
+use crate::host::users::Alone;
+use crate::host::{OpeningError, UserError, UserStanding, fault};
 use crate::link;
+use crate::link::v1::{self, response::Outcome};
+use crate::model::{Password, with_causes};
 use crate::proto::node::administration_service_server::{AdministrationService, AdministrationServiceServer};
 use crate::proto::node::identify_response::Hsm;
 use crate::proto::node::identity_service_server::{IdentityService, IdentityServiceServer};
-use crate::proto::node::{IdentifyRequest, IdentifyResponse, KeepTokenRequest, KeepTokenResponse};
+use crate::proto::node::list_standings_response::{Standing, WithinReach, standing::Token};
+use crate::proto::node::{
+    GiveUserRequest, GiveUserResponse, IdentifyRequest, IdentifyResponse, KeepTokenRequest, KeepTokenResponse,
+    ListStandingsRequest, ListStandingsResponse, RemoveUserRequest, RemoveUserResponse, UnlockUserRequest,
+    UnlockUserResponse,
+};
 
 use super::House;
 
@@ -28,6 +37,8 @@ use super::House;
 const ARRIVALS: usize = 16;
 /// The longest request that is read.
 const LONGEST_REQUEST: usize = 64 << 10;
+/// Users whose standing is asked for at once: as many as a page of them has.
+const MOST_STANDINGS: usize = 1_000;
 /// Streams of one connection.
 const STREAMS: u32 = 16;
 /// A client is asked so often whether it is there, and has so long to answer.
@@ -98,16 +109,103 @@ impl AdministrationService for Administration {
         let slot = self.0.slot(&cluster, &hsm, &username).map_err(refused)?;
         // Whoever asks has the turn among its own; another daemon may have a login made on this token meanwhile.
         let _turn = self.0.local.turn(&slot.spec()).await;
-        self.0.local.keep_token(&slot.spec(), slot.token).map_err(refused)?;
+        self.0.local.keep_token(&slot.spec(), &slot.token).map_err(refused)?;
         Ok(Response::new(KeepTokenResponse {}))
+    }
+
+    async fn list_standings(
+        &self,
+        request: Request<ListStandingsRequest>,
+    ) -> Result<Response<ListStandingsResponse>, Status> {
+        let ListStandingsRequest { cluster, hsm, usernames } = request.into_inner();
+        if usernames.len() > MOST_STANDINGS {
+            return Err(Status::invalid_argument(format!("more than {MOST_STANDINGS} users at once")));
+        }
+        let each = usernames.iter().map(|username| {
+            let slot = self.0.managed_slot(&cluster, &hsm, username)?;
+            let failed_logins = self.0.local.failed_logins(&slot.spec(), &slot.token)?;
+            let token = match self.0.local.user_standing(&slot.spec(), &slot.token) {
+                Ok(UserStanding { is_present, is_locked, .. }) => {
+                    Token::WithinReach(WithinReach { is_present, is_locked })
+                }
+                Err(why) => Token::OutOfReach(with_causes(&why)),
+            };
+            Ok(Standing { failed_logins, token: Some(token) })
+        });
+        let standings = each.collect::<Result<_, _>>().map_err(refused)?;
+        Ok(Response::new(ListStandingsResponse { standings }))
+    }
+
+    async fn give_user(&self, request: Request<GiveUserRequest>) -> Result<Response<GiveUserResponse>, Status> {
+        let ask = request.into_inner();
+        let password = Password::trusted(ask.password);
+        let slot = self.0.managed_slot(&ask.cluster, &ask.hsm, &ask.username).map_err(refused)?;
+        let spec = slot.spec_for(1, ask.patience_ms, ask.slow_patience_ms);
+        let house = self.0.clone();
+        let serial = to_its_end(async move {
+            let alone = Alone { spec: &spec, token: &slot.token, slot: house.local.slot(&spec).await? };
+            let _turn = house.local.turn(&spec).await;
+            house.local.give_user(alone, &password).await
+        });
+        Ok(Response::new(GiveUserResponse { serial: serial.await? }))
+    }
+
+    async fn unlock_user(&self, request: Request<UnlockUserRequest>) -> Result<Response<UnlockUserResponse>, Status> {
+        let UnlockUserRequest { cluster, hsm, username } = request.into_inner();
+        let slot = self.0.managed_slot(&cluster, &hsm, &username).map_err(refused)?;
+        let _turn = self.0.local.turn(&slot.spec()).await;
+        self.0.local.unlock_user(&slot.spec()).map_err(not_done)?;
+        Ok(Response::new(UnlockUserResponse {}))
+    }
+
+    async fn remove_user(&self, request: Request<RemoveUserRequest>) -> Result<Response<RemoveUserResponse>, Status> {
+        let ask = request.into_inner();
+        let slot = self.0.managed_slot(&ask.cluster, &ask.hsm, &ask.username).map_err(refused)?;
+        let spec = slot.spec_for(1, ask.patience_ms, ask.slow_patience_ms);
+        let house = self.0.clone();
+        let removed = to_its_end(async move {
+            let alone = Alone { spec: &spec, token: &slot.token, slot: house.local.slot(&spec).await? };
+            let _turn = house.local.turn(&spec).await;
+            house.local.remove_user(alone)
+        });
+        removed.await?;
+        Ok(Response::new(RemoveUserResponse {}))
     }
 }
 
-fn refused(error: OpeningError) -> Status {
-    match error {
-        OpeningError::UnknownSlot(_) => Status::not_found(error.to_string()),
-        error => Status::internal(fault::told(&error).detail),
+/// Does a job to its end, also when whoever asked for it is heard no more: half of it would be found by the next one.
+async fn to_its_end<T: Send + 'static>(
+    job: impl Future<Output = Result<T, UserError>> + Send + 'static,
+) -> Result<T, Status> {
+    match tokio::spawn(job).await {
+        Ok(done) => done.map_err(not_done),
+        Err(panicked) => Err(Status::internal(panicked.to_string())),
     }
+}
+
+fn not_done(error: UserError) -> Status {
+    refused(match error {
+        UserError::Host(error) => error,
+        // Before anybody was asked.
+        error @ (UserError::OutOfReach(_) | UserError::NoDirectory | UserError::NotOurs(_)) => {
+            OpeningError::Host(error.to_string())
+        }
+    })
+}
+
+/// As the same would be told on a link.
+fn refused(error: OpeningError) -> Status {
+    let message = with_causes(&error);
+    let plain = match error {
+        OpeningError::UnknownSlot(_) => Status::not_found(message),
+        _ => Status::internal(message),
+    };
+    let outcome = match error {
+        OpeningError::Fault(fault) => Outcome::Fault(fault),
+        error => Outcome::HostFault(fault::told(&error)),
+    };
+    let details = v1::Response { outcome: Some(outcome), ..Default::default() }.encode_to_vec();
+    Status::with_details(plain.code(), plain.message(), details.into())
 }
 
 /// A connection of a known daemon.

@@ -19,9 +19,9 @@ use tokio_rustls::server::TlsStream;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::host::carry::{Kill, carry};
-use crate::host::{LONGEST_PATIENCE, LocalToken, OpeningError, Purpose, WorkerLink, WorkerProcess, WorkerSpec, fault};
+use crate::host::{LocalToken, OpeningError, Purpose, WorkerLink, WorkerProcess, WorkerSpec, fault};
+use crate::link;
 use crate::link::v1::{self, request::Verb, response::Outcome, summon};
-use crate::link::{self, Patience};
 
 use super::House;
 
@@ -76,11 +76,12 @@ impl Session<'_> {
             Err(error) => return self.answer(id, Err(error)).await,
         };
         match summon.purpose() {
-            summon::Purpose::Serve => self.worker(id, &spec, Purpose::Serve).await,
-            summon::Purpose::Administer => self.worker(id, &spec, Purpose::Administer).await,
-            summon::Purpose::MakeToken => self.worker(id, &spec, Purpose::MakeToken).await,
-            summon::Purpose::Try => self.worker(id, &spec, Purpose::Try).await,
-            summon::Purpose::Look => self.worker(id, &spec, Purpose::Look).await,
+            summon::Purpose::Serve => self.worker(id, &spec, Purpose::Serve, Company::AsItIs).await,
+            summon::Purpose::Administer => self.worker(id, &spec, Purpose::Administer, Company::AsItIs).await,
+            summon::Purpose::MakeToken => self.worker(id, &spec, Purpose::MakeToken, Company::AsItIs).await,
+            summon::Purpose::Try => self.worker(id, &spec, Purpose::Try, Company::AsItIs).await,
+            summon::Purpose::TryAlone => self.worker(id, &spec, Purpose::Try, Company::None).await,
+            summon::Purpose::Look => self.worker(id, &spec, Purpose::Look, Company::AsItIs).await,
             summon::Purpose::Vacate => self.vacate(id, &spec).await,
             summon::Purpose::Unspecified => self.answer(id, Err(OpeningError::OutOfTurn)).await,
         }
@@ -97,21 +98,34 @@ impl Session<'_> {
             return Err(OpeningError::Host("as many links as max_links allows are there already".to_owned()));
         }
         let slot = self.house.slot(&summon.cluster, &summon.hsm, &summon.username)?;
-        let patience = |ms: u32| Duration::from_millis(ms.into()).min(LONGEST_PATIENCE);
-        let patience = Patience { quick: patience(summon.patience_ms), slow: patience(summon.slow_patience_ms) };
-        Ok((slot.spec_for(summon.sessions, patience), slot.token.clone()))
+        let spec = slot.spec_for(summon.sessions, summon.patience_ms, summon.slow_patience_ms);
+        Ok((spec, slot.token))
     }
 
     /// From the worker's start to its end.
-    async fn worker(&mut self, id: u64, (spec, token): &(WorkerSpec, LocalToken), purpose: Purpose) -> io::Result<()> {
+    async fn worker(
+        &mut self,
+        id: u64,
+        (spec, token): &(WorkerSpec, LocalToken),
+        purpose: Purpose,
+        company: Company,
+    ) -> io::Result<()> {
         let local = &self.house.local;
         let opening = async {
-            // A daemon on this machine would have it already; the others take it themselves.
-            let _turn = match purpose {
-                Purpose::Administer | Purpose::MakeToken | Purpose::Try => Some(local.turn(spec).await),
-                Purpose::Serve | Purpose::Look => None,
-            };
-            local.open(spec, token, purpose).await
+            match (company, purpose) {
+                (Company::None, _) => {
+                    // Before the turn, as a serving worker does it.
+                    let slot = local.slot(spec).await?;
+                    let _turn = local.turn(spec).await;
+                    local.open_alone(spec, token, purpose, slot).await
+                }
+                // A daemon on this machine would have it already; the others take it themselves.
+                (Company::AsItIs, Purpose::Administer | Purpose::MakeToken | Purpose::Try) => {
+                    let _turn = local.turn(spec).await;
+                    local.open(spec, token, purpose).await
+                }
+                (Company::AsItIs, Purpose::Serve | Purpose::Look) => local.open(spec, token, purpose).await,
+            }
         };
         let opened = tokio::select! {
             opened = opening => opened,
@@ -257,9 +271,17 @@ impl Session<'_> {
     }
 }
 
+/// Who else may use the token meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Company {
+    None,
+    /// Whoever the purpose lets do so.
+    AsItIs,
+}
+
 /// What a daemon may ask before its pool's time of a worker that it summoned for this. The SO's PIN is filled in on the
-/// way, so that nothing goes through that the purpose does not need; what is opened, and where, is this node's to say, and
-/// to give users passwords is for whoever is on its machine.
+/// way, so that nothing goes through that the purpose does not need; what is opened, and where, is this node's to say.
+/// Users are given passwords on the administration port, where this node's configuration has them managed.
 const fn is_for(purpose: Purpose, verb: &Verb) -> bool {
     match purpose {
         Purpose::Serve => matches!(verb, Verb::CheckToken(_) | Verb::LogIn(_)),

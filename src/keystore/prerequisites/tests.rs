@@ -87,13 +87,12 @@ fn node(letter: char) -> NodeSettings {
             name: TokenName::Label(letter.to_string()),
             environment: BTreeMap::new(),
             so_pin_file: None,
-            locks_user: false,
+            user_tokens: None,
         }),
         pool_size: NonZeroU32::MIN,
         queue_limit: NonZeroU32::MIN,
         patience: Patience { quick: Duration::from_secs(5), slow: Duration::from_secs(30) },
         memory_limit: 1 << 30,
-        user_tokens: None,
     }
 }
 

@@ -1,23 +1,7 @@
 //! HSMs that are away while something is done for a user.
 
-use std::path::PathBuf;
-
 use super::*;
 use crate::rig::wait_async;
-
-impl Rig {
-    /// The HSM's tokens are out of reach until it is put back.
-    fn take_away(&self, hsm: &str) -> PathBuf {
-        let (here, away) = (self.path(&format!("hsms/{hsm}/users")), self.path(&format!("hsms/{hsm}/away")));
-        std::fs::rename(here, &away).expect("it is here");
-        away
-    }
-
-    fn put_back(&self, hsm: &str) {
-        let (here, away) = (self.path(&format!("hsms/{hsm}/users")), self.path(&format!("hsms/{hsm}/away")));
-        std::fs::rename(away, here).expect("it is away");
-    }
-}
 
 /// Waits until the user is on these HSMs and no others.
 async fn until_on(clients: &Clients, rig: &Rig, user: &str, wanted: &[&str]) {

@@ -101,7 +101,7 @@ async fn a_login_that_was_cut_short_counts_as_one_that_failed() {
             answer = clients.log_in(&rig, "alice", FIRST) => panic!("{answer:?}"),
             () = rig.wait_until_stopped_at("user-login-counted") => {}
         }
-        rig.kill_daemon();
+        rig.kill_daemon_and_hosts();
         rig.let_pass("user-login-counted");
         rig.start_daemon();
         clients = rig.clients().await;
@@ -116,7 +116,7 @@ async fn whenever_the_daemon_is_killed_a_change_is_finished_and_the_token_is_who
     let mut rig = Rig::new().nodes(2).zones(2).start();
     let mut clients = rig.clients().await;
     clients.create_user(&rig, "alice", FIRST).await.unwrap();
-    for round in 0..8_u64 {
+    for round in 0..u64::try_from(rig.rounds(8)).unwrap() {
         let new = format!("password-number-{round}");
         let asking = tokio::spawn({
             let mut clients = clients.clone();

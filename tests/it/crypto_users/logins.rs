@@ -111,7 +111,7 @@ async fn a_login_is_its_callers_until_it_ends_by_itself_or_is_ended() {
     assert_eq!(me.expire_time, login.expire_time);
 
     // Another caller, who knows the token.
-    let mut other = Clients::tcp(&rig.tcp()).await;
+    let mut other = rig.clients_of_another_caller().await;
     refused("another's", who(&mut other, &login.login_token).await, "LOGIN_EXPIRED", "");
     log_out(&mut other, &login.login_token).await;
     let renewed = other.users.renew_login(with_login(pb::RenewLoginRequest {}, &login.login_token)).await;

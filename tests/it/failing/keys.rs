@@ -16,7 +16,7 @@ async fn handles_dealt_out_anew_after_a_reset_never_encrypt_under_another_key() 
         keys.push(clients.key(&store).await.key_id);
     }
     let mut kept = Vec::new();
-    for round in 0..3_u8 {
+    for round in 0..u8::try_from(rig.rounds(3)).unwrap() {
         for hsm in ["hsm-1", "hsm-2", "hsm-3"] {
             rig.faults(hsm).reboot();
             for (number, key) in keys.iter().enumerate() {

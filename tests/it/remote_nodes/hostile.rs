@@ -136,7 +136,8 @@ async fn a_daemon_of_another_build_or_one_that_means_another_hsm_or_user_is_told
         (Summon { hsm: "hsm-2".to_owned(), ..good.clone() }, Kind::UnknownSlot),
         (Summon { cluster: "cluster-2abcdefghij".to_owned(), ..good.clone() }, Kind::UnknownSlot),
         (Summon { cluster: "../../etc".to_owned(), ..good.clone() }, Kind::UnknownSlot),
-        (Summon { username: "somebody".to_owned(), ..good.clone() }, Kind::UnknownSlot),
+        (Summon { username: "../kmsuser".to_owned(), ..good.clone() }, Kind::UnknownSlot),
+        (Summon { username: "(security officer)".to_owned(), ..good.clone() }, Kind::UnknownSlot),
         (Summon { purpose: 99, ..good }, Kind::OutOfTurn),
     ];
     for (summon, kind) in cases {

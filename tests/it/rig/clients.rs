@@ -1,9 +1,12 @@
 //! Typed clients for the tests, and what they do over and over.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
+use rustls::pki_types::ServerName;
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
@@ -51,6 +54,21 @@ impl Clients {
     pub async fn tcp(address: &str) -> Self {
         let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
         Self::over(endpoint.connect().await.expect("the daemon listens"))
+    }
+
+    /// Over TLS, of a daemon that is called `localhost`.
+    pub async fn tls(address: &str, config: rustls::ClientConfig) -> Result<Self, tonic::transport::Error> {
+        let (connector, address) = (TlsConnector::from(Arc::new(config)), address.to_owned());
+        let connect = tower::service_fn(move |_| {
+            let (connector, address) = (connector.clone(), address.clone());
+            async move {
+                let stream = TcpStream::connect(address).await?;
+                let name = ServerName::try_from("localhost").expect("a name");
+                connector.connect(name, stream).await.map(TokioIo::new)
+            }
+        });
+        let endpoint = Endpoint::from_static("http://localhost");
+        Ok(Self::over(endpoint.connect_with_connector(connect).await?))
     }
 
     pub fn over(channel: Channel) -> Self {

@@ -111,7 +111,7 @@ slow_patience = "10s"
     }
 
     pub fn seams(&self) -> Seams {
-        Seams(self.path("data/seams"))
+        Seams(vec![self.path("data/seams")])
     }
 
     pub async fn clients(&self) -> Clients {

@@ -34,9 +34,9 @@ pub use pki::{Validity, certificate_in};
 pub use proxy::Weather;
 pub use raw::raw_call;
 pub use refusal::refused;
-pub use remote::{HostOfOne, Hosts};
+pub use remote::{HostOfOne, Hosts, bound_ports};
 pub use seams::Seams;
-pub use served::{Served, refused_configuration, with_line};
+pub use served::{Served, bound_address, refused_configuration, with_line};
 
 /// How long anything here is waited for. Only a test that fails waits so long.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -67,6 +67,9 @@ pub struct Builder {
     remote: bool,
 }
 
+/// With nodes on other hosts a heavy test goes so many times fewer rounds: what a round shows by itself is shown here.
+const FEWER_ROUNDS: usize = 4;
+
 /// Tests under this module have their nodes on other hosts.
 const REMOTELY: &str = "remotely::";
 
@@ -81,6 +84,11 @@ impl Rig {
     /// A daemon's certificate with this name on it, from the CA that nodes believe.
     pub fn daemon_called(&self, name: &str) -> pki::Identity {
         self.hosts.as_ref().expect("built with .remote()").daemons.client(name)
+    }
+
+    /// How many rounds to go of what goes so many with nodes on this machine.
+    pub fn rounds(&self, here: usize) -> usize {
+        if self.hosts.is_none() { here } else { here.div_ceil(FEWER_ROUNDS) }
     }
 
     /// The host of a node. Only of a rig that is `remote`.
@@ -119,6 +127,14 @@ impl Rig {
         Clients::unix(&self.path("keyway.sock")).await
     }
 
+    /// Clients who are somebody else to the daemon than those on the Unix socket: the loopback, or a certificate's name.
+    pub async fn clients_of_another_caller(&self) -> Clients {
+        let Some(hosts) = &self.hosts else { return Clients::tcp(&self.tcp()).await };
+        let address = served::bound_address(&self.log()).expect("it serves");
+        let shown = hosts.daemons.client("nobody");
+        Clients::tls(&address, hosts.daemons.client_config(Some(&shown))).await.expect("it is let in")
+    }
+
     /// A `keyway` client command that talks to this daemon.
     pub fn keyway(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_keyway"));
@@ -131,6 +147,14 @@ impl Rig {
         let mut daemon = self.daemon.take().expect("running");
         daemon.kill().expect("it is ours");
         daemon.wait().expect("it is ours");
+    }
+
+    /// The same for the daemon and whoever is the nodes' host, which on this machine are one process.
+    pub fn kill_daemon_and_hosts(&mut self) {
+        self.kill_daemon();
+        for host in self.hosts.iter_mut().flat_map(|hosts| &mut hosts.hosts) {
+            host.kill();
+        }
     }
 
     /// SIGTERM, and waits for the orderly end.
@@ -202,7 +226,10 @@ impl Rig {
         }
         let (dev, cluster, module) = (self.data_dir(), self.cluster_id(), self.module());
         let token = remote::Token { dev: &dev, cluster: &cluster, module: &module };
-        self.hosts = Some(Hosts::prepare(&self.home.path().join("hosts"), &token, self.nodes));
+        let hosts = self.hosts.insert(Hosts::prepare(&self.home.path().join("hosts"), &token, self.nodes));
+        if dev.join("daemon/seams").is_dir() {
+            hosts.seams().for_each(|seams| std::fs::create_dir_all(seams).expect("our directory"));
+        }
         self.start_daemon();
     }
 
@@ -217,6 +244,12 @@ impl Rig {
         self.stop_daemon();
         let configuration = change(self.remote_configuration(&[]));
         self.serve(&configuration);
+    }
+
+    /// What such a configuration says of an HSM that is not on a host of its own, but on the daemon's.
+    pub fn declared_here(&self, hsm: &str) -> String {
+        let (dev, cluster, module) = (self.data_dir(), self.cluster_id(), self.module());
+        remote::Token { dev: &dev, cluster: &cluster, module: &module }.declaration(hsm)
     }
 
     fn serve(&mut self, configuration: &str) {
@@ -247,7 +280,7 @@ log = {{ level = "info", format = "json" }}
 {client}
 [grpc]
 unix_socket = "keyway.sock"
-
+{listener}
 [authz]
 admins = ["nobody"]
 
@@ -260,6 +293,7 @@ profile = "softhsm2"
 password_rotation = "{rotation}"
 "#,
             client = hosts.client_section(),
+            listener = hosts.listener_section(),
         );
         for number in 1..=self.zones {
             let zone = char::from(b'a' + number - 1);
@@ -323,7 +357,7 @@ password_rotation = "{rotation}"
         file
     }
 
-    /// Asks the daemon to stop where a stop point of this name stands.
+    /// Asks the daemon, and whoever is the nodes' host, to stop where a stop point of this name stands.
     pub fn stop_at(&self, name: &str) {
         self.seams().stop_at(name);
     }
@@ -332,13 +366,15 @@ password_rotation = "{rotation}"
         self.seams().let_pass(name);
     }
 
-    /// Waits until the daemon has reached the stop point.
-    pub async fn wait_until_stopped_at(&self, name: &str) {
-        self.seams().wait_until_stopped_at(name).await;
+    /// The daemon's, and those of the nodes' hosts.
+    fn seams(&self) -> Seams {
+        let of_hosts = self.hosts.iter().flat_map(Hosts::seams);
+        Seams(std::iter::once(self.path("daemon/seams")).chain(of_hosts).collect())
     }
 
-    fn seams(&self) -> Seams {
-        Seams(self.path("daemon/seams"))
+    /// Waits until one of them has reached the stop point.
+    pub async fn wait_until_stopped_at(&self, name: &str) {
+        self.seams().wait_until_stopped_at(name).await;
     }
 
     /// Whether the last login to a node's token was refused: the token itself remembers.
@@ -564,6 +600,13 @@ impl Drop for Rig {
 /// What a flag of dev's is called in a configuration.
 fn key_of_flag(flag: &str) -> String {
     flag.trim_start_matches("--").replace('-', "_")
+}
+
+/// OpenSSL's command, which must succeed: what it printed.
+pub fn openssl(args: &[&str], directory: &Path) -> Vec<u8> {
+    let output = Command::new("openssl").args(args).current_dir(directory).output().expect("openssl is installed");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
 }
 
 /// SoftHSM2 that fails on command. Cargo builds it beside the tests.

@@ -40,6 +40,24 @@ pub struct Token<'a> {
     pub module: &'a Path,
 }
 
+impl Token<'_> {
+    /// What whoever is the HSM's host says of it in his configuration.
+    pub fn declaration(&self, hsm: &str) -> String {
+        let Self { dev, module, .. } = self;
+        format!(
+            r#"module = {module:?}
+token = {{ label = "kmsuser" }}
+environment = {{ SOFTHSM2_CONF = {softhsm2:?} }}
+so_pin_file = {so_pin:?}
+user_tokens = {users:?}
+"#,
+            softhsm2 = dev.join(format!("hsms/{hsm}/kmsuser/softhsm2.conf")),
+            so_pin = dev.join(format!("hsms/{hsm}/so-pin")),
+            users = dev.join(format!("hsms/{hsm}/users")),
+        )
+    }
+}
+
 impl Hosts {
     /// Writes what each host and the daemon need. Nothing runs yet.
     pub fn prepare(home: &Path, token: &Token<'_>, nodes: u8) -> Self {
@@ -47,6 +65,7 @@ impl Hosts {
         let shown = daemons.client(DAEMON);
         std::fs::create_dir_all(home).expect("our directory");
         write_identity(home, "daemon", &shown);
+        write_identity(home, "server", &daemons.server());
         let hosts = (1..=nodes).map(|number| HostOfOne::prepare(home, &format!("hsm-{number}"), token, &daemons));
         let hosts = hosts.collect();
         Self { home: home.to_owned(), daemons, hosts }
@@ -62,6 +81,22 @@ impl Hosts {
 
     pub fn of(&mut self, hsm: &str) -> &mut HostOfOne {
         self.hosts.iter_mut().find(|host| host.hsm == hsm).expect("one of the cluster's")
+    }
+
+    /// Where nodes with seams are told to stop.
+    pub fn seams(&self) -> impl Iterator<Item = PathBuf> {
+        self.hosts.iter().map(|host| host.home.join("data/seams"))
+    }
+
+    /// What the daemon's configuration says of its listener, which lets in whom [`Hosts::daemons`] vouches for.
+    pub fn listener_section(&self) -> String {
+        let path = |name: &str| self.home.join(name);
+        format!(
+            "listen = \"127.0.0.1:0\"\ntls = {{ certificate = {:?}, private_key = {:?}, client_ca = {:?} }}\n",
+            path("server.crt"),
+            path("server.key"),
+            path("hsm-1/daemons.crt"),
+        )
     }
 
     /// What a daemon's configuration says of itself for nodes.
@@ -91,6 +126,7 @@ impl HostOfOne {
         let identity_under_the_cluster = issue_under(&read("customerCA.crt"), &read("customerCA.key"), "127.0.0.1");
         write_identity(&home, "node", &identity_under_the_cluster);
         std::fs::write(home.join("daemons.crt"), daemons.pem()).expect("our directory");
+        let here = token.declaration(hsm);
         let configuration = format!(
             r#"data_dir = "data"
 listen = "127.0.0.1"
@@ -106,15 +142,8 @@ sync = "wrap"
 profile = "softhsm2"
 
 [clusters.{cluster}.nodes.{hsm}]
-module = {module:?}
-token = {{ label = "kmsuser" }}
-environment = {{ SOFTHSM2_CONF = {softhsm2:?} }}
-so_pin_file = {so_pin:?}
-"#,
+{here}"#,
             cluster = token.cluster,
-            module = token.module,
-            softhsm2 = token.dev.join(format!("hsms/{hsm}/kmsuser/softhsm2.conf")),
-            so_pin = token.dev.join(format!("hsms/{hsm}/so-pin")),
         );
         std::fs::write(home.join("node.toml"), configuration).expect("our directory");
         let [sessions, identity, administration] = [(); 3].map(|()| Proxy::new());
@@ -130,6 +159,13 @@ so_pin_file = {so_pin:?}
         }
     }
 
+    /// Changes its configuration, for its next start.
+    pub fn configure(&self, change: impl FnOnce(String) -> String) {
+        let file = self.home.join("node.toml");
+        let configuration = std::fs::read_to_string(&file).expect("our directory");
+        std::fs::write(file, change(configuration)).expect("our directory");
+    }
+
     pub fn start(&mut self) {
         let log = std::fs::File::create(self.home.join("node.log")).expect("our directory");
         let mut command = Command::new(env!("CARGO_BIN_EXE_keyway"));
@@ -142,7 +178,7 @@ so_pin_file = {so_pin:?}
             let ended = node.try_wait().expect("it is ours");
             let said = std::fs::read_to_string(&log).unwrap_or_default();
             assert!(ended.is_none(), "the node did not start: {ended:?}\n{said}");
-            bound(&said)
+            bound_ports(&said)
         });
         for (proxy, address) in [&self.sessions, &self.identity, &self.administration].into_iter().zip(&bound) {
             proxy.leads_to(*address);
@@ -205,7 +241,7 @@ so_pin_file = {so_pin:?}
     /// What a daemon's configuration says in place of a library and a token.
     pub fn address(&self) -> String {
         format!(
-            "address = \"127.0.0.1\"\nsession_port = {}\nidentity_port = {}\nadministration_port = {}\n",
+            "address = \"127.0.0.1\"\nmanages_users = true\nsession_port = {}\nidentity_port = {}\nadministration_port = {}\n",
             self.sessions.address.port(),
             self.identity.address.port(),
             self.administration.address.port()
@@ -231,7 +267,7 @@ fn write_identity(home: &Path, name: &str, identity: &Identity) {
 }
 
 /// The ports that the system chose, as the log tells them once the node serves.
-fn bound(log: &str) -> Option<Vec<SocketAddr>> {
+pub fn bound_ports(log: &str) -> Option<Vec<SocketAddr>> {
     let mut lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let serving = lines.find(|line| line["message"] == "serving")?;
     let of = |port: &str| serving[port].as_str().expect("it is told").parse().expect("an address");

@@ -3,14 +3,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tonic::transport::Endpoint;
 
 use super::pki::{Authority, Identity};
 use super::{Clients, PATIENCE, Rig, wait, wait_async};
@@ -184,18 +177,7 @@ impl Served {
 
     /// Clients over TLS that show this certificate, or none.
     pub async fn clients(&self, shown: Option<&Identity>) -> Result<Clients, tonic::transport::Error> {
-        let connector = TlsConnector::from(Arc::new(self.transport.client_config(shown)));
-        let address = self.address.clone();
-        let connect = tower::service_fn(move |_| {
-            let (connector, address) = (connector.clone(), address.clone());
-            async move {
-                let stream = TcpStream::connect(address).await?;
-                let name = ServerName::try_from("localhost").expect("a name");
-                connector.connect(name, stream).await.map(TokioIo::new)
-            }
-        });
-        let endpoint = Endpoint::from_static("http://localhost");
-        Ok(Clients::over(endpoint.connect_with_connector(connect).await?))
+        Clients::tls(&self.address, self.transport.client_config(shown)).await
     }
 }
 
@@ -267,7 +249,7 @@ so_pin_file = {so_pin:?}
 }
 
 /// The port that the system chose, as the log tells it once it serves.
-fn bound_address(log: &str) -> Option<String> {
+pub fn bound_address(log: &str) -> Option<String> {
     let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let serving = lines.into_iter().find(|line| line["message"] == "serving")?;
     let tcp = serving["tcp"].as_str().expect("it is told");

@@ -1,19 +1,11 @@
 //! The operator's own copy of every new password, which his private key alone opens.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use std::process::Command;
 
 use faulty_pkcs11::Function::C_SetPIN;
 
 use super::{HSMS, node, served, versions};
-use crate::rig::Rig;
-
-fn openssl(args: &[&str], directory: &Path) -> Vec<u8> {
-    let output = Command::new("openssl").args(args).current_dir(directory).output().expect("openssl is installed");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    output.stdout
-}
+use crate::rig::{Rig, openssl};
 
 #[tokio::test]
 async fn no_hsm_gets_a_password_that_cannot_be_kept_for_the_operator() {
