@@ -43,7 +43,7 @@ const JOINERS: [&str; 4] = ["app", "cli", "main", "lib"];
 const SEAMS: &str = "seams";
 
 /// Where a secret is read, and how often. A reviewer looks at each place again when a number changes.
-const EXPOSURES: [(&str, usize); 27] = [
+const EXPOSURES: [(&str, usize); 26] = [
     // Passwords, PINs and keys on their way to an HSM, or under the seal.
     ("src/host/admin.rs", 4),
     ("src/host/mod.rs", 1),
@@ -66,14 +66,13 @@ const EXPOSURES: [(&str, usize); 27] = [
     ("src/door/grpc/crypto.rs", 6),
     // The client's end.
     ("src/cli/bytes.rs", 2),
-    ("src/cli/ca.rs", 2),
+    ("src/cli/ca.rs", 3),
     ("src/cli/check.rs", 1),
     ("src/cli/crypto.rs", 6),
     ("src/cli/crypto_user.rs", 4),
     ("src/cli/data_key.rs", 1),
     ("src/cli/dev/material.rs", 2),
     ("src/cli/key_store.rs", 2),
-    ("src/cli/making.rs", 1),
     ("src/cli/node/init.rs", 1),
 ];
 

@@ -20,6 +20,8 @@ use super::table::printable;
 
 const CERTIFICATE: &str = "ca.crt";
 const KEY: &str = "ca.key";
+const CUSTOMERS_CERTIFICATE: &str = "customerCA.crt";
+const CUSTOMERS_KEY: &str = "customerCA.key";
 /// No certificate, key or request is longer.
 const MAX_FILE: u64 = 64 << 10;
 
@@ -122,7 +124,7 @@ fn issue(args: &IssueArgs) -> Result<(), Failure> {
         Some(_) => new_file::refuse_any_of(&[&certificate])?,
         None => new_file::refuse_any_of(&[&certificate, &key])?,
     }
-    let authority = authority(&args.ca.join(CERTIFICATE), &args.ca.join(KEY))?;
+    let authority = authority_in(&args.ca)?;
     let (signed, made) = match &args.csr {
         Some(csr) => (sign(&authority, args, csr)?, None),
         None => {
@@ -178,6 +180,29 @@ impl IssueArgs {
         let alternatives = found_by.into_iter().chain(self.san.iter().cloned()).collect();
         Holder { name: self.name.clone(), alternatives }
     }
+}
+
+/// The one in this directory: `keyway ca init`'s, or the customerCA that `keyway cluster init` made.
+fn authority_in(directory: &Path) -> Result<Authority, Failure> {
+    let own = (directory.join(CERTIFICATE), directory.join(KEY));
+    let customers = (directory.join(CUSTOMERS_CERTIFICATE), directory.join(CUSTOMERS_KEY));
+    let (certificate, key) = if !own.0.exists() && customers.0.exists() { customers } else { own };
+    authority(&certificate, &key)
+}
+
+/// The customer's authority in this directory, under the name that clusters know it by or as `keyway ca init` made it; a new one
+/// when there is none.
+pub(super) fn customers_authority(directory: &Path) -> Result<Authority, Failure> {
+    if [CERTIFICATE, CUSTOMERS_CERTIFICATE, CUSTOMERS_KEY].iter().any(|name| directory.join(name).exists()) {
+        return authority_in(directory);
+    }
+    let name: CommonName = "customer CA".parse().expect("a common name");
+    let authority = Authority::make(&name, Days::TEN_YEARS, clock::now()).map_err(refused)?;
+    new_file::make_directory(directory)?;
+    new_file::make(&directory.join(CUSTOMERS_KEY), authority.key().expose().as_bytes(), Readers::Owner)?;
+    let certificate = authority.certificate().pem().as_bytes();
+    new_file::make(&directory.join(CUSTOMERS_CERTIFICATE), certificate, Readers::Everybody)?;
+    Ok(authority)
 }
 
 /// The one that was written down in these files.

@@ -1,12 +1,12 @@
 //! `keyway cluster create|init|add-hsm|remove-hsm`: clusters that keyway makes.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 
 use crate::clock;
 use crate::model::ClusterId;
-use crate::pki::{Authority, CommonName, Days, Purpose, SigningRequest};
+use crate::pki::{Days, Purpose, SigningRequest};
 use crate::proto::v1::{
     AddHsmRequest, AddHsmResponse, CreateClusterRequest, DescribeClustersRequest, InitializeClusterRequest, NewSubnet,
     RemoveHsmRequest,
@@ -16,12 +16,8 @@ use super::ca;
 use super::cluster::{hsm_table, text};
 use super::connect::{CALL, Client};
 use super::failure::Failure;
-use super::new_file::{self, Readers};
 use super::parse;
 use super::table::Paint;
-
-const CERTIFICATE: &str = "customerCA.crt";
-const KEY: &str = "customerCA.key";
 
 /// Make a cluster without HSMs, to be given its first one and then initialized
 #[derive(Debug, Args)]
@@ -169,23 +165,9 @@ fn sign(args: &InitArgs, csr: &str) -> Result<(String, String), Failure> {
         ));
     }
     let request = SigningRequest::parse(csr).map_err(|why| Failure::usage(format!("the cluster's csr {why}")))?;
-    let authority = authority(&args.out)?;
+    let authority = ca::customers_authority(&args.out)?;
     let signed = authority.sign(request, Purpose::Cluster, args.days, clock::now()).map_err(ca::refused)?;
     Ok((signed, authority.certificate().pem().to_owned()))
-}
-
-/// The one that is there, or a new one.
-fn authority(directory: &Path) -> Result<Authority, Failure> {
-    let (certificate, key) = (directory.join(CERTIFICATE), directory.join(KEY));
-    if certificate.exists() || key.exists() {
-        return ca::authority(&certificate, &key);
-    }
-    let name: CommonName = "customer CA".parse().expect("a common name");
-    let authority = Authority::make(&name, Days::TEN_YEARS, clock::now()).map_err(ca::refused)?;
-    new_file::make_directory(directory)?;
-    new_file::make(&key, authority.key().expose().as_bytes(), Readers::Owner)?;
-    new_file::make(&certificate, authority.certificate().pem().as_bytes(), Readers::Everybody)?;
-    Ok(authority)
 }
 
 pub(super) async fn add_hsm(client: &Client, args: AddArgs) -> Result<(), Failure> {

@@ -77,7 +77,7 @@ impl MadeClusters {
         #[cfg(debug_assertions)]
         crate::seams::stop_point("hsm-written-down");
         // It is no matter what came of it: what could not be done now is done later.
-        let _ = self.settle(id, &hsm).await;
+        let _ = self.settle(id, &hsm).wait_for(|tried| *tried).await;
         let missing = self.missing_on(id, &hsm).await?;
         Ok(AddedHsm { id: hsm, missing })
     }

@@ -23,6 +23,8 @@ mod settle;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
+use tokio::sync::watch;
+
 use crate::cluster::{self, MadeSettings};
 use crate::host::Host;
 use crate::keystore::KeyStores;
@@ -49,8 +51,16 @@ struct Inner {
     runtime: tokio::runtime::Handle,
 }
 
-/// HSMs that are being brought into use, or removed, by a task for each; and what was in the way when it was tried last.
-type Settling = BTreeMap<(ClusterId, HsmId), Option<String>>;
+/// HSMs that are being brought into use, or removed, by a task for each.
+type Settling = BTreeMap<(ClusterId, HsmId), InHand>;
+
+#[derive(Debug)]
+struct InHand {
+    /// What was in the way when it was tried last.
+    hindrance: Option<String>,
+    /// Whether it was tried.
+    tried: watch::Receiver<bool>,
+}
 
 impl MadeClusters {
     /// Work goes on, and is taken up again, on the runtime this is called on.
@@ -67,7 +77,7 @@ impl MadeClusters {
 
     /// What holds an HSM up that is being brought into use, or removed.
     pub fn hindrance(&self, cluster: &ClusterId, hsm: &HsmId) -> Option<String> {
-        self.settling().get(&(cluster.clone(), hsm.clone())).cloned().flatten()
+        self.settling().get(&(cluster.clone(), hsm.clone())).and_then(|in_hand| in_hand.hindrance.clone())
     }
 
     fn settings(&self) -> Result<&MadeSettings, Error> {

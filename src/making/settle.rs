@@ -8,14 +8,14 @@ use std::collections::btree_map::Entry;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 
 use crate::host::{DialError, Location, OpeningError};
 use crate::model::{ClusterId, HsmId, HsmPlace, HsmState, with_causes};
 use crate::records::{MadeHsm, Unavailable};
 use crate::users::Undone;
 
-use super::{MadeClusters, Settling};
+use super::{InHand, MadeClusters, Settling};
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -57,15 +57,18 @@ impl MadeClusters {
         drop(self.settle(cluster, hsm));
     }
 
-    /// The same; what is returned resolves when it was tried once, or when another task is at it.
-    pub(super) fn settle(&self, cluster: &ClusterId, hsm: &HsmId) -> oneshot::Receiver<()> {
-        let (tried, told) = oneshot::channel();
+    /// The same; tells when it was tried once.
+    pub(super) fn settle(&self, cluster: &ClusterId, hsm: &HsmId) -> watch::Receiver<bool> {
         let here = (cluster.clone(), hsm.clone());
-        if let Entry::Vacant(nobody_at_it) = self.settling().entry(here.clone()) {
-            nobody_at_it.insert(None);
-            self.0.runtime.spawn(run(self.clone(), here, tried));
+        match self.settling().entry(here.clone()) {
+            Entry::Occupied(in_hand) => in_hand.get().tried.clone(),
+            Entry::Vacant(nobodys) => {
+                let (tried, told) = watch::channel(false);
+                nobodys.insert(InHand { hindrance: None, tried: told.clone() });
+                self.0.runtime.spawn(run(self.clone(), here, tried));
+                told
+            }
         }
-        told
     }
 
     pub(super) fn settling(&self) -> MutexGuard<'_, Settling> {
@@ -140,10 +143,9 @@ impl MadeClusters {
     }
 }
 
-async fn run(making: MadeClusters, here: (ClusterId, HsmId), tried: oneshot::Sender<()>) {
+async fn run(making: MadeClusters, here: (ClusterId, HsmId), tried: watch::Sender<bool>) {
     let (cluster, hsm) = &here;
     let mut exchanges = making.0.key_stores.declared().exchanges();
-    let mut tried = Some(tried);
     let mut pause = FIRST_PAUSE;
     loop {
         exchanges.borrow_and_update();
@@ -155,10 +157,12 @@ async fn run(making: MadeClusters, here: (ClusterId, HsmId), tried: oneshot::Sen
             Err(why) => {
                 let why = with_causes(why);
                 tracing::info!(%cluster, %hsm, %why, "an HSM is still on its way");
-                making.settling().insert(here.clone(), Some(why));
+                if let Some(in_hand) = making.settling().get_mut(&here) {
+                    in_hand.hindrance = Some(why);
+                }
             }
         }
-        drop(tried.take());
+        tried.send_replace(true);
         if round.is_ok() {
             break;
         }

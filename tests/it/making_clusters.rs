@@ -71,7 +71,7 @@ async fn a_cluster_is_made_on_the_command_line_signed_with_openssl_and_serves() 
     let store =
         ["key-store", "create", "--name", "main", "--cluster-id", &cluster, "--trust-anchor-certificate", anchor];
     maker.json(&[&store[..], &password].concat());
-    maker.json(&["key-store", "connect", "main", "--wait"]);
+    assert!(maker.keyway(&["key-store", "connect", "main", "--wait"]).status.success());
     maker.json(&["key", "create", "--key-store", "main", "--alias", "alias/first"]);
     for hsm in ["hsm-1", "hsm-2"] {
         assert!(maker.opens(&cluster, hsm, "kmsuser", PASSWORD));
