@@ -56,7 +56,8 @@ mod tests {
         let request = CertificateRequest::parse(&pem).unwrap();
         let certificate = |key| Certificate::parse(&params.self_signed(key).unwrap().pem()).unwrap();
         assert!(request.is_answered_by(&certificate(&key)) && !request.is_answered_by(&certificate(&other)));
-        for text in ["", "hello", &certificate(&key).pem().to_owned(), &pem[..pem.len() / 2]] {
+        let other_block = certificate(&key);
+        for text in ["", "hello", other_block.pem(), &pem[..pem.len() / 2]] {
             assert!(CertificateRequest::parse(text).is_err(), "{text:?}");
         }
     }

@@ -45,7 +45,7 @@ pub struct NewCluster {
 pub enum AddedCluster {
     Added,
     /// The caller's request of this id made one before.
-    Repeated(MadeClusterRecord),
+    Repeated(Box<MadeClusterRecord>),
     /// There are as many as there may be.
     Full,
 }
@@ -60,7 +60,7 @@ impl Records {
             .fetch_optional(&mut *change)
             .await?;
         if let Some(row) = former {
-            return Ok(AddedCluster::Repeated(whole(&mut change, &row).await?));
+            return Ok(AddedCluster::Repeated(Box::new(whole(&mut change, &row).await?)));
         }
         let clusters: i64 = sqlx::query_scalar("SELECT count(*) FROM made_clusters").fetch_one(&mut *change).await?;
         if clusters >= i64::from(quota) {
