@@ -267,10 +267,11 @@ impl Keys {
             member.has_now(&cka);
         }
         for member in &creation.nodes {
-            if creation.connection.destroy_key(member, cka, Instant::now() + STEP).await.is_ok() {
-                if let Err(error) = self.0.records.clear_creating(creation.id, member.node.hsm()).await {
-                    tracing::warn!(key = %creation.id, %error, "an abandoned key stays in the records for now");
-                }
+            let destroyed = creation.connection.destroy_key(member, cka, Instant::now() + STEP).await;
+            if destroyed.is_ok()
+                && let Err(error) = self.0.records.clear_creating(creation.id, member.node.hsm()).await
+            {
+                tracing::warn!(key = %creation.id, %error, "an abandoned key stays in the records for now");
             }
         }
     }

@@ -183,13 +183,12 @@ impl KeyStores {
 
     /// Says loudly what nobody can use once the member is gone.
     async fn tell_what_goes(&self, connection: &Connection, member: &Arc<Member>) {
-        let (cluster, hsm) = (&connection.cluster, member.node.hsm());
-        let members = others(connection, member);
-        let serving: Vec<_> =
-            members.iter().filter(|other| other.is_proved()).map(|other| other.node.hsm().clone()).collect();
         if !member.is_proved() {
             return;
         }
+        let (cluster, hsm, others) = (&connection.cluster, member.node.hsm(), others(connection, member));
+        let serving = others.iter().filter(|other| other.is_proved());
+        let serving: Vec<_> = serving.map(|other| other.node.hsm().clone()).collect();
         match self.0.records.count_keys_only_on(cluster, hsm, &serving).await {
             Ok(0) if !serving.is_empty() => {}
             Ok(keys) => {

@@ -557,6 +557,22 @@ async fn what_a_node_lacks_is_what_was_never_proven_there() {
 }
 
 #[tokio::test]
+async fn keys_that_go_with_a_node_are_those_that_none_of_the_others_was_proven_to_hold() {
+    let home = Home::new();
+    let records = home.open().await;
+    let record = connected_store(&records).await;
+    let (one, _other) = (enabled_key(&records, &record).await, enabled_key(&records, &record).await);
+    let going_with =
+        async |hsm: HsmId, others: &[HsmId]| records.count_keys_only_on(&record.cluster, &hsm, others).await.unwrap();
+    assert_eq!(going_with(hsm(1), &[hsm(2), hsm(3)]).await, 0);
+    assert_eq!(going_with(hsm(1), &[hsm(3)]).await, 2, "it may be there, and was not proven");
+    assert_eq!(going_with(hsm(1), &[]).await, 2);
+    assert_eq!(going_with(hsm(3), &[]).await, 0, "it holds none, for all that is known");
+    records.set_presence(one, V1, (&record.cluster, &hsm(3)), Proof::Used, at(4)).await.unwrap();
+    assert_eq!(going_with(hsm(1), &[hsm(3)]).await, 1);
+}
+
+#[tokio::test]
 async fn uses_are_reserved_in_blocks_up_to_the_ceiling() {
     let home = Home::new();
     let records = home.open().await;

@@ -8,5 +8,8 @@ mod main_job;
 mod lifecycle;
 
 mod crypto_users;
+#[path = "membership.rs"]
+mod membership;
+
 mod failing;
 mod rotation;

@@ -17,6 +17,8 @@ async fn with_many_keys_every_page_is_read_from_where_it_starts() {
     let acknowledged = ["keys_made (cluster_id=? AND id>?)", "key_versions_1 (key_id=?"];
     assert_steps(&records, replicas::ACKNOWLEDGED, &acknowledged).await;
     assert_steps(&records, replicas::PROVEN, &["keys_made (cluster_id=? AND id>?)", "presences_1 (key_id=?)"]).await;
+    let only_on = ["keys_made (cluster_id=?)", "presences_1 (key_id=?)"];
+    assert_steps(&records, replicas::ONLY_ON, &only_on).await;
     assert_steps(&records, replicas::KNOWN, &["keys_by_cluster (cluster_id=? AND id=?)", "key_versions_1 (key_id=?)"])
         .await;
     let unproven = [

@@ -2,6 +2,7 @@
 
 mod backup;
 mod clients;
+mod declaring;
 pub mod generic;
 mod holdings;
 mod load;
@@ -26,6 +27,7 @@ use faulty_pkcs11::{Function, Outcome};
 
 pub use backup::Restored;
 pub use clients::{Clients, pb, reason};
+pub use declaring::{Declaring, with_line_for, without};
 pub use holdings::Holdings;
 pub use load::Load;
 pub use maker::{Maker, PASSWORD};
