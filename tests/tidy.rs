@@ -45,7 +45,7 @@ const SEAMS: &str = "seams";
 /// Where a secret is read, and how often. A reviewer looks at each place again when a number changes.
 const EXPOSURES: [(&str, usize); 26] = [
     // Passwords, PINs and keys on their way to an HSM, or under the seal.
-    ("src/host/admin.rs", 4),
+    ("src/host/admin.rs", 3),
     ("src/host/mod.rs", 1),
     ("src/host/opening.rs", 1),
     ("src/host/program.rs", 2),
