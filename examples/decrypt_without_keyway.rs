@@ -5,7 +5,7 @@
 //! speaks PKCS#11, and `aws-lc-rs`, here for SHA-256 alone. No daemon runs, and no records are read.
 //!
 //! ```text
-//! decrypt_without_keyway --module /usr/lib/softhsm/libsofthsm2.so --token-label hsm-1.kmsuser \
+//! decrypt_without_keyway --module /usr/lib/softhsm/libsofthsm2.so --token-label kmsuser \
 //!     --pin-file FILE [--context NAME=VALUE]... < ciphertext > plaintext
 //! ```
 //!
@@ -19,7 +19,7 @@
 //! export SOFTHSM2_CONF=$PWD/keyway-dev/hsms/hsm-1/kmsuser/softhsm2.conf
 //! (umask 077; printf 'kmsuser:%s' "$(cat keyway-dev/kmsuser.password)" > pin)
 //! cargo run --example decrypt_without_keyway -- --module /usr/lib/softhsm/libsofthsm2.so \
-//!     --token-label hsm-1.kmsuser --pin-file pin --context purpose=demo < secret.bin
+//!     --token-label kmsuser --pin-file pin --context purpose=demo < secret.bin
 //! ```
 //!
 //! `docs/formats.md` says the same as this code in words, byte by byte.

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tonic_health::server::HealthReporter;
 
 use crate::authz::{Loopback, Policy};
-use crate::cluster::{Closing, Declared};
+use crate::cluster::{Closing, Declared, Undeclarable};
 use crate::config::Config;
 use crate::door::grpc::{self, Faces, Foundation, Mode};
 use crate::door::{self, Bound, LaneThreads, Lanes, ListenError};
@@ -23,6 +23,7 @@ use crate::host::Host;
 use crate::host::served::ServeError;
 use crate::keys::{self, Keys};
 use crate::keystore::KeyStores;
+use crate::making::MadeClusters;
 use crate::records::{self, OpenError, Records, Unavailable};
 use crate::users::Users;
 
@@ -49,6 +50,8 @@ pub enum StartError {
     Open(#[from] OpenError),
     #[error("the records cannot be read")]
     Records(#[from] Unavailable),
+    #[error(transparent)]
+    Undeclarable(#[from] Undeclarable),
     #[error("nobody can come in")]
     Listen(#[from] ListenError),
     #[error("no daemon can come in")]
@@ -104,17 +107,19 @@ impl App {
         let host_dir = config.data_dir.join("host");
         let host = Host::new(host_dir.clone(), config.node_client.clone())
             .map_err(|source| StartError::Directory { path: host_dir, source })?;
-        let clusters = Declared::new(config.clusters);
+        let clusters = Declared::new(config.clusters, config.made_clusters, records.made_clusters().await?)?;
 
         let key_store_quota = config.key_stores.quota;
         let (opened, to_reconcile) = mpsc::channel(OPENED_DEPTH);
         let key_stores =
             KeyStores::load(config.key_stores, clusters.clone(), records.clone(), host.clone(), opened).await?;
-        let users = Users::new(config.crypto_users, key_stores.clone(), records.clone(), host);
+        let users = Users::new(config.crypto_users, key_stores.clone(), records.clone(), host.clone());
+        let made_clusters = MadeClusters::new(users.clone(), key_stores.clone(), records.clone(), host);
         let keys = Keys::new(config.keys, clusters.clone(), records, key_stores.clone(), users.clone());
         tokio::spawn(keys::reconcile::run(keys.clone(), to_reconcile));
         key_stores.take_up().await?;
         key_stores.look_out();
+        made_clusters.take_up().await?;
 
         let (draining, until_draining) = watch::channel(false);
         let health = HealthReporter::new();
@@ -129,6 +134,7 @@ impl App {
             keys,
             users,
             clusters,
+            made_clusters,
             health,
             draining: until_draining.clone(),
             max_message_bytes: config.grpc.max_message_bytes,

@@ -4,7 +4,7 @@
 //!
 //! - [`door`] takes it in and finds out who is calling and what is asked;
 //! - [`authz`] says whether they may, and a [`Permit`](authz::Permit) is the proof;
-//! - [`users`] makes crypto users and logs them in; [`keystore`] and [`keys`] say whether it is allowed in this state, and keep records and HSMs level;
+//! - [`making`] makes clusters; [`users`] makes crypto users and logs them in; [`keystore`] and [`keys`] say whether it is allowed in this state, and keep records and HSMs level;
 //! - [`cluster`] chooses the node, and decides what a failure means;
 //! - [`node`] lets it wait, within bounds, and hands it over on
 //! - [`link`], the frames between the daemon and
@@ -32,6 +32,7 @@ mod host;
 mod keys;
 mod keystore;
 pub mod link;
+mod making;
 pub mod model;
 mod node;
 mod pki;

@@ -11,9 +11,16 @@ use std::collections::BTreeSet;
 use source::sources;
 
 /// Which rooms a room may import. `app` and `cli` join them and may import all; `seams` has a rule of its own.
-const IMPORTS: [(&str, &[&str]); 19] = [
-    ("door", &["authz", "users", "keystore", "keys", "cluster", "node", "records", "clock", "model", "proto", "tls"]),
+const IMPORTS: [(&str, &[&str]); 20] = [
+    (
+        "door",
+        &[
+            "authz", "making", "users", "keystore", "keys", "cluster", "node", "records", "clock", "model", "proto",
+            "tls",
+        ],
+    ),
     ("authz", &["model"]),
+    ("making", &["authz", "users", "keystore", "cluster", "node", "host", "pki", "records", "clock", "model"]),
     ("users", &["authz", "keystore", "cluster", "node", "host", "link", "records", "clock", "model"]),
     ("keys", &["authz", "users", "keystore", "cluster", "node", "link", "records", "clock", "model"]),
     ("keystore", &["authz", "cluster", "node", "host", "records", "clock", "model"]),
@@ -38,7 +45,7 @@ const SEAMS: &str = "seams";
 /// Where a secret is read, and how often. A reviewer looks at each place again when a number changes.
 const EXPOSURES: [(&str, usize); 27] = [
     // Passwords, PINs and keys on their way to an HSM, or under the seal.
-    ("src/host/admin.rs", 4),
+    ("src/host/admin.rs", 3),
     ("src/host/mod.rs", 1),
     ("src/host/opening.rs", 1),
     ("src/host/program.rs", 2),
@@ -60,7 +67,7 @@ const EXPOSURES: [(&str, usize); 27] = [
     ("src/door/grpc/crypto.rs", 6),
     // The client's end.
     ("src/cli/bytes.rs", 2),
-    ("src/cli/ca.rs", 2),
+    ("src/cli/ca.rs", 3),
     ("src/cli/check.rs", 1),
     ("src/cli/crypto.rs", 6),
     ("src/cli/crypto_user.rs", 6),

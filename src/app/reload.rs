@@ -60,7 +60,7 @@ impl Reload {
                     tracing::info!(%change, "SIGHUP: the clusters were exchanged");
                 }
             }
-            Err(error) => tracing::error!(%error, "SIGHUP: the records cannot be reached; no cluster was changed"),
+            Err(error) => tracing::error!(%error, "SIGHUP: no cluster was changed"),
         }
     }
 }

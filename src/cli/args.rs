@@ -88,7 +88,7 @@ pub(super) enum ClientCommand {
     /// Custom key stores: create, connect, describe, delete
     #[command(subcommand)]
     KeyStore(key_store::KeyStoreCommand),
-    /// Clusters of HSMs: list and watch them, drain and resume an HSM, synchronise keys
+    /// Clusters of HSMs: list and watch them, drain and resume an HSM, synchronise keys; make them, add HSMs and remove them
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
     /// Crypto users: create, list, delete, change and reset passwords; log in as one
@@ -153,7 +153,7 @@ pub struct DevArgs {
     pub nodes: u8,
 
     /// How many availability zones they are spread over
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=16))]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=10))]
     pub zones: u8,
 
     /// Where everything is kept between runs

@@ -21,6 +21,8 @@ use super::table::printable;
 
 const CERTIFICATE: &str = "ca.crt";
 const KEY: &str = "ca.key";
+const CUSTOMERS_CERTIFICATE: &str = "customerCA.crt";
+const CUSTOMERS_KEY: &str = "customerCA.key";
 /// No certificate, key or request is longer.
 const MAX_FILE: u64 = 64 << 10;
 
@@ -123,7 +125,7 @@ fn issue(args: &IssueArgs) -> Result<(), Failure> {
         Some(_) => new_file::refuse_any_of(&[&certificate])?,
         None => new_file::refuse_any_of(&[&certificate, &key])?,
     }
-    let authority = authority(&args.ca)?;
+    let authority = authority_in(&args.ca)?;
     let (signed, made) = match &args.csr {
         Some(csr) => (sign(&authority, args, csr)?, None),
         None => {
@@ -181,10 +183,33 @@ impl IssueArgs {
     }
 }
 
-fn authority(directory: &Path) -> Result<Authority, Failure> {
-    let (certificate, key) = (directory.join(CERTIFICATE), directory.join(KEY));
-    let anchor = TrustAnchor::parse(&text(&certificate)?).map_err(|why| about(&certificate, &why))?;
-    let private = PrivateKey::parse(&text(&key)?).map_err(|why| about(&key, &why))?;
+/// The one in this directory: `keyway ca init`'s, or the customerCA that `keyway cluster init` made.
+fn authority_in(directory: &Path) -> Result<Authority, Failure> {
+    let own = (directory.join(CERTIFICATE), directory.join(KEY));
+    let customers = (directory.join(CUSTOMERS_CERTIFICATE), directory.join(CUSTOMERS_KEY));
+    let (certificate, key) = if !own.0.exists() && customers.0.exists() { customers } else { own };
+    authority(&certificate, &key)
+}
+
+/// The customer's authority in this directory, under the name that clusters know it by or as `keyway ca init` made it; a new one
+/// when there is none.
+pub(super) fn customers_authority(directory: &Path) -> Result<Authority, Failure> {
+    if [CERTIFICATE, CUSTOMERS_CERTIFICATE, CUSTOMERS_KEY].iter().any(|name| directory.join(name).exists()) {
+        return authority_in(directory);
+    }
+    let name: CommonName = "customer CA".parse().expect("a common name");
+    let authority = Authority::make(&name, Days::TEN_YEARS, clock::now()).map_err(refused)?;
+    new_file::make_directory(directory)?;
+    new_file::make(&directory.join(CUSTOMERS_KEY), authority.key().expose().as_bytes(), Readers::Owner)?;
+    let certificate = authority.certificate().pem().as_bytes();
+    new_file::make(&directory.join(CUSTOMERS_CERTIFICATE), certificate, Readers::Everybody)?;
+    Ok(authority)
+}
+
+/// The one that was written down in these files.
+pub(super) fn authority(certificate: &Path, key: &Path) -> Result<Authority, Failure> {
+    let anchor = TrustAnchor::parse(&text(certificate)?).map_err(|why| about(certificate, &why))?;
+    let private = PrivateKey::parse(&text(key)?).map_err(|why| about(key, &why))?;
     Authority::new(anchor, private).map_err(refused)
 }
 
@@ -194,7 +219,7 @@ fn known_as(certificate: &str) -> Result<String, Failure> {
     Ok(tls::name_on(&CertificateDer::from(certificate.der())).unwrap_or_default())
 }
 
-fn text(path: &Path) -> Result<Zeroizing<String>, Failure> {
+pub(super) fn text(path: &Path) -> Result<Zeroizing<String>, Failure> {
     let mut text = Zeroizing::new(String::new());
     let read = std::fs::File::open(path).and_then(|file| file.take(MAX_FILE).read_to_string(&mut text));
     read.map_err(|error| about(path, &error))?;
@@ -205,7 +230,7 @@ fn about(path: &Path, why: &dyn std::fmt::Display) -> Failure {
     Failure::usage(format!("{}: {why}", path.display()))
 }
 
-fn refused(error: PkiError) -> Failure {
+pub(super) fn refused(error: PkiError) -> Failure {
     Failure::usage(with_causes(&error))
 }
 

@@ -1,5 +1,5 @@
 //! `keyway cluster …`: list, describe and watch, and drain and resume an HSM. What a cluster lacks stands in
-//! [`check`], what is out of step in [`drift`].
+//! [`check`], what is out of step in [`drift`]; how one is made in [`making`].
 
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use super::check::{self, CheckArgs};
 use super::connect::{CALL, Client, FOREVER};
 use super::drift::{self, DriftArgs, SyncArgs};
 use super::failure::Failure;
+use super::making;
 use super::paging::every_page;
 use super::parse;
 use super::table::{Cell, Paint, Table, Tone};
@@ -32,6 +33,10 @@ pub(super) enum ClusterCommand {
     Resume(ResumeArgs),
     Drift(DriftArgs),
     Sync(SyncArgs),
+    Create(making::CreateArgs),
+    Init(making::InitArgs),
+    AddHsm(making::AddArgs),
+    RemoveHsm(making::RemoveArgs),
 }
 
 /// Show all that is known of one cluster
@@ -98,6 +103,10 @@ impl ClusterCommand {
             Self::Resume(args) => resume(client, args).await,
             Self::Drift(args) => drift::list(client, args).await,
             Self::Sync(args) => drift::sync(client, args).await,
+            Self::Create(args) => making::create(client, args).await,
+            Self::Init(args) => making::init(client, args).await,
+            Self::AddHsm(args) => making::add_hsm(client, args).await,
+            Self::RemoveHsm(args) => making::remove_hsm(client, args).await,
         }
     }
 }
@@ -176,7 +185,7 @@ fn event(response: &WatchClusterResponse, paint: Paint) -> String {
     }
 }
 
-fn text(cluster: &Cluster, paint: Paint) -> String {
+pub(super) fn text(cluster: &Cluster, paint: Paint) -> String {
     let mut fields = Table::of_fields();
     fields.field("cluster", cluster.cluster_id.as_str());
     fields.field("state", words::state(words::cluster_state(cluster.state)));
@@ -196,6 +205,8 @@ fn details(cluster: &Cluster, paint: Paint) -> String {
     fields.field("account", cluster.account.as_str());
     fields.field("region", cluster.region.as_str());
     fields.field("certificate", cluster.certificate_fingerprint.as_str());
+    fields
+        .field("to be signed", if cluster.cluster_csr.is_empty() { "" } else { "its csr, for `keyway cluster init`" });
     fields.field("backup lineage", cluster.backup_lineage.as_str());
     fields.field("password rotation", words::password_rotation(cluster.password_rotation));
     fields.field("a new key is on", format!("{} or more HSMs", cluster.min_hsms_to_create));
@@ -237,7 +248,7 @@ fn rule_table(group: &SecurityGroup) -> Table {
     table
 }
 
-fn hsm_table(hsms: &[Hsm]) -> Table {
+pub(super) fn hsm_table(hsms: &[Hsm]) -> Table {
     let mut table = Table::new(["HSM", "ZONE", "STATE", "HEALTH", "P50", "P99", "ENDPOINT", "WHY"]);
     for hsm in hsms {
         table.row([

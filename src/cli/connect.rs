@@ -87,6 +87,12 @@ impl Client {
         })
     }
 
+    /// For the daemon behind this socket.
+    pub(super) fn of_socket(path: PathBuf) -> Self {
+        let (tls, timeout, output) = (None, None, Output::Table);
+        Self { address: Address::Unix(path), tls, has_certificate: false, timeout, logins: Arc::default(), output }
+    }
+
     /// Connects for a command that takes `patience` unless `--timeout` says otherwise.
     pub(super) async fn connect(&self, patience: Duration) -> Result<Daemon, Failure> {
         let deadline = self.deadline(patience);

@@ -1,14 +1,17 @@
 //! `keyway dev`: a whole cluster of SoftHSM2 nodes on this machine, and a daemon beside it, out of the same parts as production.
 //!
+//! The daemon is what `keyway serve` is; the cluster is made by the calls that anybody would make it with ([`making`]).
 //! Everything lives in one data directory and survives a restart. Not for real keys: the SO PINs
 //! lie beside the tokens, and whoever can reach the loopback may do everything.
 
 mod assets;
+mod making;
 mod material;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -18,15 +21,15 @@ use crate::app::{App, StartError};
 use crate::config::Config;
 use crate::door::grpc::Mode;
 use crate::door::{self, Bound, Protection, TcpSettings};
-use crate::host::{Host, LocalToken, Location, TokenDirectory, TokenName, WorkerSpec};
 use crate::link::Patience;
-use crate::model::{ClusterId, ClusterState, HsmId, HsmState, Invalid, TrustAnchor, Username};
+use crate::model::Realm;
+use crate::proto::v1::Cluster;
 use crate::tls::TlsFiles;
 use crate::{authz, cluster, keys, keystore, telemetry, users};
 
 use super::softhsm2::{self, NoSoftHsm2};
 use super::{DevArgs, DevRotation, Listen};
-use assets::{Assets, AssetsError};
+use assets::{Assets, AssetsError, CLUSTERS};
 
 /// Bad usage.
 const BAD_USAGE: u8 = 2;
@@ -57,26 +60,32 @@ enum DevError {
         "{0} holds a cluster of another shape; start with the same --nodes and --zones, or with --reset to begin anew"
     )]
     OtherShape(PathBuf),
+    #[error(
+        "{0} was made by a former release, which kept its HSMs elsewhere; start with --reset to begin anew, without the keys in it"
+    )]
+    FormerLayout(PathBuf),
     #[error("{0} is not a data directory of keyway dev, so --reset leaves it alone")]
     NotOurs(PathBuf),
-    #[error("{0} {1}")]
-    TrustAnchor(PathBuf, Invalid),
     #[error(transparent)]
     Assets(#[from] AssetsError),
 }
 
+/// How a data directory is laid out. One without a number is older.
+const LAYOUT: u8 = 2;
+
 /// What outlives a restart and is not found elsewhere.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Shape {
-    cluster_id: String,
+    #[serde(default)]
+    layout: u8,
     nodes: u8,
     zones: u8,
 }
 
-/// Everything is on disk; nothing runs yet.
+/// Everything but the cluster is on disk; nothing runs yet.
 struct Ready {
     assets: Assets,
-    cluster_id: ClusterId,
+    shape: Shape,
     config: Config,
     insecure_listen: bool,
 }
@@ -100,15 +109,13 @@ fn prepare(args: &DevArgs) -> Result<Ready, DevError> {
     }
     let module = softhsm2::find(args.softhsm2.as_deref())?;
     let shape = shape(args, &assets)?;
-    let cluster_id: ClusterId = shape.cluster_id.parse().map_err(|_| DevError::OtherShape(assets.root().to_owned()))?;
     material::make(&assets)?;
-    let cluster = declare(&assets, &shape, &module, args)?;
     let config = Config {
         data_dir: assets.daemon(),
         sealing_key_file: assets.path("secrets/sealing.key"),
         log: telemetry::Settings { level: telemetry::Level::Warn, format: telemetry::Format::Text },
         grpc: door::Settings {
-            unix_socket: Some(assets.path("keyway.sock")),
+            unix_socket: Some(assets.path(assets::SOCKET)),
             tcp: listen.map(|listen| TcpSettings {
                 listen,
                 protection: Protection::DevLoopback(TlsFiles {
@@ -131,9 +138,10 @@ fn prepare(args: &DevArgs) -> Result<Ready, DevError> {
         keys: keys::Settings { per_key_store: 100_000 },
         node_client: None,
         crypto_users: users::Settings { max_logins: 32 },
-        clusters: [(cluster_id.clone(), cluster)].into(),
+        made_clusters: Some(made_clusters(&assets, module, args)),
+        clusters: BTreeMap::new(),
     };
-    Ok(Ready { assets, cluster_id, config, insecure_listen: beyond_loopback.is_some() })
+    Ok(Ready { assets, shape, config, insecure_listen: beyond_loopback.is_some() })
 }
 
 /// Removes what a former dev made here, and nothing else.
@@ -151,100 +159,34 @@ fn reset(assets: &Assets) -> Result<(), DevError> {
 /// The cluster's shape: as it was made, or as asked for now.
 fn shape(args: &DevArgs, assets: &Assets) -> Result<Shape, DevError> {
     match assets.read_json::<Shape>(assets::SHAPE)? {
+        Some(shape) if shape.layout != LAYOUT => Err(DevError::FormerLayout(assets.root().to_owned())),
         Some(shape) if shape.nodes == args.nodes && shape.zones == args.zones => Ok(shape),
         Some(_) => Err(DevError::OtherShape(assets.root().to_owned())),
         None => {
-            let shape = Shape { cluster_id: random_cluster_id(), nodes: args.nodes, zones: args.zones };
+            let shape = Shape { layout: LAYOUT, nodes: args.nodes, zones: args.zones };
             assets.write_json(assets::SHAPE, &shape)?;
             Ok(shape)
         }
     }
 }
 
-/// `cluster-` and 11 characters of 2-7 and a-z.
-fn random_cluster_id() -> String {
-    const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-    let random = uuid::Uuid::new_v4();
-    let tail: String =
-        random.as_bytes()[..11].iter().map(|byte| char::from(ALPHABET[usize::from(*byte % 32)])).collect();
-    format!("cluster-{tail}")
-}
-
-/// The cluster as a configuration file would declare it: nodes dealt out to the zones in turn.
-fn declare(assets: &Assets, shape: &Shape, module: &Path, args: &DevArgs) -> Result<cluster::Settings, DevError> {
-    let zone = |number: u8| {
-        let name = format!("us-east-1{}", char::from(b'a' + number % 26));
-        name.parse::<crate::model::Zone>().expect("a zone's alphabet")
-    };
-    let subnet = |number: u8| format!("subnet-dev{}", number + 1).parse::<cluster::SubnetId>().expect("its alphabet");
-    let mut nodes = std::collections::BTreeMap::new();
-    for number in 0..shape.nodes {
-        let hsm: HsmId = format!("hsm-{}", number + 1).parse().expect("its alphabet");
-        let directory =
-            TokenDirectory::make(assets.path(&format!("hsms/{hsm}/kmsuser"))).map_err(AssetsError::token(&hsm))?;
-        let user_tokens = assets.path(&format!("hsms/{hsm}/users"));
-        std::fs::create_dir_all(&user_tokens).map_err(AssetsError::token(&hsm))?;
-        let so_pin_file = format!("hsms/{hsm}/so-pin");
-        material::so_pin(assets, &so_pin_file)?;
-        let settings = cluster::NodeSettings {
-            subnet: Some(subnet(number % shape.zones)),
-            zone: zone(number % shape.zones),
-            state: HsmState::Active,
-            vendor_cluster: false,
-            location: Location::Here(LocalToken {
-                module: module.to_owned(),
-                name: TokenName::Label(format!("{hsm}.kmsuser")),
-                environment: [("SOFTHSM2_CONF".to_owned(), directory.configuration().display().to_string())].into(),
-                so_pin_file: Some(assets.path(&so_pin_file)),
-                user_tokens: Some(user_tokens),
-            }),
-            pool_size: NonZeroU32::new(args.pool_size.into()).unwrap_or(NonZeroU32::MIN),
-            queue_limit: NonZeroU32::new(args.queue_limit).unwrap_or(NonZeroU32::MIN),
-            patience: Patience { quick: Duration::from_secs(5), slow: Duration::from_secs(10) },
-            memory_limit: u64::from(args.memory_limit_mib) << 20,
-        };
-        nodes.insert(hsm, settings);
-    }
-    Ok(cluster::Settings {
-        region: "us-east-1".parse().expect("a region"),
-        account: "000000000000".parse().expect("an account"),
-        state: ClusterState::Active,
-        state_message: String::new(),
-        certificate: None,
-        trust_anchor: Some(trust_anchor(assets)?),
-        backup_lineage: None,
-        sync: cluster::SyncMode::Wrap,
-        profile: cluster::Profile::SoftHsm2,
+/// What a configuration file would say of clusters that keyway makes.
+fn made_clusters(assets: &Assets, module: PathBuf, args: &DevArgs) -> cluster::MadeSettings {
+    cluster::MadeSettings {
+        realm: Realm {
+            region: "us-east-1".parse().expect("a region"),
+            account: "000000000000".parse().expect("an account"),
+        },
+        quota: 10,
+        module,
+        directory: assets.path(CLUSTERS),
         rotation: rotation(args.password_rotation),
-        subnets: (0..shape.zones)
-            .map(|number| {
-                let zone = zone(number);
-                (subnet(number), cluster::SubnetSettings { zone, free_addresses: Some(250), present: true })
-            })
-            .collect(),
-        security_group: Some(security_group()),
         min_hsms_to_create: NonZeroU32::new(2).expect("not zero"),
-        nodes,
-    })
-}
-
-fn trust_anchor(assets: &Assets) -> Result<TrustAnchor, DevError> {
-    let pem = assets.read("customerCA.crt")?;
-    TrustAnchor::parse(&pem).map_err(|rule| DevError::TrustAnchor(assets.path("customerCA.crt"), rule))
-}
-
-/// As CloudHSM makes it: the HSMs' ports, from the group itself and to it.
-fn security_group() -> cluster::SecurityGroup {
-    let id: cluster::SecurityGroupId = "sg-dev".parse().expect("its alphabet");
-    let both = [cluster::Direction::Ingress, cluster::Direction::Egress];
-    let rules = both.map(|direction| cluster::SecurityGroupRule {
-        direction,
-        protocol: cluster::Protocol::Tcp,
-        from_port: 2223,
-        to_port: 2225,
-        peer: id.clone(),
-    });
-    cluster::SecurityGroup { id, rules: rules.into() }
+        pool_size: NonZeroU32::new(args.pool_size.into()).unwrap_or(NonZeroU32::MIN),
+        queue_limit: NonZeroU32::new(args.queue_limit).unwrap_or(NonZeroU32::MIN),
+        patience: Patience { quick: Duration::from_secs(5), slow: Duration::from_secs(10) },
+        memory_limit: u64::from(args.memory_limit_mib) << 20,
+    }
 }
 
 fn rotation(asked: DevRotation) -> cluster::Rotation {
@@ -256,52 +198,19 @@ fn rotation(asked: DevRotation) -> cluster::Rotation {
 }
 
 async fn live(ready: Ready) -> Result<(), StartError> {
-    let Ready { assets, cluster_id, config, insecure_listen } = ready;
+    let Ready { assets, shape, config, insecure_listen } = ready;
     let failed = |source| StartError::Directory { path: assets.root().to_owned(), source };
     assets.forget_announcement();
-    let cluster = config.clusters[&cluster_id].clone();
-    init_tokens(&assets, &cluster_id, &cluster, &config.data_dir).await.map_err(failed)?;
     let app = App::start(config, None, Mode::Dev).await?;
-    announce(&assets, &cluster_id, &cluster, &app.bound).map_err(failed)?;
+    let made = making::bring_up(&assets, &shape).await;
+    let cluster = made.map_err(|failure| failed(std::io::Error::other(failure.text())))?;
+    announce(&assets, &cluster, &app.bound).map_err(failed)?;
     if insecure_listen {
         eprintln!("\nWARNING: --insecure: this development daemon listens beyond the loopback.\n");
     }
-    welcome(&assets, &cluster_id, &cluster, &app.bound);
+    welcome(&assets, &cluster, &app.bound);
     app.run().await;
     assets.forget_announcement();
-    Ok(())
-}
-
-/// Makes the tokens that are not there yet. One whose making was cut short holds nothing, and is made anew.
-async fn init_tokens(
-    assets: &Assets,
-    id: &ClusterId,
-    cluster: &cluster::Settings,
-    data_dir: &Path,
-) -> std::io::Result<()> {
-    let host = Host::new(data_dir.join("host"), None)?;
-    let (user, password) = (Username::kmsuser(), assets.password()?);
-    for (number, (hsm, node)) in cluster.nodes.iter().enumerate() {
-        let made = assets.path(&format!("hsms/{hsm}/token-made"));
-        if made.exists() {
-            continue;
-        }
-        eprintln!("making the token of {hsm} in {} ({} of {})", node.zone, number + 1, cluster.nodes.len());
-        let home = assets.path(&format!("hsms/{hsm}/kmsuser"));
-        std::fs::remove_dir_all(&home)?;
-        TokenDirectory::make(home)?;
-        let spec = WorkerSpec {
-            cluster: id.clone(),
-            hsm: hsm.clone(),
-            username: user.clone(),
-            location: node.location.clone(),
-            sessions: 1,
-            patience: node.patience,
-            memory_limit: node.memory_limit,
-        };
-        host.init_token(&spec, &user, &password).await.map_err(std::io::Error::other)?;
-        std::fs::write(made, b"")?;
-    }
     Ok(())
 }
 
@@ -310,15 +219,15 @@ async fn init_tokens(
 struct Announcement<'a> {
     cluster_id: &'a str,
     region: &'a str,
-    account: String,
-    hsms: Vec<AnnouncedHsm>,
+    account: &'a str,
+    hsms: Vec<AnnouncedHsm<'a>>,
     endpoints: Endpoints,
 }
 
 #[derive(Serialize)]
-struct AnnouncedHsm {
-    hsm_id: String,
-    availability_zone: String,
+struct AnnouncedHsm<'a> {
+    hsm_id: &'a str,
+    availability_zone: &'a str,
 }
 
 #[derive(Serialize)]
@@ -327,26 +236,24 @@ struct Endpoints {
     unix: Option<PathBuf>,
 }
 
-fn announce(assets: &Assets, id: &ClusterId, cluster: &cluster::Settings, bound: &Bound) -> std::io::Result<()> {
-    let hsms = cluster
-        .nodes
-        .iter()
-        .map(|(hsm, node)| AnnouncedHsm { hsm_id: hsm.to_string(), availability_zone: node.zone.to_string() });
+fn announce(assets: &Assets, cluster: &Cluster, bound: &Bound) -> std::io::Result<()> {
+    let hsms =
+        cluster.hsms.iter().map(|hsm| AnnouncedHsm { hsm_id: &hsm.hsm_id, availability_zone: &hsm.availability_zone });
     let announcement = Announcement {
-        cluster_id: id.as_str(),
-        region: cluster.region.as_str(),
-        account: cluster.account.to_string(),
+        cluster_id: &cluster.cluster_id,
+        region: &cluster.region,
+        account: &cluster.account,
         hsms: hsms.collect(),
         endpoints: Endpoints { grpc: bound.tcp.map(|address| format!("http://{address}")), unix: bound.unix.clone() },
     };
     assets.write_json(assets::ANNOUNCEMENT, &announcement).map_err(std::io::Error::other)
 }
 
-fn welcome(assets: &Assets, id: &ClusterId, cluster: &cluster::Settings, bound: &Bound) {
-    let root = assets.root().display();
+fn welcome(assets: &Assets, cluster: &Cluster, bound: &Bound) {
+    let (root, id) = (assets.root().display(), &cluster.cluster_id);
     println!("\nkeyway dev is ready: cluster {id}");
-    for (hsm, node) in &cluster.nodes {
-        println!("  {hsm}  {}", node.zone);
+    for hsm in &cluster.hsms {
+        println!("  {}  {}", hsm.hsm_id, hsm.availability_zone);
     }
     if let Some(address) = bound.tcp {
         println!("  gRPC         {address} (plaintext from this machine, or TLS with {root}/client.crt)");

@@ -27,6 +27,7 @@ mod failure;
 mod health;
 mod key;
 mod key_store;
+mod making;
 mod named;
 mod new_file;
 mod node;

@@ -20,10 +20,12 @@ macro_rules! named {
 }
 
 named!(
+    AddHsmResponse,
     ChangePasswordResponse,
     CheckClusterResponse,
     ConnectKeyStoreResponse,
     CreateAliasResponse,
+    CreateClusterResponse,
     CreateCryptoUserResponse,
     CreateKeyResponse,
     CreateKeyStoreResponse,
@@ -41,12 +43,14 @@ named!(
     GenerateDataKeyWithoutPlaintextResponse,
     GenerateRandomResponse,
     GetServerInfoResponse,
+    InitializeClusterResponse,
     ListAliasesResponse,
     ListCryptoUsersResponse,
     ListDriftResponse,
     ListKeysResponse,
     LoginResponse,
     LogoutResponse,
+    RemoveHsmResponse,
     ResetPasswordResponse,
     ResumeHsmResponse,
     SyncClusterResponse,

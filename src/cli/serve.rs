@@ -44,7 +44,11 @@ pub(super) fn on_a_runtime(life: impl Future<Output = Result<(), StartError>>) -
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", with_causes(&error));
-            ExitCode::FAILURE
+            match error {
+                // What the configuration says, though only the records could tell.
+                StartError::Undeclarable(_) => ExitCode::from(BAD_CONFIGURATION),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }

@@ -2,14 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// Where distributions keep SoftHSM2.
-const USUAL: [&str; 5] = [
-    "/usr/lib/softhsm/libsofthsm2.so",
-    "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
-    "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
-    "/usr/lib64/pkcs11/libsofthsm2.so",
-    "/usr/local/lib/softhsm/libsofthsm2.so",
-];
+use crate::host::usual_softhsm2;
 
 /// Why there is none.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +23,6 @@ pub(super) fn find(named: Option<&Path>) -> Result<PathBuf, NoSoftHsm2> {
             let found = named.canonicalize().ok().filter(|path| path.is_file());
             found.ok_or_else(|| NoSoftHsm2::NotALibrary(named.to_owned()))
         }
-        None => USUAL.iter().map(PathBuf::from).find(|path| path.is_file()).ok_or(NoSoftHsm2::NotInstalled),
+        None => usual_softhsm2().ok_or(NoSoftHsm2::NotInstalled),
     }
 }

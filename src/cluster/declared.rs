@@ -1,4 +1,6 @@
-//! The clusters that the operator declares, as of now. A reload exchanges all of them at once.
+//! The clusters that there are, as of now: those that the operator declares, and those that keyway made.
+//!
+//! A reload exchanges all of the former at once, and a change of one of the latter all of these.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,42 +8,105 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::model::{ClusterId, HsmState};
+use crate::records::MadeClusterRecord;
 
-use super::{NodeSettings, Settings};
+use super::{MadeSettings, NodeSettings, Settings};
 
-/// Every declared cluster.
+/// Every cluster that there is.
 pub type Clusters = BTreeMap<ClusterId, Arc<Settings>>;
 
-/// What everybody reads the declared clusters from. Cheap to clone; all clones are one.
+/// What everybody reads the clusters from. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
-pub struct Declared(watch::Sender<Arc<Clusters>>);
+pub struct Declared {
+    all: watch::Sender<Arc<Clusters>>,
+    /// `None`: keyway makes no clusters here.
+    making: Option<Arc<MadeSettings>>,
+}
+
+/// What the configuration says contradicts what there is.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Undeclarable {
+    #[error(
+        "clusters.{0}: keyway made a cluster of this id, which stands in its records; remove it from the configuration"
+    )]
+    IsMade(ClusterId),
+    #[error("made_clusters: is missing, and keyway made cluster {0}; write the section again")]
+    NotToBeMade(ClusterId),
+}
 
 impl Declared {
-    pub fn new(clusters: BTreeMap<ClusterId, Settings>) -> Self {
-        Self(watch::Sender::new(shared(clusters)))
+    /// Those of the configuration, and those that were made.
+    pub fn new(
+        configured: BTreeMap<ClusterId, Settings>,
+        making: Option<MadeSettings>,
+        made: Vec<MadeClusterRecord>,
+    ) -> Result<Self, Undeclarable> {
+        if let (Some(made), None) = (made.first(), &making) {
+            return Err(Undeclarable::NotToBeMade(made.id.clone()));
+        }
+        let this = Self { all: watch::Sender::default(), making: making.map(Arc::new) };
+        this.exchange_made(made);
+        this.exchange_configured(configured)?;
+        Ok(this)
     }
 
     pub fn get(&self, id: &ClusterId) -> Option<Arc<Settings>> {
-        self.0.borrow().get(id).cloned()
+        self.all.borrow().get(id).cloned()
     }
 
     pub fn all(&self) -> Arc<Clusters> {
-        self.0.borrow().clone()
+        self.all.borrow().clone()
+    }
+
+    /// What holds for clusters that keyway makes; `None` when it makes none.
+    pub fn making(&self) -> Option<&MadeSettings> {
+        self.making.as_deref()
     }
 
     /// Tells each exchange.
     pub fn exchanges(&self) -> watch::Receiver<Arc<Clusters>> {
-        self.0.subscribe()
+        self.all.subscribe()
     }
 
-    /// Puts these clusters in the place of all that there were, which are returned.
-    pub fn exchange(&self, clusters: BTreeMap<ClusterId, Settings>) -> Arc<Clusters> {
-        self.0.send_replace(shared(clusters))
+    /// Whether these can be put in the place of the configured ones.
+    pub fn allows(&self, configured: &BTreeMap<ClusterId, Settings>) -> Result<(), Undeclarable> {
+        let all = self.all.borrow();
+        let is_made = |id: &&ClusterId| all.get(*id).is_some_and(|cluster| cluster.made().is_some());
+        match configured.keys().find(is_made) {
+            Some(twin) => Err(Undeclarable::IsMade(twin.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts these clusters in the place of the configured ones: all that there were before.
+    pub fn exchange_configured(&self, clusters: BTreeMap<ClusterId, Settings>) -> Result<Arc<Clusters>, Undeclarable> {
+        self.allows(&clusters)?;
+        Ok(self.exchange(clusters, |cluster| cluster.made().is_some()))
+    }
+
+    /// Puts these clusters in the place of those that keyway made: all that there were before.
+    pub fn exchange_made(&self, clusters: Vec<MadeClusterRecord>) -> Arc<Clusters> {
+        let settings =
+            self.making.iter().flat_map(|making| clusters.iter().map(|it| (it.id.clone(), making.cluster(it.clone()))));
+        self.exchange(settings.collect(), |cluster| cluster.made().is_none())
+    }
+
+    fn exchange(&self, clusters: BTreeMap<ClusterId, Settings>, stays: fn(&Settings) -> bool) -> Arc<Clusters> {
+        let mut before = Arc::default();
+        let mut now = shared(clusters);
+        self.all.send_modify(|all| {
+            before = all.clone();
+            now.extend(
+                all.iter().filter(|(_, cluster)| stays(cluster)).map(|(id, cluster)| (id.clone(), cluster.clone())),
+            );
+            *all = Arc::new(now);
+        });
+        before
     }
 }
 
-fn shared(clusters: BTreeMap<ClusterId, Settings>) -> Arc<Clusters> {
-    Arc::new(clusters.into_iter().map(|(id, settings)| (id, Arc::new(settings))).collect())
+fn shared(clusters: BTreeMap<ClusterId, Settings>) -> Clusters {
+    clusters.into_iter().map(|(id, settings)| (id, Arc::new(settings))).collect()
 }
 
 /// What an exchange changed, a line for people each, and what comes of it for whoever is logged in.
@@ -172,6 +237,7 @@ mod tests {
             security_group: None,
             min_hsms_to_create: NonZeroU32::MIN,
             nodes: [("hsm-1".parse().unwrap(), node)].into(),
+            origin: crate::cluster::Origin::Configured,
         }
     }
 }

@@ -7,10 +7,6 @@ use std::sync::Arc;
 
 use crate::model::{ClusterId, Invalid};
 
-/// `subnet-` and 1 to 17 lower-case letters and digits.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SubnetId(Arc<str>);
-
 /// `sg-` and 1 to 64 lower-case letters, digits and hyphens.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SecurityGroupId(Arc<str>);
@@ -40,23 +36,8 @@ macro_rules! text {
     };
 }
 
-text!(SubnetId);
 text!(SecurityGroupId);
 text!(Lineage);
-
-impl FromStr for SubnetId {
-    type Err = Invalid;
-
-    fn from_str(text: &str) -> Result<Self, Invalid> {
-        let tail = text.strip_prefix("subnet-").unwrap_or_default();
-        let alphabet = tail.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-        if (1..=17).contains(&tail.len()) && alphabet {
-            Ok(Self(text.into()))
-        } else {
-            Err(Invalid::new("a subnet id is `subnet-` and 1 to 17 lower-case letters or digits"))
-        }
-    }
-}
 
 impl FromStr for SecurityGroupId {
     type Err = Invalid;
@@ -111,18 +92,5 @@ impl Lineages {
 impl FromIterator<Lineage> for Lineages {
     fn from_iter<I: IntoIterator<Item = Lineage>>(lineages: I) -> Self {
         Self(lineages.into_iter().collect())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn subnets_keep_to_their_alphabet_and_length() {
-        assert!("subnet-1a2b3c".parse::<SubnetId>().is_ok());
-        for text in ["", "subnet-", "subnet-A", "1a2b3c", "subnet-123456789012345678"] {
-            assert!(text.parse::<SubnetId>().is_err(), "{text:?} was accepted");
-        }
     }
 }

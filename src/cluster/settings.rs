@@ -9,13 +9,14 @@ use std::time::SystemTime;
 use crate::host::Location;
 use crate::link::Patience;
 use crate::model::{
-    AccountId, Certificate, ClusterId, ClusterState, HsmId, HsmState, Invalid, Realm, Region, TrustAnchor, Zone,
+    AccountId, Certificate, CertificateRequest, ClusterId, ClusterState, HsmId, HsmState, Invalid, Realm, Region,
+    SubnetId, TrustAnchor, Zone,
 };
 
 use super::Rotation;
-use super::names::{Lineage, Lineages, SecurityGroupId, SubnetId};
+use super::names::{Lineage, Lineages, SecurityGroupId};
 
-/// One cluster, checked: it has a node, and every node's subnet is one of its own.
+/// One cluster, checked: every node's subnet is one of its own. A configured one has a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     pub region: Region,
@@ -25,7 +26,7 @@ pub struct Settings {
     pub state_message: String,
     /// The cluster's own certificate.
     pub certificate: Option<Certificate>,
-    /// The cluster's `customerCA.crt`; always there where the profile requires one.
+    /// The cluster's `customerCA.crt`; there where the profile requires one, once the cluster is initialized.
     pub trust_anchor: Option<TrustAnchor>,
     /// What the operator says of its ancestry; [`Settings::lineages`] says what holds.
     pub backup_lineage: Option<Lineage>,
@@ -38,6 +39,25 @@ pub struct Settings {
     /// How many HSMs must hold a new key.
     pub min_hsms_to_create: NonZeroU32,
     pub nodes: BTreeMap<HsmId, NodeSettings>,
+    pub origin: Origin,
+}
+
+/// Who says that there is this cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// The operator, in the configuration.
+    Configured,
+    /// The records: it was made through keyway.
+    Made(MadeCluster),
+}
+
+/// What only a cluster that keyway made has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MadeCluster {
+    /// What its owner's authority is to sign, while it is UNINITIALIZED and has an HSM.
+    pub request: Option<CertificateRequest>,
+    /// HSMs on other hosts, in their subnets: whether it is they can be asked once the authority is known.
+    pub awaited: BTreeMap<HsmId, (SubnetId, Zone)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,6 +148,14 @@ impl fmt::Display for Quorum {
 }
 
 impl Settings {
+    /// What only a cluster that keyway made has; `None` for a configured one.
+    pub fn made(&self) -> Option<&MadeCluster> {
+        match &self.origin {
+            Origin::Configured => None,
+            Origin::Made(made) => Some(made),
+        }
+    }
+
     /// In whose name its key stores are made.
     pub fn realm(&self) -> Realm {
         Realm { region: self.region.clone(), account: self.account.clone() }

@@ -7,12 +7,12 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::cluster::{
-    NodeSettings, Profile, Protocol, SecurityGroup, SecurityGroupId, SecurityGroupRule, Settings, SubnetId,
+    NodeSettings, Origin, Profile, Protocol, SecurityGroup, SecurityGroupId, SecurityGroupRule, Settings,
     SubnetSettings, SyncMode,
 };
-use crate::host::{HostName, LocalToken, Location, Ports, RemoteNode, TokenName};
+use crate::host::{LocalToken, Location, RemoteNode, TokenName};
 use crate::link::Patience;
-use crate::model::{ClusterId, ClusterState, HsmId, HsmState, Invalid, TrustAnchor, Zone};
+use crate::model::{ClusterId, ClusterState, HostName, HsmId, HsmState, Invalid, Ports, SubnetId, TrustAnchor, Zone};
 
 use super::file;
 use super::problem::KeyPath;
@@ -31,10 +31,10 @@ const LONGEST_STATE_MESSAGE: usize = 300;
 /// As many as a subnet can have.
 const MOST_ADDRESSES: u32 = 65_536;
 /// More than AWS allows in a cluster.
-const MOST_HSMS: u32 = 64;
+pub(super) const MOST_HSMS: u32 = 64;
 
 /// A key is told to be there when it is on two HSMs.
-const MIN_HSMS_TO_CREATE: NonZeroU32 = NonZeroU32::new(2).expect("not zero");
+pub(super) const MIN_HSMS_TO_CREATE: NonZeroU32 = NonZeroU32::new(2).expect("not zero");
 const POOL_SIZE: NonZeroU32 = NonZeroU32::new(2).expect("not zero");
 const QUEUE_LIMIT: NonZeroU32 = NonZeroU32::new(1024).expect("not zero");
 const PATIENCE: Patience = Patience { quick: Duration::from_secs(5), slow: Duration::from_secs(30) };
@@ -104,6 +104,7 @@ fn cluster(cluster: &mut Section<'_>, tokens: &mut Tokens) -> Option<Settings> {
         security_group: security_group?,
         min_hsms_to_create: min_hsms_to_create?,
         nodes: nodes?,
+        origin: Origin::Configured,
     })
 }
 
@@ -197,18 +198,37 @@ fn node(
     } else {
         local_token(node, kind).map(Location::Here)
     };
-    let pool_size = node.defaulted("pool_size", POOL_SIZE, number(1..=256));
-    let queue_limit = node.defaulted("queue_limit", QUEUE_LIMIT, number(1..=65_536));
-    let patience = node.defaulted("patience", PATIENCE.quick, duration(SHORTEST_PATIENCE..=LONGEST_PATIENCE));
-    let slow_patience = node.defaulted("slow_patience", PATIENCE.slow, duration(SHORTEST_PATIENCE..=LONGEST_PATIENCE));
-    let memory_limit = node.defaulted("memory_limit_mib", MEMORY_LIMIT_MIB, number(32..=65_536));
+    let limits = limits(node);
     let (subnet, zone) = place?;
+    let Limits { pool_size, queue_limit, patience, memory_limit } = limits?;
     Some(NodeSettings {
         subnet,
         zone,
         state: state?,
         vendor_cluster: vendor_cluster?,
         location: location?,
+        pool_size,
+        queue_limit,
+        patience,
+        memory_limit,
+    })
+}
+
+/// What a node takes on, and how long it is waited for.
+pub(super) struct Limits {
+    pub(super) pool_size: NonZeroU32,
+    pub(super) queue_limit: NonZeroU32,
+    pub(super) patience: Patience,
+    pub(super) memory_limit: u64,
+}
+
+pub(super) fn limits(node: &mut Section<'_>) -> Option<Limits> {
+    let pool_size = node.defaulted("pool_size", POOL_SIZE, number(1..=256));
+    let queue_limit = node.defaulted("queue_limit", QUEUE_LIMIT, number(1..=65_536));
+    let patience = node.defaulted("patience", PATIENCE.quick, duration(SHORTEST_PATIENCE..=LONGEST_PATIENCE));
+    let slow_patience = node.defaulted("slow_patience", PATIENCE.slow, duration(SHORTEST_PATIENCE..=LONGEST_PATIENCE));
+    let memory_limit = node.defaulted("memory_limit_mib", MEMORY_LIMIT_MIB, number(32..=65_536));
+    Some(Limits {
         pool_size: pool_size?,
         queue_limit: queue_limit?,
         patience: Patience { quick: patience?, slow: slow_patience? },

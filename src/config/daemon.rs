@@ -13,7 +13,7 @@ use crate::{authz, cluster, door, keys, keystore, telemetry, users};
 
 use super::section::Section;
 use super::value::{Written, address, duration, existing_file, list, number, path, private_file, text, truth};
-use super::{Config, clusters, file};
+use super::{Config, clusters, file, made};
 
 /// The longest path that a Unix socket's address has room for.
 const LONGEST_SOCKET_PATH: usize = 107;
@@ -32,6 +32,7 @@ pub(super) fn config(root: &mut Section<'_>) -> Option<Config> {
     let keys = root.section("keys", keys);
     let node_client = node_client(root);
     let crypto_users = root.section("crypto_users", crypto_users);
+    let made_clusters = made::made_clusters(root, data_dir.as_deref());
     let clusters = clusters::clusters(root);
     refuse_to_be_nobody(root, node_client.as_ref(), clusters.as_ref());
     Some(Config {
@@ -44,6 +45,7 @@ pub(super) fn config(root: &mut Section<'_>) -> Option<Config> {
         keys: keys?,
         node_client: node_client?,
         crypto_users: crypto_users?,
+        made_clusters: made_clusters?,
         clusters: clusters?,
     })
 }

@@ -14,6 +14,7 @@
 mod clusters;
 mod daemon;
 mod file;
+mod made;
 mod node;
 mod problem;
 mod report;
@@ -49,6 +50,8 @@ pub struct Config {
     /// What the daemon shows to `keyway node`s; there when a cluster has one.
     pub node_client: Option<ClientFiles>,
     pub crypto_users: users::Settings,
+    /// `None`: keyway makes no clusters here.
+    pub made_clusters: Option<cluster::MadeSettings>,
     pub clusters: BTreeMap<ClusterId, cluster::Settings>,
 }
 
@@ -65,6 +68,7 @@ impl Config {
             keys,
             node_client,
             crypto_users,
+            made_clusters,
             clusters: _,
         } = self;
         let compared = [
@@ -81,6 +85,7 @@ impl Config {
             ("keys", *keys != other.keys),
             ("node_client", *node_client != other.node_client),
             ("crypto_users", *crypto_users != other.crypto_users),
+            ("made_clusters", *made_clusters != other.made_clusters),
         ];
         compared.into_iter().filter(|(_, differs)| *differs).map(|(section, _)| section).collect()
     }

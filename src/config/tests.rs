@@ -511,6 +511,28 @@ fn a_file_as_deep_or_as_long_as_can_be_is_refused_and_nothing_overflows() {
     }
 }
 
+#[test]
+fn what_holds_for_clusters_that_keyway_makes_has_defaults_and_bounds() {
+    let site = Site::new();
+    let of_made = |more: &str| {
+        let realm = "region = \"us-east-1\"\naccount = \"000000000000\"\nsofthsm2 = \"pkcs11.so\"";
+        format!("{GOOD}\n[made_clusters]\n{realm}\n{more}")
+    };
+    assert_eq!(site.load(GOOD, &[]).unwrap().made_clusters, None);
+    let made = site.load(&of_made(""), &[]).unwrap().made_clusters.unwrap();
+    assert_eq!((made.quota, made.min_hsms_to_create.get(), made.pool_size.get()), (10, 2, 2));
+    assert_eq!((made.directory, made.module), (site.path("data/clusters"), site.path("pkcs11.so")));
+    for (line, complaint) in [
+        ("min_hsms_to_create = 1", "made_clusters.min_hsms_to_create: must be a whole number from 2 to 64"),
+        ("quota = 0", "made_clusters.quota: must be a whole number from 1 to 1000"),
+        ("directory = \"so-pin\"", "is not a directory"),
+        ("module = \"pkcs11.so\"", "made_clusters.module: unknown key"),
+    ] {
+        let problems = site.problems(&of_made(line), &[]);
+        assert!(problems.len() == 1 && problems[0].contains(complaint), "{line}: {problems:?}");
+    }
+}
+
 const EXAMPLE: &str = include_str!("../../deploy/keyway.example.toml");
 const NODE_EXAMPLE: &str = include_str!("../../deploy/node.example.toml");
 
@@ -555,7 +577,7 @@ fn the_nodes_example_is_accepted_and_it_and_its_documentation_have_every_key_and
     site.put("keyway.toml", &installed(&site, NODE_EXAMPLE));
     let load = || load_node(&site.path("keyway.toml"), std::iter::empty()).unwrap();
     let config = load();
-    assert_eq!(config.node.ports, crate::host::Ports::USUAL);
+    assert_eq!(config.node.ports, crate::model::Ports::USUAL);
     assert_eq!((config.node.daemons.len(), config.node.max_links, config.node.hsms.len()), (1, 256, 1));
     let without = |line: &&str| !line.contains("# default");
     site.put("keyway.toml", &installed(&site, &NODE_EXAMPLE.lines().filter(without).collect::<Vec<_>>().join("\n")));

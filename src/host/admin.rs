@@ -1,4 +1,4 @@
-//! Jobs of an administrator on tokens we manage: making a token, and the trust ceremony that gives
+//! Jobs of an administrator on tokens we manage: the trust ceremony that gives
 //! every token of a cluster the same key-encryption key without its ever being in the clear.
 //!
 //! Each job has a worker of its own that lives as long as the job. What the ceremony's steps are, and why in this order, stands in the worker's admin module.
@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use crate::link::v1::{self, request::Verb, response::Outcome};
-use crate::model::{Password, Username};
+use crate::model::Password;
 
 use super::opening::unexpected;
 use super::{Host, OpeningError, Purpose, Turn, WorkerLink, WorkerSpec};
@@ -36,22 +36,6 @@ pub enum Made {
 pub struct AdminWorker(WorkerLink);
 
 impl Host {
-    /// Makes the slot's token, with its SO PIN from the slot's file and the user's first password. Nothing is done when the token exists already.
-    pub async fn init_token(
-        &self,
-        spec: &WorkerSpec,
-        username: &Username,
-        password: &Password,
-    ) -> Result<(), OpeningError> {
-        let user_pin = super::pin_text(username, password).expose().as_bytes().to_vec();
-        let _turn = self.turn(spec).await;
-        let mut link = self.open(spec, Purpose::MakeToken).await?;
-        match link.ask(Verb::InitToken(v1::InitToken { user_pin, ..Default::default() })).await? {
-            Outcome::Opened(_) => Ok(()),
-            other => Err(unexpected(other)),
-        }
-    }
-
     /// A worker for one job of the SO's on this node, whose turn it is until the job's logins are closed.
     pub async fn admin(&self, _turn: &Turn, spec: &WorkerSpec) -> Result<AdminWorker, OpeningError> {
         Ok(AdminWorker(self.open(spec, Purpose::Administer).await?))

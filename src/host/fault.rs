@@ -10,9 +10,7 @@ use super::opening::OPENING_PATIENCE;
 /// An answer in the worker's stead. Faults of the worker's own travel as they are.
 pub(super) fn told(error: &OpeningError) -> HostFault {
     let kind = match error {
-        OpeningError::Files { .. } | OpeningError::Spawn(_) | OpeningError::NoLabel | OpeningError::Host(_) => {
-            Kind::Host
-        }
+        OpeningError::Files { .. } | OpeningError::Spawn(_) | OpeningError::Host(_) => Kind::Host,
         OpeningError::DifferentBuild(_) => Kind::DifferentBuild,
         OpeningError::UnknownSlot(_) => Kind::UnknownSlot,
         OpeningError::SlotTaken(_) => Kind::SlotTaken,

@@ -40,12 +40,6 @@ impl Keeper {
     /// Before the worker is given the request. What it says of an answer is for [`Keeper::after`].
     pub(super) fn before(&self, verb: &mut Verb) -> Result<Option<Logins>, OpeningError> {
         match verb {
-            Verb::InitToken(ask) => {
-                let TokenName::Label(label) = &self.token.name else { return Err(OpeningError::NoLabel) };
-                label.clone_into(&mut ask.label);
-                ask.so_pin = self.so_pin()?;
-                return Ok(None);
-            }
             Verb::GiveUser(ask) => {
                 if let TokenName::Label(label) = &self.token.name {
                     label.clone_into(&mut ask.label);

@@ -1,14 +1,10 @@
 //! Where a node's HSM is reached from, and what must be known of it there.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
-
-use rustls::pki_types::ServerName;
 
 use crate::link::v1::open::Token;
-use crate::model::{Invalid, TrustAnchor, Username};
+use crate::model::{HostName, Ports, TrustAnchor, Username};
 
 /// Whose workers a node has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,48 +42,6 @@ pub struct RemoteNode {
     pub trust_anchor: TrustAnchor,
     /// Whether we count on it to manage the HSM's crypto users. Its own configuration says whether it does.
     pub manages_users: bool,
-}
-
-/// A DNS name or an IP address, as it stands in the node's certificate.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct HostName(String);
-
-/// Where a node listens, as CloudHSM has it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ports {
-    /// Session links.
-    pub sessions: u16,
-    /// Who is there.
-    pub identity: u16,
-    /// What is done to tokens beside any link.
-    pub administration: u16,
-}
-
-impl Ports {
-    pub const USUAL: Self = Self { sessions: 2223, identity: 2224, administration: 2225 };
-}
-
-impl HostName {
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for HostName {
-    type Err = Invalid;
-
-    fn from_str(text: &str) -> Result<Self, Invalid> {
-        match ServerName::try_from(text) {
-            Ok(_) => Ok(Self(text.to_owned())),
-            Err(_) => Err(Invalid::new("must be a DNS name or an IP address without a port")),
-        }
-    }
-}
-
-impl fmt::Display for HostName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
 }
 
 /// What workers need to know of a token that is reached from this machine.

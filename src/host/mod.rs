@@ -13,6 +13,7 @@ mod carry;
 #[cfg(test)]
 mod example;
 mod fault;
+mod home;
 mod keeper;
 mod local;
 mod location;
@@ -39,13 +40,14 @@ use local::Local;
 use remote::Remote;
 
 pub use admin::{AdminWorker, Joining, Kek, Made};
-pub use location::{HostName, LocalToken, Location, Ports, RemoteNode, TokenName};
+pub use home::HsmHome;
+pub use location::{LocalToken, Location, RemoteNode, TokenName};
 pub use lookout::Lookout;
 pub use opening::{OpeningError, WorkerLink};
 pub use process::WorkerProcess;
 pub use program::{PasswordChange, Program, ProgramError};
 pub use remote::DialError;
-pub use softhsm::TokenDirectory;
+pub use softhsm::{TokenDirectory, usual_softhsm2};
 pub use trial::Trial;
 pub use users::{UserError, UserStanding};
 
@@ -133,6 +135,11 @@ impl Host {
     /// When the directory cannot be made.
     pub fn new(directory: PathBuf, identity: Option<ClientFiles>) -> std::io::Result<Self> {
         Ok(Self { local: Local::new(directory)?, remote: Remote::new(identity) })
+    }
+
+    /// Whether this daemon is somebody to `keyway node`s.
+    pub fn has_identity(&self) -> bool {
+        self.remote.has_identity()
     }
 
     /// Starts the slot's serving worker once its predecessor is gone, and opens its sessions. Nobody is logged in yet.

@@ -41,8 +41,6 @@ pub enum OpeningError {
     NoSoPin(HsmId),
     #[error("the SO PIN cannot be read")]
     SoPin(#[source] std::io::Error),
-    #[error("a token is made under a label, and this one is declared by its serial number")]
-    NoLabel,
     /// The node could not be spoken to.
     #[error("{host} cannot be reached: {why}")]
     Unreachable { host: String, why: String },
@@ -79,7 +77,6 @@ impl OpeningError {
             | Self::NoToken
             | Self::NoSoPin(_)
             | Self::SoPin(_)
-            | Self::NoLabel
             | Self::Unreachable { .. }
             | Self::DifferentBuild(_)
             | Self::UnknownSlot(_)

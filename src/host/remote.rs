@@ -66,6 +66,10 @@ impl Remote {
         Self { identity }
     }
 
+    pub(super) const fn has_identity(&self) -> bool {
+        self.identity.is_some()
+    }
+
     /// Has the node start a worker and open its token.
     pub(super) async fn open(
         &self,
@@ -193,7 +197,8 @@ impl Purpose {
         match self {
             Self::Serve => summon::Purpose::Serve,
             Self::Administer => summon::Purpose::Administer,
-            Self::MakeToken => summon::Purpose::MakeToken,
+            // No daemon's business: the node does it itself, asked on its administration port.
+            Self::MakeToken => summon::Purpose::Unspecified,
             Self::Try => summon::Purpose::Try,
             Self::Look => summon::Purpose::Look,
         }

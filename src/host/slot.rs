@@ -51,6 +51,17 @@ pub(super) async fn take(directory: &Path, slot: &str, patience: Duration) -> Re
     }
 }
 
+/// The slots with this beginning that ever had a worker.
+pub(super) fn known(directory: &Path, beginning: &str) -> std::io::Result<Vec<String>> {
+    let mut slots = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let name = entry?.file_name().into_string().unwrap_or_default();
+        let slot = name.strip_suffix(".lock").filter(|slot| slot.starts_with(beginning));
+        slots.extend(slot.map(str::to_owned));
+    }
+    Ok(slots)
+}
+
 /// Notes which process holds the slot, for a daemon started later.
 pub(super) fn note_holder(directory: &Path, slot: &str, pid: u32) -> std::io::Result<()> {
     std::fs::write(pid_file(directory, slot), pid.to_string())

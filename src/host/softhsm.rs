@@ -9,6 +9,20 @@ use std::path::{Path, PathBuf};
 
 use super::{LocalToken, OpeningError, WorkerSpec};
 
+/// Where distributions keep the library.
+const USUAL: [&str; 5] = [
+    "/usr/lib/softhsm/libsofthsm2.so",
+    "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
+    "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
+    "/usr/lib64/pkcs11/libsofthsm2.so",
+    "/usr/local/lib/softhsm/libsofthsm2.so",
+];
+
+/// SoftHSM2's library, if it is where distributions keep it.
+pub fn usual_softhsm2() -> Option<PathBuf> {
+    USUAL.iter().map(PathBuf::from).find(|path| path.is_file())
+}
+
 /// The directory of one node's and user's token, and the configuration that leads SoftHSM2 to it.
 #[derive(Debug, Clone)]
 pub struct TokenDirectory {
@@ -30,10 +44,29 @@ impl TokenDirectory {
         Ok(Self { root })
     }
 
+    /// The same, there or not.
+    pub(super) fn at(root: PathBuf) -> Self {
+        Self { root }
+    }
+
     /// The value of `SOFTHSM2_CONF` for workers on this token.
     pub fn configuration(&self) -> PathBuf {
         self.root.join("softhsm2.conf")
     }
+}
+
+/// Removes what is there, if anything is.
+pub(super) fn rid(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
+/// The system may forget a directory's name, or a change of it, until the directory above is on the disk: what counts as
+/// made or removed must still be so after a power cut.
+pub(super) fn sync_above(path: &Path) -> std::io::Result<()> {
+    path.parent().map_or(Ok(()), |above| std::fs::File::open(above)?.sync_all())
 }
 
 /// Keeps copies of the slot's `token.object` files, unless they are already damaged.

@@ -17,6 +17,8 @@ use super::opening::unexpected;
 use super::slot::SlotLock;
 use super::{Host, LocalToken, Location, OpeningError, Purpose, Trial, Turn, WorkerSpec, attempts, pin_text, softhsm};
 
+use softhsm::{rid, sync_above};
+
 /// What keyway makes in a user's directory.
 const OURS: [&str; 2] = ["softhsm2.conf", "tokens"];
 
@@ -163,7 +165,7 @@ impl Local {
     }
 
     /// Copies of the token, counts, marks: all that is kept under the slot's name.
-    fn forget_files(&self, prefix: &str) -> std::io::Result<()> {
+    pub(super) fn forget_files(&self, prefix: &str) -> std::io::Result<()> {
         for entry in std::fs::read_dir(self.directory())? {
             let entry = entry?;
             if entry.file_name().to_string_lossy().starts_with(prefix) {
@@ -198,10 +200,6 @@ fn remove_home(home: &Path) -> Result<(), UserError> {
     let name = home.file_name().ok_or(UserError::NoDirectory)?.to_string_lossy();
     // No user's name has a full stop.
     let removed = home.with_file_name(format!(".removed.{name}"));
-    let rid = |path: &Path| match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        removed => removed,
-    };
     rid(&removed).map_err(files(&removed))?;
     if !home.exists() {
         return Ok(());
@@ -215,12 +213,6 @@ fn remove_home(home: &Path) -> Result<(), UserError> {
     }
     std::fs::rename(home, &removed).and_then(|()| sync_above(home)).map_err(files(home))?;
     rid(&removed).map_err(files(&removed))
-}
-
-/// The system may forget a directory's name, or a change of it, until the directory above is on the disk: a user who counts
-/// as made or removed must still be so after a power cut.
-fn sync_above(home: &Path) -> std::io::Result<()> {
-    home.parent().map_or(Ok(()), |above| std::fs::File::open(above)?.sync_all())
 }
 
 /// Whether the directory has one token at most, and its configuration leads there: an operator's may not, and a

@@ -97,7 +97,6 @@ impl KeyStores {
 
     /// Resolves when nobody is logged in to the HSM through any Connection. For whoever has had it declared no more before: it
     /// is drained then. One whose cluster is not declared at all stays until its key store is disconnected.
-    #[expect(dead_code, reason = "for RemoveHsm")]
     pub async fn left(&self, cluster: &ClusterId, hsm: &HsmId) {
         // Who made a Connection, or let a node join, by what was declared before has done so when this is had.
         drop(self.0.maintenance.lock().await);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::model::{ClusterId, HsmId, Username};
+use crate::model::{ClusterId, ClusterState, HsmId, Username};
 use crate::node::{self, Reach};
 
 use super::{KeyStores, cluster, worker_spec};
@@ -58,7 +58,9 @@ async fn follow_all(stores: KeyStores) {
     let mut followed: BTreeMap<ClusterId, (Arc<cluster::Settings>, JoinHandle<()>)> = BTreeMap::new();
     loop {
         let now = exchanges.borrow_and_update().clone();
-        let stays = |id: &ClusterId, of: &cluster::Settings| now.get(id).is_some_and(|now| now.nodes == of.nodes);
+        let stays = |id: &ClusterId, of: &cluster::Settings| {
+            now.get(id).is_some_and(|now| now.nodes == of.nodes && is_begun(now) == is_begun(of))
+        };
         let outdated = followed.extract_if(.., |id, (of, _)| !stays(id, of));
         for (id, (_, following)) in outdated.collect::<Vec<_>>() {
             following.abort();
@@ -116,7 +118,16 @@ async fn connected(stores: &KeyStores, cluster: &ClusterId, wanted: bool) {
     }
 }
 
+/// Before its first crypto user, a cluster that keyway made has no token to look for.
+fn is_begun(cluster: &cluster::Settings) -> bool {
+    let is_new = matches!(cluster.state, ClusterState::Uninitialized | ClusterState::Initialized);
+    !is_new || cluster.made().is_none()
+}
+
 async fn look_at_all(stores: &KeyStores, id: &ClusterId, settings: &cluster::Settings) {
+    if !is_begun(settings) {
+        return std::future::pending().await;
+    }
     let each = settings.active_nodes().map(|(hsm, node)| look_at(stores, id, hsm, node));
     futures_util::future::join_all(each).await;
 }

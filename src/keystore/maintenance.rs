@@ -122,6 +122,11 @@ impl KeyStores {
         drained.get(&(cluster.clone(), hsm.clone())).cloned()
     }
 
+    /// Nothing is left of the HSM, nor of its being drained.
+    pub fn forget_hsm(&self, cluster: &ClusterId, hsm: &HsmId) {
+        self.write_drained().remove(&(cluster.clone(), hsm.clone()));
+    }
+
     fn write_drained(&self) -> RwLockWriteGuard<'_, BTreeMap<(ClusterId, HsmId), String>> {
         self.0.drained.write().unwrap_or_else(PoisonError::into_inner)
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::cluster::{self, Connection};
 use crate::host::{Location, WorkerSpec};
-use crate::model::{ClusterId, ConnectionState, HsmId, Username};
+use crate::model::{ClusterId, ConnectionState, HsmId, Password, Username};
 use crate::node::{Passwords, Sharing};
 use crate::records::{KeyStoreRecord, PasswordOwner, Unavailable};
 
@@ -68,6 +68,12 @@ impl KeyStores {
         store.connection.send_replace(Some(connection.clone()));
         self.0.runtime.spawn(rotate::follow(self.clone(), store.clone(), connection.clone()));
         Ok(connection)
+    }
+
+    /// The store's password on an HSM, once there is no doubt about it. One that was never logged in to is offered this one.
+    pub async fn settled_password(&self, store: &Store, hsm: &HsmId) -> Result<Option<Arc<Password>>, Unavailable> {
+        let settled = self.passwords(&store.record()).await?.settled(hsm).await?;
+        Ok(settled.map(|credential| credential.password))
     }
 
     /// The passwords of the store's crypto user on its cluster's nodes.

@@ -43,7 +43,6 @@ impl Pace {
             // Refused by a pool, which is quick.
             | Verb::Open(_)
             | Verb::LogIn(_)
-            | Verb::InitToken(_)
             | Verb::MakeKek(_)
             | Verb::OfferJoin(_)
             | Verb::SealKek(_)

@@ -3,7 +3,7 @@
 use zeroize::Zeroize;
 
 use super::v1::request::Verb;
-use super::v1::{AcceptKek, GiveUser, InitToken, LogIn, MakeKek, OfferJoin, Request, SealKek, SetPin};
+use super::v1::{AcceptKek, GiveUser, LogIn, MakeKek, OfferJoin, Request, SealKek, SetPin};
 
 impl Zeroize for Request {
     fn zeroize(&mut self) {
@@ -20,7 +20,6 @@ impl Zeroize for Verb {
             Self::LogIn(LogIn { pin: one }) | Self::OfferJoin(OfferJoin { so_pin: one }) => one.zeroize(),
             Self::AcceptKek(AcceptKek { user_pin, .. }) => user_pin.zeroize(),
             Self::SetPin(SetPin { old_pin: one, new_pin: other })
-            | Self::InitToken(InitToken { so_pin: one, user_pin: other, .. })
             | Self::GiveUser(GiveUser { so_pin: one, user_pin: other, .. })
             | Self::MakeKek(MakeKek { so_pin: one, user_pin: other, .. })
             | Self::SealKek(SealKek { so_pin: one, user_pin: other, .. }) => {

@@ -89,6 +89,12 @@ impl Certificate {
         &self.der
     }
 
+    /// Its `SubjectPublicKeyInfo`, DER.
+    pub(super) fn public_key(&self) -> Option<Vec<u8>> {
+        let (_, certificate) = X509Certificate::from_der(&self.der).ok()?;
+        Some(certificate.public_key().raw.to_vec())
+    }
+
     /// SHA-256 of the DER, in lower-case hexadecimal.
     pub fn fingerprint(&self) -> String {
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &self.der);

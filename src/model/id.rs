@@ -73,6 +73,12 @@ text_id!(
     }
 );
 
+impl ClusterId {
+    pub fn random() -> Self {
+        Self(format!("cluster-{}", base32_tail()).into())
+    }
+}
+
 text_id!(
     /// Names one HSM node within its cluster: `hsm-` and 1 to 32 lower-case letters and digits.
     HsmId,
@@ -88,6 +94,21 @@ text_id!(
         }
     }
 );
+
+impl HsmId {
+    pub fn random() -> Self {
+        Self(format!("hsm-{}", base32_tail()).into())
+    }
+}
+
+/// 11 characters of `2-7a-z`, as AWS CloudHSM's ids end.
+fn base32_tail() -> String {
+    const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+    // The bytes of a UUID that tell its version and variant are left out.
+    let random = Uuid::new_v4().into_bytes();
+    let bytes = random[..6].iter().chain(&random[9..14]);
+    bytes.map(|byte| char::from(ALPHABET[usize::from(*byte % 32)])).collect()
+}
 
 text_id!(
     /// An availability zone: 1 to 64 lower-case letters, digits and hyphens.
@@ -361,6 +382,8 @@ mod tests {
         assert!("cluster-2abcdefghij".parse::<ClusterId>().is_ok());
         assert!("cluster-1abcdefghij".parse::<ClusterId>().is_err());
         assert!("cluster-2abc".parse::<ClusterId>().is_err());
+        assert!(ClusterId::random().as_str().parse::<ClusterId>().is_ok());
+        assert!(HsmId::random().as_str().parse::<HsmId>().is_ok());
         assert!(KeyStoreId::random().as_str().parse::<KeyStoreId>().is_ok());
         assert!("cks-1".parse::<KeyStoreId>().is_err());
         assert!(" name".parse::<KeyStoreName>().is_err());

@@ -12,6 +12,8 @@ mod escrow;
 mod hsm_key;
 mod id;
 mod key;
+mod place;
+mod request;
 mod seal;
 mod secret;
 mod store;
@@ -27,6 +29,8 @@ pub use id::{
     AccountId, AliasName, ClusterId, HsmId, Invalid, KeyId, KeyRef, KeyStoreId, KeyStoreName, Region, Username, Zone,
 };
 pub use key::{CkaId, KeySpec, KeyState, KeyVersion, Probe};
+pub use place::{HostName, HsmPlace, Ports, SubnetId};
+pub use request::CertificateRequest;
 pub use seal::Sealer;
 pub use secret::{Password, Plaintext, SealingKey};
 pub use store::{ConnectionErrorCode, ConnectionState, Realm};

@@ -16,7 +16,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     PublicKeyData, SerialNumber, SignatureAlgorithm, SigningKey,
 };
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::model::{Invalid, OutOfDate, TrustAnchor};
 
@@ -125,6 +125,12 @@ impl PrivateKey {
         let mut params = holder.params();
         params.extended_key_usages = purpose.extended_key_usages();
         params.serialize_request(self).and_then(|request| request.pem()).map_err(PkiError::Signing)
+    }
+}
+
+impl Drop for PrivateKey {
+    fn drop(&mut self) {
+        self.0.zeroize();
     }
 }
 

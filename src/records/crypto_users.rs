@@ -11,6 +11,7 @@ use sqlx::{Row, Sqlite, Transaction};
 
 use crate::model::{ClusterId, HsmId, Password, Username};
 
+use super::made_clusters::activate;
 use super::row::{millis, named, number, parsed};
 use super::{Records, Unavailable};
 
@@ -94,7 +95,7 @@ pub enum AddedCryptoUser {
 }
 
 impl Records {
-    /// Adds a user who is to be given to these HSMs.
+    /// Adds a user who is to be given to these HSMs. The first one activates a cluster that was made here.
     pub async fn add_crypto_user(
         &self,
         new: &NewCryptoUser,
@@ -122,6 +123,7 @@ impl Records {
             return Ok(AddedCryptoUser::Full);
         }
         insert(&mut change, &new.cluster, &new.username, new.second_factor, new.created).await?;
+        activate(&mut change, &new.cluster).await?;
         self.give(&mut change, (&new.cluster, &new.username), hsms, &new.password, Lock::Opened).await?;
         change.commit().await?;
         Ok(AddedCryptoUser::Added)
@@ -410,6 +412,28 @@ impl Records {
         }
         Ok(())
     }
+}
+
+/// Users whose present password is known, since an HSM is still to be given it, are to be given to this HSM, too. With a key
+/// store kmsuser's is the store's, whatever stands here.
+pub(super) async fn give_pending_users(
+    change: &mut Transaction<'_, Sqlite>,
+    cluster: &ClusterId,
+    hsm: &HsmId,
+) -> Result<(), Unavailable> {
+    sqlx::query(
+        "INSERT INTO crypto_user_hsms (cluster_id, username, hsm_id, given, pending, unlock)
+         SELECT cluster_id, username, ?2, FALSE, ?3, FALSE FROM crypto_users
+         WHERE cluster_id = ?1 AND sealed IS NOT NULL
+           AND (username <> ?4 OR NOT EXISTS (SELECT 1 FROM key_stores WHERE cluster_id = ?1))",
+    )
+    .bind(cluster.as_str())
+    .bind(hsm.as_str())
+    .bind(UserTask::Give.as_str())
+    .bind(Username::kmsuser().as_str())
+    .execute(&mut **change)
+    .await?;
+    Ok(())
 }
 
 async fn insert(

@@ -1,5 +1,5 @@
 //! What is written down: key stores, passwords (sealed), login attempts, keys and where they are, aliases; crypto
-//! users and who is logged in as one.
+//! users and who is logged in as one; clusters that were made here, with their HSMs.
 //!
 //! SQL stands here and nowhere else. Every change is one transaction; what a caller was told is on
 //! the disk. This room decides nothing about keys or stores beyond what must hold between rows: business answers are
@@ -18,6 +18,8 @@ mod key_stores;
 mod keys;
 mod lineages;
 mod logins;
+mod made_clusters;
+mod made_hsms;
 mod open;
 mod password_checks;
 mod passwords;
@@ -47,6 +49,8 @@ pub use keks::KekRecord;
 pub use key_stores::{AddedKeyStore, ConnectionFault, DeletedKeyStore, KeyStoreChange, KeyStoreRecord};
 pub use keys::{KeyHome, KeyRecord, VersionRecord};
 pub use logins::{LoginAnswer, LoginLeave, Standing};
+pub use made_clusters::{AddedCluster, MadeClusterRecord, NewCluster};
+pub use made_hsms::{AddedHsm, BegunRemoval, MadeHsm};
 pub use open::Settings;
 pub use passwords::{CandidateFate, NodePassword, PasswordOwner, Rotation};
 pub use presences::{NewProof, PresenceRecord, Proof};

@@ -3,7 +3,7 @@
 use crate::authz::{Permit, action};
 use crate::clock;
 use crate::cluster;
-use crate::model::{ClusterId, HsmId, Password, Username, with_causes};
+use crate::model::{ClusterId, ClusterState, HsmId, Password, Username, with_causes};
 use crate::records::{AddedCryptoUser, CryptoUserRecord, Lock, NewCryptoUser, Unavailable};
 
 use super::jobs::Undone;
@@ -32,7 +32,7 @@ impl Users {
     }
 
     async fn create_now(&self, id: &ClusterId, new: NewUser) -> Result<UserView, Error> {
-        let cluster = self.managed(id)?;
+        let cluster = self.managed_or_initialized(id)?;
         let _changing = self.turn(id).await;
         let user = new.username.clone();
         self.is_free(id, &cluster, &user).await?;
@@ -53,6 +53,10 @@ impl Users {
         #[cfg(debug_assertions)]
         crate::seams::stop_point("user-written-down");
         let undone = self.settle(id, &cluster, &user).await?;
+        if cluster.state == ClusterState::Initialized {
+            // ACTIVE, now that his tokens can be looked for.
+            self.0.key_stores.redeclare_made().await?;
+        }
         if undone.len() == hsms.len() {
             return Err(Error::OutcomeUnknown(reasons(&undone)));
         }

@@ -5,10 +5,10 @@
 //! accepted before, needs an administrator's act.
 
 use crate::cluster;
-use crate::host::{OpeningError, UserError, WorkerSpec};
+use crate::host::{OpeningError, Turn, UserError, WorkerSpec};
 use crate::keystore::KmsuserInUse;
 use crate::link::v1::fault::User;
-use crate::model::{ClusterId, HsmId, KeyStoreId, PasswordVersion, Username, with_causes};
+use crate::model::{ClusterId, HsmId, KeyStoreId, Password, PasswordVersion, Username, with_causes};
 use crate::node::{LoginRefusal, refusal};
 use crate::records::{Lock, LoginLeave, Standing, Unavailable, UserOnHsm, UserTask};
 
@@ -17,7 +17,7 @@ use super::place::Place;
 
 /// Why a job is still to be done.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Undone {
+pub enum Undone {
     #[error("it is out of use: {0}")]
     OutOfUse(String),
     #[error(transparent)]
@@ -114,35 +114,18 @@ impl Users {
         // Not even begun where it cannot be done: no login is written down for nothing.
         let is_present = host.user_standing(spec).await?.is_present;
         let Some((version, password)) = records.pending_password(cluster, user).await? else { return Ok(()) };
-        let so = Username::security_officer_of(user);
         let is_new = !on.given && *user != Username::kmsuser();
-        if is_new {
+        if is_new && is_present {
+            let so = Username::security_officer_of(user);
             let begun = match records.login_standing_on(cluster, hsm, &so, PasswordVersion::SO_PIN).await? {
                 Standing::Untried | Standing::Granted => false,
                 Standing::Unsettled | Standing::Proven | Standing::Refused => true,
             };
-            if is_present && !begun {
+            if !begun {
                 return Err(Undone::Stranger(hsm.clone(), user.clone()));
             }
-            // Whatever token is there was made by a job like this one, which was cut short, with this very PIN.
-            records.allow_one_security_officer_login(cluster, hsm, user).await?;
         }
-        match records.begin_login(cluster, hsm, &so, PasswordVersion::SO_PIN).await? {
-            LoginLeave::Granted | LoginLeave::GrantedAgain => {}
-            LoginLeave::Refused | LoginLeave::Unsettled => return Err(Undone::Spent(hsm.clone(), user.clone())),
-        }
-        #[cfg(debug_assertions)]
-        crate::seams::stop_point("user-give-begun");
-        let answer = host.give_user(&turn, spec, &password).await;
-        match said_of_the_security_officer(&answer) {
-            Said::Accepted => records.login_succeeded(cluster, hsm, &so, PasswordVersion::SO_PIN).await?,
-            Said::Refused => records.login_refused(cluster, hsm, &so, PasswordVersion::SO_PIN).await?,
-            // What it has left there is ours: the open attempt says so to the next job.
-            Said::NotAsked if is_new && host.user_standing(spec).await?.is_present => {}
-            Said::NotAsked => records.login_not_made(cluster, hsm, &so, PasswordVersion::SO_PIN).await?,
-            Said::Nothing => {}
-        }
-        let serial = answer?;
+        let serial = self.give_as_so(&turn, spec, &password, is_new).await?;
         #[cfg(debug_assertions)]
         crate::seams::stop_point("user-given");
         // Whether the HSM's own token may be another one is for whoever connects to it to say.
@@ -153,6 +136,54 @@ impl Users {
             host.unlock_user(&turn, spec).await?;
         }
         Ok(records.crypto_user_given(cluster, user, hsm, version).await?)
+    }
+
+    /// Makes kmsuser on an HSM that is being added to a cluster with a key store, with the password that the store logs in
+    /// with there. It is nobody's yet: no key store is at work on it.
+    pub async fn give_kmsuser_to_new_hsm(
+        &self,
+        id: &ClusterId,
+        hsm: &HsmId,
+        node: &cluster::NodeSettings,
+        password: &Password,
+    ) -> Result<(), Undone> {
+        let spec = self.place(id, hsm, node, &Username::kmsuser()).spec;
+        let turn = self.0.host.turn(&spec).await;
+        self.give_as_so(&turn, &spec, password, true).await?;
+        Ok(self.0.records.kmsuser_is_on(id, hsm).await?)
+    }
+
+    /// One login of the SO's, within its budget: the token's serial number. Whatever token is there of a user who `is_new`
+    /// was made by a job like this one, which was cut short, with the SO's present PIN.
+    async fn give_as_so(
+        &self,
+        turn: &Turn,
+        spec: &WorkerSpec,
+        password: &Password,
+        is_new: bool,
+    ) -> Result<String, Undone> {
+        let (records, host) = (&self.0.records, &self.0.host);
+        let WorkerSpec { cluster, hsm, username: user, .. } = spec;
+        let so = Username::security_officer_of(user);
+        if is_new {
+            records.allow_one_security_officer_login(cluster, hsm, user).await?;
+        }
+        match records.begin_login(cluster, hsm, &so, PasswordVersion::SO_PIN).await? {
+            LoginLeave::Granted | LoginLeave::GrantedAgain => {}
+            LoginLeave::Refused | LoginLeave::Unsettled => return Err(Undone::Spent(hsm.clone(), user.clone())),
+        }
+        #[cfg(debug_assertions)]
+        crate::seams::stop_point("user-give-begun");
+        let answer = host.give_user(turn, spec, password).await;
+        match said_of_the_security_officer(&answer) {
+            Said::Accepted => records.login_succeeded(cluster, hsm, &so, PasswordVersion::SO_PIN).await?,
+            Said::Refused => records.login_refused(cluster, hsm, &so, PasswordVersion::SO_PIN).await?,
+            // What it has left there is ours: the open attempt says so to the next job.
+            Said::NotAsked if is_new && host.user_standing(spec).await?.is_present => {}
+            Said::NotAsked => records.login_not_made(cluster, hsm, &so, PasswordVersion::SO_PIN).await?,
+            Said::Nothing => {}
+        }
+        Ok(answer?)
     }
 
     async fn remove_on(&self, spec: &WorkerSpec) -> Result<(), Undone> {

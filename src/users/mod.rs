@@ -39,6 +39,7 @@ use crate::records::Records;
 pub use change::NewUser;
 pub use connections::{Acting, ShownLogins};
 pub use error::Error;
+pub use jobs::Undone;
 pub use list::UserView;
 pub use logins::NewLogin;
 pub use prove::{Subject, Unproved};
@@ -106,10 +107,18 @@ impl Users {
     /// One that is in service as well, so that they can be changed.
     fn managed(&self, id: &ClusterId) -> Result<Arc<cluster::Settings>, Error> {
         let cluster = self.declared(id)?;
-        if cluster.state != ClusterState::Active {
-            return Err(Error::ClusterNotActive { cluster: id.clone(), state: cluster.state });
+        match cluster.state {
+            ClusterState::Active => Ok(cluster),
+            state => Err(Error::ClusterNotActive { cluster: id.clone(), state }),
         }
-        Ok(cluster)
+    }
+
+    /// The same; or one that keyway made, for its first user: with him it is in service.
+    fn managed_or_initialized(&self, id: &ClusterId) -> Result<Arc<cluster::Settings>, Error> {
+        match self.0.key_stores.declared().get(id) {
+            Some(cluster) if cluster.made().is_some() && cluster.state == ClusterState::Initialized => Ok(cluster),
+            Some(_) | None => self.managed(id),
+        }
     }
 
     /// Does `work`, for kmsuser while no key store is at work as him.
@@ -126,7 +135,8 @@ impl Users {
         }
     }
 
-    async fn turn(&self, cluster: &ClusterId) -> tokio::sync::OwnedMutexGuard<()> {
+    /// Nobody changes this cluster's users until what is returned is dropped.
+    pub async fn turn(&self, cluster: &ClusterId) -> tokio::sync::OwnedMutexGuard<()> {
         let turn = {
             let mut turns = self.0.changing.lock().unwrap_or_else(PoisonError::into_inner);
             turns.entry(cluster.clone()).or_default().clone()

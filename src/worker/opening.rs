@@ -68,11 +68,6 @@ impl Opening {
             _ if request.remaining_ms == 0 => Err(super::late()),
             (Verb::Open(ask), Self::Nothing) => self.open(&ask),
             (Verb::LogIn(ask), Self::Opened(_)) => self.log_in(&Pin::new(ask.pin)),
-            (Verb::InitToken(ask), Self::Loaded(module, _)) => {
-                let (so_pin, user_pin) = (Pin::new(ask.so_pin), Pin::new(ask.user_pin));
-                let token = Token::initialise(module, &ask.label, &so_pin, &user_pin)?;
-                opened(&token, 0)
-            }
             (Verb::GiveUser(ask), Self::Loaded(module, token)) => {
                 let (so_pin, user_pin) = (Pin::new(ask.so_pin), Pin::new(ask.user_pin));
                 let token = Token::give_user(module, token.clone(), &ask.label, &so_pin, &user_pin)?;
@@ -92,7 +87,6 @@ impl Opening {
             (
                 Verb::Open(_)
                 | Verb::LogIn(_)
-                | Verb::InitToken(_)
                 | Verb::MakeKek(_)
                 | Verb::OfferJoin(_)
                 | Verb::SealKek(_)

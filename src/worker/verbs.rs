@@ -32,7 +32,6 @@ pub fn perform(session: &mut Session, verb: Verb) -> Result<Outcome, Fault> {
         Verb::Ping(_) => Err(Fault::protocol("a ping is for the pool")),
         Verb::Open(_)
         | Verb::LogIn(_)
-        | Verb::InitToken(_)
         | Verb::MakeKek(_)
         | Verb::OfferJoin(_)
         | Verb::SealKek(_)

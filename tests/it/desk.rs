@@ -1,5 +1,6 @@
 //! Certificates made on a desk, nodes prepared on their hosts, and a cluster that is put together of them.
 
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -11,13 +12,14 @@ const CLUSTER: &str = "cluster-2abcdefghij";
 /// A desk with a directory of its own.
 struct Desk {
     home: tempfile::TempDir,
+    cluster: String,
     running: Vec<Child>,
 }
 
 impl Desk {
     fn new() -> Self {
         let home = tempfile::Builder::new().prefix("keyway-it-").tempdir().unwrap();
-        Self { home, running: Vec::new() }
+        Self { home, cluster: CLUSTER.to_owned(), running: Vec::new() }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -83,7 +85,7 @@ impl Drop for Desk {
         }
         if !std::thread::panicking() {
             // The tokens must not be pulled from under them.
-            wait(|| workers_of_cluster(CLUSTER).iter().all(|(pid, _)| !self.owns(*pid)).then_some(()));
+            wait(|| workers_of_cluster(&self.cluster).iter().all(|(pid, _)| !self.owns(*pid)).then_some(()));
         }
     }
 }
@@ -230,21 +232,10 @@ fn a_cluster_is_put_together_of_prepared_nodes_and_certificates_from_a_desk() {
     desk.ok("ca issue stranger --ca daemons");
     let mut nodes = String::new();
     for (hsm, zone) in [("hsm-1", 'a'), ("hsm-2", 'b')] {
-        desk.ok(&format!("node init --cluster {CLUSTER} --hsm {hsm} --name 127.0.0.1 --data-dir {hsm}"));
-        desk.ok(&format!("ca issue 127.0.0.1 --ca customer --server --csr {hsm}/node.csr --out {hsm}"));
-        std::fs::rename(desk.path(hsm).join("127.0.0.1.crt"), desk.path(hsm).join("node.crt")).unwrap();
-        std::fs::copy(desk.path("daemons/ca.crt"), desk.path(hsm).join("daemons-ca.crt")).unwrap();
-        let free = ["SESSION_PORT", "IDENTITY_PORT", "ADMINISTRATION_PORT"].map(|port| format!("KEYWAY__{port}"));
-        let mut variables: Vec<_> = free.iter().map(|port| (port.as_str(), "0")).collect();
-        variables.extend([("KEYWAY__LISTEN", "127.0.0.1"), ("KEYWAY__LOG__FORMAT", "json")]);
-        let log = desk.start(&format!("node --config {hsm}/node.toml"), &variables, &format!("{hsm}.log"));
-        let [sessions, identity, administration] = bound_ports(&log).unwrap().try_into().unwrap();
+        let [sessions, identity, administration] = start_node(&mut desk, hsm);
         nodes += &format!(
             "\n[clusters.{CLUSTER}.nodes.{hsm}]\nzone = \"us-east-1{zone}\"\naddress = \"127.0.0.1\"\nmanages_users = true\n\
-             session_port = {}\nidentity_port = {}\nadministration_port = {}\n",
-            sessions.port(),
-            identity.port(),
-            administration.port()
+             session_port = {sessions}\nidentity_port = {identity}\nadministration_port = {administration}\n"
         );
     }
     let configuration = format!(
@@ -277,4 +268,89 @@ fn a_cluster_is_put_together_of_prepared_nodes_and_certificates_from_a_desk() {
     desk.ok(&format!("{as_ops} decrypt ciphertext decrypted"));
     assert_eq!(std::fs::read(desk.path("decrypted")).unwrap(), b"attack at dawn");
     desk.ok(&format!("{as_ops} key-store disconnect --name main --wait"));
+}
+
+/// Prepares a node and starts it: its ports for links, identity and administration.
+fn start_node(desk: &mut Desk, hsm: &str) -> [u16; 3] {
+    let cluster = desk.cluster.clone();
+    desk.ok(&format!("node init --cluster {cluster} --hsm {hsm} --name 127.0.0.1 --data-dir {hsm}"));
+    desk.ok(&format!("ca issue 127.0.0.1 --ca customer --server --csr {hsm}/node.csr --out {hsm}"));
+    std::fs::rename(desk.path(hsm).join("127.0.0.1.crt"), desk.path(hsm).join("node.crt")).unwrap();
+    std::fs::copy(desk.path("daemons/ca.crt"), desk.path(hsm).join("daemons-ca.crt")).unwrap();
+    let free = ["SESSION_PORT", "IDENTITY_PORT", "ADMINISTRATION_PORT"].map(|port| format!("KEYWAY__{port}"));
+    let mut variables: Vec<_> = free.iter().map(|port| (port.as_str(), "0")).collect();
+    variables.extend([("KEYWAY__LISTEN", "127.0.0.1"), ("KEYWAY__LOG__FORMAT", "json")]);
+    let log = desk.start(&format!("node --config {hsm}/node.toml"), &variables, &format!("{hsm}.log"));
+    bound_ports(&log).unwrap().iter().map(SocketAddr::port).collect::<Vec<_>>().try_into().unwrap()
+}
+
+/// As `keyway cluster add-hsm` is told where it is.
+fn flags([sessions, identity, administration]: [u16; 3]) -> String {
+    let ports = format!("--session-port {sessions} --identity-port {identity} --administration-port {administration}");
+    format!("--address 127.0.0.1 {ports}")
+}
+
+#[test]
+fn a_cluster_is_made_of_nodes_on_other_hosts_and_grows_while_it_is_connected() {
+    let mut desk = Desk::new();
+    for ca in ["customer", "daemons"] {
+        desk.ok(&format!("ca init --out {ca} --name {ca}"));
+    }
+    desk.ok("ca issue keyway-daemon --ca daemons");
+    let configuration = "data_dir = \"data\"\nsealing_key_file = \"sealing.key\"\nlog = { format = \"json\" }\n\
+         node_client = { certificate = \"keyway-daemon.crt\", private_key = \"keyway-daemon.key\" }\n\
+         grpc.unix_socket = \"keyway.sock\"\nauthz.admins = [\"nobody\"]\n\
+         made_clusters = { region = \"us-east-1\", account = \"000000000000\" }\n";
+    std::fs::write(desk.path("keyway.toml"), configuration).unwrap();
+    std::fs::write(desk.path("password"), "letters4andmore\n").unwrap();
+    desk.start("serve --config keyway.toml", &[], "daemon.log");
+    let keyway = format!("--addr unix:{} --output json", desk.path("keyway.sock").display());
+    let json = |desk: &Desk, args: &str| -> serde_json::Value {
+        serde_json::from_str(&desk.ok(&format!("{keyway} {args}"))).unwrap()
+    };
+    let subnets = ["a", "b", "c"].map(|zone| format!(" --subnet subnet-{zone}=us-east-1{zone}")).concat();
+    let created = json(&desk, &format!("cluster create{subnets}"));
+    let cluster = created["cluster"]["clusterId"].as_str().unwrap().to_owned();
+    desk.cluster.clone_from(&cluster);
+    let hsms = |desk: &Desk| json(desk, &format!("cluster describe {cluster}"))["clusters"][0]["hsms"].clone();
+    let active = |hsms: serde_json::Value| {
+        hsms.as_array().unwrap().iter().filter(|hsm| hsm["state"] == "HSM_STATE_ACTIVE").count()
+    };
+
+    let mut reached = Vec::new();
+    for (hsm, zone) in [("hsm-1", 'a'), ("hsm-2", 'b')] {
+        let address = flags(start_node(&mut desk, hsm));
+        let added = json(&desk, &format!("cluster add-hsm {cluster} --zone us-east-1{zone} --hsm-id {hsm} {address}"));
+        assert_eq!(added["hsm"]["state"], "HSM_STATE_CREATE_IN_PROGRESS");
+        let why = added["hsm"]["healthReason"].as_str().unwrap();
+        assert!(why.contains("once the cluster is initialized"), "{why}");
+        reached.push(address);
+    }
+    let twin = desk.run(&format!("{keyway} cluster add-hsm {cluster} --zone us-east-1c {}", reached[0]));
+    let said = String::from_utf8(twin.stderr).unwrap();
+    assert!(!twin.status.success() && said.contains("ALREADY_EXISTS") && said.contains("hsm-1"), "{said}");
+
+    json(&desk, &format!("cluster init {cluster} --out customer"));
+    wait(|| (active(hsms(&desk)) == 2).then_some(()));
+    json(&desk, &format!("crypto-user create {cluster} kmsuser --password-file password"));
+    let with = "--trust-anchor-certificate customer/ca.crt --password-file password";
+    json(&desk, &format!("key-store create --name main --cluster-id {cluster} {with}"));
+    desk.ok(&format!("{keyway} key-store connect main --wait"));
+    json(&desk, "key create --key-store main --alias alias/main");
+
+    let third = flags(start_node(&mut desk, "hsm-3"));
+    json(&desk, &format!("cluster add-hsm {cluster} --zone us-east-1c --hsm-id hsm-3 {third}"));
+    wait(|| {
+        let healthy = |hsm: &serde_json::Value| hsm["health"] == "HSM_HEALTH_HEALTHY";
+        let hsms = hsms(&desk);
+        (hsms.as_array().unwrap().len() == 3 && hsms.as_array().unwrap().iter().all(healthy)).then_some(())
+    });
+    std::fs::write(desk.path("plaintext"), "attack at dawn").unwrap();
+    desk.ok(&format!("{keyway} encrypt --key alias/main plaintext ciphertext"));
+    wait(|| desk.run(&format!("{keyway} cluster remove-hsm {cluster} hsm-1")).status.success().then_some(()));
+    wait(|| (hsms(&desk).as_array().unwrap().len() == 2).then_some(()));
+    desk.ok(&format!("{keyway} cluster drain {cluster} hsm-2"));
+    desk.ok(&format!("{keyway} decrypt ciphertext decrypted"));
+    assert_eq!(std::fs::read(desk.path("decrypted")).unwrap(), b"attack at dawn", "hsm-3 alone has the key");
+    assert!(desk.path("hsm-1/kmsuser/tokens").read_dir().unwrap().next().is_some(), "its token stays with its node");
 }

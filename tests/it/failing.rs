@@ -11,6 +11,7 @@ mod overload;
 mod sessions;
 mod slow;
 mod token;
+mod unproved;
 
 use crate::rig::{Clients, Rig, pb, wait_async};
 

@@ -26,6 +26,7 @@ mod faulty_library;
 mod formats;
 mod lifecycle;
 mod main_job;
+mod making_clusters;
 mod membership;
 mod prerequisites;
 mod reflection;

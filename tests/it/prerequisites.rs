@@ -130,7 +130,7 @@ async fn a_name_a_cluster_and_its_relatives_carry_one_key_store_and_the_quota_bo
         let twin = format!("[clusters.{cluster}")
             .replace(&rig.cluster_id(), other)
             .replace("backup_lineage = \"orders\"", &format!("backup_lineage = {lineage:?}"))
-            .replace(".kmsuser\" }", ".elsewhere\" }");
+            .replace("\"kmsuser\" }", "\"elsewhere\" }");
         format!("{good}\n{twin}")
     };
     served.reload(&second("orders")).await;

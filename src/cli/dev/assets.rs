@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::model::{HsmId, Password};
-
 /// The shape of the cluster that was made; its presence marks a directory as ours.
 pub(super) const SHAPE: &str = "dev.json";
 /// Tells others that everything answers, and where.
 pub(super) const ANNOUNCEMENT: &str = "cluster.json";
+pub(super) const SOCKET: &str = "keyway.sock";
+/// Where the daemon keeps the HSMs of clusters, and the name under which those of dev's own are found.
+pub(super) const CLUSTERS: &str = "clusters";
+const HSMS: &str = "hsms";
 const PASSWORD: &str = "kmsuser.password";
 
 /// A file of the data directory cannot be made or read.
@@ -20,13 +22,6 @@ const PASSWORD: &str = "kmsuser.password";
 pub(super) struct AssetsError {
     path: PathBuf,
     why: String,
-}
-
-impl AssetsError {
-    pub(super) fn token(hsm: &HsmId) -> impl Fn(std::io::Error) -> Self {
-        let path = PathBuf::from(format!("hsms/{hsm}"));
-        move |error| Self { path: path.clone(), why: error.to_string() }
-    }
 }
 
 pub(super) struct Assets {
@@ -81,10 +76,18 @@ impl Assets {
         self.write(name, text.as_bytes())
     }
 
-    /// kmsuser's present password.
-    pub(super) fn password(&self) -> std::io::Result<Password> {
-        let text = std::fs::read_to_string(self.path(PASSWORD))?;
-        Ok(Password::trusted(text.trim_end().to_owned()))
+    /// kmsuser's first password.
+    pub(super) fn password(&self) -> Result<String, AssetsError> {
+        Ok(self.read(PASSWORD)?.trim_end().to_owned())
+    }
+
+    /// `hsms` leads to the HSMs of this cluster from now on.
+    pub(super) fn show_hsms_of(&self, cluster: &str) -> Result<(), AssetsError> {
+        let (link, target) = (self.path(HSMS), Path::new(CLUSTERS).join(cluster));
+        match std::os::unix::fs::symlink(&target, &link) {
+            Err(_) if std::fs::read_link(&link).is_ok_and(|leads_to| leads_to == target) => Ok(()),
+            linked => linked.map_err(|error| self.error(HSMS, error)),
+        }
     }
 
     pub(super) fn write_password(&self, password: &str) -> Result<(), AssetsError> {

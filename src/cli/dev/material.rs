@@ -1,4 +1,4 @@
-//! Certificates, passwords and PINs of a development cluster, made once.
+//! Certificates of a development cluster, and kmsuser's password, made once.
 
 use std::time::SystemTime;
 
@@ -23,11 +23,6 @@ pub(super) fn make(assets: &Assets) -> Result<(), AssetsError> {
         assets.write_password(&password::random())?;
     }
     Ok(())
-}
-
-/// The SO PIN of a node's tokens.
-pub(super) fn so_pin(assets: &Assets, file: &str) -> Result<(), AssetsError> {
-    if assets.exists(file) { Ok(()) } else { assets.write(file, password::random().as_bytes()) }
 }
 
 /// The transport's CA, the server's certificate for this machine, and a client's.

@@ -11,8 +11,8 @@ use clap::Args;
 use crate::cli::failure::Failure;
 use crate::cli::new_file::{self, Readers};
 use crate::cli::{output, password, softhsm2};
-use crate::host::{HostName, TokenDirectory};
-use crate::model::{ClusterId, HsmId};
+use crate::host::TokenDirectory;
+use crate::model::{ClusterId, HostName, HsmId};
 use crate::pki::{AlternativeName, Holder, PrivateKey, Purpose, SigningRequest};
 
 /// Prepare a SoftHSM2 HSM on this host, to be served with `keyway node --config`

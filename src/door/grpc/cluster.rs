@@ -17,7 +17,7 @@ use crate::proto::v1 as pb;
 use crate::proto::v1::cluster_service_server::ClusterService;
 
 use super::key_store::next_move;
-use super::{Faces, check, convert, drift, status, tell, topology};
+use super::{Faces, check, convert, drift, making, status, tell, topology};
 
 /// Messages of a stream that wait for a slow reader.
 const STREAM_DEPTH: usize = 16;
@@ -27,11 +27,11 @@ pub(super) struct Service(pub(super) Faces);
 
 impl Service {
     fn told(&self, id: &ClusterId, settings: &Settings) -> pb::Cluster {
-        topology::cluster(&self.0.0.key_stores, id, settings)
+        topology::cluster(&self.0, id, settings)
     }
 
     fn told_hsm(&self, cluster: &ClusterId, hsm: &HsmId) -> Option<pb::Hsm> {
-        topology::hsm(&self.0.0.key_stores, cluster, hsm)
+        topology::hsm(&self.0, cluster, hsm)
     }
 
     fn cluster(&self, field: &str, id: &str) -> Result<(ClusterId, Arc<Settings>), Status> {
@@ -55,6 +55,15 @@ impl Service {
             Err(status::key_store(keystore::Error::ClusterNotFound(parsed)))
         }
     }
+}
+
+/// What was begun goes on when its caller has waited long enough.
+async fn in_time<T>(
+    deadline: tokio::time::Instant,
+    work: impl Future<Output = Result<T, Status>>,
+) -> Result<Response<T>, Status> {
+    let done = tokio::time::timeout_at(deadline, work).await;
+    done.unwrap_or_else(|_| Err(status::late())).map(Response::new)
 }
 
 #[tonic::async_trait]
@@ -123,8 +132,7 @@ impl ClusterService for Service {
         let deadline = super::deadline(&request);
         let asked = request.into_inner();
         let (cluster, _) = self.cluster("cluster_id", &asked.cluster_id)?;
-        let checked = tokio::time::timeout_at(deadline, check::check(&self.0, permit, &cluster, asked)).await;
-        checked.unwrap_or_else(|_| Err(status::late())).map(Response::new)
+        in_time(deadline, check::check(&self.0, permit, &cluster, asked)).await
     }
 
     async fn watch_cluster(
@@ -155,6 +163,39 @@ impl ClusterService for Service {
         let (id, _) = self.cluster("cluster_id", &request.get_ref().cluster_id)?;
         let news = drift::sync(&self.0, permit, id, request.get_ref()).await?;
         Ok(Response::new(Box::pin(ReceiverStream::new(news))))
+    }
+
+    async fn create_cluster(
+        &self,
+        request: Request<pb::CreateClusterRequest>,
+    ) -> Result<Response<pb::CreateClusterResponse>, Status> {
+        let permit = self.0.permit::<action::CreateCluster, _>(&request)?;
+        let deadline = super::deadline(&request);
+        in_time(deadline, making::create(&self.0, permit, request.into_inner())).await
+    }
+
+    async fn initialize_cluster(
+        &self,
+        request: Request<pb::InitializeClusterRequest>,
+    ) -> Result<Response<pb::InitializeClusterResponse>, Status> {
+        let permit = self.0.permit::<action::InitializeCluster, _>(&request)?;
+        let deadline = super::deadline(&request);
+        in_time(deadline, making::initialize(&self.0, permit, request.into_inner())).await
+    }
+
+    async fn add_hsm(&self, request: Request<pb::AddHsmRequest>) -> Result<Response<pb::AddHsmResponse>, Status> {
+        let permit = self.0.permit::<action::AddHsm, _>(&request)?;
+        let deadline = super::deadline(&request);
+        in_time(deadline, making::add_hsm(&self.0, permit, request.into_inner())).await
+    }
+
+    async fn remove_hsm(
+        &self,
+        request: Request<pb::RemoveHsmRequest>,
+    ) -> Result<Response<pb::RemoveHsmResponse>, Status> {
+        let permit = self.0.permit::<action::RemoveHsm, _>(&request)?;
+        let deadline = super::deadline(&request);
+        in_time(deadline, making::remove_hsm(&self.0, permit, request.into_inner())).await
     }
 }
 

@@ -14,6 +14,7 @@ mod finish;
 mod health;
 mod key;
 mod key_store;
+mod making;
 mod server;
 mod status;
 mod tell;
@@ -32,6 +33,7 @@ use crate::authz::{Action, Caller, Permit, Policy};
 use crate::cluster::Declared;
 use crate::keys::Keys;
 use crate::keystore::KeyStores;
+use crate::making::MadeClusters;
 use crate::proto::{self, v1 as pb};
 use crate::users::Users;
 
@@ -61,6 +63,7 @@ pub struct Foundation {
     pub keys: Keys,
     pub users: Users,
     pub clusters: Declared,
+    pub made_clusters: MadeClusters,
     pub health: tonic_health::server::HealthReporter,
     pub draining: watch::Receiver<bool>,
     pub max_message_bytes: usize,

@@ -13,6 +13,7 @@ use crate::authz::Denied;
 use crate::cluster::Failure;
 use crate::keys;
 use crate::keystore::{self, KmsuserInUse, prerequisites};
+use crate::making;
 use crate::model::Username;
 use crate::records::Unavailable;
 use crate::users::{self, Unproved};
@@ -366,6 +367,70 @@ impl From<users::Error> for Refusal {
     }
 }
 
+impl From<making::Error> for Refusal {
+    fn from(error: making::Error) -> Self {
+        use making::Error as E;
+        let message = error.to_string();
+        let refusal = |code, reason| Self::new(code, reason, message.clone());
+        let too_few = || refusal(Code::FailedPrecondition, "CLOUD_HSM_CLUSTER_INVALID_CONFIGURATION");
+        match error {
+            E::NotConfigured => refusal(Code::Unimplemented, "UNSUPPORTED_OPERATION"),
+            E::NoNodeClient => refusal(Code::Unimplemented, "UNSUPPORTED_OPERATION").field("address"),
+            E::NotMade(cluster) => refusal(Code::Unimplemented, "UNSUPPORTED_OPERATION").with("clusterId", cluster),
+            E::ClusterNotFound(cluster) => {
+                refusal(Code::NotFound, "CLOUD_HSM_CLUSTER_NOT_FOUND").with("clusterId", cluster)
+            }
+            E::TooManyClusters(quota) => refusal(Code::ResourceExhausted, "LIMIT_EXCEEDED").with("quota", quota),
+            E::TooManyHsms(quota) => refusal(Code::ResourceExhausted, "LIMIT_EXCEEDED").with("quota", quota),
+            E::RequestReused => refusal(Code::InvalidArgument, "REQUEST_ID_REUSED").field("request_id"),
+            E::Initialized { cluster, state } => refusal(Code::FailedPrecondition, "CLOUD_HSM_INVALID_REQUEST")
+                .with("clusterId", cluster)
+                .with("clusterState", state),
+            E::NothingToSign(cluster) => {
+                refusal(Code::FailedPrecondition, "CLOUD_HSM_INVALID_REQUEST").with("clusterId", cluster)
+            }
+            E::IsGoing { hsm, state } => refusal(Code::FailedPrecondition, "CLOUD_HSM_INVALID_REQUEST")
+                .with("hsmId", hsm)
+                .with("hsmState", state),
+            E::Certificate(which, why) => {
+                Self::new(Code::InvalidArgument, "VALIDATION", format!("{which}: {why}")).field(which.field())
+            }
+            E::NotIssued => {
+                refusal(Code::InvalidArgument, "INCORRECT_TRUST_ANCHOR").field(making::Certificate::TrustAnchor.field())
+            }
+            E::SubnetNotFound { cluster, subnet, .. } => refusal(Code::InvalidArgument, "VALIDATION")
+                .field("subnet_id")
+                .with("clusterId", cluster)
+                .with("subnetId", subnet),
+            E::ZoneNotFound { cluster, zone, .. } => refusal(Code::InvalidArgument, "VALIDATION")
+                .field("availability_zone")
+                .with("clusterId", cluster)
+                .with("availabilityZone", zone),
+            E::HsmExists { cluster, hsm } => refusal(Code::AlreadyExists, "ALREADY_EXISTS")
+                .field("hsm_id")
+                .with("clusterId", cluster)
+                .with("hsmId", hsm),
+            E::AddressTaken { cluster, hsm } => refusal(Code::AlreadyExists, "ALREADY_EXISTS")
+                .field("address")
+                .with("clusterId", cluster)
+                .with("hsmId", hsm),
+            E::HsmNotFound { cluster, hsm } => {
+                refusal(Code::NotFound, "NOT_FOUND").with("clusterId", cluster).with("hsmId", hsm)
+            }
+            E::LastHsm { hsm, store } | E::NoHeir { hsm, store } => {
+                too_few().with("hsmId", hsm).with("keyStoreId", store)
+            }
+            E::KeysLeft { hsm, keys, needed } => too_few().with("hsmId", hsm).with("keys", keys).with("hsms", needed),
+            E::Conflict => refusal(Code::Aborted, "CONFLICT").retry(),
+            E::NoRequest(_) => {
+                tracing::error!(%message, "internal error");
+                refusal(Code::Internal, "KMS_INTERNAL")
+            }
+            E::Records(error) => error.into(),
+        }
+    }
+}
+
 impl From<Failure> for Refusal {
     fn from(failure: Failure) -> Self {
         let message = failure.to_string();
@@ -398,6 +463,10 @@ impl From<Unavailable> for Refusal {
 }
 
 pub(super) fn key_store(error: keystore::Error) -> Status {
+    Refusal::from(error).status()
+}
+
+pub(super) fn making(error: making::Error) -> Status {
     Refusal::from(error).status()
 }
 

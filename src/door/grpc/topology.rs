@@ -2,15 +2,16 @@
 
 use crate::cluster as clusters;
 use crate::cluster::{Connection, Strategy};
-use crate::keystore::{KeyStores, prerequisites};
-use crate::model::{ClusterId, ClusterState, HsmId, HsmState};
+use crate::keystore::prerequisites;
+use crate::model::{ClusterId, ClusterState, HsmId, HsmState, SubnetId};
 use crate::node::Health;
 use crate::proto::v1 as pb;
 
-use super::tell;
+use super::{Faces, tell};
 
 /// A cluster as it is now.
-pub(super) fn cluster(key_stores: &KeyStores, id: &ClusterId, settings: &clusters::Settings) -> pb::Cluster {
+pub(super) fn cluster(faces: &Faces, id: &ClusterId, settings: &clusters::Settings) -> pb::Cluster {
+    let key_stores = &faces.0.key_stores;
     let store = key_stores.on_cluster(id);
     let connection = store.as_ref().and_then(|store| store.nodes().borrow().clone());
     let certificate = settings.certificate.as_ref();
@@ -35,7 +36,8 @@ pub(super) fn cluster(key_stores: &KeyStores, id: &ClusterId, settings: &cluster
         hsms: settings
             .nodes
             .iter()
-            .map(|(hsm, node)| of_cluster(key_stores, id, hsm, node, connection.as_deref()))
+            .map(|(hsm, node)| of_cluster(faces, id, hsm, node, connection.as_deref()))
+            .chain(settings.made().into_iter().flat_map(|made| awaited(faces, id, made)))
             .collect(),
         profile: settings.profile.as_str().to_owned(),
         password_rotation: password_rotation(&settings.rotation.strategy).into(),
@@ -48,33 +50,61 @@ pub(super) fn cluster(key_stores: &KeyStores, id: &ClusterId, settings: &cluster
         },
         key_specs,
         min_hsms_to_create: i32::try_from(settings.min_hsms_to_create.get()).unwrap_or(i32::MAX),
+        cluster_csr: match settings.made().and_then(|made| made.request.as_ref()) {
+            Some(request) => request.pem().to_owned(),
+            None => String::new(),
+        },
     }
 }
 
 /// One HSM as it is now; `None` when it is neither declared nor logged in to.
-pub(super) fn hsm(key_stores: &KeyStores, cluster: &ClusterId, hsm: &HsmId) -> Option<pb::Hsm> {
+pub(super) fn hsm(faces: &Faces, cluster: &ClusterId, hsm: &HsmId) -> Option<pb::Hsm> {
+    let key_stores = &faces.0.key_stores;
     let store = key_stores.on_cluster(cluster);
     let connection = store.and_then(|store| store.nodes().borrow().clone());
     let declared = key_stores.declared().get(cluster);
+    let made = declared.as_ref().and_then(|declared| declared.made());
+    if let Some(awaited) = made.and_then(|made| awaited(faces, cluster, made).find(|it| it.hsm_id == hsm.as_str())) {
+        return Some(awaited);
+    }
     match declared.as_ref().and_then(|cluster| cluster.nodes.get(hsm)) {
-        Some(settings) => Some(of_cluster(key_stores, cluster, hsm, settings, connection.as_deref())),
+        Some(settings) => Some(of_cluster(faces, cluster, hsm, settings, connection.as_deref())),
         None => connection?.member(hsm).as_deref().map(tell::hsm_left_over),
     }
 }
 
+/// HSMs that nobody can ask yet who they are.
+fn awaited<'a>(
+    faces: &'a Faces,
+    cluster: &'a ClusterId,
+    made: &'a clusters::MadeCluster,
+) -> impl Iterator<Item = pb::Hsm> + 'a {
+    made.awaited.iter().map(|(hsm, (subnet, zone))| pb::Hsm {
+        hsm_id: hsm.to_string(),
+        availability_zone: zone.to_string(),
+        subnet_id: subnet.to_string(),
+        state: hsm_state(HsmState::CreateInProgress).into(),
+        health: tell::health(Health::NotProbed).into(),
+        health_reason: faces.0.made_clusters.hindrance(cluster, hsm).unwrap_or_default(),
+        ..Default::default()
+    })
+}
+
 fn of_cluster(
-    key_stores: &KeyStores,
+    faces: &Faces,
     cluster: &ClusterId,
     hsm: &HsmId,
     settings: &clusters::NodeSettings,
     connection: Option<&Connection>,
 ) -> pb::Hsm {
+    let key_stores = &faces.0.key_stores;
     let member = connection.and_then(|connection| connection.member(hsm));
     match (member, key_stores.drained(cluster, hsm)) {
         (Some(member), _) => tell::hsm(hsm, settings, &member),
         (None, Some(note)) => tell::hsm_at_rest(hsm, settings, Health::Drained, note),
         (None, None) if settings.state != HsmState::Active => {
-            let why = format!("it is {}, so that nobody looks at it", settings.state);
+            let nobody_looks = || format!("it is {}, so that nobody looks at it", settings.state);
+            let why = faces.0.made_clusters.hindrance(cluster, hsm).unwrap_or_else(nobody_looks);
             tell::hsm_at_rest(hsm, settings, Health::NotProbed, why)
         }
         (None, None) if connection.is_some() => {
@@ -85,7 +115,7 @@ fn of_cluster(
     }
 }
 
-fn subnet((id, subnet): (&clusters::SubnetId, &clusters::SubnetSettings)) -> pb::Subnet {
+fn subnet((id, subnet): (&SubnetId, &clusters::SubnetSettings)) -> pb::Subnet {
     pb::Subnet {
         subnet_id: id.to_string(),
         availability_zone: subnet.zone.to_string(),

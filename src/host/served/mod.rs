@@ -268,7 +268,8 @@ fn greeted(listener: TcpListener, acceptor: Acceptor, house: Arc<House>) -> serv
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::{Ports, example};
+    use crate::host::example;
+    use crate::model::Ports;
     use crate::tls::TlsFiles;
 
     fn house(home: &std::path::Path, user_tokens: Option<PathBuf>) -> House {

@@ -78,7 +78,6 @@ impl Session<'_> {
         match summon.purpose() {
             summon::Purpose::Serve => self.worker(id, &spec, Purpose::Serve, Company::AsItIs).await,
             summon::Purpose::Administer => self.worker(id, &spec, Purpose::Administer, Company::AsItIs).await,
-            summon::Purpose::MakeToken => self.worker(id, &spec, Purpose::MakeToken, Company::AsItIs).await,
             summon::Purpose::Try => self.worker(id, &spec, Purpose::Try, Company::AsItIs).await,
             summon::Purpose::TryAlone => self.worker(id, &spec, Purpose::Try, Company::None).await,
             summon::Purpose::Look => self.worker(id, &spec, Purpose::Look, Company::AsItIs).await,
@@ -288,7 +287,7 @@ const fn is_for(purpose: Purpose, verb: &Verb) -> bool {
         Purpose::Administer => {
             matches!(verb, Verb::MakeKek(_) | Verb::OfferJoin(_) | Verb::SealKek(_) | Verb::AcceptKek(_))
         }
-        Purpose::MakeToken => matches!(verb, Verb::InitToken(_)),
+        Purpose::MakeToken => false,
         Purpose::Try => matches!(verb, Verb::LogIn(_)),
         Purpose::Look => matches!(verb, Verb::CheckToken(_)),
     }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use crate::host::{LocalToken, Ports};
-use crate::model::{ClusterId, HsmId};
+use crate::host::LocalToken;
+use crate::model::{ClusterId, HsmId, Ports};
 use crate::tls::TlsFiles;
 
 /// A node, checked.

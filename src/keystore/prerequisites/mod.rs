@@ -14,9 +14,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::cluster::{self, Lineages, SubnetId};
+use crate::cluster::{self, Lineages};
 use crate::model::{
-    ClusterId, ConnectionErrorCode, ConnectionState, HsmId, KeyStoreId, KeyStoreName, Realm, TrustAnchor,
+    ClusterId, ConnectionErrorCode, ConnectionState, HsmId, KeyStoreId, KeyStoreName, Realm, SubnetId, TrustAnchor,
 };
 
 pub use rules::Rule;

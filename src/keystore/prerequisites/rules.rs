@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::cluster::{self, Direction, Protocol, SecurityGroup, SecurityGroupRule};
 use crate::keystore::lifecycle::{self, Event};
-use crate::model::{ClusterState, HsmId};
+use crate::model::{ClusterState, HsmId, SubnetId};
 
 use super::{Check, CheckPhase, Facts, Finding, HsmStanding, Login, Subject, TiedKeyStore, Unmet};
 
@@ -286,7 +286,7 @@ fn hsm_in_service(cluster: &cluster::Settings, facts: &Facts) -> Finding {
 fn of_each_subnet(
     cluster: &cluster::Settings,
     found: impl Fn(Subject, Finding) -> Check,
-    finding: impl Fn(&cluster::SubnetId, &cluster::SubnetSettings) -> Finding,
+    finding: impl Fn(&SubnetId, &cluster::SubnetSettings) -> Finding,
 ) -> Vec<Check> {
     if cluster.subnets.is_empty() {
         return vec![found(Subject::Cluster, skipped("the cluster declares no subnets: its HSMs are in none"))];

@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use super::*;
 use crate::cluster::{
-    Direction, NodeSettings, Profile, Protocol, SecurityGroup, SecurityGroupRule, Settings, SubnetId, SubnetSettings,
-    SyncMode,
+    Direction, NodeSettings, Profile, Protocol, SecurityGroup, SecurityGroupRule, Settings, SubnetSettings, SyncMode,
 };
 use crate::host::{LocalToken, Location, TokenName};
 use crate::link::Patience;
-use crate::model::{Certificate, ClusterState, HsmState};
+use crate::model::{Certificate, ClusterState, HsmState, SubnetId};
 
 const ID: &str = "cluster-2abcdefghij";
 const OTHER: &str = "cluster-2klmnopqrst";
@@ -69,6 +68,7 @@ fn cluster() -> Settings {
         security_group: Some(SecurityGroup { id: group, rules }),
         min_hsms_to_create: NonZeroU32::new(2).unwrap(),
         nodes: [(hsm(1), node('a')), (hsm(2), node('b'))].into(),
+        origin: crate::cluster::Origin::Configured,
     }
 }
 

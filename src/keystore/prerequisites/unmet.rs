@@ -1,8 +1,8 @@
 //! What is wrong when a prerequisite is not met, in words an operator can act on, and the reason it has in an answer.
 
-use crate::cluster::{Direction, Quorum, SubnetId};
+use crate::cluster::{Direction, Quorum};
 use crate::model::{
-    ClusterId, ClusterState, ConnectionErrorCode, ConnectionState, HsmId, KeyStoreId, KeyStoreName, Realm,
+    ClusterId, ClusterState, ConnectionErrorCode, ConnectionState, HsmId, KeyStoreId, KeyStoreName, Realm, SubnetId,
 };
 
 use super::CheckPhase;

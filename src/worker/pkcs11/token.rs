@@ -64,18 +64,6 @@ impl Token {
         }
     }
 
-    /// Makes a free slot a token with this label and gives its user a PIN, or finishes one that was begun.
-    /// The user's PIN is tried before the token is handed out.
-    pub fn initialise(module: &Module, label: &str, so_pin: &Pin, user_pin: &Pin) -> Result<Self, Fault> {
-        check_label(label)?;
-        match Self::find(module, TokenName::Label(label))? {
-            Some(token) if token.0.info.user_pin_initialized() => {
-                Err(Fault::refused(Bucket::Input, Kind::BadInput, "a token with this label exists already"))
-            }
-            begun => Self::give_user(module, begun, label, so_pin, user_pin),
-        }
-    }
-
     /// Has the SO give the token's user this PIN, whatever he had before; without a token, makes one under this label
     /// first. To be repeated as often as one likes. The PIN is tried before the token is handed out.
     pub fn give_user(

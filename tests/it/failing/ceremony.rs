@@ -97,33 +97,6 @@ async fn a_node_that_cannot_be_given_the_clusters_key_keeps_what_it_has_and_is_t
 }
 
 #[tokio::test]
-async fn a_login_of_the_so_that_is_never_answered_is_not_made_again_and_no_other_node_is_held_up() {
-    let rig = Rig::new().faulty().start();
-    let mut clients = rig.clients().await;
-    // Whichever node is first to make the cluster's key: its worker dies when the SO is logged in, the user is already.
-    for hsm in ["hsm-1", "hsm-2", "hsm-3"] {
-        rig.faults(hsm).set([Rule::crash(C_Login).nth(2)]);
-    }
-    let store = clients.store(&rig, "main").await;
-    clients.connect(&store).await;
-    let crashed = || {
-        let of = |hsm: &&&str| rig.faults(hsm).journal().iter().any(|it| it.outcome == Outcome::Crashed);
-        ["hsm-1", "hsm-2", "hsm-3"].iter().filter(of).count()
-    };
-    wait_async(|| async { (crashed() > 0).then_some(()) }).await;
-    for hsm in ["hsm-1", "hsm-2", "hsm-3"] {
-        rig.faults(hsm).clear();
-    }
-    assert_eq!(clients.settled(&store).await.connection_state(), pb::ConnectionState::Connected);
-    let told = clients.watch_until(&store, |store| serving(store) == 3 - crashed()).await;
-    for stopped in told.nodes.iter().filter(|node| node.health() != pb::HsmHealth::Healthy) {
-        assert!(stopped.last_error.contains("a login as SO was never answered"), "{stopped:?}");
-        clients.resume_hsm(&rig.cluster_id(), &stopped.hsm_id, true).await;
-    }
-    clients.all_healthy(&store).await;
-}
-
-#[tokio::test]
 async fn a_store_whose_every_so_pin_is_wrong_fails_soon_and_says_where_what_is_to_be_mended() {
     let rig = Rig::new().faulty().start();
     let mut clients = rig.clients().await;
@@ -179,10 +152,6 @@ async fn a_store_whose_hsms_cannot_make_the_clusters_first_keys_fails_soon_and_s
     clients.disconnect(&store).await;
     clients.connect(&store).await;
     clients.all_healthy(&store).await;
-}
-
-fn serving(store: &pb::KeyStore) -> usize {
-    store.nodes.iter().filter(|node| node.health() == pb::HsmHealth::Healthy).count()
 }
 
 fn so_pin_file(rig: &Rig, hsm: &str) -> PathBuf {

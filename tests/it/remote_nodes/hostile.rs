@@ -10,7 +10,7 @@ use rustls::{ClientConnection, StreamOwned};
 
 use keyway::link::v1::host_fault::Kind;
 use keyway::link::v1::summon::Purpose;
-use keyway::link::v1::{GenerateRandom, GiveUser, InitToken, LogIn, SetPin};
+use keyway::link::v1::{GenerateRandom, GiveUser, LogIn, SetPin};
 use keyway::link::v1::{Request, Response, Summon, request::Verb, response::Outcome};
 use keyway::link::{Frames, push};
 
@@ -274,18 +274,15 @@ async fn a_crypto_user_is_served_by_a_worker_of_his_own_beside_kmsusers() {
 async fn a_worker_does_only_what_it_was_summoned_for() {
     let mut rig = Rig::new().nodes(2).zones(2).remote().start();
     let give = || Verb::GiveUser(GiveUser { user_pin: b"kmsuser:stolen".to_vec(), ..Default::default() });
-    let make = || Verb::InitToken(InitToken { user_pin: b"kmsuser:stolen".to_vec(), ..Default::default() });
     let log_in = || Verb::LogIn(LogIn { pin: b"kmsuser:guessed".to_vec() });
     let set = || Verb::SetPin(SetPin { old_pin: b"kmsuser:guessed".to_vec(), new_pin: b"kmsuser:stolen".to_vec() });
     let cases = [
-        (Purpose::MakeToken, give()),
         (Purpose::Administer, give()),
-        (Purpose::Administer, make()),
         (Purpose::Administer, log_in()),
         (Purpose::Serve, give()),
         (Purpose::Serve, set()),
         (Purpose::Look, log_in()),
-        (Purpose::Try, make()),
+        (Purpose::Try, give()),
         (Purpose::TryAlone, give()),
     ];
     for (purpose, verb) in cases {

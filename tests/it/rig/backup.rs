@@ -76,7 +76,7 @@ zone = "us-east-1{zone}"
 [clusters.{cluster}.nodes.{prefix}{number}]
 subnet = "subnet-{zone}{number}"
 module = {module:?}
-token = {{ label = "hsm-{number}.kmsuser" }}
+token = {{ label = "kmsuser" }}
 environment = {{ SOFTHSM2_CONF = {configuration:?} }}
 so_pin_file = {so_pin:?}
 "#,

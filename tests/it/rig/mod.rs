@@ -7,11 +7,13 @@ mod engine;
 pub mod generic;
 mod holdings;
 mod load;
+mod maker;
 mod pki;
 mod proxy;
 mod raw;
 mod refusal;
 mod remote;
+mod seams;
 mod served;
 
 use std::io::Read;
@@ -30,6 +32,7 @@ pub use declaring::{Declaring, with_line_for, without};
 pub use engine::engine;
 pub use holdings::Holdings;
 pub use load::Load;
+pub use maker::{Maker, PASSWORD};
 pub use pki::Authority;
 pub use pki::{Validity, certificate_in};
 pub use proxy::Weather;
@@ -37,6 +40,7 @@ pub use raw::raw_call;
 pub use refusal::refused;
 use remote::Made;
 pub use remote::{HostOfOne, Hosts, bound_ports};
+pub use seams::Seams;
 pub use served::{Served, bound_address, refused_configuration, with_line};
 
 /// How long anything here is waited for. Only a test that fails waits so long.
@@ -222,6 +226,10 @@ impl Rig {
     /// The tokens that dev has made stay where they are; from now on they are other hosts'.
     fn move_nodes_to_hosts(&mut self, made: Made) {
         self.stop_daemon();
+        // What dev made is declared from now on: nobody is to remember that it made it.
+        for file in ["records.sqlite3", "records.sqlite3-wal", "records.sqlite3-shm"] {
+            let _ = std::fs::remove_file(self.path("daemon").join(file));
+        }
         let (dev, cluster, module) = (self.data_dir(), self.cluster_id(), self.module());
         let token = remote::Token { dev: &dev, cluster: &cluster, module: &module };
         let home = self.home.path().join("hosts");
@@ -358,28 +366,22 @@ password_rotation = "{rotation}"
 
     /// Asks the daemon, and whoever is the nodes' host, to stop where a stop point of this name stands.
     pub fn stop_at(&self, name: &str) {
-        for seams in self.seams() {
-            std::fs::write(seams.join(format!("stop-{name}")), b"").expect("seams are on");
-        }
+        self.seams().stop_at(name);
     }
 
     pub fn let_pass(&self, name: &str) {
-        for seams in self.seams() {
-            let _ = std::fs::remove_file(seams.join(format!("stop-{name}")));
-            let _ = std::fs::remove_file(seams.join(format!("reached-{name}")));
-        }
+        self.seams().let_pass(name);
     }
 
     /// The daemon's, and those of the nodes' hosts.
-    fn seams(&self) -> Vec<PathBuf> {
+    fn seams(&self) -> Seams {
         let of_hosts = self.hosts.iter().flat_map(Hosts::seams);
-        std::iter::once(self.path("daemon/seams")).chain(of_hosts).collect()
+        Seams(std::iter::once(self.path("daemon/seams")).chain(of_hosts).collect())
     }
 
     /// Waits until one of them has reached the stop point.
     pub async fn wait_until_stopped_at(&self, name: &str) {
-        let reached: Vec<_> = self.seams().iter().map(|seams| seams.join(format!("reached-{name}"))).collect();
-        wait_async(|| async { reached.iter().any(|it| it.exists()).then_some(()) }).await;
+        self.seams().wait_until_stopped_at(name).await;
     }
 
     /// Whether the last login to a node's token was refused: the token itself remembers.
@@ -457,7 +459,7 @@ password_rotation = "{rotation}"
         std::fs::create_dir(&tokens).expect("our directory");
         let made = Command::new("pkcs11-tool")
             .env("SOFTHSM2_CONF", self.token_configuration(hsm))
-            .args(["--module", SOFTHSM2, "--init-token", "--label", &format!("{hsm}.kmsuser"), "--so-pin", "12345678"])
+            .args(["--module", SOFTHSM2, "--init-token", "--label", "kmsuser", "--so-pin", "12345678"])
             .output()
             .expect("opensc is installed by scripts/test");
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));

@@ -1,6 +1,9 @@
 //! Certificates made for one test.
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, DnType, IsCa, Issuer,
+    KeyPair, SanType,
+};
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -45,6 +48,13 @@ impl Authority {
     /// For a server that is reached by its address.
     pub fn for_address(&self, address: &str) -> Identity {
         self.issue("node", vec![SanType::IpAddress(address.parse().expect("an address"))])
+    }
+
+    /// What comes of a certificate request.
+    pub fn sign(&self, request: &str, validity: Validity) -> String {
+        let mut asked = CertificateSigningRequestParams::from_pem(request).expect("a request");
+        validity.set(&mut asked.params);
+        asked.signed_by(&self.0).expect("a certificate").pem()
     }
 
     fn issue(&self, common_name: &str, subject_alt_names: Vec<SanType>) -> Identity {
@@ -103,15 +113,21 @@ pub enum Validity {
     Future,
 }
 
+impl Validity {
+    fn set(self, params: &mut CertificateParams) {
+        let (from, to) = match self {
+            Self::Past => (1999, 2000),
+            Self::Now => (2000, 4000),
+            Self::Future => (3999, 4000),
+        };
+        (params.not_before, params.not_after) = (rcgen::date_time_ymd(from, 1, 1), rcgen::date_time_ymd(to, 1, 1));
+    }
+}
+
 /// A certificate that signed itself, an authority's or not.
 pub fn certificate_in(validity: Validity, authority: bool) -> String {
     let mut params = CertificateParams::default();
-    let (from, to) = match validity {
-        Validity::Past => (1999, 2000),
-        Validity::Now => (2000, 4000),
-        Validity::Future => (3999, 4000),
-    };
-    (params.not_before, params.not_after) = (rcgen::date_time_ymd(from, 1, 1), rcgen::date_time_ymd(to, 1, 1));
+    validity.set(&mut params);
     if authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     }

@@ -4,7 +4,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 /// The code that goes with each reason, as the public contract has it.
-const CODES: [(&str, Code); 38] = [
+const CODES: [(&str, Code); 39] = [
     ("VALIDATION", Code::InvalidArgument),
     ("INVALID_ARN", Code::InvalidArgument),
     ("INVALID_MARKER", Code::InvalidArgument),
@@ -24,6 +24,7 @@ const CODES: [(&str, Code); 38] = [
     ("CLOUD_HSM_CLUSTER_NOT_ACTIVE", Code::FailedPrecondition),
     ("CLOUD_HSM_CLUSTER_NOT_RELATED", Code::FailedPrecondition),
     ("CLOUD_HSM_CLUSTER_INVALID_CONFIGURATION", Code::FailedPrecondition),
+    ("CLOUD_HSM_INVALID_REQUEST", Code::FailedPrecondition),
     ("LIMIT_EXCEEDED", Code::ResourceExhausted),
     ("CUSTOM_KEY_STORE_INVALID_STATE", Code::FailedPrecondition),
     ("CUSTOM_KEY_STORE_HAS_CMKS", Code::FailedPrecondition),

@@ -60,7 +60,7 @@ impl Token<'_> {
         let Self { dev, module, .. } = self;
         format!(
             r#"module = {module:?}
-token = {{ label = "{hsm}.kmsuser" }}
+token = {{ label = "kmsuser" }}
 environment = {{ SOFTHSM2_CONF = {softhsm2:?} }}
 so_pin_file = {so_pin:?}
 user_tokens = {users:?}

@@ -237,7 +237,7 @@ zone = "us-east-1{zone}"
 [clusters.{cluster}.nodes.hsm-{number}]
 subnet = "subnet-{zone}{number}"
 module = {module:?}
-token = {{ label = "hsm-{number}.kmsuser" }}
+token = {{ label = "kmsuser" }}
 environment = {{ SOFTHSM2_CONF = {configuration:?} }}
 so_pin_file = {so_pin:?}
 "#,
@@ -264,7 +264,7 @@ pub fn refused_configuration(file: &Path, variables: &[(&str, &str)]) -> (Option
 }
 
 /// Runs what is to end by itself; what goes on instead is killed, and has no exit code.
-fn to_its_end(command: &mut Command) -> (Option<i32>, String) {
+pub(super) fn to_its_end(command: &mut Command) -> (Option<i32>, String) {
     let mut daemon = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary is built");
     let begun = Instant::now();
     while daemon.try_wait().expect("it is ours").is_none() && begun.elapsed() < PATIENCE {

@@ -1,0 +1,97 @@
+//! Dev's cluster, made as anybody would make it: by calls over the daemon's own socket.
+//!
+//! To be repeated at each start: what a start that was cut short has made is found again, and a cluster that is in service
+//! is left as it is, whatever became of its HSMs since.
+
+use std::time::Duration;
+
+use crate::cli::ca;
+use crate::cli::connect::{Client, Daemon};
+use crate::cli::failure::Failure;
+use crate::clock;
+use crate::pki::{Purpose, SigningRequest};
+use crate::proto::v1::{
+    AddHsmRequest, Cluster, ClusterState, CreateClusterRequest, CreateCryptoUserRequest, HsmState,
+    InitializeClusterRequest, NewSubnet,
+};
+
+use super::Shape;
+use super::assets::{self, Assets};
+
+/// Making every token takes no longer, on a machine that has much else to do.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Of the cluster's certificate; its authority lasts longer.
+const DAYS: &str = "3650";
+/// Under which the one cluster is asked for at each start.
+const REQUEST_ID: &str = "keyway-dev";
+
+pub(super) async fn bring_up(assets: &Assets, shape: &Shape) -> Result<Cluster, Failure> {
+    let daemon = Client::of_socket(assets.path(assets::SOCKET)).connect(PATIENCE).await?;
+    let cluster = create(&daemon, shape).await?;
+    let id = &cluster.cluster_id;
+    assets.show_hsms_of(id).map_err(|error| Failure::local(error.to_string()))?;
+    if cluster.state() == ClusterState::Active {
+        return Ok(cluster);
+    }
+    for number in 0..shape.nodes {
+        add_hsm(&daemon, id, shape, number).await?;
+    }
+    initialize(&daemon, assets, create(&daemon, shape).await?).await?;
+    let request = CreateCryptoUserRequest {
+        cluster_id: id.clone(),
+        username: "kmsuser".to_owned(),
+        password: assets.password().map_err(|error| Failure::local(error.to_string()))?,
+        require_second_factor: false,
+    };
+    daemon.crypto_users().create_crypto_user(daemon.request(request)).await?;
+    create(&daemon, shape).await
+}
+
+/// Makes the cluster, or finds it as it is now.
+async fn create(daemon: &Daemon, shape: &Shape) -> Result<Cluster, Failure> {
+    let subnet = |number| NewSubnet { subnet_id: subnet(number), availability_zone: zone(number) };
+    let subnets = (0..shape.zones).map(subnet).collect();
+    let request = CreateClusterRequest { subnets, request_id: REQUEST_ID.to_owned(), ..Default::default() };
+    let made = daemon.clusters().create_cluster(daemon.request(request)).await?.into_inner();
+    made.cluster.ok_or_else(|| Failure::local("the cluster was not told"))
+}
+
+/// Nodes are dealt out to the zones in turn.
+async fn add_hsm(daemon: &Daemon, cluster: &str, shape: &Shape, number: u8) -> Result<(), Failure> {
+    let (hsm_id, place) = (format!("hsm-{}", number + 1), number % shape.zones);
+    eprintln!("adding {hsm_id} in {} ({} of {})", zone(place), number + 1, shape.nodes);
+    let request =
+        AddHsmRequest { cluster_id: cluster.to_owned(), subnet_id: subnet(place), hsm_id, ..Default::default() };
+    let added = daemon.clusters().add_hsm(daemon.request(request)).await?.into_inner();
+    let hsm = added.hsm.unwrap_or_default();
+    match hsm.state() {
+        HsmState::Active => Ok(()),
+        _ => Err(Failure::local(format!("{}: {}", hsm.hsm_id, hsm.health_reason))),
+    }
+}
+
+async fn initialize(daemon: &Daemon, assets: &Assets, cluster: Cluster) -> Result<(), Failure> {
+    if cluster.state() != ClusterState::Uninitialized {
+        return Ok(());
+    }
+    let request =
+        SigningRequest::parse(&cluster.cluster_csr).map_err(|why| Failure::local(format!("the csr {why}")))?;
+    let authority = ca::authority(&assets.path("customerCA.crt"), &assets.path("customerCA.key"))?;
+    let days = DAYS.parse().expect("a number of days");
+    let signed = authority.sign(request, Purpose::Cluster, days, clock::now()).map_err(ca::refused)?;
+    let request = InitializeClusterRequest {
+        cluster_id: cluster.cluster_id,
+        signed_certificate: signed,
+        trust_anchor_certificate: authority.certificate().pem().to_owned(),
+    };
+    daemon.clusters().initialize_cluster(daemon.request(request)).await?;
+    Ok(())
+}
+
+fn subnet(number: u8) -> String {
+    format!("subnet-dev{}", number + 1)
+}
+
+fn zone(number: u8) -> String {
+    format!("us-east-1{}", char::from(b'a' + number % 26))
+}

@@ -1,0 +1,275 @@
+//! The HSMs of clusters that were made through keyway: added, in use, and removed when every key is elsewhere.
+
+use std::collections::BTreeMap;
+
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, Sqlite, Transaction};
+
+use crate::model::{
+    CertificateRequest, ClusterId, ClusterState, HostName, HsmId, HsmPlace, HsmState, KeyStoreId, Ports, SubnetId,
+    Username,
+};
+
+use super::crypto_users::give_pending_users;
+use super::row::{number, parsed};
+use super::{Records, Unavailable, made_clusters};
+
+/// An HSM of such a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MadeHsm {
+    pub subnet: SubnetId,
+    pub state: HsmState,
+    pub place: HsmPlace,
+}
+
+/// What became of an HSM that was to be added.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AddedHsm {
+    Added,
+    /// One of this id is there.
+    Exists(MadeHsm),
+    /// This one is behind that address.
+    AddressTaken(ClusterId, HsmId),
+    Full,
+    NoCluster,
+}
+
+/// What became of an HSM that was to be removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BegunRemoval {
+    /// It is DELETE_IN_PROGRESS, now or before.
+    Begun,
+    NotFound,
+    /// It is the last one that this key store has.
+    LastOf(KeyStoreId),
+    /// So many keys would be on fewer than so many HSMs.
+    KeysLeft {
+        keys: u64,
+        needed: u32,
+    },
+}
+
+impl Records {
+    /// Adds an HSM, CREATE_IN_PROGRESS. With the first one the cluster has a request. Crypto users whose present password is
+    /// still known, since another HSM is to be given it, are given to this one as well.
+    pub async fn add_made_hsm(
+        &self,
+        id: &ClusterId,
+        hsm: &HsmId,
+        new: &MadeHsm,
+        request: &CertificateRequest,
+        most: usize,
+    ) -> Result<AddedHsm, Unavailable> {
+        let mut change = self.begin().await?;
+        let Some(cluster) = made_clusters::read(&mut change, id).await? else { return Ok(AddedHsm::NoCluster) };
+        if let Some(twin) = cluster.hsms.get(hsm) {
+            return Ok(AddedHsm::Exists(twin.clone()));
+        }
+        if cluster.hsms.len() >= most {
+            return Ok(AddedHsm::Full);
+        }
+        let (address, ports) = match &new.place {
+            HsmPlace::Here => (None, None),
+            HsmPlace::There { address, ports } => (Some(address.as_str()), Some(*ports)),
+        };
+        let behind_it = sqlx::query("SELECT * FROM made_hsms WHERE address = ? AND session_port = ?")
+            .bind(address)
+            .bind(ports.map(|ports| ports.sessions))
+            .fetch_optional(&mut *change)
+            .await?;
+        if let Some(row) = behind_it {
+            return Ok(AddedHsm::AddressTaken(parsed(&row, "cluster_id")?, parsed(&row, "hsm_id")?));
+        }
+        sqlx::query(
+            "INSERT INTO made_hsms
+             (cluster_id, hsm_id, subnet_id, state, address, session_port, identity_port, administration_port)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(id.as_str())
+        .bind(hsm.as_str())
+        .bind(new.subnet.to_string())
+        .bind(new.state.as_str())
+        .bind(address)
+        .bind(ports.map(|ports| ports.sessions))
+        .bind(ports.map(|ports| ports.identity))
+        .bind(ports.map(|ports| ports.administration))
+        .execute(&mut *change)
+        .await?;
+        if cluster.state == ClusterState::Uninitialized && cluster.request.is_none() {
+            sqlx::query("UPDATE made_clusters SET request = ? WHERE cluster_id = ?")
+                .bind(request.pem())
+                .bind(id.as_str())
+                .execute(&mut *change)
+                .await?;
+        }
+        give_pending_users(&mut change, id, hsm).await?;
+        change.commit().await?;
+        Ok(AddedHsm::Added)
+    }
+
+    /// The HSM can be used from now on.
+    pub async fn made_hsm_is_ready(&self, id: &ClusterId, hsm: &HsmId) -> Result<(), Unavailable> {
+        sqlx::query("UPDATE made_hsms SET state = ? WHERE cluster_id = ? AND hsm_id = ? AND state = ?")
+            .bind(HsmState::Active.as_str())
+            .bind(id.as_str())
+            .bind(hsm.as_str())
+            .bind(HsmState::CreateInProgress.as_str())
+            .execute(&self.0.write)
+            .await?;
+        Ok(())
+    }
+
+    /// The HSM is to go, unless a key would then be on fewer of the others than `quorum`, or than there are. None at all is
+    /// too few for a key store.
+    pub async fn begin_removing_made_hsm(
+        &self,
+        id: &ClusterId,
+        hsm: &HsmId,
+        quorum: u32,
+    ) -> Result<BegunRemoval, Unavailable> {
+        let mut change = self.begin().await?;
+        let hsms = of_cluster(&mut change, id).await?;
+        match hsms.get(hsm).map(|hsm| hsm.state) {
+            None => return Ok(BegunRemoval::NotFound),
+            Some(HsmState::DeleteInProgress) => return Ok(BegunRemoval::Begun),
+            Some(_) => {}
+        }
+        let others = hsms.iter().filter(|(id, other)| *id != hsm && other.state == HsmState::Active).count();
+        let needed = quorum.min(u32::try_from(others).unwrap_or(u32::MAX)).max(1);
+        let store: Option<String> = sqlx::query_scalar("SELECT id FROM key_stores WHERE cluster_id = ?")
+            .bind(id.as_str())
+            .fetch_optional(&mut *change)
+            .await?;
+        if let (Some(store), 0) = (store, others) {
+            return Ok(BegunRemoval::LastOf(store.parse().map_err(|_| Unavailable::row("id"))?));
+        }
+        let keys = keys_on_fewer(&mut change, id, hsm, needed).await?;
+        if keys > 0 {
+            return Ok(BegunRemoval::KeysLeft { keys, needed });
+        }
+        sqlx::query("UPDATE made_hsms SET state = ? WHERE cluster_id = ? AND hsm_id = ?")
+            .bind(HsmState::DeleteInProgress.as_str())
+            .bind(id.as_str())
+            .bind(hsm.as_str())
+            .execute(&mut *change)
+            .await?;
+        change.commit().await?;
+        Ok(BegunRemoval::Begun)
+    }
+
+    /// How many keys of the cluster are on no other HSM than this one, as far as anybody proved it.
+    pub async fn keys_on_no_other(&self, id: &ClusterId, hsm: &HsmId) -> Result<u64, Unavailable> {
+        let mut read_only = self.0.read.begin().await?;
+        keys_on_fewer(&mut read_only, id, hsm, 1).await
+    }
+
+    /// Whether another HSM than this one was proved to hold a key of the cluster: it has what its siblings' keys are wrapped
+    /// under.
+    pub async fn another_holds_keys(&self, id: &ClusterId, hsm: &HsmId) -> Result<bool, Unavailable> {
+        let found = sqlx::query(
+            "SELECT 1 FROM presences p JOIN made_hsms h ON h.cluster_id = p.cluster_id AND h.hsm_id = p.hsm_id
+             WHERE p.cluster_id = ? AND p.proof = 'USED' AND p.hsm_id <> ? AND h.state = 'ACTIVE' LIMIT 1",
+        )
+        .bind(id.as_str())
+        .bind(hsm.as_str())
+        .fetch_optional(&self.0.read)
+        .await?;
+        Ok(found.is_some())
+    }
+
+    /// Nothing is left of the HSM, and nothing is known of it any more. Crypto users who were on no other one are gone with it.
+    pub async fn forget_made_hsm(&self, id: &ClusterId, hsm: &HsmId) -> Result<(), Unavailable> {
+        let mut change = self.begin().await?;
+        for traces in [
+            "DELETE FROM presences WHERE cluster_id = ? AND hsm_id = ?",
+            "DELETE FROM drifts WHERE cluster_id = ? AND hsm_id = ?",
+            "DELETE FROM tokens WHERE cluster_id = ? AND hsm_id = ?",
+            "DELETE FROM logins WHERE cluster_id = ? AND hsm_id = ?",
+            "DELETE FROM node_passwords WHERE cluster_id = ? AND hsm_id = ?",
+            "DELETE FROM password_checks WHERE cluster_id = ? AND hsm_id = ?",
+            "DELETE FROM drained_hsms WHERE cluster_id = ? AND hsm_id = ?",
+            "DELETE FROM crypto_user_hsms WHERE cluster_id = ? AND hsm_id = ?",
+            "DELETE FROM made_hsms WHERE cluster_id = ? AND hsm_id = ?",
+        ] {
+            sqlx::query(traces).bind(id.as_str()).bind(hsm.as_str()).execute(&mut *change).await?;
+        }
+        for traces in [
+            "DELETE FROM user_logins WHERE cluster_id = ?1 AND username NOT IN
+             (SELECT username FROM crypto_user_hsms WHERE cluster_id = ?1)",
+            "DELETE FROM crypto_users WHERE cluster_id = ?1 AND username NOT IN
+             (SELECT username FROM crypto_user_hsms WHERE cluster_id = ?1)",
+            // A request is made anew for HSMs that come later.
+            "UPDATE made_clusters SET request = NULL WHERE cluster_id = ?1 AND NOT EXISTS
+             (SELECT 1 FROM made_hsms WHERE cluster_id = ?1)",
+        ] {
+            sqlx::query(traces).bind(id.as_str()).execute(&mut *change).await?;
+        }
+        change.commit().await?;
+        Ok(())
+    }
+
+    /// kmsuser is on this HSM, whole: it was made there for the key store. Said only of one that keyway knows.
+    pub async fn kmsuser_is_on(&self, id: &ClusterId, hsm: &HsmId) -> Result<(), Unavailable> {
+        sqlx::query(
+            "INSERT INTO crypto_user_hsms (cluster_id, username, hsm_id, given, unlock)
+             SELECT cluster_id, username, ?, TRUE, FALSE FROM crypto_users WHERE cluster_id = ? AND username = ?
+             ON CONFLICT (cluster_id, username, hsm_id) DO UPDATE SET given = TRUE, pending = NULL",
+        )
+        .bind(hsm.as_str())
+        .bind(id.as_str())
+        .bind(Username::kmsuser().as_str())
+        .execute(&self.0.write)
+        .await?;
+        Ok(())
+    }
+}
+
+/// How many acknowledged keys of the cluster have a version that is proved on fewer than `needed` HSMs in use beside this one.
+async fn keys_on_fewer(
+    change: &mut Transaction<'_, Sqlite>,
+    id: &ClusterId,
+    hsm: &HsmId,
+    needed: u32,
+) -> Result<u64, Unavailable> {
+    let keys: i64 = sqlx::query_scalar(
+        "SELECT count(DISTINCT v.key_id) FROM keys k JOIN key_versions v ON v.key_id = k.id
+         WHERE k.cluster_id = ?1 AND k.state <> 'CREATING' AND ?3 >
+             (SELECT count(*) FROM presences p JOIN made_hsms h ON h.cluster_id = p.cluster_id AND h.hsm_id = p.hsm_id
+              WHERE p.key_id = v.key_id AND p.version = v.version AND p.cluster_id = ?1 AND p.hsm_id <> ?2
+                AND p.proof = 'USED' AND h.state = 'ACTIVE')",
+    )
+    .bind(id.as_str())
+    .bind(hsm.as_str())
+    .bind(needed)
+    .fetch_one(&mut **change)
+    .await?;
+    Ok(u64::try_from(keys).unwrap_or(0))
+}
+
+pub(super) async fn of_cluster(
+    change: &mut Transaction<'_, Sqlite>,
+    id: &ClusterId,
+) -> Result<BTreeMap<HsmId, MadeHsm>, Unavailable> {
+    let rows =
+        sqlx::query("SELECT * FROM made_hsms WHERE cluster_id = ?").bind(id.as_str()).fetch_all(&mut **change).await?;
+    rows.iter().map(|row| Ok((parsed(row, "hsm_id")?, hsm(row)?))).collect()
+}
+
+fn hsm(row: &SqliteRow) -> Result<MadeHsm, Unavailable> {
+    let is_elsewhere = row.try_get::<Option<String>, _>("address")?.is_some();
+    let address = || parsed::<HostName>(row, "address");
+    let port = |column| u16::try_from(number(row, column)?).map_err(|_| Unavailable::row(column));
+    let there = || {
+        let ports = Ports {
+            sessions: port("session_port")?,
+            identity: port("identity_port")?,
+            administration: port("administration_port")?,
+        };
+        Ok::<_, Unavailable>(HsmPlace::There { address: address()?, ports })
+    };
+    Ok(MadeHsm {
+        subnet: parsed(row, "subnet_id")?,
+        state: parsed(row, "state")?,
+        place: if is_elsewhere { there()? } else { HsmPlace::Here },
+    })
+}
