@@ -51,7 +51,7 @@ pub(super) const ONLY_ON: &str = "SELECT count(*) FROM keys k JOIN presences p O
        AND p.cluster_id = k.cluster_id AND p.hsm_id = ? AND p.proof = 'USED'
        AND NOT EXISTS (SELECT 1 FROM presences o
          WHERE o.key_id = p.key_id AND o.version = p.version AND o.cluster_id = p.cluster_id AND o.proof = 'USED'
-           AND o.hsm_id IN (SELECT value FROM json_each(?)))";
+           AND o.hsm_id IN (SELECT value FROM json_each(?) page))";
 
 pub(super) const KNOWN: &str = "SELECT v.key_id, v.version FROM json_each(?) page
      CROSS JOIN keys k ON k.id = unhex(page.value) CROSS JOIN key_versions v ON v.key_id = k.id
