@@ -40,12 +40,6 @@ pub(super) struct Sighting {
     pub(super) on: BTreeSet<HsmId>,
 }
 
-/// Objects in a user's tokens that are keyway's to explain.
-struct Explained {
-    keks: HashSet<Vec<u8>>,
-    destroyed: HashSet<CkaId>,
-}
-
 impl Sighting {
     fn of(object: &Object) -> Self {
         let unusable = match (object.kind(), HsmKeyMark::id(&object.cka_id)) {
@@ -118,7 +112,7 @@ impl Keys {
         for (member, found) in proved.iter().zip(looks) {
             let hsm = member.node.hsm();
             let Ok(found) = found.inspect_err(|error| tracing::debug!(%hsm, %error, "not looked")) else { continue };
-            let mut found = self.explained(connection, hsm).await?.others(self, connection, found).await?.into_iter();
+            let mut found = self.strangers(connection, member, found, deadline).await?.into_iter();
             let Some(object) = found.next() else { continue };
             let seen = sighting.get_or_insert_with(|| Sighting::of(&object));
             if found.next().is_some() || *seen.cka_id != *object.cka_id {
@@ -196,7 +190,7 @@ impl Keys {
         let mut seen: BTreeMap<Arc<[u8]>, Sighting> = BTreeMap::new();
         let mut last_failure = None;
         for member in connection.members().iter().filter(|member| member.is_proved()) {
-            match self.list_one(connection, member, (after, limit), &mut seen).await {
+            match self.list_one(connection, member, ((after, limit), deadline), &mut seen).await {
                 Ok(()) => {}
                 Err(Error::Hsm(failure)) => last_failure = Some(failure),
                 Err(other) => return Err(other),
@@ -212,19 +206,18 @@ impl Keys {
         &self,
         connection: &Connection,
         member: &Member,
-        (after, limit): (Option<&[u8]>, usize),
+        ((after, limit), deadline): ((Option<&[u8]>, usize), Instant),
         seen: &mut BTreeMap<Arc<[u8]>, Sighting>,
     ) -> Result<(), Error> {
         let hsm = member.node.hsm();
-        let explained = self.explained(connection, hsm).await?;
         let mut here = HashSet::new();
         let mut listing = connection.list_objects(member).await;
-        while let Some(page) = listing.next_page().await? {
-            for object in explained.others(self, connection, page).await? {
+        while let Some(mut page) = listing.next_page().await? {
+            page.retain(|object| {
                 let is_after = after.is_none_or(|after| object.cka_id.as_slice() > after);
-                if object.class != SECRET_KEY || HsmKeyMark::id(&object.cka_id).is_none() || !is_after {
-                    continue;
-                }
+                object.class == SECRET_KEY && HsmKeyMark::id(&object.cka_id).is_some() && is_after
+            });
+            for object in self.strangers(connection, member, page, deadline).await? {
                 let sighting = Sighting::of(&object);
                 let known = seen.entry(sighting.cka_id.clone()).or_insert(sighting);
                 known.on.insert(hsm.clone());
@@ -239,31 +232,40 @@ impl Keys {
         Ok(())
     }
 
-    async fn explained(&self, connection: &Connection, hsm: &HsmId) -> Result<Explained, Unavailable> {
+    /// Those that keyway did not make. One that was just given up or destroyed may have lost its record since it was seen: it
+    /// is in the list of what is destroyed by then, or gone from its token.
+    async fn strangers(
+        &self,
+        connection: &Connection,
+        member: &Member,
+        objects: Vec<Object>,
+        deadline: Instant,
+    ) -> Result<Vec<Object>, Unavailable> {
         let (records, user) = (&self.0.records, connection.user());
-        let keks = records.kek_ids(&user).await?.into_iter().collect();
-        let destroyed = records.destroyed_keys(&user, hsm).await?.into_iter().collect();
-        Ok(Explained { keks, destroyed })
+        let ids: Vec<CkaId> = objects.iter().filter_map(like_ours).collect();
+        let keks: HashSet<Vec<u8>> = records.kek_ids(&user).await?.into_iter().collect();
+        let mut ours = records.known_keys(&user, &ids).await?;
+        ours.extend(records.destroyed_keys(&user, member.node.hsm()).await?);
+        let mut strangers = Vec::new();
+        for object in objects.into_iter().filter(|object| !keks.contains(&object.cka_id)) {
+            let is_stranger = match like_ours(&object) {
+                None => true,
+                Some(id) if ours.contains(&id) => false,
+                Some(id) => {
+                    let mark = HsmKeyMark::Id(id.as_bytes().into());
+                    let again = connection.find_keys(member, &mark, deadline).await;
+                    again.is_ok_and(|again| !again.is_empty())
+                }
+            };
+            strangers.extend(is_stranger.then_some(object));
+        }
+        Ok(strangers)
     }
 }
 
-impl Explained {
-    /// Those that keyway did not make.
-    async fn others(
-        &self,
-        keys: &Keys,
-        connection: &Connection,
-        objects: Vec<Object>,
-    ) -> Result<Vec<Object>, Unavailable> {
-        let made = |object: &Object| CkaId::parse(&object.cka_id).map(|(key, version)| CkaId::of(key, version));
-        let ids: Vec<CkaId> = objects.iter().filter_map(made).collect();
-        let known = keys.0.records.known_keys(&connection.user(), &ids).await?;
-        let is_ours = |object: &Object| {
-            self.keks.contains(&object.cka_id)
-                || made(object).is_some_and(|id| known.contains(&id) || self.destroyed.contains(&id))
-        };
-        Ok(objects.into_iter().filter(|object| !is_ours(object)).collect())
-    }
+/// By its `CKA_ID` it could be a key of keyway's.
+fn like_ours(object: &Object) -> Option<CkaId> {
+    CkaId::parse(&object.cka_id).map(|(key, version)| CkaId::of(key, version))
 }
 
 /// Who has just logged in finds his HSMs on their way: those that come soon are asked as well.

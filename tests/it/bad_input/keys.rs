@@ -50,7 +50,8 @@ async fn a_key_that_cannot_be_made_leaves_nothing_behind() {
         ),
         ("an alias that is none", but(&|it| it.alias = "orders".into()), "INVALID_ALIAS_NAME", "alias"),
         ("an alias in use", but(&|it| it.alias = "alias/taken".into()), "ALREADY_EXISTS", ""),
-        ("an HSM's own key, without a login", but(&|it| it.hsm_label = "x".into()), "VALIDATION", "cluster_id"),
+        ("a label in a key store", but(&|it| it.hsm_label = "x".into()), "VALIDATION", "hsm_label"),
+        ("a key store and a cluster", but(&|it| it.cluster_id = rig.cluster_id()), "VALIDATION", "cluster_id"),
     ];
     for (what, request, reason, field) in cases {
         refused(what, clients.keys.create_key(request).await, reason, field);
