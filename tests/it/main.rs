@@ -23,6 +23,8 @@ mod drift;
 mod failing;
 mod faulty_library;
 mod formats;
+#[path = "../gameday/mod.rs"]
+mod gameday;
 mod lifecycle;
 mod main_job;
 mod prerequisites;
