@@ -5,9 +5,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use super::Error;
-
-/// Clock ticks of `/proc/<pid>/stat` in a second: part of Linux's ABI, whatever the kernel's own tick is.
-pub const TICKS: u64 = 100;
+use super::machine::TICKS;
 
 /// Killed when dropped.
 pub struct Own {

@@ -4,7 +4,8 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::child::TICKS;
+/// Clock ticks of `/proc/<pid>/stat` in a second: part of Linux's ABI, whatever the kernel's own tick is.
+pub const TICKS: u64 = 100;
 
 /// One line about where the numbers come from.
 pub fn describe(pkcs11_library: &str) -> String {

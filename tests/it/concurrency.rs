@@ -6,8 +6,7 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::rig::{Clients, Rig, Served, pb, reason};
-use crate::soak::Dice;
+use crate::rig::{Clients, Dice, Rig, Served, pb, reason};
 use crate::update::update;
 use pb::ConnectionState as State;
 

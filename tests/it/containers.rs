@@ -2,7 +2,10 @@
 //!
 //! Without an engine that runs containers these tests are passed over, and say so.
 
+mod daemon;
+mod disk;
 mod loss;
+mod network;
 mod zones;
 
 use std::time::Duration;
@@ -11,10 +14,12 @@ use crate::rig::{Clients, Load};
 
 /// What docs/reliability.md promises callers while an HSM of three is lost.
 const DEADLINE: Duration = Duration::from_secs(2);
+/// From one round trip's beginning to the next one's of the same caller.
+const PACE: Duration = Duration::from_millis(50);
 /// And operators, once its host is back.
 const BACK_WITHIN: Duration = Duration::from_secs(5);
 
 /// Callers who ask for much less than two HSMs can do, and wait for no answer longer than is promised.
 fn callers(clients: &Clients, key: &str) -> Load {
-    Load::in_a_hurry(clients, key, 4, Duration::from_millis(50), DEADLINE)
+    Load::in_a_hurry(clients, key, 4, PACE, DEADLINE)
 }

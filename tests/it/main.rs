@@ -24,6 +24,8 @@ mod drift;
 mod failing;
 mod faulty_library;
 mod formats;
+#[path = "../gameday/mod.rs"]
+mod gameday;
 mod lifecycle;
 mod main_job;
 mod making_clusters;

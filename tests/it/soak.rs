@@ -14,7 +14,6 @@
 //! `scripts/soak` runs it.
 
 mod callers;
-mod dice;
 mod doing;
 mod examination;
 mod history;
@@ -26,12 +25,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use callers::{Caller, Callers, Haste};
-pub use dice::Dice;
 use doing::Doing;
 use history::History;
 use schedule::{Schedule, Step};
 
-use crate::rig::workers_of_cluster;
+use crate::rig::{Dice, workers_of_cluster};
 
 /// How often the workers are counted.
 const LOOK_EVERY: Duration = Duration::from_millis(100);

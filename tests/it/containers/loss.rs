@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::{BACK_WITHIN, callers};
-use crate::rig::{HostOfOne, Rig, engine, pb};
+use crate::rig::{HostOfOne, Rig, Weather, engine, pb};
 
 #[tokio::test]
 async fn a_host_that_is_killed_is_unnoticed_by_callers_and_serves_soon_after_its_return() {
@@ -23,6 +23,46 @@ async fn a_host_that_is_frozen_is_unnoticed_by_callers_and_serves_soon_after_its
 #[tokio::test]
 async fn a_host_whose_cable_is_pulled_is_unnoticed_by_callers_and_serves_soon_after_its_return() {
     lost_and_found(|host| host.container().disconnect(), |host| host.container().connect()).await;
+}
+
+#[tokio::test]
+async fn a_host_that_falls_silent_is_unnoticed_by_callers_and_serves_soon_after_it_speaks_again() {
+    lost_and_found(|host| host.network(Weather::Silent), |host| host.network(Weather::Fair)).await;
+}
+
+#[tokio::test]
+async fn a_host_whose_connections_are_cut_is_unnoticed_by_callers_and_serves_soon_after_it_can_be_reached() {
+    lost_and_found(|host| host.network(Weather::Cut), |host| host.network(Weather::Fair)).await;
+}
+
+#[tokio::test]
+async fn a_host_restored_empty_is_refilled_without_an_operator_while_the_others_serve() {
+    let Some(_) = engine() else { return };
+    let (mut rig, mut clients, store) = Rig::new().contained().connected().await;
+    clients.all_healthy(&store).await;
+    let mut kept = Vec::new();
+    for number in 0..5 {
+        let key = clients.key(&store).await.key_id;
+        let plaintext = format!("under key {number}").into_bytes();
+        kept.push((clients.encrypt(&key, &plaintext).await, plaintext, key));
+    }
+    let load = callers(&clients, &kept[0].2);
+    rig.host("hsm-2").kill();
+    clients.until_health(&store, "hsm-2", pb::HsmHealth::Unreachable).await;
+    rig.empty_token("hsm-2");
+    assert_eq!(rig.objects("hsm-2"), []);
+    load.more(20).await;
+    rig.host("hsm-2").start();
+    clients.all_healthy(&store).await;
+    load.more(20).await;
+    assert!(load.unharmed().await > 0);
+    for hsm in ["hsm-1", "hsm-3"] {
+        rig.host(hsm).kill();
+        clients.until_health(&store, hsm, pb::HsmHealth::Unreachable).await;
+    }
+    for (ciphertext, plaintext, _) in kept {
+        assert_eq!(clients.decrypt(&ciphertext).await.unwrap(), plaintext);
+    }
 }
 
 async fn lost_and_found(lose: fn(&mut HostOfOne), find: fn(&mut HostOfOne)) {

@@ -9,15 +9,18 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use bollard::Docker;
+use bollard::container::LogOutput;
 use bollard::errors::Error;
+use bollard::exec::{StartExecOptions, StartExecResults};
 use bollard::models::{
-    ContainerCreateBody, EndpointIpamConfig, EndpointSettings, HostConfig, Ipam, IpamConfig, NetworkConnectRequest,
-    NetworkCreateRequest, NetworkDisconnectRequest, NetworkingConfig,
+    ContainerCreateBody, EndpointIpamConfig, EndpointSettings, ExecConfig, HostConfig, Ipam, IpamConfig,
+    NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest, NetworkingConfig,
 };
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, KillContainerOptions, ListContainersOptionsBuilder, ListImagesOptionsBuilder,
     ListNetworksOptionsBuilder, RemoveContainerOptionsBuilder, RemoveImageOptions, StopContainerOptionsBuilder,
 };
+use futures_util::TryStreamExt as _;
 use tokio::runtime::{Builder, Runtime};
 
 /// Whose a container or a network is: the process that runs the tests.
@@ -39,6 +42,18 @@ pub struct Zone {
     first: Ipv4Addr,
     taken: AtomicU32,
 }
+
+/// Where a host's data are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disk {
+    /// On this machine's, as if it were without end.
+    Shared,
+    /// On one of its own, of so many bytes, empty at each start.
+    OfItsOwn(u32),
+}
+
+/// Where a disk of a host's own is.
+pub const DISK: &str = "/disk";
 
 /// A container of this test's.
 pub struct Container {
@@ -155,8 +170,8 @@ impl Engine {
         panic!("no small network is free");
     }
 
-    /// A node's host, made and not started, which sees `home` where this machine has it.
-    pub fn node(&self, zone: &Zone, home: &Path, configuration: &Path) -> Container {
+    /// A node's host, made and not started, which sees `home` where this machine has it, and runs this shell command.
+    pub fn node(&self, zone: &Zone, home: &Path, command: String, disk: Disk) -> Container {
         let address = Ipv4Addr::from(u32::from(zone.first) + zone.taken.fetch_add(1, Relaxed));
         let name = unique("node");
         let endpoint = EndpointSettings {
@@ -165,12 +180,17 @@ impl Engine {
         };
         let body = ContainerCreateBody {
             image: Some(self.node_image.clone()),
-            cmd: Some(["node", "--config"].map(str::to_owned).into_iter().chain([shown(configuration)]).collect()),
+            entrypoint: Some(["sh", "-ec"].map(str::to_owned).into()),
+            cmd: Some(vec![command]),
             user: Some(format!("{}:{}", rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw())),
-            working_dir: Some(shown(home)),
+            working_dir: Some(home.display().to_string()),
             labels: Some(owned()),
             host_config: Some(HostConfig {
                 binds: Some(vec![format!("{home}:{home}", home = home.display())]),
+                tmpfs: match disk {
+                    Disk::Shared => None,
+                    Disk::OfItsOwn(bytes) => Some([(DISK.to_owned(), format!("size={bytes},mode=1777"))].into()),
+                },
                 readonly_rootfs: Some(true),
                 cap_drop: Some(vec!["ALL".to_owned()]),
                 security_opt: Some(vec!["no-new-privileges".to_owned()]),
@@ -231,6 +251,26 @@ impl Container {
             }),
         };
         self.ask(|docker, name| async move { docker.connect_network(&zone, request(name)).await });
+    }
+
+    /// Runs a shell command in it, as the node's own user: whether it succeeded, and what it said.
+    pub fn run(&self, command: &str) -> (bool, String) {
+        let config = ExecConfig {
+            cmd: Some(["sh", "-c", command].map(str::to_owned).into()),
+            attach_stdout: Some(true),
+            attach_stderr: Some(true),
+            ..Default::default()
+        };
+        self.ask(|docker, name| async move {
+            let run = docker.create_exec(&name, config).await?.id;
+            let StartExecResults::Attached { output, .. } = docker.start_exec(&run, None::<StartExecOptions>).await?
+            else {
+                unreachable!("it was not asked to be detached");
+            };
+            let said: Vec<LogOutput> = output.try_collect().await?;
+            let ended = docker.inspect_exec(&run).await?.exit_code;
+            Ok((ended == Some(0), said.iter().map(LogOutput::to_string).collect()))
+        })
     }
 
     fn ask<T: Send + 'static, F: Future<Output = Result<T, Error>> + Send + 'static>(
@@ -308,8 +348,4 @@ fn random() -> u32 {
     let mut bytes = [0; 4];
     aws_lc_rs::rand::fill(&mut bytes).expect("random bytes");
     u32::from_be_bytes(bytes)
-}
-
-fn shown(path: &Path) -> String {
-    path.display().to_string()
 }

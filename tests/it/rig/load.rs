@@ -2,12 +2,17 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
-use tonic::Status;
+use tonic::{Code, Status};
 
-use super::{Clients, pb, wait_async};
+use super::{Clients, PATIENCE, pb, reason, wait_async};
+
+/// Who is refused asks again after this long.
+const BEFORE_REPEATING: Duration = Duration::from_millis(100);
+/// What the client's library says when a call was not answered in time.
+const OUR_OWN_DEADLINE: &str = "Timeout expired";
 
 /// Callers at work.
 pub struct Load {
@@ -23,6 +28,8 @@ struct Manner {
     pace: Option<Duration>,
     /// Each call's own.
     deadline: Option<Duration>,
+    /// How long a round trip is begun anew when it may be.
+    persistence: Duration,
 }
 
 impl Load {
@@ -33,7 +40,14 @@ impl Load {
 
     /// Who leave the HSMs time to spare, and have little themselves: each call is refused after `deadline`.
     pub fn in_a_hurry(clients: &Clients, key: &str, callers: u8, pace: Duration, deadline: Duration) -> Self {
-        Self::of(clients, key, callers, Manner { pace: Some(pace), deadline: Some(deadline) })
+        let (pace, deadline) = (Some(pace), Some(deadline));
+        Self::of(clients, key, callers, Manner { pace, deadline, ..Manner::default() })
+    }
+
+    /// The same, and whoever is asked to repeat a call does so.
+    pub fn persistent(clients: &Clients, key: &str, callers: u8, pace: Duration, deadline: Duration) -> Self {
+        let (pace, deadline) = (Some(pace), Some(deadline));
+        Self::of(clients, key, callers, Manner { pace, deadline, persistence: PATIENCE })
     }
 
     fn of(clients: &Clients, key: &str, callers: u8, manner: Manner) -> Self {
@@ -97,13 +111,32 @@ async fn work(
         }
         round += 1;
         let plaintext = [&[caller][..], &round.to_be_bytes()].concat();
-        match round_trip(&mut clients, &key, &plaintext, manner.deadline).await {
+        let begun = Instant::now();
+        let ended = loop {
+            match round_trip(&mut clients, &key, &plaintext, manner.deadline).await {
+                Err(refused) if asks_to_be_repeated(&refused) && begun.elapsed() < manner.persistence => {
+                    tokio::time::sleep(BEFORE_REPEATING).await;
+                }
+                ended => break ended,
+            }
+        };
+        match ended {
             Ok(back) => assert_eq!(back, plaintext, "a wrong plaintext"),
             Err(status) => refused.push(status),
         }
         done.fetch_add(1, Relaxed);
     }
     refused
+}
+
+/// UNAVAILABLE, by keyway's word or because nobody listens; or the connection ended under the call, for which this client's
+/// library has several codes and no reason.
+pub fn asks_to_be_repeated(status: &Status) -> bool {
+    match status.code() {
+        Code::Unavailable => true,
+        Code::Unknown | Code::Cancelled => reason(status).1.is_empty() && status.message() != OUR_OWN_DEADLINE,
+        _ => false,
+    }
 }
 
 async fn round_trip(

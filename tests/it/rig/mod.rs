@@ -3,6 +3,7 @@
 mod backup;
 mod clients;
 mod declaring;
+mod dice;
 mod engine;
 pub mod generic;
 mod holdings;
@@ -29,13 +30,14 @@ use faulty_pkcs11::{Function, Outcome};
 pub use backup::Restored;
 pub use clients::{Clients, pb, reason};
 pub use declaring::{Declaring, with_line_for, without};
+pub use dice::Dice;
 pub use engine::engine;
 pub use holdings::Holdings;
-pub use load::Load;
+pub use load::{Load, asks_to_be_repeated};
 pub use maker::{Maker, PASSWORD};
 pub use pki::Authority;
 pub use pki::{Validity, certificate_in};
-pub use proxy::Weather;
+pub use proxy::{Loss, Weather};
 pub use raw::raw_call;
 pub use refusal::refused;
 use remote::Made;
@@ -56,6 +58,8 @@ pub struct Rig {
     zones: u8,
     faulty: bool,
     rotating: bool,
+    /// What the daemon is started from.
+    binary: PathBuf,
     daemon: Option<Child>,
     announced: Value,
     /// `None`: the nodes are the daemon's own machine's.
@@ -83,7 +87,7 @@ impl Rig {
     #[allow(clippy::new_ret_no_self, reason = "a rig is built in sentences")]
     pub fn new() -> Builder {
         let remote = std::thread::current().name().is_some_and(|test| test.starts_with(REMOTELY));
-        let hosts = remote.then_some(Made::OfProcesses);
+        let hosts = remote.then_some(Made::Processes);
         Builder { nodes: 3, zones: 3, seams: false, faulty: false, rotating: false, hosts }
     }
 
@@ -184,6 +188,17 @@ impl Rig {
         }
     }
 
+    /// As a package does it: another file in the binary's place, an orderly end, and a start on the same data. Only of a rig
+    /// whose nodes are elsewhere, and they stay.
+    pub fn upgrade_daemon(&mut self) {
+        let next = self.home.path().join("keyway-next");
+        std::fs::copy(&self.binary, &next).expect("our directory");
+        self.binary = self.home.path().join("keyway");
+        std::fs::rename(next, &self.binary).expect("our directory");
+        self.stop_daemon();
+        self.start_daemon();
+    }
+
     fn start_dev(&mut self, flags: &[&str]) {
         let _ = std::fs::remove_file(self.path("cluster.json"));
         let log = std::fs::File::create(self.home.path().join("daemon.log")).expect("our directory");
@@ -264,7 +279,7 @@ impl Rig {
         std::fs::write(&file, configuration).expect("our directory");
         self.hosts.as_mut().expect("there are hosts").start();
         let log = std::fs::File::create(self.home.path().join("daemon.log")).expect("our directory");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_keyway"));
+        let mut command = Command::new(&self.binary);
         command.args(["serve", "--config"]).arg(file).stdin(Stdio::null()).stdout(Stdio::null());
         self.daemon = Some(command.stderr(log).spawn().expect("the binary was built with the tests"));
         let begun = Instant::now();
@@ -552,21 +567,29 @@ impl Builder {
 
     /// With each node on a host of its own: see `Rig::host`.
     pub fn remote(mut self) -> Self {
-        self.hosts = Some(Made::OfProcesses);
+        self.hosts = Some(Made::Processes);
         self
     }
 
     /// With each node in a container of its own, in a network for each zone: see `HostOfOne::container`. Only for who has an
     /// `engine`.
     pub fn contained(mut self) -> Self {
-        self.hosts = Some(Made::OfContainers);
+        self.hosts = Some(Made::Containers);
+        self
+    }
+
+    /// The same, each with a small disk of its own: see `HostOfOne::fill_disk`.
+    pub fn contained_with_little_disks(mut self) -> Self {
+        self.hosts = Some(Made::ContainersWithLittleDisks);
         self
     }
 
     pub fn start(self) -> Rig {
         let home = tempfile::Builder::new().prefix("keyway-it-").tempdir().expect("a temporary directory");
         let Self { nodes, zones, seams: _, faulty, rotating, hosts: _ } = self;
-        let mut rig = Rig { home, nodes, zones, faulty, rotating, daemon: None, announced: Value::Null, hosts: None };
+        let binary = PathBuf::from(env!("CARGO_BIN_EXE_keyway"));
+        let (daemon, announced) = (None, Value::Null);
+        let mut rig = Rig { home, nodes, zones, faulty, rotating, binary, daemon, announced, hosts: None };
         if self.seams {
             std::fs::create_dir_all(rig.path("daemon/seams")).expect("our directory");
         }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use super::engine::{Container, Zone, engine};
+use super::engine::{Container, DISK, Disk, Zone, engine};
 use super::pki::{Authority, Identity, issue_under};
 use super::proxy::{Proxy, Weather};
 use super::wait;
@@ -16,6 +16,9 @@ use super::wait;
 const DAEMON: &str = "keyway-daemon";
 /// Where a node listens unless it is told otherwise.
 const PORTS: [(&str, u16); 3] = [("session_port", 2223), ("identity_port", 2224), ("administration_port", 2225)];
+
+/// Room for a token and its copies, and for little else.
+const LITTLE: Disk = Disk::OfItsOwn(1 << 20);
 
 /// The hosts of a cluster.
 pub struct Hosts {
@@ -30,8 +33,10 @@ pub struct Hosts {
 /// What hosts are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Made {
-    OfProcesses,
-    OfContainers,
+    Processes,
+    Containers,
+    /// Each with a disk of its own for its token and data, which is small. The tests do not see what is there.
+    ContainersWithLittleDisks,
 }
 
 /// One host, with one HSM.
@@ -83,11 +88,17 @@ impl Hosts {
         let hosts = (1..=nodes).map(|number| HostOfOne::prepare(home, &format!("hsm-{number}"), token, &daemons));
         let mut hosts: Vec<_> = hosts.collect();
         let mut networks = Vec::new();
-        if made == Made::OfContainers {
+        let disk = match made {
+            Made::Processes => None,
+            Made::Containers => Some(Disk::Shared),
+            Made::ContainersWithLittleDisks => Some(LITTLE),
+        };
+        if let Some(disk) = disk {
             let engine = engine().expect("asked for by who has one");
             networks.extend((0..zones).map(|_| engine.zone()));
             for (host, zone) in hosts.iter_mut().zip(networks.iter().cycle()) {
-                host.contain(engine.node(zone, token.dev.parent().expect("ours"), &host.home.join("node.toml")));
+                let command = host.command_in_a_container(token, disk);
+                host.contain(engine.node(zone, token.dev.parent().expect("ours"), command, disk));
             }
         }
         Self { home: home.to_owned(), daemons, hosts, _zones: networks }
@@ -189,14 +200,29 @@ profile = "softhsm2"
         std::fs::write(file, change(configuration)).expect("our directory");
     }
 
-    /// From now on its host is a container, whose ports are the usual ones.
-    fn contain(&mut self, container: Container) {
+    /// Writes down that its ports are the usual ones, and that its token is a copy on its own disk if it has one.
+    fn command_in_a_container(&self, token: &Token<'_>, disk: Disk) -> String {
+        let of_dev = token.dev.join(format!("hsms/{}/kmsuser", self.hsm));
         self.configure(|configuration| {
             let everywhere = configuration.replace("listen = \"127.0.0.1\"", "listen = \"0.0.0.0\"");
             PORTS
                 .iter()
                 .fold(everywhere, |text, (key, port)| text.replace(&format!("{key} = 0"), &format!("{key} = {port}")))
         });
+        let command = format!("exec keyway node --config {}", self.home.join("node.toml").display());
+        let Disk::OfItsOwn(_) = disk else { return command };
+        let softhsm2 = self.home.join("softhsm2.conf");
+        std::fs::write(&softhsm2, format!("directories.tokendir = {DISK}/tokens\n")).expect("our directory");
+        self.configure(|configuration| {
+            let of_dev_softhsm2 = of_dev.join("softhsm2.conf");
+            let with_its_own = configuration.replace(&format!("{of_dev_softhsm2:?}"), &format!("{softhsm2:?}"));
+            with_its_own.replace("data_dir = \"data\"", &format!("data_dir = \"{DISK}/data\""))
+        });
+        format!("cp -rp {}/tokens {DISK}/tokens; {command}", of_dev.display())
+    }
+
+    /// From now on its host is a container.
+    fn contain(&mut self, container: Container) {
         self.bound = PORTS.map(|(_, port)| SocketAddr::from((container.address, port))).into();
         self.lead_to_it();
         self.container = Some(container);
@@ -205,6 +231,17 @@ profile = "softhsm2"
     /// The container that it is in.
     pub fn container(&self) -> &Container {
         self.container.as_ref().expect("built with .contained()")
+    }
+
+    /// Not a byte more fits on its disk. Only of one that has a little disk of its own.
+    pub fn fill_disk(&self) {
+        let (all_went_in, said) = self.container().run(&format!("cat /dev/zero > {DISK}/full"));
+        assert!(!all_went_in && said.contains("No space left"), "{said}");
+    }
+
+    pub fn free_disk(&self) {
+        let (freed, said) = self.container().run(&format!("rm {DISK}/full"));
+        assert!(freed, "{said}");
     }
 
     fn lead_to_it(&self) {

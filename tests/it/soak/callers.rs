@@ -8,9 +8,8 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tonic::Status;
 
-use super::dice::Dice;
 use super::history::{History, Operation, Sealed};
-use crate::rig::{Clients, pb};
+use crate::rig::{Clients, Dice, pb};
 
 /// So many callers use keys; one more makes them.
 const CALLERS: u64 = 8;

@@ -9,11 +9,10 @@ use faulty_pkcs11::{Function, Outcome};
 use tokio::task::block_in_place;
 
 use super::callers::{Caller, Haste};
-use super::dice::Dice;
 use super::doing::Doing;
 use super::history::Sealed;
 use super::schedule::HSMS;
-use crate::rig::{Resources, pb, wait};
+use crate::rig::{Dice, Resources, pb, wait};
 
 /// How long a creation whose answer was lost may take to be settled.
 const SETTLED_BY_LOOKING: Duration = Duration::from_secs(60);

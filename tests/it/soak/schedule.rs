@@ -9,8 +9,8 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::time::Duration;
 
-use super::dice::Dice;
 use super::trouble::Trouble;
+use crate::rig::Dice;
 
 pub const HSMS: [&str; 3] = ["hsm-1", "hsm-2", "hsm-3"];
 

@@ -6,7 +6,7 @@ use faulty_pkcs11::Function::*;
 use faulty_pkcs11::ckr::*;
 use faulty_pkcs11::{Function, On, Rule};
 
-use super::dice::Dice;
+use crate::rig::Dice;
 
 /// Something that befalls one HSM.
 #[derive(Debug, Clone, PartialEq)]
