@@ -69,7 +69,9 @@ async fn a_found_key_is_listed_described_used_and_destroyed_where_it_is() {
 
 #[tokio::test]
 async fn a_found_key_is_known_again_by_another_daemon_and_not_copied_to_any_hsm() {
-    let (mut rig, _, alice) = with_keys(&[("hsm-2", key("orders", "c0ffee"))]).await;
+    // Also one that its maker lets go: nobody is to try.
+    let extractable = [key("orders", "c0ffee"), vec!["--extractable"]].concat();
+    let (mut rig, _, alice) = with_keys(&[("hsm-2", extractable)]).await;
     let name = alice.named("id=c0ffee");
     let ciphertext = alice.encrypt(&name).await.unwrap().ciphertext;
     rig.kill_daemon();
@@ -82,6 +84,7 @@ async fn a_found_key_is_known_again_by_another_daemon_and_not_copied_to_any_hsm(
     alice.until_on(&alice.named("more"), &HSMS).await;
     alice.until_on(&name, &["hsm-2"]).await;
     rig.until_labelled("hsm-1", "alice", &["made", "more"]).await;
+    assert!(!rig.log().contains("could not be wrapped"), "nor is it tried: {}", rig.log());
 }
 
 #[tokio::test]
