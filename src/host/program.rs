@@ -295,8 +295,11 @@ mod tests {
     async fn a_program_that_leaves_something_running_had_begun_and_keeps_the_next_one_from_it() {
         let (home, host) = host();
         let pid = home.path().join("pid");
-        // Its standard input is not the lock, so that it is not recognised and killed.
-        let script = format!("exec 3<&0; sleep 600 </dev/null & echo $! >{}", pid.display());
+        // Its standard input is not the lock any more when the script ends, so that it is not recognised and killed.
+        let script = format!(
+            "exec 3<&0; sh -c 'echo $$ >{pid}; exec sleep 600' </dev/null & until test -s {pid}; do sleep 0.01; done",
+            pid = pid.display()
+        );
         let left = run(&host, &script, LONG).await.unwrap_err();
         assert!(matches!(left, ProgramError::StillRuns(_)), "{left}");
         assert!(!left.is_before_it_began() && left.is_under_way());
