@@ -2,6 +2,7 @@
 //!
 //! Without an engine that runs containers these tests are passed over, and say so.
 
+mod compose;
 mod daemon;
 mod disk;
 mod loss;

@@ -143,6 +143,11 @@ impl Engine {
         });
     }
 
+    /// Which of the images have the binary under test.
+    pub fn tag(&self) -> String {
+        tag()
+    }
+
     /// A network of fourteen addresses that leads nowhere else.
     pub fn zone(&self) -> Zone {
         for _ in 0..100 {

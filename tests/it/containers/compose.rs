@@ -1,0 +1,64 @@
+//! The cluster that `scripts/cluster` starts, daemon and all.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
+use std::process::{Command, Output};
+
+use crate::rig::engine;
+
+/// A cluster beside any other; gone when it is dropped.
+struct Composed {
+    project: String,
+    tag: String,
+    port: u16,
+}
+
+impl Composed {
+    fn new(tag: String) -> Self {
+        // Free a moment ago, and not asked for by anybody else who asks as we do.
+        let port =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port").local_addr().expect("bound").port();
+        Self { project: format!("keyway-test-{}", std::process::id()), tag, port }
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/cluster"));
+        command.args(args).env("KEYWAY_PROJECT", &self.project).env("KEYWAY_TAG", &self.tag);
+        command.env("KEYWAY_PORT", self.port.to_string()).output().expect("the script")
+    }
+
+    #[track_caller]
+    fn does(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        assert!(output.status.success(), "scripts/cluster {args:?}: {said}");
+        said
+    }
+}
+
+impl Drop for Composed {
+    fn drop(&mut self) {
+        let down = self.run(&["down"]);
+        assert!(down.status.success() || std::thread::panicking(), "{down:?}");
+    }
+}
+
+#[test]
+fn the_cluster_that_compose_starts_serves_without_one_hsm_and_keeps_its_keys_over_a_restart() {
+    let Some(engine) = engine() else { return };
+    let cluster = Composed::new(engine.tag());
+    let said = cluster.does(&["up"]);
+    assert!(said.contains("the key store \"demo\" is connected"), "{said}");
+    cluster.does(&["keyway", "key", "create", "--key-store", "demo", "--alias", "alias/demo"]);
+    cluster.does(&["compose", "pause", "hsm-2"]);
+    cluster.does(&["keyway", "generate-data-key", "--key", "alias/demo", "--without-plaintext"]);
+    cluster.does(&["compose", "unpause", "hsm-2"]);
+    // Everything stops and starts again, and what was made stays.
+    cluster.does(&["compose", "stop"]);
+    let said = cluster.does(&["up"]);
+    assert!(said.contains("the key store \"demo\" is connected"), "{said}");
+    let key = cluster.does(&["keyway", "key", "describe", "alias/demo"]);
+    assert!(key.contains("ENABLED"), "{key}");
+    cluster.does(&["keyway", "generate-data-key", "--key", "alias/demo", "--without-plaintext"]);
+}
