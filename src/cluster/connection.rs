@@ -206,7 +206,7 @@ impl Connection {
         *self.stage.borrow() >= Stage::Closing
     }
 
-    /// Resolves when it was closed: no call runs through it any more.
+    /// Resolves when it was closed: nobody waits for a call through it any more.
     pub async fn ended(&self) {
         let _ = self.stage.subscribe().wait_for(|stage| *stage == Stage::Closed).await;
     }
@@ -260,10 +260,10 @@ impl Connection {
             Closing::Now => Duration::ZERO,
         };
         let members = self.members();
-        let links: Vec<_> = members.iter().filter_map(|member| member.node.link()).collect();
         let all = futures_util::future::join_all(members.iter().map(|member| member.take_down()));
         if tokio::time::timeout(patience, all).await.is_err() {
             tracing::warn!(cluster = %self.cluster, "closing while calls may still be running");
+            let links: Vec<_> = members.iter().flat_map(|member| member.node.links()).collect();
             // Each is closed before any lets go of its calls: none of them is to go on to the next.
             links.iter().for_each(|link| link.close());
             links.iter().for_each(|link| link.cut_off());

@@ -210,7 +210,7 @@ impl Member {
         self.checks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Logs the node out and stops its worker, after its running calls.
+    /// Logs the node out and stops its worker, after its running calls; and waits for workers that were on their way out before.
     pub async fn take_down(&self) {
         let supervision = self.lock_supervision().take();
         if let Some(Supervision { stop, tasks }) = supervision {
@@ -219,6 +219,7 @@ impl Member {
                 let _ = task.await;
             }
         }
+        self.node.vacated().await;
     }
 
     pub(super) fn lock_supervision(&self) -> MutexGuard<'_, Option<Supervision>> {
