@@ -77,7 +77,9 @@ impl KeyStores {
         passwords: Passwords,
         owner: impl Owner,
     ) -> Result<Arc<Connection>, NotMade> {
-        let maintenance = self.0.maintenance.lock().await;
+        // Had before anything is made: an attempt that is given up while it waits leaves no Connection that nobody has.
+        let place = self.0.opened.reserve().await;
+        let _maintenance = self.0.maintenance.lock().await;
         let settings = self.0.clusters.get(cluster).ok_or_else(|| NotMade::Undeclared(cluster.clone()))?;
         let mut nodes = Vec::new();
         for blueprint in blueprints(cluster, &settings, &owner) {
@@ -88,9 +90,9 @@ impl KeyStores {
         self.0.connections.send_modify(|connections| connections.push(connection.clone()));
         let (this, followed) = (self.clone(), connection.clone());
         self.0.runtime.spawn(async move { this.follow(followed, owner).await });
-        drop(maintenance);
-        if self.0.opened.send(connection.clone()).await.is_err() {
-            tracing::error!("nobody keeps keys level with the records");
+        match place {
+            Ok(place) => place.send(connection.clone()),
+            Err(_) => tracing::error!("nobody keeps keys level with the records"),
         }
         Ok(connection)
     }
