@@ -236,10 +236,11 @@ impl Connection {
         node::change_password(&member.node, &self.common, new).await
     }
 
-    /// Starts keeping a node up: worker, login (one attempt, if the budget has one), proof. Nothing happens when that is under way.
+    /// Starts keeping a node up: worker, login (one attempt, if the budget has one), proof. Nothing happens when that is under way,
+    /// or when the node has left.
     pub fn bring_up(self: &Arc<Self>, member: &Arc<Member>) {
         let mut supervision = member.lock_supervision();
-        if supervision.is_some() || self.is_closed() {
+        if supervision.is_some() || self.is_closed() || !self.is_member(member) {
             return;
         }
         let (stop, stopped) = watch::channel(false);

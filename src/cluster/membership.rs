@@ -39,6 +39,12 @@ impl Connection {
         member.node.drain_out(why, limit).await;
         member.take_down().await;
         self.exchange(|members| members.retain(|other| !Arc::ptr_eq(other, member)));
+        // Somebody may have brought it up once more while it was a member.
+        member.take_down().await;
+    }
+
+    pub(super) fn is_member(&self, member: &Arc<Member>) -> bool {
+        self.members.borrow().iter().any(|other| Arc::ptr_eq(other, member))
     }
 
     /// Resolves when the member has left.
