@@ -318,7 +318,7 @@ impl Keys {
         // A node that is away gets it when it is back: nothing is left to do for now.
         let members = creation.connection.members();
         let mut here = members.iter().filter(|member| member.is_proved());
-        if here.all(|member| is_on_one_of(&proven, member)) { Ok(Spread::Everywhere) } else { Ok(Spread::Enough) }
+        if here.all(|member| member.has(&key.id)) { Ok(Spread::Everywhere) } else { Ok(Spread::Enough) }
     }
 
     async fn enable(&self, creation: &Creation, key: &KeyInHsms, proven: &[Arc<Member>]) -> Result<bool, Unavailable> {
