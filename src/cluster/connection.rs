@@ -171,19 +171,27 @@ impl Connection {
         self.changes.send_modify(|count| *count += 1);
     }
 
-    /// Waits until the condition holds, looking again whenever a node changes, joins or leaves.
-    pub async fn until(&self, condition: impl Fn() -> bool) {
+    /// Resolves when any node changes, joins or leaves after this call.
+    pub fn next_move(&self) -> impl Future<Output = ()> + Send + use<> {
+        // Before the members: one that joins between the two is a change.
         let mut changes = self.changes();
-        loop {
-            let members = self.members();
-            let mut statuses: Vec<_> = members.iter().map(|member| member.node.status()).collect();
-            if condition() {
-                return;
-            }
+        let mut statuses: Vec<_> = self.members().iter().map(|member| member.node.status()).collect();
+        async move {
             tokio::select! {
                 () = any_changed(&mut statuses) => {}
                 _ = changes.changed() => {}
             }
+        }
+    }
+
+    /// Waits until the condition holds, looking again at each [`Connection::next_move`].
+    pub async fn until(&self, condition: impl Fn() -> bool) {
+        loop {
+            let moved = self.next_move();
+            if condition() {
+                return;
+            }
+            moved.await;
         }
     }
 
