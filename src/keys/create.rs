@@ -313,7 +313,6 @@ impl Keys {
         }
         while let Some(member) = creation.next_proven(&mut copies, &key.id).await {
             self.note_presence(creation, &member, Proof::Used).await;
-            proven.push(member);
         }
         // A node that is away gets it when it is back: nothing is left to do for now.
         let members = creation.connection.members();
