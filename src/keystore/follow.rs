@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use crate::cluster::{self, Connection, Member, Members};
 use crate::host::WorkerSpec;
-use crate::model::{ClusterId, HsmId};
+use crate::model::{ClusterId, CryptoUser, HsmId};
 use crate::node::{Blueprint, Common, Health, Node, Passwords};
 use crate::records::Unavailable;
 
@@ -248,19 +248,17 @@ impl KeyStores {
 
     /// Says loudly what nobody can use once the member is gone.
     async fn tell_what_goes(&self, connection: &Connection, member: &Arc<Member>) {
-        if !member.is_proved() {
-            return;
-        }
-        let (cluster, hsm, others) = (&connection.cluster, member.node.hsm(), others(connection, member));
+        let (user, hsm, others) = (connection.user(), member.node.hsm(), others(connection, member));
+        let CryptoUser { cluster, username } = &user;
         let serving = others.iter().filter(|other| other.is_proved());
         let serving: Vec<_> = serving.map(|other| other.node.hsm().clone()).collect();
-        match self.0.records.count_keys_only_on(cluster, hsm, &serving).await {
-            Ok(0) if !serving.is_empty() => {}
+        match self.0.records.count_keys_only_on(&user, hsm, &serving).await {
+            Ok(0) => {}
             Ok(keys) => {
-                tracing::error!(%cluster, %hsm, keys, "an HSM goes, as it is declared, with keys that are on no other HSM in service");
+                tracing::error!(%cluster, %hsm, user = %username, keys, "an HSM goes, as it is declared, with keys that are on no other HSM in service");
             }
             Err(error) => {
-                tracing::error!(%cluster, %hsm, %error, "an HSM goes, as it is declared; whether others have its keys cannot be read");
+                tracing::error!(%cluster, %hsm, user = %username, %error, "an HSM goes, as it is declared; whether others have its keys cannot be read");
             }
         }
     }
