@@ -369,7 +369,6 @@ impl Connection {
         deadline: Instant,
         repeat: &R,
     ) -> Result<Outcome, R::Refused> {
-        let members = self.members();
         let mut request = Request { verb: Some(verb), ..Request::default() };
         let mut history = History::default();
         let mut asked = Vec::new();
@@ -377,7 +376,8 @@ impl Connection {
         let mut suspicion = None;
         let mut may_be_done = false;
         loop {
-            let Some((index, others)) = again.take().or_else(|| self.choose(&members, key, &asked)) else {
+            // Those of now: one that has joined since the request began may be all there is.
+            let Some((member, others)) = again.take().or_else(|| self.choose(key, &asked)) else {
                 return Err(history.exhausted(self.why_nobody(key)).into());
             };
             if history.is_suspect() && suspicion.is_none() {
@@ -388,18 +388,17 @@ impl Connection {
             }
             let now = Instant::now();
             let attempt = now + history.attempt(deadline.saturating_duration_since(now), others);
-            let member = &members[index];
             let error = match member.node.call(&mut request, attempt).await {
                 Ok(outcome) => return Ok(outcome),
                 Err(error) => error,
             };
-            heed(member, key, &error);
+            heed(&member, key, &error);
             may_be_done |= error.was_handed_over();
             match history.after(&error, Effect::Repeatable, Instant::now() >= deadline) {
-                Next::SameNode => again = Some((index, others)),
+                Next::SameNode => again = Some((member, others)),
                 Next::OtherNode => {
                     tracing::debug!(hsm = %member.node.hsm(), %error, "asking another node");
-                    asked.push(index);
+                    asked.push(member);
                 }
                 Next::Stop(failure) => {
                     if matches!(failure, Failure::BadInput | Failure::Poisonous) {
@@ -420,27 +419,29 @@ impl Connection {
         }
     }
 
-    /// The place among `members` of the one to ask next, and how many others could be asked after it.
-    fn choose(&self, members: &[Arc<Member>], key: Option<&CkaId>, asked: &[usize]) -> Option<(usize, usize)> {
+    /// The one to ask next, and how many others could be asked after it.
+    fn choose(&self, key: Option<&CkaId>, asked: &[Arc<Member>]) -> Option<(Arc<Member>, usize)> {
+        let members = self.members();
         let mut candidates = 0;
         let chosen = route::choose(
-            self.candidates(members, key, asked).inspect(|_| candidates += 1),
+            self.candidates(&members, key, asked).inspect(|_| candidates += 1),
             self.turn.fetch_add(1, Relaxed),
             members.len(),
         );
-        chosen.map(|index| (index, candidates - 1))
+        chosen.map(|index| (members[index].clone(), candidates - 1))
     }
 
     fn candidates(
         &self,
         members: &[Arc<Member>],
         key: Option<&CkaId>,
-        asked: &[usize],
+        asked: &[Arc<Member>],
     ) -> impl Iterator<Item = Candidate> {
+        let was_asked = |member| asked.iter().any(|asked| Arc::ptr_eq(asked, member));
         let able = members
             .iter()
             .enumerate()
-            .filter(move |(index, member)| !asked.contains(index) && key.is_none_or(|key| member.has(key)));
+            .filter(move |(_, member)| !was_asked(member) && key.is_none_or(|key| member.has(key)));
         able.filter_map(|(index, member)| {
             Some(Candidate {
                 index,

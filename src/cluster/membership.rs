@@ -1,7 +1,7 @@
 //! Members come and go while a Connection is open: whoever joins is brought up, whoever leaves is drained first.
 //!
-//! The members are exchanged as a whole. A request goes by those that there were when it began; one of them that leaves
-//! meanwhile answers what it has begun, and takes nothing more. Who is to be a member is for the rooms above.
+//! The members are exchanged as a whole. Whoever leaves answers what it has begun, and takes nothing more; a request that it
+//! did not take goes to those that there are then. Who is to be a member is for the rooms above.
 
 use std::sync::Arc;
 use std::time::Duration;
