@@ -122,8 +122,8 @@ impl KeyStores {
         Ok(connection)
     }
 
-    /// Resolves when nobody is logged in to the HSM through any Connection. For whoever has had it declared no more before: it
-    /// is drained then. One whose cluster is not declared at all stays until its key store is disconnected.
+    /// Resolves when the HSM is no node of any Connection. For whoever has had it declared no more before: it is drained then.
+    /// Where a Connection was closed without patience, its worker may still be on its way out. One whose cluster is not declared at all stays until its key store is disconnected.
     #[expect(dead_code, reason = "for RemoveHsm")]
     pub async fn left(&self, cluster: &ClusterId, hsm: &HsmId) {
         // Who made a Connection, or let a node join, by what was declared before has done so when this is had.
@@ -229,9 +229,9 @@ impl KeyStores {
         };
         let wait = |member: &Arc<Member>| before.iter().find(|it| Arc::ptr_eq(&it.member, member))?.wait;
         let members = connection.members();
-        let outdated = members.iter().filter_map(|member| {
-            Some(Outdated { member: member.clone(), why: why(member)?, wait: wait(member) })
-        });
+        let outdated = members
+            .iter()
+            .filter_map(|member| Some(Outdated { member: member.clone(), why: why(member)?, wait: wait(member) }));
         let mut outdated: Vec<_> = outdated.collect();
         // Those that serve nobody cost nothing.
         outdated.sort_by_key(|it| (it.member.is_proved(), it.why));

@@ -11,8 +11,7 @@ use super::KeyStores;
 use super::facts::{lineages, remember_lineages};
 
 impl KeyStores {
-    /// Exchanges the declared clusters: what changed, a line each. Connections stay as they are until they are made anew.
-    /// A store that is CONNECTED and could have none, since its cluster was not declared, gets one.
+    /// Exchanges the declared clusters: what changed, a line each. Connections follow by themselves, each in its own time. A store that is CONNECTED and could have none, since its cluster was not declared, gets one.
     pub async fn redeclare(
         &self,
         clusters: BTreeMap<ClusterId, cluster::Settings>,

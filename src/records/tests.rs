@@ -576,7 +576,11 @@ async fn keys_that_go_with_a_node_are_those_that_none_of_the_others_was_proven_t
     records.set_presence(one, V1, (&record.cluster, &hsm(3)), Proof::Used, at(4)).await.unwrap();
     assert_eq!(going_with(hsm(1), &[hsm(3)]).await, 1);
     let another = CryptoUser { username: "alice".parse().unwrap(), ..kmsuser(&record.cluster) };
-    assert_eq!(records.count_keys_only_on(&another, &hsm(1), &[]).await.unwrap(), 0, "each user's go with his own token");
+    assert_eq!(
+        records.count_keys_only_on(&another, &hsm(1), &[]).await.unwrap(),
+        0,
+        "each user's go with his own token"
+    );
 }
 
 #[tokio::test]
