@@ -584,6 +584,29 @@ async fn keys_that_go_with_a_node_are_those_that_none_of_the_others_was_proven_t
 }
 
 #[tokio::test]
+async fn a_key_may_be_on_any_node_where_it_was_not_looked_for_in_vain() {
+    let home = Home::new();
+    let records = home.open().await;
+    let record = connected_store(&records).await;
+    let key = enabled_key(&records, &record).await;
+    let set = async |node, proof| {
+        records.set_presence(key, V1, (&record.cluster, &hsm(node)), proof, at(4)).await.unwrap();
+    };
+    let may_be = async || records.may_be_somewhere(key, V1, &record.cluster).await.unwrap();
+    for node in 1..=3 {
+        set(node, Proof::Missing).await;
+    }
+    assert!(!may_be().await);
+    set(2, Proof::Different).await;
+    assert!(!may_be().await);
+    set(2, Proof::Unknown).await;
+    assert!(may_be().await);
+    set(2, Proof::Used).await;
+    assert!(may_be().await);
+    assert!(!records.may_be_somewhere(key, V1, &cluster('b')).await.unwrap());
+}
+
+#[tokio::test]
 async fn uses_are_reserved_in_blocks_up_to_the_ceiling() {
     let home = Home::new();
     let records = home.open().await;

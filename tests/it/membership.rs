@@ -48,10 +48,19 @@ async fn all_open(clients: &mut Clients, ciphertexts: &[Vec<u8>]) {
     }
 }
 
+/// Out of use: what is asked from then on, others answer.
 async fn drain(clients: &mut Clients, declaring: &Declaring, hsm: &str) {
     let (cluster_id, hsm_id) = (declaring.rig.cluster_id(), hsm.to_owned());
     let request = pb::DrainHsmRequest { cluster_id, hsm_id, note: "to be looked at".to_owned(), drain_timeout: None };
     clients.clusters.drain_hsm(request).await.expect("it is known");
+    let is_drained = |node: &pb::NodeConnection| node.hsm_id != hsm || node.health() == pb::HsmHealth::Drained;
+    let clients = &*clients;
+    wait_async(|| async { told(clients).await.iter().flat_map(|it| &it.nodes).all(is_drained).then_some(()) }).await;
+}
+
+async fn told(clients: &Clients) -> Vec<pb::KeyStore> {
+    let described = clients.clone().stores.describe_key_stores(pb::DescribeKeyStoresRequest::default()).await;
+    described.expect("they are told").into_inner().key_stores
 }
 
 fn is_healthy(node: &pb::NodeConnection) -> bool {
@@ -403,11 +412,7 @@ async fn an_hsm_that_joins_while_a_key_is_made_gets_it() {
     }
     let key = making.await.expect("it ends").expect("two HSMs have it").key_id;
     let ciphertext = clients.encrypt(&key, &0_usize.to_be_bytes()).await;
-    let lacks_nothing = async || {
-        let told = clients.clone().stores.describe_key_stores(pb::DescribeKeyStoresRequest::default()).await;
-        told.expect("it is told").into_inner().key_stores[0].nodes[2].keys_missing == 0
-    };
-    wait_async(|| async { lacks_nothing().await.then_some(()) }).await;
+    wait_async(|| async { (told(&clients).await[0].nodes[2].keys_missing == 0).then_some(()) }).await;
     drain(&mut clients, &declaring, "hsm-1").await;
     drain(&mut clients, &declaring, "hsm-2").await;
     all_open(&mut clients, &[ciphertext]).await;
