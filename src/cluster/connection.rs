@@ -171,19 +171,27 @@ impl Connection {
         self.changes.send_modify(|count| *count += 1);
     }
 
-    /// Waits until the condition holds, looking again whenever a node changes, joins or leaves.
-    pub async fn until(&self, condition: impl Fn() -> bool) {
+    /// Resolves when any node changes, joins or leaves after this call.
+    pub fn next_move(&self) -> impl Future<Output = ()> + Send + use<> {
+        // Before the members: one that joins between the two is a change.
         let mut changes = self.changes();
-        loop {
-            let members = self.members();
-            let mut statuses: Vec<_> = members.iter().map(|member| member.node.status()).collect();
-            if condition() {
-                return;
-            }
+        let mut statuses: Vec<_> = self.members().iter().map(|member| member.node.status()).collect();
+        async move {
             tokio::select! {
                 () = any_changed(&mut statuses) => {}
                 _ = changes.changed() => {}
             }
+        }
+    }
+
+    /// Waits until the condition holds, looking again at each [`Connection::next_move`].
+    pub async fn until(&self, condition: impl Fn() -> bool) {
+        loop {
+            let moved = self.next_move();
+            if condition() {
+                return;
+            }
+            moved.await;
         }
     }
 
@@ -206,7 +214,7 @@ impl Connection {
         *self.stage.borrow() >= Stage::Closing
     }
 
-    /// Resolves when it was closed: no call runs through it any more.
+    /// Resolves when it was closed: nobody waits for a call through it any more.
     pub async fn ended(&self) {
         let _ = self.stage.subscribe().wait_for(|stage| *stage == Stage::Closed).await;
     }
@@ -236,10 +244,11 @@ impl Connection {
         node::change_password(&member.node, &self.common, new).await
     }
 
-    /// Starts keeping a node up: worker, login (one attempt, if the budget has one), proof. Nothing happens when that is under way.
+    /// Starts keeping a node up: worker, login (one attempt, if the budget has one), proof. Nothing happens when that is under way,
+    /// or when the node has left.
     pub fn bring_up(self: &Arc<Self>, member: &Arc<Member>) {
         let mut supervision = member.lock_supervision();
-        if supervision.is_some() || self.is_closed() {
+        if supervision.is_some() || self.is_closed() || !self.is_member(member) {
             return;
         }
         let (stop, stopped) = watch::channel(false);
@@ -260,10 +269,10 @@ impl Connection {
             Closing::Now => Duration::ZERO,
         };
         let members = self.members();
-        let links: Vec<_> = members.iter().filter_map(|member| member.node.link()).collect();
         let all = futures_util::future::join_all(members.iter().map(|member| member.take_down()));
         if tokio::time::timeout(patience, all).await.is_err() {
             tracing::warn!(cluster = %self.cluster, "closing while calls may still be running");
+            let links: Vec<_> = members.iter().flat_map(|member| member.node.links()).collect();
             // Each is closed before any lets go of its calls: none of them is to go on to the next.
             links.iter().for_each(|link| link.close());
             links.iter().for_each(|link| link.cut_off());
@@ -360,7 +369,6 @@ impl Connection {
         deadline: Instant,
         repeat: &R,
     ) -> Result<Outcome, R::Refused> {
-        let members = self.members();
         let mut request = Request { verb: Some(verb), ..Request::default() };
         let mut history = History::default();
         let mut asked = Vec::new();
@@ -368,7 +376,8 @@ impl Connection {
         let mut suspicion = None;
         let mut may_be_done = false;
         loop {
-            let Some((index, others)) = again.take().or_else(|| self.choose(&members, key, &asked)) else {
+            // Those of now: one that has joined since the request began may be all there is.
+            let Some((member, others)) = again.take().or_else(|| self.choose(key, &asked)) else {
                 return Err(history.exhausted(self.why_nobody(key)).into());
             };
             if history.is_suspect() && suspicion.is_none() {
@@ -379,18 +388,17 @@ impl Connection {
             }
             let now = Instant::now();
             let attempt = now + history.attempt(deadline.saturating_duration_since(now), others);
-            let member = &members[index];
             let error = match member.node.call(&mut request, attempt).await {
                 Ok(outcome) => return Ok(outcome),
                 Err(error) => error,
             };
-            heed(member, key, &error);
+            heed(&member, key, &error);
             may_be_done |= error.was_handed_over();
             match history.after(&error, Effect::Repeatable, Instant::now() >= deadline) {
-                Next::SameNode => again = Some((index, others)),
+                Next::SameNode => again = Some((member, others)),
                 Next::OtherNode => {
                     tracing::debug!(hsm = %member.node.hsm(), %error, "asking another node");
-                    asked.push(index);
+                    asked.push(member);
                 }
                 Next::Stop(failure) => {
                     if matches!(failure, Failure::BadInput | Failure::Poisonous) {
@@ -411,27 +419,29 @@ impl Connection {
         }
     }
 
-    /// The place among `members` of the one to ask next, and how many others could be asked after it.
-    fn choose(&self, members: &[Arc<Member>], key: Option<&CkaId>, asked: &[usize]) -> Option<(usize, usize)> {
+    /// The one to ask next, and how many others could be asked after it.
+    fn choose(&self, key: Option<&CkaId>, asked: &[Arc<Member>]) -> Option<(Arc<Member>, usize)> {
+        let members = self.members();
         let mut candidates = 0;
         let chosen = route::choose(
-            self.candidates(members, key, asked).inspect(|_| candidates += 1),
+            self.candidates(&members, key, asked).inspect(|_| candidates += 1),
             self.turn.fetch_add(1, Relaxed),
             members.len(),
         );
-        chosen.map(|index| (index, candidates - 1))
+        chosen.map(|index| (members[index].clone(), candidates - 1))
     }
 
     fn candidates(
         &self,
         members: &[Arc<Member>],
         key: Option<&CkaId>,
-        asked: &[usize],
+        asked: &[Arc<Member>],
     ) -> impl Iterator<Item = Candidate> {
+        let was_asked = |member| asked.iter().any(|asked| Arc::ptr_eq(asked, member));
         let able = members
             .iter()
             .enumerate()
-            .filter(move |(index, member)| !asked.contains(index) && key.is_none_or(|key| member.has(key)));
+            .filter(move |(_, member)| !was_asked(member) && key.is_none_or(|key| member.has(key)));
         able.filter_map(|(index, member)| {
             Some(Candidate {
                 index,

@@ -132,6 +132,32 @@ impl Member {
         }
     }
 
+    /// Whether it stays out until somebody has mended something. One that is unreachable is tried again by itself.
+    pub fn is_lost(&self) -> bool {
+        match self.node.status().borrow().health {
+            Health::LoginRefused | Health::Drained | Health::WrongIdentity => true,
+            Health::Unreachable | Health::NotProbed | Health::Syncing | Health::Healthy | Health::Slow => false,
+        }
+    }
+
+    /// Whether it is out of service without a chance to come back by itself.
+    pub fn is_hopeless(&self) -> bool {
+        self.is_lost() || self.stuck().is_some()
+    }
+
+    /// Whether it serves what it has, and is brought to serve all there is.
+    pub fn is_level(&self) -> bool {
+        match self.node.status().borrow().health {
+            Health::Healthy | Health::Slow => true,
+            Health::Syncing
+            | Health::NotProbed
+            | Health::Unreachable
+            | Health::LoginRefused
+            | Health::Drained
+            | Health::WrongIdentity => false,
+        }
+    }
+
     /// Which proof stands, if one does. Another number means another login, or that the node was doubted and proved again.
     pub fn proof(&self) -> Option<u64> {
         self.is_proved().then(|| self.proofs.load(Relaxed))
@@ -210,7 +236,7 @@ impl Member {
         self.checks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Logs the node out and stops its worker, after its running calls.
+    /// Logs the node out and stops its worker, after its running calls; and waits for workers that were on their way out before.
     pub async fn take_down(&self) {
         let supervision = self.lock_supervision().take();
         if let Some(Supervision { stop, tasks }) = supervision {
@@ -219,6 +245,7 @@ impl Member {
                 let _ = task.await;
             }
         }
+        self.node.vacated().await;
     }
 
     pub(super) fn lock_supervision(&self) -> MutexGuard<'_, Option<Supervision>> {

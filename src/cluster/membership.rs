@@ -1,7 +1,7 @@
 //! Members come and go while a Connection is open: whoever joins is brought up, whoever leaves is drained first.
 //!
-//! The members are exchanged as a whole. A request goes by those that there were when it began; one of them that leaves
-//! meanwhile answers what it has begun, and takes nothing more. Who is to be a member is for the rooms above.
+//! The members are exchanged as a whole. Whoever leaves answers what it has begun, and takes nothing more; a request that it
+//! did not take goes to those that there are then. Who is to be a member is for the rooms above.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +39,12 @@ impl Connection {
         member.node.drain_out(why, limit).await;
         member.take_down().await;
         self.exchange(|members| members.retain(|other| !Arc::ptr_eq(other, member)));
+        // Somebody may have brought it up once more while it was a member.
+        member.take_down().await;
+    }
+
+    pub(super) fn is_member(&self, member: &Arc<Member>) -> bool {
+        self.members.borrow().iter().any(|other| Arc::ptr_eq(other, member))
     }
 
     /// Resolves when the member has left.

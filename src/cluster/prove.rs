@@ -267,7 +267,7 @@ async fn found(connection: &Connection, member: &Member, kek: KekRecord) -> Resu
     let ours = kek.made_on == *member.node.hsm();
     if !ours
         && let Some(founder) = connection.member(&kek.made_on)
-        && may_yet_serve(&founder.node)
+        && !founder.is_out()
         && founder.stuck().is_none()
         && spent(connection, &founder.node).await?.is_none()
     {
@@ -325,14 +325,6 @@ async fn spent(connection: &Connection, node: &Node) -> Result<Option<Spent>, Un
         Ok(()) => Ok(None),
         Err(Undone::Login(spent)) => Ok(Some(spent)),
         Err(undone @ (Undone::Job { .. } | Undone::BeingChanged(_) | Undone::Records(_))) => Err(undone.into()),
-    }
-}
-
-/// Logged in, or on its way there.
-fn may_yet_serve(node: &Node) -> bool {
-    match node.status().borrow().health {
-        Health::NotProbed | Health::Syncing | Health::Healthy | Health::Slow => true,
-        Health::Unreachable | Health::LoginRefused | Health::Drained | Health::WrongIdentity => false,
     }
 }
 

@@ -313,22 +313,22 @@ impl Keys {
         }
         while let Some(member) = creation.next_proven(&mut copies, &key.id).await {
             self.note_presence(creation, &member, Proof::Used).await;
-            proven.push(member);
         }
         // A node that is away gets it when it is back: nothing is left to do for now.
         let members = creation.connection.members();
         let mut here = members.iter().filter(|member| member.is_proved());
-        if here.all(|member| is_among(&proven, member)) { Ok(Spread::Everywhere) } else { Ok(Spread::Enough) }
+        if here.all(|member| member.has(&key.id)) { Ok(Spread::Everywhere) } else { Ok(Spread::Enough) }
     }
 
     async fn enable(&self, creation: &Creation, key: &KeyInHsms, proven: &[Arc<Member>]) -> Result<bool, Unavailable> {
         let members = creation.ask_only(proven, &key.id);
-        let others = members.iter().filter(|member| !is_among(proven, member));
+        let others = members.iter().filter(|member| !is_on_one_of(proven, member));
         let nodes = (&hsms(proven.iter())[..], &hsms(others)[..]);
         let enabled = self.0.records.finish_key(creation.id, KeyVersion::FIRST, &key.probe, nodes, clock::now()).await;
         // Who has joined meanwhile may have looked at the records before the key stood in them.
         let now = creation.connection.members();
-        for member in now.iter().filter(|member| !is_among(&members, member) && !is_among(proven, member)) {
+        let has_joined = |member: &&Arc<Member>| !members.iter().any(|before| Arc::ptr_eq(before, member));
+        for member in now.iter().filter(has_joined).filter(|member| !is_on_one_of(proven, member)) {
             member.lacks([key.id]);
             self.note_presence(creation, member, Proof::Unknown).await;
         }
@@ -384,7 +384,7 @@ impl Creation {
     /// Until a node has answered the probe, nothing is asked of it under this key. Who the members are.
     fn ask_only(&self, proven: &[Arc<Member>], key: &CkaId) -> Members {
         let members = self.connection.members();
-        for member in members.iter().filter(|member| !is_among(proven, member)) {
+        for member in members.iter().filter(|member| !is_on_one_of(proven, member)) {
             member.lacks([*key]);
         }
         members
@@ -429,8 +429,9 @@ impl Creation {
     }
 }
 
-fn is_among(members: &[Arc<Member>], member: &Arc<Member>) -> bool {
-    members.iter().any(|other| Arc::ptr_eq(other, member))
+/// What one of them proved holds of its HSM, also when that has left and joined anew meanwhile.
+fn is_on_one_of(members: &[Arc<Member>], member: &Member) -> bool {
+    members.iter().any(|other| other.node.hsm() == member.node.hsm())
 }
 
 fn hsms<'a>(members: impl Iterator<Item = &'a Arc<Member>>) -> Vec<HsmId> {

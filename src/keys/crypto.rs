@@ -228,9 +228,13 @@ impl Keys {
     }
 
     /// Whether the version was looked for on every node of its cluster and is on none, as after a move to a cluster that
-    /// was restored from a backup older than the key.
+    /// was restored from a backup older than the key. An HSM that has left with it may come back.
     async fn is_lost(&self, key: &Key, version: KeyVersion, connection: &Connection) -> Result<bool, Error> {
-        for member in connection.members().iter() {
+        if self.0.records.may_be_somewhere(key.id, version, &connection.cluster).await? {
+            return Ok(false);
+        }
+        let members = connection.members();
+        for member in members.iter() {
             let place = (&connection.cluster, member.node.hsm());
             let known = self.0.records.presence(key.id, version, place).await?;
             let is_missing = known.is_some_and(|known| matches!(known.proof, Proof::Missing | Proof::Different));
@@ -238,7 +242,7 @@ impl Keys {
                 return Ok(false);
             }
         }
-        Ok(true)
+        Ok(!members.is_empty())
     }
 
     fn encrypted(&self, key: &Key, version: KeyVersion, sealed: &crate::cluster::Sealed) -> Encrypted {

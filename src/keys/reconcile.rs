@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use crate::clock;
 use crate::cluster::{Connection, Failure, Member, Members};
-use crate::model::{CkaId, KeyState, KeyVersion, with_causes};
+use crate::model::{CkaId, HsmId, KeyState, KeyVersion, with_causes};
 use crate::records::{NewProof, Proof, ProvableKey, Unavailable};
 
 use super::copy::Errand;
@@ -212,8 +212,11 @@ async fn settle(keys: &Keys, connection: &Connection, member: &Member) -> Result
     let (hsm, user) = (member.node.hsm(), connection.user());
     for record in keys.0.records.creating_keys(&user).await? {
         let version = KeyVersion::FIRST;
-        let here = record.versions.iter().any(|version| version.on.iter().any(|on| on.hsm == *hsm));
-        if !here || keys.lock_creating().contains(&record.id) {
+        let on = || record.versions.iter().flat_map(|version| &version.on).map(|on| &on.hsm);
+        let here = on().any(|on| on == hsm);
+        // What these may hold of it is destroyed by nobody; should they come back with it, it is found without a record.
+        let gone: Vec<_> = on().filter(|on| is_removed(keys, connection, on)).collect();
+        if (!here && gone.is_empty()) || keys.lock_creating().contains(&record.id) {
             continue;
         }
         // It may have been acknowledged since the list was read. Only its maker could do that, and was
@@ -222,10 +225,16 @@ async fn settle(keys: &Keys, connection: &Connection, member: &Member) -> Result
         if now.is_none_or(|now| now.state != KeyState::Creating) {
             continue;
         }
-        let cka = CkaId::of(record.id, version);
-        connection.destroy_key(member, cka, Instant::now() + STEP).await.map_err(NotLevel::Unsettled)?;
-        let left = keys.0.records.clear_creating(record.id, hsm).await?;
-        tracing::info!(key = %record.id, %hsm, nodes_left = left.hsms, "settled a key that was never acknowledged");
+        for hsm in gone {
+            let left = keys.0.records.clear_creating(record.id, hsm).await?;
+            tracing::info!(key = %record.id, %hsm, nodes_left = left.hsms, "a key that was never acknowledged may be on an HSM that was removed");
+        }
+        if here {
+            let cka = CkaId::of(record.id, version);
+            connection.destroy_key(member, cka, Instant::now() + STEP).await.map_err(NotLevel::Unsettled)?;
+            let left = keys.0.records.clear_creating(record.id, hsm).await?;
+            tracing::info!(key = %record.id, %hsm, nodes_left = left.hsms, "settled a key that was never acknowledged");
+        }
     }
     // Here alone are they told to be gone: no copy of one is on its way to this node meanwhile.
     for key in keys.0.records.destroyed_keys(&user, hsm).await? {
@@ -234,6 +243,12 @@ async fn settle(keys: &Keys, connection: &Connection, member: &Member) -> Result
         tracing::info!(?key, %hsm, "nothing is left here of a key that was destroyed");
     }
     Ok(())
+}
+
+/// Whether the HSM takes no part in its cluster any more, which is declared all the same.
+fn is_removed(keys: &Keys, connection: &Connection, hsm: &HsmId) -> bool {
+    let settings = keys.0.stores.declared().get(&connection.cluster);
+    settings.is_some_and(|settings| !settings.nodes.contains_key(hsm)) && connection.member(hsm).is_none()
 }
 
 /// One pass over what a node lacks.

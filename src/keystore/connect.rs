@@ -146,7 +146,7 @@ async fn attempt(stores: &KeyStores, store: &Arc<Store>) -> Result<(), Connectio
         Rotated::No => {}
         Rotated::UnderWay(message) => return Err(fault(ConnectionErrorCode::InternalError, message, None)),
         // Those that have a new password log in with it. Each could be reached before, and is waited for.
-        Rotated::Perhaps if come_up(&connection, &proved, left(), is_lost).await => {}
+        Rotated::Perhaps if come_up(&connection, &proved, left(), Member::is_lost).await => {}
         Rotated::Perhaps => return Err(why_nobody(&connection)),
     }
     rotate::forget_unneeded(stores, &connection).await;
@@ -240,11 +240,6 @@ pub(super) fn code(refusal: LoginRefusal) -> ConnectionErrorCode {
         LoginRefusal::LoggedInElsewhere => ConnectionErrorCode::UserLoggedIn,
         LoginRefusal::Unsettled => ConnectionErrorCode::InternalError,
     }
-}
-
-/// It does not come back by itself.
-fn is_lost(member: &Member) -> bool {
-    member.is_out() && member.node.status().borrow().health != Health::Unreachable
 }
 
 fn reasons(connection: &Connection) -> String {

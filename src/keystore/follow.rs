@@ -5,20 +5,24 @@
 //!   │        │
 //!   │        ▼
 //!   │   one that is declared otherwise, or no more ─none─▶ wait for an exchange
-//!   │        │ the others come level, if they may          (and before each step: for leave to take it)
+//!   │        │ its turn comes: the others are level, or     (and before each step: for leave to take it)
+//!   │        │ nothing is to be hoped of them
 //!   │        ▼
 //!   └─── it is drained and leaves; declared otherwise, it joins anew
 //! ```
 //!
-//! What is declared is obeyed, also where nobody else has a key: that is said, and nothing more. A Connection whose cluster
-//! is not declared at all any more stays as it is.
+//! What is declared is obeyed, also where nobody else has a key: that is said, and nothing more. But an HSM that is only
+//! declared otherwise, and serves, stays as long as one that is as declared already does not: a declaration that is wrong
+//! costs one HSM, and not all of them. A Connection whose cluster is not declared at all any more stays as it is.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::cluster::{self, Connection, Member, Members};
 use crate::host::WorkerSpec;
-use crate::model::{ClusterId, HsmId};
+use crate::model::{ClusterId, CryptoUser, HsmId};
 use crate::node::{Blueprint, Common, Health, Node, Passwords};
 use crate::records::Unavailable;
 
@@ -50,21 +54,42 @@ pub enum NotMade {
     Records(#[from] Unavailable),
 }
 
-/// Why a node is to leave.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outdated {
+/// Why a node is to leave. Whoever does not come back goes first: what takes its place may be what others wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Why {
     /// It is not declared any more, or not as ACTIVE.
     Gone,
     /// Another one is to take its place.
     Changed,
 }
 
-impl Outdated {
+impl Why {
     const fn reason(self) -> &'static str {
         match self {
             Self::Gone => "it is not declared as an ACTIVE HSM of the cluster any more",
             Self::Changed => "it is declared otherwise, and is logged in to anew",
         }
+    }
+}
+
+/// A node that is not what is declared, and how long it waits for the others. The wait goes on through further exchanges.
+struct Outdated {
+    member: Arc<Member>,
+    why: Why,
+    wait: Option<Wait>,
+}
+
+/// For others to come level.
+#[derive(Clone, Copy)]
+struct Wait {
+    until: Instant,
+    /// How many keys these lacked when it began.
+    missing: usize,
+}
+
+impl Wait {
+    fn for_others(missing: usize) -> Self {
+        Self { until: Instant::now() + OTHERS, missing }
     }
 }
 
@@ -77,7 +102,9 @@ impl KeyStores {
         passwords: Passwords,
         owner: impl Owner,
     ) -> Result<Arc<Connection>, NotMade> {
-        let maintenance = self.0.maintenance.lock().await;
+        // Had before anything is made: an attempt that is given up while it waits leaves no Connection that nobody has.
+        let place = self.0.opened.reserve().await;
+        let _maintenance = self.0.maintenance.lock().await;
         let settings = self.0.clusters.get(cluster).ok_or_else(|| NotMade::Undeclared(cluster.clone()))?;
         let mut nodes = Vec::new();
         for blueprint in blueprints(cluster, &settings, &owner) {
@@ -88,15 +115,16 @@ impl KeyStores {
         self.0.connections.send_modify(|connections| connections.push(connection.clone()));
         let (this, followed) = (self.clone(), connection.clone());
         self.0.runtime.spawn(async move { this.follow(followed, owner).await });
-        drop(maintenance);
-        if self.0.opened.send(connection.clone()).await.is_err() {
-            tracing::error!("nobody keeps keys level with the records");
+        match place {
+            Ok(place) => place.send(connection.clone()),
+            Err(_) => tracing::error!("nobody keeps keys level with the records"),
         }
         Ok(connection)
     }
 
-    /// Resolves when nobody is logged in to the HSM through any Connection. For whoever has had it declared no more before: it
-    /// is drained then. One whose cluster is not declared at all stays until its key store is disconnected.
+    /// Resolves when the HSM is no node of any Connection. For whoever has had it declared no more before: it is drained then.
+    /// Where a Connection was closed without patience, its worker may still be on its way out. One whose cluster is not
+    /// declared at all stays until its key store is disconnected.
     pub async fn left(&self, cluster: &ClusterId, hsm: &HsmId) {
         // Who made a Connection, or let a node join, by what was declared before has done so when this is had.
         drop(self.0.maintenance.lock().await);
@@ -143,6 +171,7 @@ impl KeyStores {
 
     async fn keep_as_declared(&self, connection: &Arc<Connection>, owner: &mut impl Owner) {
         let mut exchanges = self.0.clusters.exchanges();
+        let mut outdated = Vec::new();
         loop {
             owner.may_exchange().await;
             connection.passwords().changes_ended().await;
@@ -152,7 +181,9 @@ impl KeyStores {
                 tokio::time::sleep(AGAIN).await;
                 continue;
             }
-            let Some((member, why)) = self.outdated(connection, owner) else {
+            outdated = self.outdated(connection, owner, outdated);
+            let others = as_declared(connection, &outdated);
+            let Some(first) = outdated.first_mut() else {
                 tokio::select! {
                     changed = exchanges.changed() => if changed.is_err() { return },
                     () = owner.others() => {}
@@ -160,9 +191,15 @@ impl KeyStores {
                 continue;
             };
             tokio::select! {
-                () = others_come_level(connection, &member) => self.let_go(connection, &member, why).await,
+                () = its_turn_comes(connection, first, &others) => {}
                 // It may be to stay after all.
-                _ = exchanges.changed() => {}
+                _ = exchanges.changed() => continue,
+                () = owner.others() => continue,
+            }
+            owner.may_exchange().await;
+            connection.passwords().changes_ended().await;
+            if !exchanges.has_changed().unwrap_or(false) {
+                self.let_go(connection, &first.member, first.why).await;
             }
         }
     }
@@ -181,19 +218,27 @@ impl KeyStores {
         Ok(())
     }
 
-    /// A node that is not what is declared, if there is one.
-    fn outdated(&self, connection: &Connection, owner: &impl Owner) -> Option<(Arc<Member>, Outdated)> {
-        let settings = self.0.clusters.get(&connection.cluster)?;
+    /// The nodes that are not what is declared, in the order in which they go. `before` is how it was when last looked at.
+    fn outdated(&self, connection: &Connection, owner: &impl Owner, before: Vec<Outdated>) -> Vec<Outdated> {
+        let Some(settings) = self.0.clusters.get(&connection.cluster) else { return Vec::new() };
         let declared: Vec<_> = blueprints(&connection.cluster, &settings, owner).collect();
         let why = |member: &Member| match declared.iter().find(|blueprint| blueprint.spec.hsm == *member.node.hsm()) {
-            None => Some(Outdated::Gone),
-            Some(blueprint) if !member.node.is_of(blueprint) => Some(Outdated::Changed),
+            None => Some(Why::Gone),
+            Some(blueprint) if !member.node.is_of(blueprint) => Some(Why::Changed),
             Some(_) => None,
         };
-        connection.members().iter().find_map(|member| Some((member.clone(), why(member)?)))
+        let wait = |member: &Arc<Member>| before.iter().find(|it| Arc::ptr_eq(&it.member, member))?.wait;
+        let members = connection.members();
+        let outdated = members
+            .iter()
+            .filter_map(|member| Some(Outdated { member: member.clone(), why: why(member)?, wait: wait(member) }));
+        let mut outdated: Vec<_> = outdated.collect();
+        // Those that serve nobody cost nothing.
+        outdated.sort_by_key(|it| (it.member.is_proved(), it.why));
+        outdated
     }
 
-    async fn let_go(&self, connection: &Connection, member: &Arc<Member>, why: Outdated) {
+    async fn let_go(&self, connection: &Connection, member: &Arc<Member>, why: Why) {
         let (cluster, hsm) = (&connection.cluster, member.node.hsm());
         self.tell_what_goes(connection, member).await;
         tracing::info!(%cluster, %hsm, why = why.reason(), "an HSM is drained");
@@ -203,19 +248,17 @@ impl KeyStores {
 
     /// Says loudly what nobody can use once the member is gone.
     async fn tell_what_goes(&self, connection: &Connection, member: &Arc<Member>) {
-        if !member.is_proved() {
-            return;
-        }
-        let (cluster, hsm, others) = (&connection.cluster, member.node.hsm(), others(connection, member));
+        let (user, hsm, others) = (connection.user(), member.node.hsm(), others(connection, member));
+        let CryptoUser { cluster, username } = &user;
         let serving = others.iter().filter(|other| other.is_proved());
         let serving: Vec<_> = serving.map(|other| other.node.hsm().clone()).collect();
-        match self.0.records.count_keys_only_on(cluster, hsm, &serving).await {
-            Ok(0) if !serving.is_empty() => {}
+        match self.0.records.count_keys_only_on(&user, hsm, &serving).await {
+            Ok(0) => {}
             Ok(keys) => {
-                tracing::error!(%cluster, %hsm, keys, "an HSM goes, as it is declared, with keys that are on no other HSM in service");
+                tracing::error!(%cluster, %hsm, user = %username, keys, "an HSM goes, as it is declared, with keys that are on no other HSM in service");
             }
             Err(error) => {
-                tracing::error!(%cluster, %hsm, %error, "an HSM goes, as it is declared; whether others have its keys cannot be read");
+                tracing::error!(%cluster, %hsm, user = %username, %error, "an HSM goes, as it is declared; whether others have its keys cannot be read");
             }
         }
     }
@@ -237,28 +280,52 @@ fn others(connection: &Connection, member: &Arc<Member>) -> Members {
     connection.members().iter().filter(|other| !Arc::ptr_eq(other, member)).cloned().collect()
 }
 
-/// Waits for those that may take over what the member serves, as long as something is to be hoped of them.
-async fn others_come_level(connection: &Connection, member: &Arc<Member>) {
-    let others = others(connection, member);
-    let missing = || others.iter().map(|other| other.keys_missing()).sum::<usize>();
-    let nothing_to_wait_for = || !member.is_proved() || !others.iter().any(|other| is_on_its_way(other));
+/// The members that are what is declared.
+fn as_declared(connection: &Connection, outdated: &[Outdated]) -> Members {
+    let is_outdated = |member: &Arc<Member>| outdated.iter().any(|it| Arc::ptr_eq(&it.member, member));
+    connection.members().iter().filter(|member| !is_outdated(member)).cloned().collect()
+}
+
+/// Resolves when the node may leave, as far as the others go.
+async fn its_turn_comes(connection: &Connection, leaving: &mut Outdated, as_declared: &Members) {
+    let (member, why) = (leaving.member.clone(), leaving.why);
+    let in_its_way = || match why {
+        Why::Changed if member.is_proved() => {
+            let is_drained = |other: &Member| other.node.status().borrow().health == Health::Drained;
+            as_declared.iter().find(|other| !other.is_proved() && !is_drained(other))
+        }
+        Why::Changed | Why::Gone => None,
+    };
     loop {
-        let before = missing();
-        let waiting = connection.until(nothing_to_wait_for);
-        if tokio::time::timeout(OTHERS, waiting).await.is_ok() || missing() >= before {
+        if let Some(other) = in_its_way() {
+            let (cluster, hsm, waits_for) = (&connection.cluster, member.node.hsm(), other.node.hsm());
+            tracing::info!(%cluster, %hsm, %waits_for, "an HSM is declared otherwise, and stays as it is until another one serves or is drained");
+            connection.until(|| in_its_way().is_none()).await;
+        }
+        others_come_level(connection, leaving).await;
+        if in_its_way().is_none() {
             return;
         }
     }
 }
 
-fn is_on_its_way(member: &Member) -> bool {
-    match member.node.status().borrow().health {
-        Health::NotProbed | Health::Syncing => member.stuck().is_none(),
-        Health::Healthy
-        | Health::Slow
-        | Health::Unreachable
-        | Health::LoginRefused
-        | Health::Drained
-        | Health::WrongIdentity => false,
+/// Waits for those that may take over what the member serves, as long as something is to be hoped of them.
+async fn others_come_level(connection: &Connection, leaving: &mut Outdated) {
+    let (member, others) = (&leaving.member, others(connection, &leaving.member));
+    let missing = || others.iter().map(|other| other.keys_missing()).sum::<usize>();
+    let may_take_over = |other: &Arc<Member>| !other.is_level() && !other.is_hopeless();
+    let has_nothing_to_leave = || match leaving.why {
+        // What it holds may be on no other, also while its worker is away.
+        Why::Gone => member.is_hopeless(),
+        Why::Changed => !member.is_proved(),
+    };
+    let nothing_to_wait_for = || has_nothing_to_leave() || !others.iter().any(may_take_over);
+    loop {
+        let wait = *leaving.wait.get_or_insert_with(|| Wait::for_others(missing()));
+        let waiting = connection.until(nothing_to_wait_for);
+        if tokio::time::timeout_at(wait.until, waiting).await.is_ok() || missing() >= wait.missing {
+            return;
+        }
+        leaving.wait = Some(Wait::for_others(missing()));
     }
 }

@@ -21,7 +21,7 @@ pub enum NotExchanged {
 }
 
 impl KeyStores {
-    /// Exchanges the configured clusters: what changed, a line each. Connections stay as they are until they are made anew.
+    /// Exchanges the configured clusters: what changed, a line each. Connections follow by themselves, each in its own time.
     /// A store that is CONNECTED and could have none, since its cluster was not declared, gets one.
     pub async fn redeclare(
         &self,

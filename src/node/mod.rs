@@ -176,6 +176,8 @@ pub struct Node {
     status: watch::Sender<Status>,
     orders: watch::Sender<Orders>,
     serving: RwLock<Option<Arc<Link>>>,
+    /// Links that take no new calls, until their workers are gone.
+    leaving: watch::Sender<Vec<Arc<Link>>>,
 }
 
 impl Node {
@@ -201,6 +203,7 @@ impl Node {
             status: watch::Sender::new(status),
             orders: watch::Sender::new(Orders { drained, resumed: 0 }),
             serving: RwLock::new(None),
+            leaving: watch::Sender::default(),
         })
     }
 
@@ -265,13 +268,14 @@ impl Node {
         self.orders.send_modify(|orders| orders.drained = Some(Drained { note, limit }));
     }
 
-    /// As [`Node::drain`], until the worker that served is gone.
+    /// As [`Node::drain`], until every worker that served is gone.
     pub async fn drain_out(&self, note: &str, limit: Duration) {
         let link = self.link();
         self.drain(note.to_owned(), limit);
         if let Some(link) = link {
             link.ended().await;
         }
+        self.vacated().await;
     }
 
     /// Back into use, whatever it waited for the operator for.
@@ -369,13 +373,36 @@ impl Node {
         self.serving.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The workers through which calls may run: the one that serves, and those that are let go.
+    pub fn links(&self) -> Vec<Arc<Link>> {
+        let serving = self.serving.read().unwrap_or_else(PoisonError::into_inner);
+        self.leaving.borrow().iter().chain(serving.as_ref()).cloned().collect()
+    }
+
+    /// Resolves when no worker is being let go.
+    pub async fn vacated(&self) {
+        let _ = self.leaving.subscribe().wait_for(Vec::is_empty).await;
+    }
+
     fn publish(&self, link: Arc<Link>) {
         *self.serving.write().unwrap_or_else(PoisonError::into_inner) = Some(link);
     }
 
-    /// No new call reaches the link; the one that was there.
-    fn unpublish(&self) -> Option<Arc<Link>> {
-        self.serving.write().unwrap_or_else(PoisonError::into_inner).take()
+    /// No new call reaches the link; the one that was there. It is known to be leaving until its worker is gone.
+    fn unpublish(self: &Arc<Self>) -> Option<Arc<Link>> {
+        let link = {
+            let mut serving = self.serving.write().unwrap_or_else(PoisonError::into_inner);
+            let link = serving.take()?;
+            // Under the lock: at no moment is it neither here nor there.
+            self.leaving.send_modify(|leaving| leaving.push(link.clone()));
+            link
+        };
+        let (node, gone) = (self.clone(), link.clone());
+        tokio::spawn(async move {
+            gone.ended().await;
+            node.leaving.send_modify(|leaving| leaving.retain(|other| !Arc::ptr_eq(other, &gone)));
+        });
+        Some(link)
     }
 }
 

@@ -392,8 +392,8 @@ async fn wait_for_change(orders: &mut watch::Receiver<Orders>) {
     }
 }
 
-/// Lets what was handed over be answered, and the worker leave, whether anybody waits for that or not: nobody else knows
-/// of this link any more.
+/// Lets what was handed over be answered, and the worker leave, whether anybody waits for that or not: nobody else sees to
+/// this link any more.
 fn let_go(link: Arc<Link>, limit: Duration) -> impl Future<Output = ()> {
     let going = tokio::spawn(async move {
         link.finish(limit).await;

@@ -114,6 +114,21 @@ impl Records {
         Ok(())
     }
 
+    /// Whether the version may be on some node of the cluster, also on one that takes no part any more.
+    pub async fn may_be_somewhere(
+        &self,
+        key: KeyId,
+        version: KeyVersion,
+        cluster: &ClusterId,
+    ) -> Result<bool, Unavailable> {
+        let found = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM presences
+               WHERE key_id = ? AND version = ? AND cluster_id = ? AND proof IN ('USED', 'UNKNOWN'))",
+        );
+        let found = found.bind(key.as_bytes().as_slice()).bind(version.0).bind(cluster.as_str());
+        Ok(found.fetch_one(&self.0.read).await?)
+    }
+
     /// What is known of one version on one node.
     pub async fn presence(
         &self,

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
-use crate::model::{CkaId, ClusterId, CryptoUser, HsmId, HsmLabel, KeyId, KeySpec, KeyVersion, Probe};
+use crate::model::{CkaId, CryptoUser, HsmId, HsmLabel, KeyId, KeySpec, KeyVersion, Probe};
 
 use super::row::{json, key_id, millis, named, number};
 use super::{Records, Unavailable};
@@ -47,7 +47,7 @@ pub(super) const PROVEN: &str = "SELECT p.key_id, p.version FROM keys k JOIN pre
      ORDER BY k.id, p.version LIMIT ?";
 
 pub(super) const ONLY_ON: &str = "SELECT count(*) FROM keys k JOIN presences p ON p.key_id = k.id
-     WHERE k.cluster_id = ? AND k.state <> 'CREATING' AND k.found_id IS NULL
+     WHERE k.cluster_id = ? AND k.username = ? AND k.state <> 'CREATING' AND k.found_id IS NULL
        AND p.cluster_id = k.cluster_id AND p.hsm_id = ? AND p.proof = 'USED'
        AND NOT EXISTS (SELECT 1 FROM presences o
          WHERE o.key_id = p.key_id AND o.version = p.version AND o.cluster_id = p.cluster_id AND o.proof = 'USED'
@@ -98,15 +98,17 @@ impl Records {
         Ok(u32::try_from(count).unwrap_or(u32::MAX))
     }
 
-    /// How many acknowledged versions were proven on this node and on none of `others`. What was found somewhere stays there.
+    /// How many acknowledged versions of a user's were proven on this node and on none of `others`. What was found somewhere
+    /// stays there.
     pub async fn count_keys_only_on(
         &self,
-        cluster: &ClusterId,
+        user: &CryptoUser,
         hsm: &HsmId,
         others: &[HsmId],
     ) -> Result<u32, Unavailable> {
         let count: i64 = sqlx::query_scalar(ONLY_ON)
-            .bind(cluster.as_str())
+            .bind(user.cluster.as_str())
+            .bind(user.username.as_str())
             .bind(hsm.as_str())
             .bind(json(others))
             .fetch_one(&self.0.read)

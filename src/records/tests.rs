@@ -566,14 +566,44 @@ async fn keys_that_go_with_a_node_are_those_that_none_of_the_others_was_proven_t
     let records = home.open().await;
     let record = connected_store(&records).await;
     let (one, _other) = (enabled_key(&records, &record).await, enabled_key(&records, &record).await);
+    let user = kmsuser(&record.cluster);
     let going_with =
-        async |hsm: HsmId, others: &[HsmId]| records.count_keys_only_on(&record.cluster, &hsm, others).await.unwrap();
+        async |hsm: HsmId, others: &[HsmId]| records.count_keys_only_on(&user, &hsm, others).await.unwrap();
     assert_eq!(going_with(hsm(1), &[hsm(2), hsm(3)]).await, 0);
     assert_eq!(going_with(hsm(1), &[hsm(3)]).await, 2, "it may be there, and was not proven");
     assert_eq!(going_with(hsm(1), &[]).await, 2);
     assert_eq!(going_with(hsm(3), &[]).await, 0, "it holds none, for all that is known");
     records.set_presence(one, V1, (&record.cluster, &hsm(3)), Proof::Used, at(4)).await.unwrap();
     assert_eq!(going_with(hsm(1), &[hsm(3)]).await, 1);
+    let another = CryptoUser { username: "alice".parse().unwrap(), ..kmsuser(&record.cluster) };
+    assert_eq!(
+        records.count_keys_only_on(&another, &hsm(1), &[]).await.unwrap(),
+        0,
+        "each user's go with his own token"
+    );
+}
+
+#[tokio::test]
+async fn a_key_may_be_on_any_node_where_it_was_not_looked_for_in_vain() {
+    let home = Home::new();
+    let records = home.open().await;
+    let record = connected_store(&records).await;
+    let key = enabled_key(&records, &record).await;
+    let set = async |node, proof| {
+        records.set_presence(key, V1, (&record.cluster, &hsm(node)), proof, at(4)).await.unwrap();
+    };
+    let may_be = async || records.may_be_somewhere(key, V1, &record.cluster).await.unwrap();
+    for node in 1..=3 {
+        set(node, Proof::Missing).await;
+    }
+    assert!(!may_be().await);
+    set(2, Proof::Different).await;
+    assert!(!may_be().await);
+    set(2, Proof::Unknown).await;
+    assert!(may_be().await);
+    set(2, Proof::Used).await;
+    assert!(may_be().await);
+    assert!(!records.may_be_somewhere(key, V1, &cluster('b')).await.unwrap());
 }
 
 #[tokio::test]

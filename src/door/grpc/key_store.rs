@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use futures_util::FutureExt;
-use futures_util::future::select_all;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::codegen::BoxStream;
@@ -195,26 +194,13 @@ async fn watch(service: Service, store: Arc<Store>, told: mpsc::Sender<Result<pb
     }
 }
 
-/// Resolves when any node of the Connection changes after this call.
+/// The Connection's next move. Never without one.
 pub(super) fn next_move(connection: Option<&Connection>) -> impl Future<Output = ()> + Send + use<> {
-    let watched = connection.map(|connection| {
-        let statuses: Vec<_> = connection.members().iter().map(|member| member.node.status()).collect();
-        (statuses, connection.changes())
-    });
+    let moved = connection.map(Connection::next_move);
     async move {
-        let Some((mut statuses, mut changes)) = watched else {
-            return std::future::pending().await;
-        };
-        let any = async {
-            if statuses.is_empty() {
-                // None of the cluster's HSMs is declared ACTIVE.
-                std::future::pending::<()>().await;
-            }
-            let _ = select_all(statuses.iter_mut().map(|status| Box::pin(status.changed()))).await;
-        };
-        tokio::select! {
-            () = any => {}
-            _ = changes.changed() => {}
+        match moved {
+            Some(moved) => moved.await,
+            None => std::future::pending().await,
         }
     }
 }

@@ -108,7 +108,8 @@ fn of_cluster(
             tell::hsm_at_rest(hsm, settings, Health::NotProbed, why)
         }
         (None, None) if connection.is_some() => {
-            let why = "it joins the key store's nodes once that is CONNECTED".to_owned();
+            let why = "it is about to join the key store's nodes, which it does not while the key store is connecting"
+                .to_owned();
             tell::hsm_at_rest(hsm, settings, Health::NotProbed, why)
         }
         (None, None) => tell::hsm_looked_at(hsm, settings, key_stores.reach(cluster, hsm)),

@@ -23,7 +23,7 @@ async fn with_many_keys_every_page_is_read_from_where_it_starts() {
         &["keys_made (cluster_id=? AND username=? AND id>?)", "presences_1 (key_id=?)"],
     )
     .await;
-    let only_on = ["keys_made (cluster_id=?)", "presences_1 (key_id=?)"];
+    let only_on = ["keys_made (cluster_id=? AND username=?)", "presences_1 (key_id=?)"];
     assert_steps(&records, replicas::ONLY_ON, &only_on).await;
     assert_steps(
         &records,

@@ -6,7 +6,7 @@ use tonic::Request;
 
 use super::logins::{failed, log_out, who, with_login};
 use super::*;
-use crate::rig::{Faults, Served, kill};
+use crate::rig::{Declaring, Faults, Served, kill, with_line_for, without};
 
 const BOTH: [&str; 2] = ["hsm-1", "hsm-2"];
 
@@ -29,6 +29,13 @@ async fn with_alice(rig: &Rig) -> Clients {
     let mut clients = rig.clients().await;
     clients.create_user(rig, "alice", FIRST).await.unwrap();
     clients
+}
+
+fn with_user_tokens(rig: &Rig, configuration: String) -> String {
+    BOTH.iter().fold(configuration, |text, hsm| {
+        let users = format!("user_tokens = {:?}", rig.path(&format!("hsms/{hsm}/users")));
+        with_line_for(&text, hsm, &users)
+    })
 }
 
 #[tokio::test]
@@ -255,11 +262,7 @@ async fn a_password_that_an_hsm_refuses_is_tried_there_once_until_an_operator_sa
 async fn who_is_logged_in_on_a_cluster_that_is_not_declared_any_more_is_so_again_when_it_is() {
     let (rig, served, _) = Served::over_two_hsms().await;
     let mut clients = served.clients_on_the_socket().await;
-    let good = BOTH.iter().fold(served.configuration(), |text, hsm| {
-        let line = format!("so_pin_file = {:?}\n", rig.path(&format!("hsms/{hsm}/so-pin")));
-        let users = format!("user_tokens = {:?}\n", rig.path(&format!("hsms/{hsm}/users")));
-        text.replace(&line, &format!("{line}{users}"))
-    });
+    let good = with_user_tokens(&rig, served.configuration());
     served.reload(&good).await;
     clients.create_user(&rig, "alice", FIRST).await.unwrap();
     let login = clients.log_in(&rig, "alice", FIRST).await.unwrap().login_token;
@@ -270,4 +273,20 @@ async fn who_is_logged_in_on_a_cluster_that_is_not_declared_any_more_is_so_again
     served.reload(&good).await;
     renew(&mut clients, &login).await;
     rig.until_workers_as("alice", &BOTH);
+}
+
+#[tokio::test]
+async fn who_is_logged_in_leaves_an_hsm_that_is_declared_no_more_and_comes_back_when_it_is() {
+    let (declaring, mut clients) = Declaring::over(Rig::new().nodes(2).zones(2)).await;
+    let all = with_user_tokens(&declaring.rig, declaring.configuration());
+    declaring.reload(&all).await;
+    clients.create_user(&declaring.rig, "alice", FIRST).await.unwrap();
+    let login = clients.log_in(&declaring.rig, "alice", FIRST).await.unwrap().login_token;
+    declaring.rig.until_workers_as("alice", &BOTH);
+    declaring.reload(&without(&all, "hsm-2")).await;
+    declaring.rig.until_workers_as("alice", &["hsm-1"]);
+    who(&mut clients, &login).await.unwrap();
+    declaring.reload(&all).await;
+    declaring.rig.until_workers_as("alice", &BOTH);
+    who(&mut clients, &login).await.unwrap();
 }
