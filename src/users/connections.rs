@@ -249,8 +249,13 @@ impl Users {
 
     /// A login has ended, or lasts longer than it did.
     pub(super) fn login_changed(&self, cluster: &ClusterId, user: &Username, token_sha256: &[u8; 32]) {
-        self.0.known.forget(|hash, _| hash == token_sha256);
+        self.forget_login(token_sha256);
         self.seat(cluster, user).changed.notify_one();
+    }
+
+    /// Whoever shows the login's token next is looked for in the records.
+    pub(super) fn forget_login(&self, token_sha256: &[u8; 32]) {
+        self.0.known.forget(|hash, _| hash == token_sha256);
     }
 
     /// Looks for the Connection's end: that of the last login, or of the cluster.

@@ -8,6 +8,7 @@ use crate::authz::{Caller, Permit, action};
 use crate::clock;
 use crate::cluster;
 use crate::model::{ClusterId, Password, Username};
+use crate::node::heard_out;
 use crate::records::{AddedLogin, UserLoginRecord};
 
 use super::token::Whose;
@@ -111,9 +112,17 @@ impl Users {
 
     /// Ends the caller's login, if it has not ended.
     pub async fn log_out(&self, permit: Permit<action::Logout>, token: &LoginToken) -> Result<(), Error> {
-        let hash = token.sha256();
-        if let Some((cluster, user)) = self.0.records.end_user_login(&hash, permit.caller().name()).await? {
-            self.login_changed(&cluster, &user, &hash);
+        let (this, caller, hash) = (self.clone(), permit.caller().clone(), token.sha256());
+        // The login is ended in the records and then forgotten here: both, also when its caller leaves in between.
+        heard_out(self.0.runtime.spawn(async move { this.end_login(&caller, &hash).await })).await
+    }
+
+    async fn end_login(&self, caller: &Caller, token_sha256: &[u8; 32]) -> Result<(), Error> {
+        let ended = self.0.records.end_user_login(token_sha256, caller.name()).await;
+        // Whatever was answered, the records may have ended it.
+        self.forget_login(token_sha256);
+        if let Some((cluster, user)) = ended? {
+            self.login_changed(&cluster, &user, token_sha256);
         }
         Ok(())
     }
