@@ -89,9 +89,9 @@ impl Users {
         password: &Password,
     ) -> Result<Proved, Unproved> {
         let seat = self.seat(id, user);
-        let seated = seat.open.lock().await;
+        let _turn = seat.turn.lock().await;
         // His own workers are no strangers there.
-        let slot = if seated.is_some() { Slot::Ours } else { Slot::Free };
+        let slot = if seat.connection().is_some() { Slot::Ours } else { Slot::Free };
         let record = self.0.records.crypto_user(id, user).await?;
         let mut throttled = false;
         let mut not_asked = Vec::new();
