@@ -30,6 +30,29 @@ pub struct Login {
     pub expires: SystemTime,
 }
 
+/// What was made for a caller who logs in, until he takes it.
+struct Made {
+    token: LoginToken,
+    login: UserLoginRecord,
+    password: Password,
+    unclaimed: Unclaimed,
+}
+
+/// Ends a login whose caller has left without its token: nobody else could, and it would have a place until it expires.
+struct Unclaimed(Option<(Users, Caller, [u8; 32])>);
+
+impl Drop for Unclaimed {
+    fn drop(&mut self) {
+        let Some((users, caller, token_sha256)) = self.0.take() else { return };
+        let runtime = users.0.runtime.clone();
+        runtime.spawn(async move {
+            if let Err(error) = users.end_login(&caller, &token_sha256).await {
+                tracing::warn!(caller = caller.name(), %error, "a login that nobody waits for lasts until it expires");
+            }
+        });
+    }
+}
+
 impl From<UserLoginRecord> for Login {
     fn from(record: UserLoginRecord) -> Self {
         Self { cluster: record.cluster, username: record.username, expires: record.expires }
@@ -45,23 +68,19 @@ impl Users {
         new: NewLogin,
     ) -> Result<(LoginToken, SystemTime), Error> {
         let (this, cluster, caller) = (self.clone(), cluster.clone(), permit.caller().clone());
-        self.outlive(&self.0.proofs, async move { this.log_in_now(&cluster, &caller, new).await }).await
+        let made = self.outlive(&self.0.proofs, async move { this.log_in_now(&cluster, &caller, new).await }).await?;
+        let Made { token, login, password, mut unclaimed } = made;
+        unclaimed.0 = None;
+        let expires = login.expires;
+        self.connect_in_the_background(permit.caller(), login, password);
+        Ok((token, expires))
     }
 
-    async fn log_in_now(
-        &self,
-        id: &ClusterId,
-        caller: &Caller,
-        new: NewLogin,
-    ) -> Result<(LoginToken, SystemTime), Error> {
+    async fn log_in_now(&self, id: &ClusterId, caller: &Caller, new: NewLogin) -> Result<Made, Error> {
         let cluster = self.managed(id)?;
         let user = new.subject.username().clone();
         // A key store that would connect meanwhile waits, and then finds the login.
-        let (token, login, password) =
-            self.resting(id, &user, self.log_in_resting(id, &cluster, caller, new)).await??;
-        let expires = login.expires;
-        self.connect_in_the_background(caller, login, password);
-        Ok((token, expires))
+        self.resting(id, &user, self.log_in_resting(id, &cluster, caller, new)).await?
     }
 
     async fn log_in_resting(
@@ -70,7 +89,7 @@ impl Users {
         cluster: &cluster::Settings,
         caller: &Caller,
         new: NewLogin,
-    ) -> Result<(LoginToken, UserLoginRecord, Password), Error> {
+    ) -> Result<Made, Error> {
         let NewLogin { subject, password, ttl } = new;
         let username = subject.username().clone();
         let proved = self.prove(id, cluster, &username, &password).await?;
@@ -93,7 +112,10 @@ impl Users {
         };
         let most = self.0.settings.max_logins;
         match self.0.records.add_user_login(&login, &proved.on, most, now).await? {
-            AddedLogin::Added(version) => Ok((token, UserLoginRecord { version, ..login }, password)),
+            AddedLogin::Added(version) => {
+                let unclaimed = Unclaimed(Some((self.clone(), caller.clone(), login.token_sha256)));
+                Ok(Made { token, login: UserLoginRecord { version, ..login }, password, unclaimed })
+            }
             AddedLogin::Full => Err(Error::TooManyLogins(most)),
             AddedLogin::Outdated => Err(Error::Conflict),
         }
