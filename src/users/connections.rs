@@ -127,7 +127,8 @@ impl Users {
             Some(acting) => acting,
             None => {
                 let acting = tokio::time::timeout_at(deadline, self.act(caller, shown, cluster));
-                acting.await.map_err(|_| Error::NotServed("a password of the user's is being tried".to_owned()))??
+                let why = "a password of the user's is being tried".to_owned();
+                acting.await.map_err(|_| Error::NotServed { cluster: cluster.clone(), why })??
             }
         };
         served(&acting.connection, deadline).await?;
@@ -380,7 +381,7 @@ async fn served(connection: &Connection, deadline: Instant) -> Result<(), Error>
         let reason = status.borrow().reason.clone();
         format!("{}: {reason}", member.node.hsm())
     });
-    Err(Error::NotServed(reasons.collect::<Vec<_>>().join("; ")))
+    Err(Error::NotServed { cluster: connection.user().cluster, why: reasons.collect::<Vec<_>>().join("; ") })
 }
 
 impl Known {
