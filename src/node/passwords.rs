@@ -291,12 +291,12 @@ impl Passwords {
         match (&self.kept, offer.standing) {
             // Key stores have a budget of their own, which never comes so far.
             (Kept::InRecords, _) => u32::MAX,
-            // What the node has accepted is hardly wrong now: worth the one more that is short of the lock.
-            (Kept::Here { failures_allowed, .. }, Standing::Proven) => failures_allowed + 1,
-            (
-                Kept::Here { failures_allowed, .. },
-                Standing::Untried | Standing::Granted | Standing::Unsettled | Standing::Refused,
-            ) => *failures_allowed,
+            // What the node has accepted is hardly wrong now, and an operator knows why he allows it: worth the one more that
+            // is short of the lock.
+            (Kept::Here { failures_allowed, .. }, Standing::Proven | Standing::Granted) => failures_allowed + 1,
+            (Kept::Here { failures_allowed, .. }, Standing::Untried | Standing::Unsettled | Standing::Refused) => {
+                *failures_allowed
+            }
         }
     }
 

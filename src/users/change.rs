@@ -84,7 +84,7 @@ impl Users {
         }
         match (on.is_empty(), unreached.len() == cluster.nodes.len()) {
             (false, _) => Err(taken(on)),
-            (true, true) => Err(Error::NoNode(reasons(&unreached))),
+            (true, true) => Err(Error::NoNode { cluster: id.clone(), why: reasons(&unreached) }),
             (true, false) => Ok(()),
         }
     }
@@ -253,7 +253,7 @@ impl Users {
                 Err(undone) => unreached.push((hsm, undone)),
             }
         }
-        Err(Error::NoNode(reasons(&unreached)))
+        Err(Error::NoNode { cluster: id.clone(), why: reasons(&unreached) })
     }
 
     /// An administrator's act: the SO of each of the user's tokens may be logged in once more, whatever was said of the PIN.
@@ -277,7 +277,7 @@ impl Users {
 fn exists(cluster: &ClusterId, record: &CryptoUserRecord) -> Error {
     if record.is_being_removed() {
         let hsms = record.pending().map(|(hsm, _)| hsm.clone()).collect();
-        Error::BeingDeleted { user: record.username.clone(), hsms }
+        Error::BeingDeleted { cluster: cluster.clone(), user: record.username.clone(), hsms }
     } else {
         Error::Exists { cluster: cluster.clone(), user: record.username.clone(), hsms: Vec::new() }
     }

@@ -53,12 +53,21 @@ pub struct Acting {
 pub(super) struct Seat {
     cluster: ClusterId,
     username: Username,
-    /// Held while it is opened or closed, and while a password of his is tried.
-    pub(super) open: tokio::sync::Mutex<Option<Arc<Connection>>>,
+    /// Held while a Connection is opened or closed, and while a password of his is tried.
+    pub(super) turn: tokio::sync::Mutex<()>,
+    /// Set in the turn. Who only uses it does not wait for that: anybody may have a password of the user's tried, and it
+    /// takes as long as an HSM likes.
+    open: watch::Sender<Option<Arc<Connection>>>,
     /// The HSMs on which he has the password that he is logged in with.
     on: watch::Sender<BTreeSet<HsmId>>,
     /// One of his logins has ended, or ends at another time.
     changed: Notify,
+}
+
+impl Seat {
+    pub(super) fn connection(&self) -> Option<Arc<Connection>> {
+        self.open.borrow().clone()
+    }
 }
 
 /// The nodes of a person's Connection.
@@ -116,7 +125,11 @@ impl Users {
     ) -> Result<Acting, Error> {
         let acting = match self.0.known.acting(caller, shown, cluster) {
             Some(acting) => acting,
-            None => self.act(caller, shown, cluster).await?,
+            None => {
+                let acting = tokio::time::timeout_at(deadline, self.act(caller, shown, cluster));
+                let why = "a password of the user's is being tried".to_owned();
+                acting.await.map_err(|_| Error::NotServed { cluster: cluster.clone(), why })??
+            }
         };
         served(&acting.connection, deadline).await?;
         Ok(acting)
@@ -152,6 +165,11 @@ impl Users {
         token: &LoginToken,
         login: UserLoginRecord,
     ) -> Result<Arc<Connection>, Error> {
+        if let Some(connection) = self.seat(&login.cluster, &login.username).connection() {
+            // It may be that of a login after this one.
+            let login = self.record_of(&login.token_sha256, caller).await?;
+            return login.map(|_| connection).ok_or(Error::LoginExpired);
+        }
         let password = password_of(caller, token, &login)?;
         let (this, caller) = (self.clone(), caller.clone());
         // Its tasks outlive the caller, and the lane that he came in by.
@@ -168,14 +186,14 @@ impl Users {
         let cluster = self.declared(&login.cluster)?;
         let seated = async {
             let seat = self.seat(&login.cluster, &login.username);
-            let mut open = seat.open.lock().await;
+            let _turn = seat.turn.lock().await;
             // It may have ended while others had the seat.
             let login = self.record_of(&login.token_sha256, caller).await?.ok_or(Error::LoginExpired)?;
-            if let Some(connection) = &*open {
-                return Ok(connection.clone());
+            if let Some(connection) = seat.connection() {
+                return Ok(connection);
             }
             let connection = self.open(&seat, &cluster, &login, password).await?;
-            *open = Some(connection.clone());
+            seat.open.send_replace(Some(connection.clone()));
             self.0.runtime.spawn(self.clone().follow(seat.clone(), connection.clone()));
             Ok(connection)
         };
@@ -193,7 +211,8 @@ impl Users {
         let (id, user) = (&login.cluster, &login.username);
         let record = self.0.records.crypto_user(id, user).await?;
         let owner = PasswordOwner { cluster: id.clone(), username: user.clone(), given: login.version };
-        let allowed = self.attempts_allowed(id, cluster, user).failures;
+        // The records know each login's password of kmsuser's as a new one: it is the host who knows that one was refused.
+        let allowed = if *user == Username::kmsuser() { 1 } else { self.attempts_allowed(id, cluster, user).failures };
         let passwords = Passwords::of_person(self.0.records.clone(), owner, Arc::new(password), allowed);
         let has_him = |hsm: &&HsmId| match asking(record.as_ref(), user, hsm) {
             Asking::Yes => true,
@@ -212,8 +231,8 @@ impl Users {
     /// Has the user's HSMs logged in to, if they are not: at once, and nobody waits for it.
     pub(super) fn connect_soon(&self, caller: &Caller, token: &LoginToken, login: &UserLoginRecord) {
         let seat = self.seat(&login.cluster, &login.username);
-        // When somebody has the seat just now, the first use is soon enough.
-        if seat.open.try_lock().map_or(true, |open| open.is_some()) {
+        // When somebody has the turn just now, the first use is soon enough.
+        if seat.connection().is_some() || seat.turn.try_lock().is_err() {
             return;
         }
         if let Ok(password) = password_of(caller, token, login) {
@@ -234,23 +253,28 @@ impl Users {
     /// An HSM has been given the user's password.
     pub(super) async fn is_given_on(&self, cluster: &ClusterId, user: &Username, hsm: &HsmId) {
         let seat = self.seat(cluster, user);
-        let _open = seat.open.lock().await;
+        let _turn = seat.turn.lock().await;
         seat.on.send_if_modified(|on| on.insert(hsm.clone()));
     }
 
     /// Closes the user's Connection, whose logins the records have ended: his workers are gone, or leaving.
     pub(super) async fn end(&self, cluster: &ClusterId, user: &Username) {
         let seat = self.seat(cluster, user);
-        // Others may have the seat for long.
+        // Others may have the turn for long.
         self.0.known.forget_user(&seat);
-        let mut open = seat.open.lock().await;
-        self.close(&seat, &mut open).await;
+        let _turn = seat.turn.lock().await;
+        self.close(&seat).await;
     }
 
     /// A login has ended, or lasts longer than it did.
     pub(super) fn login_changed(&self, cluster: &ClusterId, user: &Username, token_sha256: &[u8; 32]) {
-        self.0.known.forget(|hash, _| hash == token_sha256);
+        self.forget_login(token_sha256);
         self.seat(cluster, user).changed.notify_one();
+    }
+
+    /// Whoever shows the login's token next is looked for in the records.
+    pub(super) fn forget_login(&self, token_sha256: &[u8; 32]) {
+        self.0.known.forget(|hash, _| hash == token_sha256);
     }
 
     /// Looks for the Connection's end: that of the last login, or of the cluster.
@@ -277,7 +301,7 @@ impl Users {
 
     /// Until when somebody is logged in; `None` when nobody is any more, and the Connection is closed.
     async fn close_if_over(&self, seat: &Seat, connection: &Connection) -> Result<Option<SystemTime>, Unavailable> {
-        let mut open = seat.open.lock().await;
+        let _turn = seat.turn.lock().await;
         if connection.is_closed() {
             return Ok(None);
         }
@@ -287,14 +311,16 @@ impl Users {
                 return Ok(until);
             }
         }
-        self.close(seat, &mut open).await;
+        self.close(seat).await;
         Ok(None)
     }
 
-    async fn close(&self, seat: &Seat, open: &mut Option<Arc<Connection>>) {
-        let Seat { cluster, username, .. } = seat;
+    /// In the user's turn.
+    async fn close(&self, seat: &Seat) {
+        let Seat { cluster, username, open, .. } = seat;
+        let connection = open.send_replace(None);
         self.0.known.forget_user(seat);
-        if let Some(connection) = open.take() {
+        if let Some(connection) = connection {
             tracing::info!(%cluster, user = %username, "logging out on the HSMs");
             connection.close(Closing::Drain(DRAIN_TIMEOUT)).await;
         }
@@ -308,8 +334,14 @@ impl Users {
             return seat;
         }
         seats.retain(|_, seat| seat.strong_count() > 0);
-        let (open, on, changed) = (tokio::sync::Mutex::default(), watch::Sender::default(), Notify::new());
-        let seat = Arc::new(Seat { cluster: cluster.clone(), username: user.clone(), open, on, changed });
+        let seat = Arc::new(Seat {
+            cluster: cluster.clone(),
+            username: user.clone(),
+            turn: tokio::sync::Mutex::default(),
+            open: watch::Sender::default(),
+            on: watch::Sender::default(),
+            changed: Notify::new(),
+        });
         seats.insert(place, Arc::downgrade(&seat));
         seat
     }
@@ -349,7 +381,7 @@ async fn served(connection: &Connection, deadline: Instant) -> Result<(), Error>
         let reason = status.borrow().reason.clone();
         format!("{}: {reason}", member.node.hsm())
     });
-    Err(Error::NotServed(reasons.collect::<Vec<_>>().join("; ")))
+    Err(Error::NotServed { cluster: connection.user().cluster, why: reasons.collect::<Vec<_>>().join("; ") })
 }
 
 impl Known {

@@ -22,7 +22,7 @@ pub enum Error {
     #[error("cluster {cluster} has a crypto user {user} already{}", on(.hsms))]
     Exists { cluster: ClusterId, user: Username, hsms: Vec<HsmId> },
     #[error("crypto user {user} is being deleted{}; it is finished when they are back", on(.hsms))]
-    BeingDeleted { user: Username, hsms: Vec<HsmId> },
+    BeingDeleted { cluster: ClusterId, user: Username, hsms: Vec<HsmId> },
     #[error("there are {0} crypto users already, as many as a cluster may have")]
     TooManyUsers(u32),
     #[error("somebody is logged in as {0}; log out first")]
@@ -31,10 +31,10 @@ pub enum Error {
     KmsuserInUse(#[from] KmsuserInUse),
     #[error("key store {store}, which is {state}, stands on kmsuser and its keys; delete the key store first")]
     KmsuserHasKeyStore { store: KeyStoreId, state: ConnectionState },
-    #[error("no HSM can be reached: {0}")]
-    NoNode(String),
-    #[error("no HSM serves the crypto user now: {0}")]
-    NotServed(String),
+    #[error("no HSM can be reached: {why}")]
+    NoNode { cluster: ClusterId, why: String },
+    #[error("no HSM serves the crypto user now: {why}")]
+    NotServed { cluster: ClusterId, why: String },
     #[error("no HSM has done it yet: {0}; each will as soon as it can")]
     OutcomeUnknown(String),
     #[error(transparent)]

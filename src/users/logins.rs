@@ -8,6 +8,7 @@ use crate::authz::{Caller, Permit, action};
 use crate::clock;
 use crate::cluster;
 use crate::model::{ClusterId, Password, Username};
+use crate::node::heard_out;
 use crate::records::{AddedLogin, UserLoginRecord};
 
 use super::token::Whose;
@@ -29,6 +30,29 @@ pub struct Login {
     pub expires: SystemTime,
 }
 
+/// What was made for a caller who logs in, until he takes it.
+struct Made {
+    token: LoginToken,
+    login: UserLoginRecord,
+    password: Password,
+    unclaimed: Unclaimed,
+}
+
+/// Ends a login whose caller has left without its token: nobody else could, and it would have a place until it expires.
+struct Unclaimed(Option<(Users, Caller, [u8; 32])>);
+
+impl Drop for Unclaimed {
+    fn drop(&mut self) {
+        let Some((users, caller, token_sha256)) = self.0.take() else { return };
+        let runtime = users.0.runtime.clone();
+        runtime.spawn(async move {
+            if let Err(error) = users.end_login(&caller, &token_sha256).await {
+                tracing::warn!(caller = caller.name(), %error, "a login that nobody waits for lasts until it expires");
+            }
+        });
+    }
+}
+
 impl From<UserLoginRecord> for Login {
     fn from(record: UserLoginRecord) -> Self {
         Self { cluster: record.cluster, username: record.username, expires: record.expires }
@@ -44,23 +68,19 @@ impl Users {
         new: NewLogin,
     ) -> Result<(LoginToken, SystemTime), Error> {
         let (this, cluster, caller) = (self.clone(), cluster.clone(), permit.caller().clone());
-        self.outlive(&self.0.proofs, async move { this.log_in_now(&cluster, &caller, new).await }).await
+        let made = self.outlive(&self.0.proofs, async move { this.log_in_now(&cluster, &caller, new).await }).await?;
+        let Made { token, login, password, mut unclaimed } = made;
+        unclaimed.0 = None;
+        let expires = login.expires;
+        self.connect_in_the_background(permit.caller(), login, password);
+        Ok((token, expires))
     }
 
-    async fn log_in_now(
-        &self,
-        id: &ClusterId,
-        caller: &Caller,
-        new: NewLogin,
-    ) -> Result<(LoginToken, SystemTime), Error> {
+    async fn log_in_now(&self, id: &ClusterId, caller: &Caller, new: NewLogin) -> Result<Made, Error> {
         let cluster = self.managed(id)?;
         let user = new.subject.username().clone();
         // A key store that would connect meanwhile waits, and then finds the login.
-        let (token, login, password) =
-            self.resting(id, &user, self.log_in_resting(id, &cluster, caller, new)).await??;
-        let expires = login.expires;
-        self.connect_in_the_background(caller, login, password);
-        Ok((token, expires))
+        self.resting(id, &user, self.log_in_resting(id, &cluster, caller, new)).await?
     }
 
     async fn log_in_resting(
@@ -69,7 +89,7 @@ impl Users {
         cluster: &cluster::Settings,
         caller: &Caller,
         new: NewLogin,
-    ) -> Result<(LoginToken, UserLoginRecord, Password), Error> {
+    ) -> Result<Made, Error> {
         let NewLogin { subject, password, ttl } = new;
         let username = subject.username().clone();
         let proved = self.prove(id, cluster, &username, &password).await?;
@@ -92,7 +112,10 @@ impl Users {
         };
         let most = self.0.settings.max_logins;
         match self.0.records.add_user_login(&login, &proved.on, most, now).await? {
-            AddedLogin::Added(version) => Ok((token, UserLoginRecord { version, ..login }, password)),
+            AddedLogin::Added(version) => {
+                let unclaimed = Unclaimed(Some((self.clone(), caller.clone(), login.token_sha256)));
+                Ok(Made { token, login: UserLoginRecord { version, ..login }, password, unclaimed })
+            }
             AddedLogin::Full => Err(Error::TooManyLogins(most)),
             AddedLogin::Outdated => Err(Error::Conflict),
         }
@@ -111,9 +134,17 @@ impl Users {
 
     /// Ends the caller's login, if it has not ended.
     pub async fn log_out(&self, permit: Permit<action::Logout>, token: &LoginToken) -> Result<(), Error> {
-        let hash = token.sha256();
-        if let Some((cluster, user)) = self.0.records.end_user_login(&hash, permit.caller().name()).await? {
-            self.login_changed(&cluster, &user, &hash);
+        let (this, caller, hash) = (self.clone(), permit.caller().clone(), token.sha256());
+        // The login is ended in the records and then forgotten here: both, also when its caller leaves in between.
+        heard_out(self.0.runtime.spawn(async move { this.end_login(&caller, &hash).await })).await
+    }
+
+    async fn end_login(&self, caller: &Caller, token_sha256: &[u8; 32]) -> Result<(), Error> {
+        let ended = self.0.records.end_user_login(token_sha256, caller.name()).await;
+        // Whatever was answered, the records may have ended it.
+        self.forget_login(token_sha256);
+        if let Some((cluster, user)) = ended? {
+            self.login_changed(&cluster, &user, token_sha256);
         }
         Ok(())
     }

@@ -48,8 +48,8 @@ pub enum Unproved {
         "too many wrong passwords were given for this crypto user; it is tried again once an administrator has reset the password"
     )]
     Throttled,
-    #[error("no HSM can be asked: {0}")]
-    NoNode(String),
+    #[error("no HSM can be asked: {why}")]
+    NoNode { cluster: ClusterId, why: String },
     #[error("the records cannot be reached")]
     Records(#[from] Unavailable),
 }
@@ -89,9 +89,9 @@ impl Users {
         password: &Password,
     ) -> Result<Proved, Unproved> {
         let seat = self.seat(id, user);
-        let seated = seat.open.lock().await;
+        let _turn = seat.turn.lock().await;
         // His own workers are no strangers there.
-        let slot = if seated.is_some() { Slot::Ours } else { Slot::Free };
+        let slot = if seat.connection().is_some() { Slot::Ours } else { Slot::Free };
         let record = self.0.records.crypto_user(id, user).await?;
         let mut throttled = false;
         let mut not_asked = Vec::new();
@@ -99,7 +99,7 @@ impl Users {
         let allowed = self.attempts_allowed(id, cluster, user);
         let is_counted = |place: &&Place| !is_to_be_unlocked(record.as_ref(), place.hsm());
         if allowed.is_a_stores {
-            self.no_failure_on(places.iter().filter(is_counted)).await?;
+            self.no_failure_on(id, places.iter().filter(is_counted)).await?;
         }
         for place in &places {
             let on = match asking(record.as_ref(), user, place.hsm()) {
@@ -122,7 +122,7 @@ impl Users {
             return Err(Unproved::Throttled);
         }
         if !not_asked.is_empty() {
-            return Err(Unproved::NoNode(not_asked.join("; ")));
+            return Err(Unproved::NoNode { cluster: id.clone(), why: not_asked.join("; ") });
         }
         Err(self.refuse_as_nobody(id, cluster, user, password).await?)
     }
@@ -166,13 +166,16 @@ impl Users {
 
     /// Also on an HSM that is out of use or out of reach: a wrong password was tried all the same. Where nobody can say, none
     /// is tried.
-    async fn no_failure_on(&self, places: impl Iterator<Item = &Place>) -> Result<(), Unproved> {
+    async fn no_failure_on(&self, id: &ClusterId, places: impl Iterator<Item = &Place>) -> Result<(), Unproved> {
         let asked = places.map(|place| async move { (place, self.0.host.failed_logins(&place.spec).await) });
         for (place, failed) in join_all(asked).await {
             match failed {
                 Ok(0) => {}
                 Ok(_) => return Err(Unproved::Throttled),
-                Err(why) => return Err(Unproved::NoNode(format!("{}: {}", place.hsm(), with_causes(&why)))),
+                Err(why) => {
+                    let why = format!("{}: {}", place.hsm(), with_causes(&why));
+                    return Err(Unproved::NoNode { cluster: id.clone(), why });
+                }
             }
         }
         Ok(())
@@ -208,7 +211,11 @@ impl Users {
                 }
             }
         }
-        Ok(if throttled { Unproved::Throttled } else { Unproved::NoNode(not_asked.join("; ")) })
+        Ok(if throttled {
+            Unproved::Throttled
+        } else {
+            Unproved::NoNode { cluster: id.clone(), why: not_asked.join("; ") }
+        })
     }
 
     /// The token of nobody on this HSM, made when it is not there yet: before anybody's attempt, so that it tells nothing. An

@@ -14,7 +14,7 @@ use crate::cluster::Failure;
 use crate::keys;
 use crate::keystore::{self, KmsuserInUse, prerequisites};
 use crate::making;
-use crate::model::Username;
+use crate::model::{HsmId, Username};
 use crate::records::Unavailable;
 use crate::users::{self, Unproved};
 
@@ -42,6 +42,15 @@ impl Refusal {
     fn with(mut self, name: &str, value: impl ToString) -> Self {
         self.metadata.insert(name.to_owned(), value.to_string());
         self
+    }
+
+    /// Names the HSMs that it is about, if it is about some alone.
+    fn on(self, hsms: &[HsmId]) -> Self {
+        if hsms.is_empty() {
+            return self;
+        }
+        let names: Vec<_> = hsms.iter().map(HsmId::as_str).collect();
+        self.with("hsmIds", names.join(","))
     }
 
     fn field(mut self, field: &str) -> Self {
@@ -320,12 +329,15 @@ impl From<users::Error> for Refusal {
             E::NotFound { cluster, user } => {
                 Self::new(Code::NotFound, "NOT_FOUND", message).with("clusterId", cluster).with("username", user)
             }
-            E::Exists { cluster, user, .. } => Self::new(Code::AlreadyExists, "ALREADY_EXISTS", message)
+            E::Exists { cluster, user, hsms } => Self::new(Code::AlreadyExists, "ALREADY_EXISTS", message)
                 .with("clusterId", cluster)
-                .with("username", user),
-            E::BeingDeleted { user, .. } => {
-                Self::new(Code::Aborted, "CONFLICT", message).with("username", user).retry()
-            }
+                .with("username", user)
+                .on(&hsms),
+            E::BeingDeleted { cluster, user, hsms } => Self::new(Code::Aborted, "CONFLICT", message)
+                .with("clusterId", cluster)
+                .with("username", user)
+                .on(&hsms)
+                .retry(),
             E::TooManyUsers(quota) | E::TooManyLogins(quota) => {
                 Self::new(Code::ResourceExhausted, "LIMIT_EXCEEDED", message).with("quota", quota)
             }
@@ -341,8 +353,10 @@ impl From<users::Error> for Refusal {
                     .with("keyStoreId", store)
                     .with("connectionState", state)
             }
-            E::NoNode(_) | E::NotServed(_) | E::Unproved(Unproved::NoNode(_)) => {
-                Self::new(Code::Unavailable, "NO_NODE", message).retry()
+            E::NoNode { cluster, .. }
+            | E::NotServed { cluster, .. }
+            | E::Unproved(Unproved::NoNode { cluster, .. }) => {
+                Self::new(Code::Unavailable, "NO_NODE", message).with("clusterId", cluster).retry()
             }
             E::OutcomeUnknown(_) => Self::new(Code::Aborted, "OUTCOME_UNKNOWN", message),
             E::Unproved(Unproved::Refused) => Self::new(Code::Unauthenticated, "INVALID_CREDENTIALS", message),

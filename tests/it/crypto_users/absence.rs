@@ -1,5 +1,7 @@
 //! HSMs that are away while something is done for a user.
 
+use tonic_types::StatusExt;
+
 use super::*;
 use crate::rig::wait_async;
 
@@ -14,6 +16,12 @@ async fn until_on(clients: &Clients, rig: &Rig, user: &str, wanted: &[&str]) {
         }
     })
     .await;
+}
+
+/// What an error names for programs.
+fn detail(status: &Status, name: &str) -> String {
+    let details = status.get_error_details();
+    details.error_info().and_then(|info| info.metadata.get(name).cloned()).unwrap_or_default()
 }
 
 #[tokio::test]
@@ -70,6 +78,7 @@ async fn an_hsm_that_is_out_of_use_is_left_alone_until_it_is_resumed() {
     clients.clusters.drain_hsm(both).await.unwrap();
     let status = refused("nobody is there", clients.create_user(&rig, "bob", FIRST).await, "NO_NODE", "");
     assert!(status.message().contains("new fans"), "{}", status.message());
+    assert_eq!(detail(&status, "clusterId"), rig.cluster_id());
     refused("nobody is there", clients.log_in(&rig, "alice", FIRST).await, "NO_NODE", "");
     refused("nobody is there", clients.reset_password(&rig, "alice", FIRST).await.map(drop), "NO_NODE", "");
     refused("nobody is there", clients.delete_user(&rig, "alice").await, "NO_NODE", "");
@@ -92,6 +101,7 @@ async fn a_deleted_user_stays_listed_until_the_last_hsm_has_removed_him() {
     refused("half deleted", clients.log_in(&rig, "alice", FIRST).await, "INVALID_CREDENTIALS", "");
     let status = refused("half deleted", clients.create_user(&rig, "alice", SECOND).await, "CONFLICT", "");
     assert!(status.message().contains("hsm-2"), "{}", status.message());
+    assert_eq!((detail(&status, "clusterId"), detail(&status, "hsmIds")), (rig.cluster_id(), "hsm-2".to_owned()));
     rig.kill_daemon();
     assert!(away.join("alice").exists());
     rig.put_back("hsm-2");
@@ -147,6 +157,7 @@ async fn a_user_whom_an_hsm_has_lost_is_told_missing_there_and_comes_back_with_a
     std::fs::rename(&kept, &home).unwrap();
     let status = refused("a stranger", clients.create_user(&rig, "bob", SECOND).await, "ALREADY_EXISTS", "");
     assert!(status.message().contains("hsm-2"), "{}", status.message());
+    assert_eq!(detail(&status, "hsmIds"), "hsm-2");
 
     // Nor when it comes with an HSM that was away.
     rig.take_away("hsm-2");

@@ -4,9 +4,9 @@ use faulty_pkcs11::Function::C_Login;
 use faulty_pkcs11::Rule;
 use tonic::Request;
 
-use super::logins::{failed, log_out, who, with_login};
+use super::logins::{failed, list_keys, log_out, login_of_alice, who, with_login};
 use super::*;
-use crate::rig::{Declaring, Faults, Served, kill, with_line_for, without};
+use crate::rig::{Declaring, Faults, Served, kill, wait_async, with_line_for, without};
 
 const BOTH: [&str; 2] = ["hsm-1", "hsm-2"];
 
@@ -256,6 +256,46 @@ async fn a_password_that_an_hsm_refuses_is_tried_there_once_until_an_operator_sa
     rig.until_workers_as("alice", &BOTH);
     rig.until_proved("alice", &BOTH);
     assert_eq!(failed(&mut clients, &rig, "alice").await["hsm-2"], 0);
+}
+
+#[tokio::test]
+async fn whoever_has_a_wrong_password_tried_keeps_no_call_of_the_user_waiting() {
+    let rig = Rig::new().nodes(2).zones(2).faulty().start();
+    let mut clients = with_alice(&rig).await;
+    clients.log_in(&rig, "alice", FIRST).await.unwrap();
+    let unused = clients.log_in(&rig, "alice", FIRST).await.unwrap().login_token;
+    rig.until_proved("alice", &BOTH);
+    let faults = Faults::beside(&rig.user_token("hsm-1", "alice").join("softhsm2.conf"));
+    faults.set([Rule::block(C_Login).during("trouble")]);
+    let before = faults.count(C_Login);
+    faults.mark("trouble");
+    let (mut another, wrong) = (clients.clone(), login_of_alice(&rig, WRONG));
+    let tried = tokio::spawn(async move { another.users.login(wrong).await });
+    wait_async(|| async { (faults.count(C_Login) > before).then_some(()) }).await;
+    list_keys(&clients, &rig, &unused).await.expect("she is logged in");
+    assert!(!tried.is_finished(), "it is still being tried");
+    faults.unmark("trouble");
+    refused("a wrong one", tried.await.unwrap(), "INVALID_CREDENTIALS", "");
+}
+
+#[tokio::test]
+async fn an_hsm_that_has_refused_kmsusers_password_is_not_asked_again_at_the_next_login() {
+    let rig = Rig::new().nodes(2).zones(2).start();
+    let mut clients = rig.clients().await;
+    rig.set_password_as_so("hsm-2", SECOND);
+    let login = clients.log_in(&rig, "kmsuser", &rig.password()).await.unwrap().login_token;
+    wait(|| rig.log().contains("the token refused the password").then_some(()));
+    log_out(&mut clients, &login).await;
+    rig.nobody_is("kmsuser");
+    let login = clients.log_in(&rig, "kmsuser", &rig.password()).await.unwrap().login_token;
+    wait(|| rig.log().contains("too many wrong passwords were given for the crypto user").then_some(()));
+    assert_eq!(failed(&mut clients, &rig, "kmsuser").await["hsm-2"], 1);
+
+    rig.set_password_as_so("hsm-2", &rig.password());
+    clients.resume_hsm(&rig.cluster_id(), "hsm-2", true).await;
+    rig.until_workers_as("kmsuser", &BOTH);
+    wait(|| rig.opens("hsm-2", &rig.password()).then_some(()));
+    who(&mut clients, &login).await.unwrap();
 }
 
 #[tokio::test]

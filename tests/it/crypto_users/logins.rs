@@ -1,15 +1,17 @@
 //! Passwords proved, counted and held back; logins and their tokens.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use faulty_pkcs11::Function::C_Login;
+use faulty_pkcs11::Rule;
 use tonic::Request;
 use tonic::metadata::MetadataValue;
 
 use super::*;
-use crate::rig::Faults;
+use crate::rig::{Faults, wait_async};
 
 /// The request, with a login's token beside it.
 pub(super) fn with_login<T>(message: T, token: &str) -> Request<T> {
@@ -153,6 +155,61 @@ async fn a_login_is_its_callers_until_it_ends_by_itself_or_is_ended() {
         };
         refused("a length", clients.users.login(request).await, "VALIDATION", "ttl");
     }
+}
+
+#[tokio::test]
+async fn a_logout_whose_caller_leaves_before_its_answer_ends_the_login_all_the_same() {
+    let rig = Rig::new().nodes(2).zones(2).start();
+    let mut clients = rig.clients().await;
+    clients.create_user(&rig, "alice", FIRST).await.unwrap();
+    let token = clients.log_in(&rig, "alice", FIRST).await.unwrap().login_token;
+    let other = clients.log_in(&rig, "alice", FIRST).await.unwrap().login_token;
+    list_keys(&clients, &rig, &token).await.expect("the daemon knows the login by now");
+
+    let records = format!("sqlite://{}", rig.path("daemon/records.sqlite3").display());
+    let held = sqlx::SqlitePool::connect(&records).await.unwrap().begin_with("BEGIN IMMEDIATE").await.unwrap();
+    let mut logout = with_login(pb::LogoutRequest {}, &token);
+    logout.set_timeout(Duration::from_secs(1));
+    assert!(clients.users.logout(logout).await.is_err(), "nothing can be written just now");
+    held.rollback().await.unwrap();
+
+    let ended = || {
+        let (mut clients, token) = (clients.clone(), token.clone());
+        async move { who(&mut clients, &token).await.err() }
+    };
+    wait_async(ended).await;
+    let answer = wait_async(|| async { list_keys(&clients, &rig, &token).await.err() }).await;
+    refused("it was ended", Err::<(), _>(answer), "LOGIN_EXPIRED", "");
+    list_keys(&clients, &rig, &other).await.expect("another login goes on");
+}
+
+#[tokio::test]
+async fn a_login_whose_caller_leaves_before_its_token_comes_has_no_place() {
+    let rig = Rig::new().nodes(1).zones(1).faulty().start();
+    let mut clients = rig.clients().await;
+    clients.create_user(&rig, "alice", FIRST).await.unwrap();
+    let faults = Faults::beside(&rig.user_token("hsm-1", "alice").join("softhsm2.conf"));
+    faults.set([Rule::block(C_Login).during("trouble")]);
+    faults.mark("trouble");
+    let mut login = Request::new(login_of_alice(&rig, FIRST));
+    login.set_timeout(Duration::from_secs(1));
+    assert!(clients.users.login(login).await.is_err(), "the HSM does not answer");
+    faults.unmark("trouble");
+    // Her password is proved again once that is over.
+    let next = clients.log_in(&rig, "alice", FIRST).await.unwrap().login_token;
+    list_keys(&clients, &rig, &next).await.expect("she has workers");
+    log_out(&mut clients, &next).await;
+    rig.nobody_is("alice");
+}
+
+pub(super) fn login_of_alice(rig: &Rig, password: &str) -> pb::LoginRequest {
+    let (cluster_id, username) = (rig.cluster_id(), "alice".to_owned());
+    pb::LoginRequest { cluster_id, username, password: password.to_owned(), ttl: None }
+}
+
+pub(super) async fn list_keys(clients: &Clients, rig: &Rig, token: &str) -> Result<Vec<pb::Key>, Status> {
+    let request = pb::ListKeysRequest { cluster_id: rig.cluster_id(), ..Default::default() };
+    Ok(clients.keys.clone().list_keys(with_login(request, token)).await?.into_inner().keys)
 }
 
 #[tokio::test]
