@@ -33,7 +33,7 @@ enum NotYet {
     Kmsuser(#[from] Undone),
     #[error("the key store's password on it is not certain")]
     NoPassword,
-    #[error("{0} keys are on no other HSM; nothing of it is destroyed before they are")]
+    #[error("{0} keys are on no other HSM in service; nothing of it is destroyed before they are")]
     KeysOnlyHere(u64),
     #[error("its directory cannot be removed")]
     Removal(#[source] OpeningError),
@@ -124,8 +124,8 @@ impl MadeClusters {
     async fn remove(&self, id: &ClusterId, hsm: &HsmId, place: &HsmPlace) -> Result<(), NotYet> {
         let key_stores = &self.0.key_stores;
         key_stores.left(id, hsm).await;
-        // One that was being made when the removal began may have been finished on this one and another.
-        match self.0.records.keys_on_no_other(id, hsm).await? {
+        // The others may have gone out of service since the removal began.
+        match self.0.records.keys_on_no_other(id, hsm, &key_stores.in_service(id)).await? {
             0 => {}
             keys => return Err(NotYet::KeysOnlyHere(keys)),
         }

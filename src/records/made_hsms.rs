@@ -11,7 +11,7 @@ use crate::model::{
 };
 
 use super::crypto_users::give_pending_users;
-use super::row::{number, parsed};
+use super::row::{json, number, parsed};
 use super::{Records, Unavailable, made_clusters};
 
 /// An HSM of such a cluster.
@@ -119,13 +119,15 @@ impl Records {
         Ok(())
     }
 
-    /// The HSM is to go, unless a key would then be on fewer of the others than `quorum`, or than there are. None at all is
-    /// too few for a key store.
+    /// The HSM is to go, unless a key that it may hold would then be on fewer of the others than `quorum`, or than there are.
+    /// Of these only such count as are `in_service`: what was proved on one that is away may be lost. None at all is too few
+    /// for a key store.
     pub async fn begin_removing_made_hsm(
         &self,
         id: &ClusterId,
         hsm: &HsmId,
         quorum: u32,
+        in_service: &[HsmId],
     ) -> Result<BegunRemoval, Unavailable> {
         let mut change = self.begin().await?;
         let hsms = of_cluster(&mut change, id).await?;
@@ -143,7 +145,7 @@ impl Records {
         if let (Some(store), 0) = (store, others) {
             return Ok(BegunRemoval::LastOf(store.parse().map_err(|_| Unavailable::row("id"))?));
         }
-        let keys = keys_on_fewer(&mut change, id, hsm, needed).await?;
+        let keys = keys_on_fewer(&mut change, id, hsm, needed, in_service).await?;
         if keys > 0 {
             return Ok(BegunRemoval::KeysLeft { keys, needed });
         }
@@ -157,24 +159,15 @@ impl Records {
         Ok(BegunRemoval::Begun)
     }
 
-    /// How many keys of the cluster are on no other HSM than this one, as far as anybody proved it.
-    pub async fn keys_on_no_other(&self, id: &ClusterId, hsm: &HsmId) -> Result<u64, Unavailable> {
+    /// How many keys that this HSM may hold are on no other one `in_service`, as far as anybody proved it.
+    pub async fn keys_on_no_other(
+        &self,
+        id: &ClusterId,
+        hsm: &HsmId,
+        in_service: &[HsmId],
+    ) -> Result<u64, Unavailable> {
         let mut read_only = self.0.read.begin().await?;
-        keys_on_fewer(&mut read_only, id, hsm, 1).await
-    }
-
-    /// Whether another HSM than this one was proved to hold a key of the cluster: it has what its siblings' keys are wrapped
-    /// under.
-    pub async fn another_holds_keys(&self, id: &ClusterId, hsm: &HsmId) -> Result<bool, Unavailable> {
-        let found = sqlx::query(
-            "SELECT 1 FROM presences p JOIN made_hsms h ON h.cluster_id = p.cluster_id AND h.hsm_id = p.hsm_id
-             WHERE p.cluster_id = ? AND p.proof = 'USED' AND p.hsm_id <> ? AND h.state = 'ACTIVE' LIMIT 1",
-        )
-        .bind(id.as_str())
-        .bind(hsm.as_str())
-        .fetch_optional(&self.0.read)
-        .await?;
-        Ok(found.is_some())
+        keys_on_fewer(&mut read_only, id, hsm, 1, in_service).await
     }
 
     /// Nothing is left of the HSM, and nothing is known of it any more. Crypto users who were on no other one are gone with it.
@@ -224,23 +217,29 @@ impl Records {
     }
 }
 
-/// How many acknowledged keys of the cluster have a version that is proved on fewer than `needed` HSMs in use beside this one.
+/// How many acknowledged keys of the cluster have a version that this HSM may hold, and that is proved on fewer than `needed`
+/// of the others that are in use and `in_service`.
 async fn keys_on_fewer(
     change: &mut Transaction<'_, Sqlite>,
     id: &ClusterId,
     hsm: &HsmId,
     needed: u32,
+    in_service: &[HsmId],
 ) -> Result<u64, Unavailable> {
     let keys: i64 = sqlx::query_scalar(
         "SELECT count(DISTINCT v.key_id) FROM keys k JOIN key_versions v ON v.key_id = k.id
-         WHERE k.cluster_id = ?1 AND k.state <> 'CREATING' AND ?3 >
+         WHERE k.cluster_id = ?1 AND k.state <> 'CREATING'
+           AND EXISTS (SELECT 1 FROM presences p
+              WHERE p.key_id = v.key_id AND p.version = v.version AND p.cluster_id = ?1 AND p.hsm_id = ?2)
+           AND ?3 >
              (SELECT count(*) FROM presences p JOIN made_hsms h ON h.cluster_id = p.cluster_id AND h.hsm_id = p.hsm_id
               WHERE p.key_id = v.key_id AND p.version = v.version AND p.cluster_id = ?1 AND p.hsm_id <> ?2
-                AND p.proof = 'USED' AND h.state = 'ACTIVE')",
+                AND p.proof = 'USED' AND h.state = 'ACTIVE' AND p.hsm_id IN (SELECT value FROM json_each(?4)))",
     )
     .bind(id.as_str())
     .bind(hsm.as_str())
     .bind(needed)
+    .bind(json(in_service))
     .fetch_one(&mut **change)
     .await?;
     Ok(u64::try_from(keys).unwrap_or(0))
