@@ -63,9 +63,10 @@ impl MadeClusters {
             let _turn = self.0.users.turn(id).await;
             match self.0.records.add_made_hsm(id, &hsm, &added, &request, MOST_HSMS).await? {
                 records::AddedHsm::Added => {}
-                records::AddedHsm::Exists(MadeHsm { state: state @ HsmState::DeleteInProgress, .. }) => {
-                    return Err(Error::IsGoing { hsm, state });
-                }
+                records::AddedHsm::Exists(MadeHsm {
+                    state: state @ (HsmState::DeleteInProgress | HsmState::Deleted),
+                    ..
+                }) => return Err(Error::IsGoing { hsm, state }),
                 records::AddedHsm::Exists(twin) if twin == (MadeHsm { state: twin.state, ..added }) => {}
                 records::AddedHsm::Exists(_) => return Err(Error::HsmExists { cluster: id.clone(), hsm }),
                 records::AddedHsm::AddressTaken(cluster, hsm) => return Err(Error::AddressTaken { cluster, hsm }),

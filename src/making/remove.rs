@@ -35,6 +35,7 @@ impl MadeClusters {
                 return Err(Error::KeysLeft { hsm: hsm.clone(), keys, needed });
             }
         }
+        self.kept().remove(&(id.clone(), hsm.clone()));
         #[cfg(debug_assertions)]
         crate::seams::stop_point("hsm-removal-written-down");
         self.0.key_stores.redeclare_made().await?;

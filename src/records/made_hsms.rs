@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, Sqlite, Transaction};
+use sqlx::{Row, Sqlite, SqliteExecutor, Transaction};
 
 use crate::model::{
     CertificateRequest, ClusterId, ClusterState, HostName, HsmId, HsmPlace, HsmState, KeyStoreId, Ports, SubnetId,
@@ -37,7 +37,7 @@ pub enum AddedHsm {
 /// What became of an HSM that was to be removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BegunRemoval {
-    /// It is DELETE_IN_PROGRESS, now or before.
+    /// It is DELETE_IN_PROGRESS, now or before, or DELETED already.
     Begun,
     NotFound,
     /// It is the last one that this key store has.
@@ -109,14 +109,7 @@ impl Records {
 
     /// The HSM can be used from now on.
     pub async fn made_hsm_is_ready(&self, id: &ClusterId, hsm: &HsmId) -> Result<(), Unavailable> {
-        sqlx::query("UPDATE made_hsms SET state = ? WHERE cluster_id = ? AND hsm_id = ? AND state = ?")
-            .bind(HsmState::Active.as_str())
-            .bind(id.as_str())
-            .bind(hsm.as_str())
-            .bind(HsmState::CreateInProgress.as_str())
-            .execute(&self.0.write)
-            .await?;
-        Ok(())
+        move_hsm(&self.0.write, (id, hsm), HsmState::CreateInProgress, HsmState::Active).await
     }
 
     /// The HSM is to go, unless a key that it may hold would then be on fewer of the others than `quorum`, or than there are.
@@ -133,7 +126,7 @@ impl Records {
         let hsms = of_cluster(&mut change, id).await?;
         match hsms.get(hsm).map(|hsm| hsm.state) {
             None => return Ok(BegunRemoval::NotFound),
-            Some(HsmState::DeleteInProgress) => return Ok(BegunRemoval::Begun),
+            Some(HsmState::DeleteInProgress | HsmState::Deleted) => return Ok(BegunRemoval::Begun),
             Some(_) => {}
         }
         let others = hsms.iter().filter(|(id, other)| *id != hsm && other.state == HsmState::Active).count();
@@ -159,15 +152,25 @@ impl Records {
         Ok(BegunRemoval::Begun)
     }
 
-    /// How many keys that this HSM may hold are on no other one `in_service`, as far as anybody proved it.
-    pub async fn keys_on_no_other(
+    /// The HSM is DELETED, and may be destroyed, unless keys that it may hold are on no other one `in_service`: how many.
+    pub async fn give_up_made_hsm(
         &self,
         id: &ClusterId,
         hsm: &HsmId,
         in_service: &[HsmId],
     ) -> Result<u64, Unavailable> {
-        let mut read_only = self.0.read.begin().await?;
-        keys_on_fewer(&mut read_only, id, hsm, 1, in_service).await
+        let mut change = self.begin().await?;
+        let keys = keys_on_fewer(&mut change, id, hsm, 1, in_service).await?;
+        if keys == 0 {
+            move_hsm(&mut *change, (id, hsm), HsmState::DeleteInProgress, HsmState::Deleted).await?;
+            change.commit().await?;
+        }
+        Ok(keys)
+    }
+
+    /// The HSM is not to go after all.
+    pub async fn keep_made_hsm(&self, id: &ClusterId, hsm: &HsmId) -> Result<(), Unavailable> {
+        move_hsm(&self.0.write, (id, hsm), HsmState::DeleteInProgress, HsmState::Active).await
     }
 
     /// Nothing is left of the HSM, and nothing is known of it any more. Crypto users who were on no other one are gone with it.
@@ -215,6 +218,23 @@ impl Records {
         .await?;
         Ok(())
     }
+}
+
+/// Nothing, when it is in another state.
+async fn move_hsm(
+    database: impl SqliteExecutor<'_>,
+    (cluster, hsm): (&ClusterId, &HsmId),
+    from: HsmState,
+    to: HsmState,
+) -> Result<(), Unavailable> {
+    sqlx::query("UPDATE made_hsms SET state = ? WHERE cluster_id = ? AND hsm_id = ? AND state = ?")
+        .bind(to.as_str())
+        .bind(cluster.as_str())
+        .bind(hsm.as_str())
+        .bind(from.as_str())
+        .execute(database)
+        .await?;
+    Ok(())
 }
 
 /// How many acknowledged keys of the cluster have a version that this HSM may hold, and that is proved on fewer than `needed`

@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::HsmState;
 
 /// Cluster `a`, as if keyway had made it, with so many HSMs in use.
 async fn made(records: &Records, hsms: u8) -> ClusterId {
@@ -63,7 +64,16 @@ async fn only_keys_that_an_hsm_in_service_has_as_well_let_another_go() {
     }
     assert_eq!(records.begin_removing_made_hsm(&id, &hsm(1), 2, &all).await.unwrap(), left(2));
     assert_eq!(records.begin_removing_made_hsm(&id, &hsm(1), 1, &all).await.unwrap(), BegunRemoval::Begun);
-    assert_eq!(records.keys_on_no_other(&id, &hsm(1), &all).await.unwrap(), 0);
-    assert_eq!(records.keys_on_no_other(&id, &hsm(1), &[hsm(1), hsm(3)]).await.unwrap(), 1);
     assert_eq!(records.begin_removing_made_hsm(&id, &hsm(2), 1, &all).await.unwrap(), left(1), "the first one goes");
+
+    // Whoever has it as well is away meanwhile.
+    let state = async || records.made_cluster(&id).await.unwrap().unwrap().hsms[&hsm(1)].state;
+    assert_eq!(records.give_up_made_hsm(&id, &hsm(1), &[hsm(3)]).await.unwrap(), 1);
+    assert_eq!(state().await, HsmState::DeleteInProgress);
+    records.keep_made_hsm(&id, &hsm(1)).await.unwrap();
+    assert_eq!(state().await, HsmState::Active);
+    assert_eq!(records.begin_removing_made_hsm(&id, &hsm(1), 1, &all).await.unwrap(), BegunRemoval::Begun);
+    assert_eq!(records.give_up_made_hsm(&id, &hsm(1), &all).await.unwrap(), 0);
+    records.keep_made_hsm(&id, &hsm(1)).await.unwrap();
+    assert_eq!(state().await, HsmState::Deleted, "what is being destroyed does not come back");
 }
