@@ -10,7 +10,7 @@ use crate::model::{
     Username,
 };
 
-use super::crypto_users::give_pending_users;
+use super::crypto_users::{forget_users_on_none, give_pending_users};
 use super::row::{json, number, parsed};
 use super::{Records, Unavailable, made_clusters};
 
@@ -185,15 +185,16 @@ impl Records {
             "DELETE FROM password_checks WHERE cluster_id = ? AND hsm_id = ?",
             "DELETE FROM drained_hsms WHERE cluster_id = ? AND hsm_id = ?",
             "DELETE FROM crypto_user_hsms WHERE cluster_id = ? AND hsm_id = ?",
+            "DELETE FROM destroyed_keys WHERE cluster_id = ? AND hsm_id = ?",
             "DELETE FROM made_hsms WHERE cluster_id = ? AND hsm_id = ?",
         ] {
             sqlx::query(traces).bind(id.as_str()).bind(hsm.as_str()).execute(&mut *change).await?;
         }
+        forget_users_on_none(&mut change, id).await?;
         for traces in [
-            "DELETE FROM user_logins WHERE cluster_id = ?1 AND username NOT IN
-             (SELECT username FROM crypto_user_hsms WHERE cluster_id = ?1)",
-            "DELETE FROM crypto_users WHERE cluster_id = ?1 AND username NOT IN
-             (SELECT username FROM crypto_user_hsms WHERE cluster_id = ?1)",
+            // Nobody was told of them, and nowhere may be anything of them.
+            "DELETE FROM keys WHERE cluster_id = ?1 AND state = 'CREATING'
+             AND NOT EXISTS (SELECT 1 FROM presences WHERE key_id = keys.id)",
             // A request is made anew for HSMs that come later.
             "UPDATE made_clusters SET request = NULL WHERE cluster_id = ?1 AND NOT EXISTS
              (SELECT 1 FROM made_hsms WHERE cluster_id = ?1)",
