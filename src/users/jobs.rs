@@ -165,8 +165,14 @@ impl Users {
         let (records, host) = (&self.0.records, &self.0.host);
         let WorkerSpec { cluster, hsm, username: user, .. } = spec;
         let so = Username::security_officer_of(user);
+        // One that was refused is for an administrator to allow.
         if is_new {
-            records.allow_one_security_officer_login(cluster, hsm, user).await?;
+            match records.login_standing_on(cluster, hsm, &so, PasswordVersion::SO_PIN).await? {
+                Standing::Untried | Standing::Unsettled => {
+                    records.allow_one_security_officer_login(cluster, hsm, user).await?;
+                }
+                Standing::Granted | Standing::Proven | Standing::Refused => {}
+            }
         }
         match records.begin_login(cluster, hsm, &so, PasswordVersion::SO_PIN).await? {
             LoginLeave::Granted | LoginLeave::GrantedAgain => {}
