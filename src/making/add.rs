@@ -73,6 +73,8 @@ impl MadeClusters {
                 records::AddedHsm::Full => return Err(Error::TooManyHsms(MOST_HSMS)),
                 records::AddedHsm::NoCluster => return Err(Error::ClusterNotFound(id.clone())),
             }
+            // What cannot be declared now is declared by whoever settles it.
+            self.begin_to_settle(id, &hsm);
             self.0.key_stores.redeclare_made().await?;
         }
         #[cfg(debug_assertions)]

@@ -38,9 +38,8 @@ impl MadeClusters {
         self.kept().remove(&(id.clone(), hsm.clone()));
         #[cfg(debug_assertions)]
         crate::seams::stop_point("hsm-removal-written-down");
-        self.0.key_stores.redeclare_made().await?;
         self.begin_to_settle(id, hsm);
-        Ok(())
+        Ok(self.0.key_stores.redeclare_made().await?)
     }
 
     /// Another HSM that stays has what the keys of the cluster's key store are copied under, or the store has no such thing

@@ -83,7 +83,9 @@ impl MadeClusters {
 
     /// Does what can be done for the HSM; `false` when there is nothing more to do.
     async fn round(&self, id: &ClusterId, hsm: &HsmId) -> Result<bool, NotYet> {
-        let Some(made) = self.made_hsm(id, hsm).await? else { return Ok(false) };
+        let made = self.made_hsm(id, hsm).await?;
+        self.declare(id, hsm, made.as_ref()).await?;
+        let Some(made) = made else { return Ok(false) };
         match made.state {
             HsmState::CreateInProgress => self.bring_into_use(id, hsm).await?,
             HsmState::DeleteInProgress => self.give_up(id, hsm).await?,
@@ -91,6 +93,17 @@ impl MadeClusters {
             HsmState::Active | HsmState::Degraded => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// Connections follow what is declared: whoever changed the records may not have come to it.
+    async fn declare(&self, id: &ClusterId, hsm: &HsmId, made: Option<&MadeHsm>) -> Result<(), Unavailable> {
+        let key_stores = &self.0.key_stores;
+        let declared = key_stores.declared().get(id).and_then(|cluster| {
+            let is_awaited = cluster.made().is_some_and(|made| made.awaited.contains_key(hsm));
+            let node = cluster.nodes.get(hsm).map(|node| node.state);
+            node.or_else(|| is_awaited.then(|| made.map_or(HsmState::Deleted, |made| made.state)))
+        });
+        if declared == made.map(|made| made.state) { Ok(()) } else { key_stores.redeclare_made().await }
     }
 
     async fn made_hsm(&self, id: &ClusterId, hsm: &HsmId) -> Result<Option<MadeHsm>, Unavailable> {
