@@ -117,7 +117,7 @@ impl MadeClusters {
         let node = cluster.as_ref().and_then(|cluster| cluster.nodes.get(hsm)).ok_or(NotYet::NoTrustAnchor)?;
         match &node.location {
             Location::Here(_) => self.make_home(id, hsm).await.map_err(NotYet::Directory)?,
-            Location::There(node) => self.0.host.believe(node, &node.trust_anchor).await?,
+            Location::There(node) => self.0.host.has(node, id, hsm).await?,
         }
         #[cfg(debug_assertions)]
         crate::seams::stop_point("hsm-home-made");
