@@ -37,6 +37,8 @@ enum NotYet {
     Kmsuser(#[from] Undone),
     #[error("the key store's password on it is not certain")]
     NoPassword,
+    #[error("the cluster's key store was changed meanwhile")]
+    KeyStoreChanged,
     #[error("its directory cannot be removed")]
     Removal(#[source] OpeningError),
     #[error("the records cannot be reached")]
@@ -121,13 +123,17 @@ impl MadeClusters {
         }
         #[cfg(debug_assertions)]
         crate::seams::stop_point("hsm-home-made");
-        if let Some(store) = key_stores.on_cluster(id) {
-            let password = key_stores.settled_password(&store, hsm).await?.ok_or(NotYet::NoPassword)?;
+        let store = key_stores.on_cluster(id).map(|store| (store.record(), store));
+        if let Some((_, store)) = &store {
+            let password = key_stores.settled_password(store, hsm).await?.ok_or(NotYet::NoPassword)?;
             self.0.users.give_kmsuser_to_new_hsm(id, hsm, node, &password).await?;
             #[cfg(debug_assertions)]
             crate::seams::stop_point("hsm-has-kmsuser");
         }
-        self.0.records.made_hsm_is_ready(id, hsm).await?;
+        let store = store.as_ref().map(|(record, _)| (&record.id, record.password_version));
+        if !self.0.records.made_hsm_is_ready(id, hsm, store).await? {
+            return Err(NotYet::KeyStoreChanged);
+        }
         key_stores.redeclare_made().await?;
         tracing::info!(cluster = %id, %hsm, "an HSM was added");
         Ok(())

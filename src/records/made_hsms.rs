@@ -6,8 +6,8 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite, SqliteExecutor, Transaction};
 
 use crate::model::{
-    CertificateRequest, ClusterId, ClusterState, HostName, HsmId, HsmPlace, HsmState, KeyStoreId, Ports, SubnetId,
-    Username,
+    CertificateRequest, ClusterId, ClusterState, HostName, HsmId, HsmPlace, HsmState, KeyStoreId, PasswordVersion,
+    Ports, SubnetId, Username,
 };
 
 use super::crypto_users::{forget_users_on_none, give_pending_users};
@@ -107,9 +107,26 @@ impl Records {
         Ok(AddedHsm::Added)
     }
 
-    /// The HSM can be used from now on.
-    pub async fn made_hsm_is_ready(&self, id: &ClusterId, hsm: &HsmId) -> Result<(), Unavailable> {
-        move_hsm(&self.0.write, (id, hsm), HsmState::CreateInProgress, HsmState::Active).await
+    /// The HSM can be used from now on, with the kmsuser of this key store, or without one. `false` when the cluster has
+    /// another key store meanwhile, or that one another password, and nothing was changed.
+    pub async fn made_hsm_is_ready(
+        &self,
+        id: &ClusterId,
+        hsm: &HsmId,
+        store: Option<(&KeyStoreId, PasswordVersion)>,
+    ) -> Result<bool, Unavailable> {
+        let mut change = self.begin().await?;
+        let now: Option<(String, u32)> =
+            sqlx::query_as("SELECT id, password_version FROM key_stores WHERE cluster_id = ?")
+                .bind(id.as_str())
+                .fetch_optional(&mut *change)
+                .await?;
+        if now != store.map(|(id, version)| (id.to_string(), version.0)) {
+            return Ok(false);
+        }
+        move_hsm(&mut *change, (id, hsm), HsmState::CreateInProgress, HsmState::Active).await?;
+        change.commit().await?;
+        Ok(true)
     }
 
     /// The HSM is to go, unless a key that it may hold would then be on fewer of the others than `quorum`, or than there are.

@@ -50,6 +50,20 @@ async fn a_key_is_not_acknowledged_on_an_hsm_that_is_being_removed() {
 }
 
 #[tokio::test]
+async fn an_hsm_is_ready_with_the_key_store_that_there_is() {
+    let home = Home::new();
+    let records = home.open().await;
+    let id = made(&records, 1).await;
+    sqlx::query("UPDATE made_hsms SET state = 'CREATE_IN_PROGRESS'").execute(&records.0.write).await.unwrap();
+    let store = connected_store(&records).await;
+    let ready = async |store| records.made_hsm_is_ready(&id, &hsm(1), store).await.unwrap();
+    assert!(!ready(None).await, "one came meanwhile");
+    assert!(!ready(Some((&store.id, PasswordVersion(7)))).await, "its password was changed");
+    assert!(ready(Some((&store.id, store.password_version))).await);
+    assert_eq!(records.made_cluster(&id).await.unwrap().unwrap().hsms[&hsm(1)].state, HsmState::Active);
+}
+
+#[tokio::test]
 async fn only_keys_that_an_hsm_in_service_has_as_well_let_another_go() {
     let home = Home::new();
     let records = home.open().await;
