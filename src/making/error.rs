@@ -51,7 +51,7 @@ pub enum Error {
     #[error("{hsm} is the last HSM of key store {store}; delete the key store first, or add another HSM")]
     LastHsm { hsm: HsmId, store: KeyStoreId },
     #[error(
-        "without {hsm} {keys} keys would be on fewer than {needed} HSMs in service; connect the key store, or have their user log in, and bring the others level first (`keyway cluster sync`)"
+        "without {hsm} {keys} keys would be on fewer than {needed} HSMs in service; connect the key store, or have their user log in, and bring the others level first (`keyway cluster sync`; keys that were found in an HSM it never copies)"
     )]
     KeysLeft { hsm: HsmId, keys: u64, needed: u32 },
     #[error(
