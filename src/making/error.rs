@@ -20,7 +20,9 @@ pub enum Error {
     ClusterNotFound(ClusterId),
     #[error("cluster {0} is declared in the configuration: change it there, and send the daemon SIGHUP")]
     NotMade(ClusterId),
-    #[error("there are {0} clusters already, as many as made_clusters.quota allows")]
+    #[error(
+        "there are {0} clusters already, as many as made_clusters.quota allows; none can be deleted: use one that has no HSMs, or raise the quota"
+    )]
     TooManyClusters(u32),
     #[error("another cluster was made with this request id; take another one")]
     RequestReused,
