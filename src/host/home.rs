@@ -84,6 +84,8 @@ impl HsmHome {
             renamed => renamed?,
         }
         softhsm::sync_above(&self.0)?;
+        #[cfg(debug_assertions)]
+        crate::seams::stop_point("hsm-home-moved-away");
         softhsm::rid(&removed)
     }
 }

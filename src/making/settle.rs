@@ -177,6 +177,8 @@ impl MadeClusters {
 
     async fn destroy(&self, id: &ClusterId, hsm: &HsmId, place: &HsmPlace) -> Result<(), NotYet> {
         let key_stores = &self.0.key_stores;
+        #[cfg(debug_assertions)]
+        crate::seams::stop_point("hsm-given-up");
         if let (HsmPlace::Here, Some(settings)) = (place, key_stores.declared().making()) {
             let (home, patience) = (settings.home(id, hsm), settings.patience.longest());
             self.0.host.remove_hsm(id, hsm, home, patience).await.map_err(NotYet::Removal)?;

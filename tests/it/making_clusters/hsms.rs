@@ -138,6 +138,20 @@ async fn an_hsm_stays_while_who_has_its_keys_as_well_is_out_of_service() {
 }
 
 #[tokio::test]
+async fn of_two_removals_at_once_that_would_leave_none_one_is_refused() {
+    let maker = Maker::start();
+    let mut clients = maker.clients().await;
+    let (cluster, store) = maker.connected(&mut clients, 2).await;
+    let key = clients.key(&store).await.key_id;
+    clients.all_level(&store, 2).await;
+    let (mut one, mut other) = (clients.clone(), clients.clone());
+    let removed = tokio::join!(one.remove_hsm(&cluster, "hsm-1"), other.remove_hsm(&cluster, "hsm-2"));
+    assert!(removed.0.is_ok() != removed.1.is_ok(), "{removed:?}");
+    clients.cluster_until(&cluster, |cluster| cluster.hsms.len() == 1).await;
+    clients.encrypt(&key, b"one serves").await;
+}
+
+#[tokio::test]
 async fn an_empty_cluster_asks_for_another_certificate_with_its_next_first_hsm() {
     let maker = Maker::start();
     let mut clients = maker.clients().await;
