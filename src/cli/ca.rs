@@ -194,7 +194,7 @@ fn authority_in(directory: &Path) -> Result<Authority, Failure> {
 /// The customer's authority in this directory, under the name that clusters know it by or as `keyway ca init` made it; a new one
 /// when there is none.
 pub(super) fn customers_authority(directory: &Path) -> Result<Authority, Failure> {
-    if [CERTIFICATE, CUSTOMERS_CERTIFICATE, CUSTOMERS_KEY].iter().any(|name| directory.join(name).exists()) {
+    if has_customers_authority(directory) {
         return authority_in(directory);
     }
     let name: CommonName = "customer CA".parse().expect("a common name");
@@ -204,6 +204,11 @@ pub(super) fn customers_authority(directory: &Path) -> Result<Authority, Failure
     let certificate = authority.certificate().pem().as_bytes();
     new_file::make(&directory.join(CUSTOMERS_CERTIFICATE), certificate, Readers::Everybody)?;
     Ok(authority)
+}
+
+/// Whether there is one, or a part of one.
+pub(super) fn has_customers_authority(directory: &Path) -> bool {
+    [CERTIFICATE, CUSTOMERS_CERTIFICATE, CUSTOMERS_KEY].iter().any(|name| directory.join(name).exists())
 }
 
 /// The one that was written down in these files.

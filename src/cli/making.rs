@@ -145,8 +145,14 @@ pub(super) async fn init(client: &Client, args: InitArgs) -> Result<(), Failure>
             let request =
                 DescribeClustersRequest { cluster_ids: vec![args.cluster_id.to_string()], ..Default::default() };
             let described = daemon.clusters().describe_clusters(daemon.request(request)).await?.into_inner();
-            let csr = described.clusters.first().map(|cluster| cluster.cluster_csr.as_str()).unwrap_or_default();
-            sign(&args, csr)?
+            match described.clusters.first() {
+                // The answer to an earlier one may have been lost: under the same authority this one is a repetition.
+                Some(cluster) if !cluster.certificate.is_empty() && ca::has_customers_authority(&args.out) => {
+                    let authority = ca::customers_authority(&args.out)?;
+                    (cluster.certificate.clone(), authority.certificate().pem().to_owned())
+                }
+                cluster => sign(&args, cluster.map(|cluster| cluster.cluster_csr.as_str()).unwrap_or_default())?,
+            }
         }
     };
     let cluster_id = args.cluster_id.to_string();

@@ -77,10 +77,15 @@ impl HsmHome {
         // What a crash left of an earlier one.
         softhsm::rid(&removed)?;
         match std::fs::rename(&self.0, &removed) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            // Where its whole cluster is missing, the HSM may well be elsewhere, with everything in it.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && self.0.parent().is_some_and(Path::is_dir) => {
+                return Ok(());
+            }
             renamed => renamed?,
         }
         softhsm::sync_above(&self.0)?;
+        #[cfg(debug_assertions)]
+        crate::seams::stop_point("hsm-home-moved-away");
         softhsm::rid(&removed)
     }
 }
@@ -142,5 +147,9 @@ mod tests {
         home.remove().unwrap();
         home.remove().unwrap();
         assert_eq!(std::fs::read_dir(root.parent().unwrap()).unwrap().count(), 0);
+
+        // The operator has named another directory since: nothing of it was destroyed there.
+        let elsewhere = HsmHome::new(above.path().join("cluster-2bbbbbbbbbb/hsm-1"));
+        assert_eq!(elsewhere.remove().unwrap_err().kind(), std::io::ErrorKind::NotFound);
     }
 }

@@ -171,6 +171,11 @@ impl Host {
     pub async fn believe(&self, node: &RemoteNode, anchor: &TrustAnchor) -> Result<(), DialError> {
         self.remote.believe(node, anchor).await
     }
+
+    /// Whether a node on another host is one under its trust anchor that has this HSM.
+    pub async fn has(&self, node: &RemoteNode, cluster: &ClusterId, hsm: &HsmId) -> Result<(), DialError> {
+        self.remote.has(node, cluster, hsm).await
+    }
 }
 
 /// The PIN's text for a user of a SoftHSM2 or CloudHSM token: `user:password`.

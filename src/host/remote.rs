@@ -21,10 +21,10 @@ use tonic::transport::{Channel, Endpoint};
 use crate::link;
 use crate::link::v1::response::Outcome;
 use crate::link::v1::{self, summon};
-use crate::model::{HsmId, TrustAnchor};
+use crate::model::{ClusterId, HsmId, TrustAnchor};
 use crate::proto::node::administration_service_client::AdministrationServiceClient;
 use crate::proto::node::identity_service_client::IdentityServiceClient;
-use crate::proto::node::{IdentifyRequest, KeepTokenRequest};
+use crate::proto::node::{IdentifyRequest, IdentifyResponse, KeepTokenRequest, identify_response};
 use crate::tls::{self, ClientFiles};
 
 use super::carry::{Kill, SILENCE, carry};
@@ -103,9 +103,24 @@ impl Remote {
 
     /// Whether the node that answers has a certificate under this trust anchor.
     pub(super) async fn believe(&self, node: &RemoteNode, anchor: &TrustAnchor) -> Result<(), DialError> {
+        self.identify(node, anchor).await.map(drop)
+    }
+
+    /// Whether it is one under its trust anchor that has this HSM.
+    pub(super) async fn has(&self, node: &RemoteNode, cluster: &ClusterId, hsm: &HsmId) -> Result<(), DialError> {
+        let told = self.identify(node, &node.trust_anchor).await?;
+        let is_it = |it: &identify_response::Hsm| it.cluster == cluster.as_str() && it.hsm == hsm.as_str();
+        if told.hsms.iter().any(is_it) {
+            return Ok(());
+        }
+        let why = format!("{} has no {hsm} of {cluster}; declare it in its node.toml", node.address);
+        Err(DialError::Failed(why))
+    }
+
+    async fn identify(&self, node: &RemoteNode, anchor: &TrustAnchor) -> Result<IdentifyResponse, DialError> {
         let channel = self.channel(node, node.ports.identity, anchor, CALL).await?;
         let told = IdentityServiceClient::new(channel).identify(IdentifyRequest {}).await;
-        told.map(drop).map_err(|status| DialError::Failed(status.message().to_owned()))
+        told.map(tonic::Response::into_inner).map_err(|status| DialError::Failed(status.message().to_owned()))
     }
 
     async fn summon(

@@ -324,7 +324,12 @@ impl Keys {
         let members = creation.ask_only(proven, &key.id);
         let others = members.iter().filter(|member| !is_on_one_of(proven, member));
         let nodes = (&hsms(proven.iter())[..], &hsms(others)[..]);
-        let enabled = self.0.records.finish_key(creation.id, KeyVersion::FIRST, &key.probe, nodes, clock::now()).await;
+        let are_enough = |staying: &[HsmId]| {
+            let staying: Vec<_> = proven.iter().filter(|it| staying.contains(it.node.hsm())).cloned().collect();
+            creation.needed.is_met_by(staying.len(), zones(&staying))
+        };
+        let (records, version) = (&self.0.records, KeyVersion::FIRST);
+        let enabled = records.finish_key(creation.id, version, &key.probe, nodes, are_enough, clock::now()).await;
         // Who has joined meanwhile may have looked at the records before the key stood in them.
         let now = creation.connection.members();
         let has_joined = |member: &&Arc<Member>| !members.iter().any(|before| Arc::ptr_eq(before, member));

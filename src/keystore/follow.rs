@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use crate::cluster::{self, Connection, Member, Members};
 use crate::host::WorkerSpec;
 use crate::model::{ClusterId, CryptoUser, HsmId};
-use crate::node::{Blueprint, Common, Health, Node, Passwords};
+use crate::node::{Blueprint, Common, Health, Node, Passwords, Reach};
 use crate::records::Unavailable;
 
 use super::{DRAIN_TIMEOUT, KeyStores};
@@ -149,6 +149,21 @@ impl KeyStores {
     pub(super) fn connections_on(&self, cluster: &ClusterId) -> Vec<Arc<Connection>> {
         let connections = self.0.connections.borrow();
         connections.iter().filter(|connection| connection.cluster == *cluster).cloned().collect()
+    }
+
+    /// HSMs in use that hold what was proved of them: the key store's Connection, or without a key store anybody's, has proved
+    /// who logs in there now. Where nobody can, for want of a key store, those that can be reached.
+    pub fn in_service(&self, cluster: &ClusterId) -> Vec<HsmId> {
+        let Some(settings) = self.0.clusters.get(cluster) else { return Vec::new() };
+        let store = self.on_cluster(cluster);
+        let of_store = store.as_ref().and_then(|store| store.nodes().borrow().clone());
+        let connections = if store.is_some() { of_store.into_iter().collect() } else { self.connections_on(cluster) };
+        let is_proved = |hsm: &HsmId| {
+            connections.iter().any(|connection| connection.member(hsm).is_some_and(|member| member.is_proved()))
+        };
+        let is_reached = |hsm: &HsmId| store.is_none() && matches!(self.reach(cluster, hsm), Some(Reach::Reached(_)));
+        let in_service = settings.active_nodes().filter(|(hsm, _)| is_proved(hsm) || is_reached(hsm));
+        in_service.map(|(hsm, _)| hsm.clone()).collect()
     }
 
     /// For who holds the lock of maintenance.

@@ -63,15 +63,18 @@ impl MadeClusters {
             let _turn = self.0.users.turn(id).await;
             match self.0.records.add_made_hsm(id, &hsm, &added, &request, MOST_HSMS).await? {
                 records::AddedHsm::Added => {}
-                records::AddedHsm::Exists(MadeHsm { state: state @ HsmState::DeleteInProgress, .. }) => {
-                    return Err(Error::IsGoing { hsm, state });
-                }
+                records::AddedHsm::Exists(MadeHsm {
+                    state: state @ (HsmState::DeleteInProgress | HsmState::Deleted),
+                    ..
+                }) => return Err(Error::IsGoing { hsm, state }),
                 records::AddedHsm::Exists(twin) if twin == (MadeHsm { state: twin.state, ..added }) => {}
                 records::AddedHsm::Exists(_) => return Err(Error::HsmExists { cluster: id.clone(), hsm }),
                 records::AddedHsm::AddressTaken(cluster, hsm) => return Err(Error::AddressTaken { cluster, hsm }),
                 records::AddedHsm::Full => return Err(Error::TooManyHsms(MOST_HSMS)),
                 records::AddedHsm::NoCluster => return Err(Error::ClusterNotFound(id.clone())),
             }
+            // What cannot be declared now is declared by whoever settles it.
+            self.begin_to_settle(id, &hsm);
             self.0.key_stores.redeclare_made().await?;
         }
         #[cfg(debug_assertions)]

@@ -20,7 +20,9 @@ pub enum Error {
     ClusterNotFound(ClusterId),
     #[error("cluster {0} is declared in the configuration: change it there, and send the daemon SIGHUP")]
     NotMade(ClusterId),
-    #[error("there are {0} clusters already, as many as made_clusters.quota allows")]
+    #[error(
+        "there are {0} clusters already, as many as made_clusters.quota allows; none can be deleted: use one that has no HSMs, or raise the quota"
+    )]
     TooManyClusters(u32),
     #[error("another cluster was made with this request id; take another one")]
     RequestReused,
@@ -51,7 +53,7 @@ pub enum Error {
     #[error("{hsm} is the last HSM of key store {store}; delete the key store first, or add another HSM")]
     LastHsm { hsm: HsmId, store: KeyStoreId },
     #[error(
-        "without {hsm} {keys} keys would be on fewer than {needed} HSMs in use; bring the others level first (`keyway cluster sync`)"
+        "without {hsm} {keys} keys would be on fewer than {needed} HSMs in service; connect the key store, or have their user log in, and bring the others level first (`keyway cluster sync`; keys that were found in an HSM it never copies)"
     )]
     KeysLeft { hsm: HsmId, keys: u64, needed: u32 },
     #[error(

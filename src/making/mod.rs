@@ -10,7 +10,9 @@
 //!  initialize ──▶ INITIALIZED ──▶ ACTIVE with the first crypto user (`users`)
 //!
 //!  add ──▶ records: CREATE_IN_PROGRESS ──▶ settle: its tokens are made, or its host answers ──▶ ACTIVE
-//!  remove ──▶ records: DELETE_IN_PROGRESS ──▶ settle: Connections leave it, its tokens go ──▶ nothing is left
+//!  remove ──▶ records: DELETE_IN_PROGRESS ──▶ settle: Connections leave it
+//!         ├─ others in service have its keys ──▶ DELETED ──▶ settle: its tokens go ──▶ nothing is left
+//!         └─ else ──▶ ACTIVE again
 //! ```
 
 mod add;
@@ -48,6 +50,8 @@ struct Inner {
     records: Records,
     host: Host,
     settling: Mutex<Settling>,
+    /// HSMs that were to be removed last and were not, and why.
+    kept: Mutex<BTreeMap<(ClusterId, HsmId), String>>,
     runtime: tokio::runtime::Handle,
 }
 
@@ -71,6 +75,7 @@ impl MadeClusters {
             records,
             host,
             settling: Mutex::default(),
+            kept: Mutex::default(),
             runtime: tokio::runtime::Handle::current(),
         }))
     }
@@ -78,6 +83,11 @@ impl MadeClusters {
     /// What holds an HSM up that is being brought into use, or removed.
     pub fn hindrance(&self, cluster: &ClusterId, hsm: &HsmId) -> Option<String> {
         self.settling().get(&(cluster.clone(), hsm.clone())).and_then(|in_hand| in_hand.hindrance.clone())
+    }
+
+    /// Why an HSM that was to be removed is still there, until it is to be removed again.
+    pub fn why_kept(&self, cluster: &ClusterId, hsm: &HsmId) -> Option<String> {
+        self.kept().get(&(cluster.clone(), hsm.clone())).cloned()
     }
 
     fn settings(&self) -> Result<&MadeSettings, Error> {

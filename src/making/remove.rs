@@ -20,11 +20,12 @@ impl MadeClusters {
 
     async fn remove_now(&self, id: &ClusterId, hsm: &HsmId) -> Result<(), Error> {
         let (cluster, _) = self.made(id).await?;
-        self.has_an_heir(id, hsm).await?;
-        // A user who is made now is made on this one as well, or on the others alone.
+        // A user who is made now is made on this one as well, or on the others alone. Nor does another HSM go meanwhile.
         let _turn = self.0.users.turn(id).await;
+        let in_service = self.0.key_stores.in_service(id);
+        self.has_an_heir(id, hsm, &in_service).await?;
         let quorum = cluster.min_hsms_to_create.get();
-        match self.0.records.begin_removing_made_hsm(id, hsm, quorum).await? {
+        match self.0.records.begin_removing_made_hsm(id, hsm, quorum, &in_service).await? {
             BegunRemoval::Begun => {}
             BegunRemoval::NotFound => {
                 return Err(Error::HsmNotFound { cluster: id.clone(), hsm: hsm.clone() });
@@ -34,25 +35,21 @@ impl MadeClusters {
                 return Err(Error::KeysLeft { hsm: hsm.clone(), keys, needed });
             }
         }
+        self.kept().remove(&(id.clone(), hsm.clone()));
         #[cfg(debug_assertions)]
         crate::seams::stop_point("hsm-removal-written-down");
-        self.0.key_stores.redeclare_made().await?;
         self.begin_to_settle(id, hsm);
-        Ok(())
+        Ok(self.0.key_stores.redeclare_made().await?)
     }
 
-    /// Another HSM has what the keys of the cluster's key store are copied under, or the store has no such thing yet. What
-    /// nobody could prove now was proved when a key was copied there.
-    async fn has_an_heir(&self, id: &ClusterId, hsm: &HsmId) -> Result<(), Error> {
+    /// Another HSM that stays has what the keys of the cluster's key store are copied under, or the store has no such thing
+    /// yet.
+    async fn has_an_heir(&self, id: &ClusterId, hsm: &HsmId, in_service: &[HsmId]) -> Result<(), Error> {
         let Some(store) = self.0.key_stores.on_cluster(id) else { return Ok(()) };
         if self.0.records.kek(id, &Username::kmsuser()).await?.is_none() {
             return Ok(());
         }
-        let connection = store.nodes().borrow().clone();
-        let is_proved = connection.is_some_and(|connection| {
-            connection.members().iter().any(|member| member.node.hsm() != hsm && member.is_proved())
-        });
-        if is_proved || self.0.records.another_holds_keys(id, hsm).await? {
+        if in_service.iter().any(|other| other != hsm) {
             return Ok(());
         }
         Err(Error::NoHeir { hsm: hsm.clone(), store: store.id() })

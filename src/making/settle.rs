@@ -4,11 +4,13 @@
 //! Each step is to be repeated as often as one likes, and the records say what there is to do: one task for each HSM looks
 //! there in each round, until there is nothing more.
 
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::host::{DialError, Location, OpeningError};
 use crate::model::{ClusterId, HsmId, HsmPlace, HsmState, with_causes};
@@ -19,6 +21,8 @@ use super::{InHand, MadeClusters, Settling};
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// So long others that are to have an HSM's keys as well may be out of service before it is destroyed.
+const OTHERS: Duration = Duration::from_secs(60);
 
 /// Why an HSM is still on its way.
 #[derive(Debug, thiserror::Error)]
@@ -33,8 +37,8 @@ enum NotYet {
     Kmsuser(#[from] Undone),
     #[error("the key store's password on it is not certain")]
     NoPassword,
-    #[error("{0} keys are on no other HSM; nothing of it is destroyed before they are")]
-    KeysOnlyHere(u64),
+    #[error("the cluster's key store was changed meanwhile")]
+    KeyStoreChanged,
     #[error("its directory cannot be removed")]
     Removal(#[source] OpeningError),
     #[error("the records cannot be reached")]
@@ -75,15 +79,33 @@ impl MadeClusters {
         self.0.settling.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn kept(&self) -> MutexGuard<'_, BTreeMap<(ClusterId, HsmId), String>> {
+        self.0.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Does what can be done for the HSM; `false` when there is nothing more to do.
     async fn round(&self, id: &ClusterId, hsm: &HsmId) -> Result<bool, NotYet> {
-        let Some(made) = self.made_hsm(id, hsm).await? else { return Ok(false) };
+        let made = self.made_hsm(id, hsm).await?;
+        self.declare(id, hsm, made.as_ref()).await?;
+        let Some(made) = made else { return Ok(false) };
         match made.state {
             HsmState::CreateInProgress => self.bring_into_use(id, hsm).await?,
-            HsmState::DeleteInProgress => self.remove(id, hsm, &made.place).await?,
-            HsmState::Active | HsmState::Degraded | HsmState::Deleted => return Ok(false),
+            HsmState::DeleteInProgress => self.give_up(id, hsm).await?,
+            HsmState::Deleted => self.destroy(id, hsm, &made.place).await?,
+            HsmState::Active | HsmState::Degraded => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// Connections follow what is declared: whoever changed the records may not have come to it.
+    async fn declare(&self, id: &ClusterId, hsm: &HsmId, made: Option<&MadeHsm>) -> Result<(), Unavailable> {
+        let key_stores = &self.0.key_stores;
+        let declared = key_stores.declared().get(id).and_then(|cluster| {
+            let is_awaited = cluster.made().is_some_and(|made| made.awaited.contains_key(hsm));
+            let node = cluster.nodes.get(hsm).map(|node| node.state);
+            node.or_else(|| is_awaited.then(|| made.map_or(HsmState::Deleted, |made| made.state)))
+        });
+        if declared == made.map(|made| made.state) { Ok(()) } else { key_stores.redeclare_made().await }
     }
 
     async fn made_hsm(&self, id: &ClusterId, hsm: &HsmId) -> Result<Option<MadeHsm>, Unavailable> {
@@ -97,17 +119,21 @@ impl MadeClusters {
         let node = cluster.as_ref().and_then(|cluster| cluster.nodes.get(hsm)).ok_or(NotYet::NoTrustAnchor)?;
         match &node.location {
             Location::Here(_) => self.make_home(id, hsm).await.map_err(NotYet::Directory)?,
-            Location::There(node) => self.0.host.believe(node, &node.trust_anchor).await?,
+            Location::There(node) => self.0.host.has(node, id, hsm).await?,
         }
         #[cfg(debug_assertions)]
         crate::seams::stop_point("hsm-home-made");
-        if let Some(store) = key_stores.on_cluster(id) {
-            let password = key_stores.settled_password(&store, hsm).await?.ok_or(NotYet::NoPassword)?;
+        let store = key_stores.on_cluster(id).map(|store| (store.record(), store));
+        if let Some((_, store)) = &store {
+            let password = key_stores.settled_password(store, hsm).await?.ok_or(NotYet::NoPassword)?;
             self.0.users.give_kmsuser_to_new_hsm(id, hsm, node, &password).await?;
             #[cfg(debug_assertions)]
             crate::seams::stop_point("hsm-has-kmsuser");
         }
-        self.0.records.made_hsm_is_ready(id, hsm).await?;
+        let store = store.as_ref().map(|(record, _)| (&record.id, record.password_version));
+        if !self.0.records.made_hsm_is_ready(id, hsm, store).await? {
+            return Err(NotYet::KeyStoreChanged);
+        }
         key_stores.redeclare_made().await?;
         tracing::info!(cluster = %id, %hsm, "an HSM was added");
         Ok(())
@@ -121,14 +147,38 @@ impl MadeClusters {
         tokio::task::spawn_blocking(move || home.make()).await.map_err(std::io::Error::other)?
     }
 
-    async fn remove(&self, id: &ClusterId, hsm: &HsmId, place: &HsmPlace) -> Result<(), NotYet> {
+    /// Connections leave it. Others may have gone out of service since the removal began, and a daemon that has just started
+    /// finds them again: when they do not come, the HSM is kept.
+    async fn give_up(&self, id: &ClusterId, hsm: &HsmId) -> Result<(), NotYet> {
         let key_stores = &self.0.key_stores;
         key_stores.left(id, hsm).await;
-        // One that was being made when the removal began may have been finished on this one and another.
-        match self.0.records.keys_on_no_other(id, hsm).await? {
-            0 => {}
-            keys => return Err(NotYet::KeysOnlyHere(keys)),
+        let until = Instant::now() + OTHERS;
+        loop {
+            let in_service = key_stores.in_service(id);
+            let keys = self.0.records.give_up_made_hsm(id, hsm, &in_service).await?;
+            if keys == 0 {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                return self.keep(id, hsm, keys).await;
+            }
+            tokio::time::sleep(FIRST_PAUSE).await;
         }
+    }
+
+    async fn keep(&self, id: &ClusterId, hsm: &HsmId, keys: u64) -> Result<(), NotYet> {
+        self.0.records.keep_made_hsm(id, hsm).await?;
+        self.0.key_stores.redeclare_made().await?;
+        tracing::error!(cluster = %id, %hsm, keys, "an HSM was not removed: keys are on no other HSM in service");
+        let why = format!("it was not removed: {keys} keys were on no other HSM in service");
+        self.kept().insert((id.clone(), hsm.clone()), why);
+        Ok(())
+    }
+
+    async fn destroy(&self, id: &ClusterId, hsm: &HsmId, place: &HsmPlace) -> Result<(), NotYet> {
+        let key_stores = &self.0.key_stores;
+        #[cfg(debug_assertions)]
+        crate::seams::stop_point("hsm-given-up");
         if let (HsmPlace::Here, Some(settings)) = (place, key_stores.declared().making()) {
             let (home, patience) = (settings.home(id, hsm), settings.patience.longest());
             self.0.host.remove_hsm(id, hsm, home, patience).await.map_err(NotYet::Removal)?;
@@ -179,5 +229,5 @@ async fn run(making: MadeClusters, here: (ClusterId, HsmId), tried: watch::Sende
 }
 
 const fn is_on_its_way(state: HsmState) -> bool {
-    matches!(state, HsmState::CreateInProgress | HsmState::DeleteInProgress)
+    matches!(state, HsmState::CreateInProgress | HsmState::DeleteInProgress | HsmState::Deleted)
 }

@@ -15,7 +15,7 @@ use crate::model::{
 
 use super::keys::{folded, keys_with_versions};
 use super::presences::put_presence;
-use super::row::{key_id, millis, named};
+use super::row::{key_id, millis, named, parsed};
 use super::{KeyRecord, Proof, Records, Unavailable};
 
 /// A key about to be made.
@@ -111,13 +111,15 @@ impl Records {
     }
 
     /// CREATING becomes ENABLED: the key answered its probe on the `proven` nodes and is to be looked for on the `others`.
-    /// `false` when it was not CREATING any more, or its store stands on another cluster meanwhile.
+    /// `false` when it was not CREATING any more, its store stands on another cluster meanwhile, or of the proven ones fewer
+    /// than `are_enough` stay: an HSM that is being removed takes its copy with it.
     pub async fn finish_key(
         &self,
         key: KeyId,
         version: KeyVersion,
         probe: &Probe,
         (proven, others): (&[HsmId], &[HsmId]),
+        are_enough: impl Fn(&[HsmId]) -> bool + Send,
         at: SystemTime,
     ) -> Result<bool, Unavailable> {
         let mut change = self.begin().await?;
@@ -129,14 +131,19 @@ impl Records {
         .fetch_optional(&mut *change)
         .await?;
         let Some(cluster) = enabled else { return Ok(false) };
-        let cluster = cluster.parse().map_err(|_| Unavailable::row("cluster_id"))?;
+        let cluster: ClusterId = cluster.parse().map_err(|_| Unavailable::row("cluster_id"))?;
+        let staying = staying(&mut change, (key, version), &cluster).await?;
+        let staying: Vec<_> = proven.iter().filter(|hsm| staying.contains(hsm)).cloned().collect();
+        if staying.len() < proven.len() && !are_enough(&staying) {
+            return Ok(false);
+        }
         sqlx::query("UPDATE key_versions SET probe = ? WHERE key_id = ? AND version = ?")
             .bind(probe.0.as_slice())
             .bind(key.as_bytes().as_slice())
             .bind(version.0)
             .execute(&mut *change)
             .await?;
-        for hsm in proven {
+        for hsm in &staying {
             put_presence(&mut *change, key, version, (&cluster, hsm), Proof::Used, at).await?;
         }
         for hsm in others {
@@ -177,6 +184,26 @@ impl Records {
         let creating = sqlx::query(CREATING).bind(user.cluster.as_str()).bind(user.username.as_str());
         folded(&creating.fetch_all(&self.0.read).await?)
     }
+}
+
+/// Who was to be asked for a key and stays in the cluster. An HSM that left and came again under its name is another.
+async fn staying(
+    change: &mut Transaction<'_, Sqlite>,
+    (key, version): (KeyId, KeyVersion),
+    cluster: &ClusterId,
+) -> Result<Vec<HsmId>, Unavailable> {
+    let rows = sqlx::query(
+        "SELECT p.hsm_id FROM presences p WHERE p.key_id = ?1 AND p.version = ?2 AND p.cluster_id = ?3
+           AND (NOT EXISTS (SELECT 1 FROM made_clusters WHERE cluster_id = ?3)
+             OR EXISTS (SELECT 1 FROM made_hsms h
+               WHERE h.cluster_id = ?3 AND h.hsm_id = p.hsm_id AND h.state = 'ACTIVE'))",
+    )
+    .bind(key.as_bytes().as_slice())
+    .bind(version.0)
+    .bind(cluster.as_str())
+    .fetch_all(&mut **change)
+    .await?;
+    rows.iter().map(|row| parsed(row, "hsm_id")).collect()
 }
 
 async fn earlier(

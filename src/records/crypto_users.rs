@@ -345,24 +345,7 @@ impl Records {
         let gone =
             sqlx::query(GONE).bind(cluster.as_str()).bind(user.as_str()).execute(&mut *change).await?.rows_affected();
         if gone > 0 {
-            for traces in [
-                "DELETE FROM tokens WHERE cluster_id = ? AND username = ?",
-                "DELETE FROM logins WHERE cluster_id = ? AND username = ?",
-                "DELETE FROM keks WHERE cluster_id = ? AND username = ?",
-                // His own went with his tokens; kmsuser's are a key store's.
-                "DELETE FROM keys WHERE cluster_id = ? AND username = ? AND store_id IS NULL",
-                "DELETE FROM destroyed_keys WHERE cluster_id = ? AND username = ?",
-            ] {
-                sqlx::query(traces).bind(cluster.as_str()).bind(user.as_str()).execute(&mut *change).await?;
-            }
-            // His tokens had a security officer each; kmsuser's are the HSM's own and stay counted.
-            if *user != Username::kmsuser() {
-                sqlx::query("DELETE FROM logins WHERE cluster_id = ? AND username = ?")
-                    .bind(cluster.as_str())
-                    .bind(Username::security_officer_of(user).as_str())
-                    .execute(&mut *change)
-                    .await?;
-            }
+            forget_traces(&mut change, cluster, user).await?;
         }
         change.commit().await?;
         Ok(())
@@ -433,6 +416,55 @@ pub(super) async fn give_pending_users(
     .bind(Username::kmsuser().as_str())
     .execute(&mut **change)
     .await?;
+    Ok(())
+}
+
+/// Nothing is left of a user's tokens anywhere, and nothing is known of him any more.
+async fn forget_traces(
+    change: &mut Transaction<'_, Sqlite>,
+    cluster: &ClusterId,
+    user: &Username,
+) -> Result<(), Unavailable> {
+    for traces in [
+        "DELETE FROM tokens WHERE cluster_id = ? AND username = ?",
+        "DELETE FROM logins WHERE cluster_id = ? AND username = ?",
+        "DELETE FROM keks WHERE cluster_id = ? AND username = ?",
+        // His own went with his tokens; kmsuser's are a key store's.
+        "DELETE FROM keys WHERE cluster_id = ? AND username = ? AND store_id IS NULL",
+        "DELETE FROM destroyed_keys WHERE cluster_id = ? AND username = ?",
+    ] {
+        sqlx::query(traces).bind(cluster.as_str()).bind(user.as_str()).execute(&mut **change).await?;
+    }
+    // His tokens had a security officer each; kmsuser's are the HSM's own and stay counted.
+    if *user != Username::kmsuser() {
+        sqlx::query("DELETE FROM logins WHERE cluster_id = ? AND username = ?")
+            .bind(cluster.as_str())
+            .bind(Username::security_officer_of(user).as_str())
+            .execute(&mut **change)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Users of the cluster who are on no HSM, now that one has left, are gone. A key store's kmsuser is not: the store knows.
+pub(super) async fn forget_users_on_none(
+    change: &mut Transaction<'_, Sqlite>,
+    cluster: &ClusterId,
+) -> Result<(), Unavailable> {
+    let gone = sqlx::query(
+        "DELETE FROM crypto_users WHERE cluster_id = ?1
+           AND username NOT IN (SELECT username FROM crypto_user_hsms WHERE cluster_id = ?1)
+           AND (username <> ?2 OR NOT EXISTS (SELECT 1 FROM key_stores WHERE cluster_id = ?1)) RETURNING username",
+    )
+    .bind(cluster.as_str())
+    .bind(Username::kmsuser().as_str())
+    .fetch_all(&mut **change)
+    .await?;
+    for row in &gone {
+        let user = parsed(row, "username")?;
+        end_logins(change, cluster, &user).await?;
+        forget_traces(change, cluster, &user).await?;
+    }
     Ok(())
 }
 

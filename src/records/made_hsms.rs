@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 
 use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, Sqlite, Transaction};
+use sqlx::{Row, Sqlite, SqliteExecutor, Transaction};
 
 use crate::model::{
-    CertificateRequest, ClusterId, ClusterState, HostName, HsmId, HsmPlace, HsmState, KeyStoreId, Ports, SubnetId,
-    Username,
+    CertificateRequest, ClusterId, ClusterState, HostName, HsmId, HsmPlace, HsmState, KeyStoreId, PasswordVersion,
+    Ports, SubnetId, Username,
 };
 
-use super::crypto_users::give_pending_users;
-use super::row::{number, parsed};
+use super::crypto_users::{forget_users_on_none, give_pending_users};
+use super::row::{json, number, parsed};
 use super::{Records, Unavailable, made_clusters};
 
 /// An HSM of such a cluster.
@@ -37,7 +37,7 @@ pub enum AddedHsm {
 /// What became of an HSM that was to be removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BegunRemoval {
-    /// It is DELETE_IN_PROGRESS, now or before.
+    /// It is DELETE_IN_PROGRESS, now or before, or DELETED already.
     Begun,
     NotFound,
     /// It is the last one that this key store has.
@@ -107,31 +107,43 @@ impl Records {
         Ok(AddedHsm::Added)
     }
 
-    /// The HSM can be used from now on.
-    pub async fn made_hsm_is_ready(&self, id: &ClusterId, hsm: &HsmId) -> Result<(), Unavailable> {
-        sqlx::query("UPDATE made_hsms SET state = ? WHERE cluster_id = ? AND hsm_id = ? AND state = ?")
-            .bind(HsmState::Active.as_str())
-            .bind(id.as_str())
-            .bind(hsm.as_str())
-            .bind(HsmState::CreateInProgress.as_str())
-            .execute(&self.0.write)
-            .await?;
-        Ok(())
+    /// The HSM can be used from now on, with the kmsuser of this key store, or without one. `false` when the cluster has
+    /// another key store meanwhile, or that one another password, and nothing was changed.
+    pub async fn made_hsm_is_ready(
+        &self,
+        id: &ClusterId,
+        hsm: &HsmId,
+        store: Option<(&KeyStoreId, PasswordVersion)>,
+    ) -> Result<bool, Unavailable> {
+        let mut change = self.begin().await?;
+        let now: Option<(String, u32)> =
+            sqlx::query_as("SELECT id, password_version FROM key_stores WHERE cluster_id = ?")
+                .bind(id.as_str())
+                .fetch_optional(&mut *change)
+                .await?;
+        if now != store.map(|(id, version)| (id.to_string(), version.0)) {
+            return Ok(false);
+        }
+        move_hsm(&mut *change, (id, hsm), HsmState::CreateInProgress, HsmState::Active).await?;
+        change.commit().await?;
+        Ok(true)
     }
 
-    /// The HSM is to go, unless a key would then be on fewer of the others than `quorum`, or than there are. None at all is
-    /// too few for a key store.
+    /// The HSM is to go, unless a key that it may hold would then be on fewer of the others than `quorum`, or than there are.
+    /// Of these only such count as are `in_service`: what was proved on one that is away may be lost. None at all is too few
+    /// for a key store.
     pub async fn begin_removing_made_hsm(
         &self,
         id: &ClusterId,
         hsm: &HsmId,
         quorum: u32,
+        in_service: &[HsmId],
     ) -> Result<BegunRemoval, Unavailable> {
         let mut change = self.begin().await?;
         let hsms = of_cluster(&mut change, id).await?;
         match hsms.get(hsm).map(|hsm| hsm.state) {
             None => return Ok(BegunRemoval::NotFound),
-            Some(HsmState::DeleteInProgress) => return Ok(BegunRemoval::Begun),
+            Some(HsmState::DeleteInProgress | HsmState::Deleted) => return Ok(BegunRemoval::Begun),
             Some(_) => {}
         }
         let others = hsms.iter().filter(|(id, other)| *id != hsm && other.state == HsmState::Active).count();
@@ -143,7 +155,7 @@ impl Records {
         if let (Some(store), 0) = (store, others) {
             return Ok(BegunRemoval::LastOf(store.parse().map_err(|_| Unavailable::row("id"))?));
         }
-        let keys = keys_on_fewer(&mut change, id, hsm, needed).await?;
+        let keys = keys_on_fewer(&mut change, id, hsm, needed, in_service).await?;
         if keys > 0 {
             return Ok(BegunRemoval::KeysLeft { keys, needed });
         }
@@ -157,24 +169,25 @@ impl Records {
         Ok(BegunRemoval::Begun)
     }
 
-    /// How many keys of the cluster are on no other HSM than this one, as far as anybody proved it.
-    pub async fn keys_on_no_other(&self, id: &ClusterId, hsm: &HsmId) -> Result<u64, Unavailable> {
-        let mut read_only = self.0.read.begin().await?;
-        keys_on_fewer(&mut read_only, id, hsm, 1).await
+    /// The HSM is DELETED, and may be destroyed, unless keys that it may hold are on no other one `in_service`: how many.
+    pub async fn give_up_made_hsm(
+        &self,
+        id: &ClusterId,
+        hsm: &HsmId,
+        in_service: &[HsmId],
+    ) -> Result<u64, Unavailable> {
+        let mut change = self.begin().await?;
+        let keys = keys_on_fewer(&mut change, id, hsm, 1, in_service).await?;
+        if keys == 0 {
+            move_hsm(&mut *change, (id, hsm), HsmState::DeleteInProgress, HsmState::Deleted).await?;
+            change.commit().await?;
+        }
+        Ok(keys)
     }
 
-    /// Whether another HSM than this one was proved to hold a key of the cluster: it has what its siblings' keys are wrapped
-    /// under.
-    pub async fn another_holds_keys(&self, id: &ClusterId, hsm: &HsmId) -> Result<bool, Unavailable> {
-        let found = sqlx::query(
-            "SELECT 1 FROM presences p JOIN made_hsms h ON h.cluster_id = p.cluster_id AND h.hsm_id = p.hsm_id
-             WHERE p.cluster_id = ? AND p.proof = 'USED' AND p.hsm_id <> ? AND h.state = 'ACTIVE' LIMIT 1",
-        )
-        .bind(id.as_str())
-        .bind(hsm.as_str())
-        .fetch_optional(&self.0.read)
-        .await?;
-        Ok(found.is_some())
+    /// The HSM is not to go after all.
+    pub async fn keep_made_hsm(&self, id: &ClusterId, hsm: &HsmId) -> Result<(), Unavailable> {
+        move_hsm(&self.0.write, (id, hsm), HsmState::DeleteInProgress, HsmState::Active).await
     }
 
     /// Nothing is left of the HSM, and nothing is known of it any more. Crypto users who were on no other one are gone with it.
@@ -189,15 +202,16 @@ impl Records {
             "DELETE FROM password_checks WHERE cluster_id = ? AND hsm_id = ?",
             "DELETE FROM drained_hsms WHERE cluster_id = ? AND hsm_id = ?",
             "DELETE FROM crypto_user_hsms WHERE cluster_id = ? AND hsm_id = ?",
+            "DELETE FROM destroyed_keys WHERE cluster_id = ? AND hsm_id = ?",
             "DELETE FROM made_hsms WHERE cluster_id = ? AND hsm_id = ?",
         ] {
             sqlx::query(traces).bind(id.as_str()).bind(hsm.as_str()).execute(&mut *change).await?;
         }
+        forget_users_on_none(&mut change, id).await?;
         for traces in [
-            "DELETE FROM user_logins WHERE cluster_id = ?1 AND username NOT IN
-             (SELECT username FROM crypto_user_hsms WHERE cluster_id = ?1)",
-            "DELETE FROM crypto_users WHERE cluster_id = ?1 AND username NOT IN
-             (SELECT username FROM crypto_user_hsms WHERE cluster_id = ?1)",
+            // Nobody was told of them, and nowhere may be anything of them.
+            "DELETE FROM keys WHERE cluster_id = ?1 AND state = 'CREATING'
+             AND NOT EXISTS (SELECT 1 FROM presences WHERE key_id = keys.id)",
             // A request is made anew for HSMs that come later.
             "UPDATE made_clusters SET request = NULL WHERE cluster_id = ?1 AND NOT EXISTS
              (SELECT 1 FROM made_hsms WHERE cluster_id = ?1)",
@@ -224,23 +238,46 @@ impl Records {
     }
 }
 
-/// How many acknowledged keys of the cluster have a version that is proved on fewer than `needed` HSMs in use beside this one.
+/// Nothing, when it is in another state.
+async fn move_hsm(
+    database: impl SqliteExecutor<'_>,
+    (cluster, hsm): (&ClusterId, &HsmId),
+    from: HsmState,
+    to: HsmState,
+) -> Result<(), Unavailable> {
+    sqlx::query("UPDATE made_hsms SET state = ? WHERE cluster_id = ? AND hsm_id = ? AND state = ?")
+        .bind(to.as_str())
+        .bind(cluster.as_str())
+        .bind(hsm.as_str())
+        .bind(from.as_str())
+        .execute(database)
+        .await?;
+    Ok(())
+}
+
+/// How many acknowledged keys of the cluster have a version that this HSM may hold, and that is proved on fewer than `needed`
+/// of the others that are in use and `in_service`.
 async fn keys_on_fewer(
     change: &mut Transaction<'_, Sqlite>,
     id: &ClusterId,
     hsm: &HsmId,
     needed: u32,
+    in_service: &[HsmId],
 ) -> Result<u64, Unavailable> {
     let keys: i64 = sqlx::query_scalar(
         "SELECT count(DISTINCT v.key_id) FROM keys k JOIN key_versions v ON v.key_id = k.id
-         WHERE k.cluster_id = ?1 AND k.state <> 'CREATING' AND ?3 >
+         WHERE k.cluster_id = ?1 AND k.state <> 'CREATING'
+           AND EXISTS (SELECT 1 FROM presences p
+              WHERE p.key_id = v.key_id AND p.version = v.version AND p.cluster_id = ?1 AND p.hsm_id = ?2)
+           AND ?3 >
              (SELECT count(*) FROM presences p JOIN made_hsms h ON h.cluster_id = p.cluster_id AND h.hsm_id = p.hsm_id
               WHERE p.key_id = v.key_id AND p.version = v.version AND p.cluster_id = ?1 AND p.hsm_id <> ?2
-                AND p.proof = 'USED' AND h.state = 'ACTIVE')",
+                AND p.proof = 'USED' AND h.state = 'ACTIVE' AND p.hsm_id IN (SELECT value FROM json_each(?4)))",
     )
     .bind(id.as_str())
     .bind(hsm.as_str())
     .bind(needed)
+    .bind(json(in_service))
     .fetch_one(&mut **change)
     .await?;
     Ok(u64::try_from(keys).unwrap_or(0))

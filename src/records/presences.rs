@@ -161,11 +161,14 @@ pub(super) async fn put_presence(
     proof: Proof,
     at: SystemTime,
 ) -> Result<(), Unavailable> {
-    // That it is not proven there was first seen when it was, however often it is seen again.
+    // That it is not proven there was first seen when it was, however often it is seen again. Of an HSM that was removed
+    // nothing is known: one may be added under its name.
     sqlx::query(
         "INSERT INTO presences (key_id, version, cluster_id, username, hsm_id, proof, time)
-         SELECT v.key_id, v.version, ?, k.username, ?, ?, ? FROM key_versions v JOIN keys k ON k.id = v.key_id
-         WHERE v.key_id = ? AND v.version = ?
+         SELECT v.key_id, v.version, ?1, k.username, ?2, ?3, ?4 FROM key_versions v JOIN keys k ON k.id = v.key_id
+         WHERE v.key_id = ?5 AND v.version = ?6
+           AND (NOT EXISTS (SELECT 1 FROM made_clusters WHERE cluster_id = ?1)
+             OR EXISTS (SELECT 1 FROM made_hsms WHERE cluster_id = ?1 AND hsm_id = ?2))
          ON CONFLICT (key_id, version, cluster_id, hsm_id) DO UPDATE SET proof = excluded.proof,
            time = iif(proof <> 'USED' AND excluded.proof <> 'USED', time, excluded.time)",
     )

@@ -10,6 +10,7 @@ mod clusters;
 mod crypto_users;
 mod drifts;
 mod hsm_keys;
+mod made_hsms;
 mod opening;
 mod passwords;
 mod plans;
@@ -119,7 +120,7 @@ async fn enabled_key(records: &Records, store: &KeyStoreRecord) -> KeyId {
     let new = new_key(store);
     assert_eq!(records.begin_key(&new, &LIMITS).await.unwrap(), BegunKey::Begun);
     let proven = [hsm(1), hsm(2)];
-    assert!(records.finish_key(new.id, V1, &Probe(vec![1]), (&proven, &[hsm(3)]), at(3)).await.unwrap());
+    assert!(records.finish_key(new.id, V1, &Probe(vec![1]), (&proven, &[hsm(3)]), |_| true, at(3)).await.unwrap());
     new.id
 }
 
@@ -413,9 +414,9 @@ async fn a_key_that_is_being_made_is_neither_listed_nor_named() {
     let taken = NewKey { alias: Some(alias.clone()), ..new_key(&record) };
     assert_eq!(records.begin_key(&taken, &LIMITS).await.unwrap(), BegunKey::AliasInUse);
 
-    assert!(records.finish_key(new.id, V1, &Probe(vec![1]), (&[hsm(1), hsm(2)], &[]), at(3)).await.unwrap());
+    assert!(records.finish_key(new.id, V1, &Probe(vec![1]), (&[hsm(1), hsm(2)], &[]), |_| true, at(3)).await.unwrap());
     assert_eq!(records.key_id_of_alias(&alias).await.unwrap(), Some(new.id));
-    assert!(!records.finish_key(new.id, V1, &Probe(vec![2]), (&[], &[]), at(4)).await.unwrap(), "only once");
+    assert!(!records.finish_key(new.id, V1, &Probe(vec![2]), (&[], &[]), |_| true, at(4)).await.unwrap(), "only once");
     let left = records.clear_creating(new.id, &hsm(3)).await.unwrap();
     assert_eq!(left.hsms, 3, "an enabled key is not cleared");
 }
@@ -460,7 +461,7 @@ async fn an_abandoned_key_goes_with_its_last_node_and_frees_its_alias_and_its_re
         assert_eq!(records.clear_creating(abandoned.id, &hsm(node)).await.unwrap().hsms, left);
     }
     assert!(records.key(abandoned.id).await.unwrap().is_none());
-    assert!(!records.finish_key(abandoned.id, V1, &Probe(vec![1]), (&[hsm(1)], &[]), at(3)).await.unwrap());
+    assert!(!records.finish_key(abandoned.id, V1, &Probe(vec![1]), (&[hsm(1)], &[]), |_| true, at(3)).await.unwrap());
     // A node that answers late finds nothing to write to, and that is no failure of the records.
     records.set_presence(abandoned.id, V1, (&cluster('a'), &hsm(1)), Proof::Used, at(4)).await.unwrap();
     assert!(records.key(abandoned.id).await.unwrap().is_none());

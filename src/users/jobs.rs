@@ -5,7 +5,7 @@
 //! accepted before, needs an administrator's act.
 
 use crate::cluster;
-use crate::host::{OpeningError, Turn, UserError, WorkerSpec};
+use crate::host::{Location, OpeningError, Turn, UserError, WorkerSpec};
 use crate::keystore::KmsuserInUse;
 use crate::link::v1::fault::User;
 use crate::model::{ClusterId, HsmId, KeyStoreId, Password, PasswordVersion, Username, with_causes};
@@ -114,7 +114,7 @@ impl Users {
         // Not even begun where it cannot be done: no login is written down for nothing.
         let is_present = host.user_standing(spec).await?.is_present;
         let Some((version, password)) = records.pending_password(cluster, user).await? else { return Ok(()) };
-        let is_new = !on.given && *user != Username::kmsuser();
+        let is_new = !on.given && (*user != Username::kmsuser() || self.is_made_here(spec));
         if is_new && is_present {
             let so = Username::security_officer_of(user);
             let begun = match records.login_standing_on(cluster, hsm, &so, PasswordVersion::SO_PIN).await? {
@@ -136,6 +136,12 @@ impl Users {
             host.unlock_user(&turn, spec).await?;
         }
         Ok(records.crypto_user_given(cluster, user, hsm, version).await?)
+    }
+
+    /// The HSM's own token is one that keyway makes, as it makes other users' tokens everywhere.
+    fn is_made_here(&self, spec: &WorkerSpec) -> bool {
+        let cluster = self.0.key_stores.declared().get(&spec.cluster);
+        cluster.is_some_and(|cluster| cluster.made().is_some()) && matches!(spec.location, Location::Here(_))
     }
 
     /// Makes kmsuser on an HSM that is being added to a cluster with a key store, with the password that the store logs in
@@ -165,8 +171,14 @@ impl Users {
         let (records, host) = (&self.0.records, &self.0.host);
         let WorkerSpec { cluster, hsm, username: user, .. } = spec;
         let so = Username::security_officer_of(user);
+        // One that was refused is for an administrator to allow.
         if is_new {
-            records.allow_one_security_officer_login(cluster, hsm, user).await?;
+            match records.login_standing_on(cluster, hsm, &so, PasswordVersion::SO_PIN).await? {
+                Standing::Untried | Standing::Unsettled => {
+                    records.allow_one_security_officer_login(cluster, hsm, user).await?;
+                }
+                Standing::Granted | Standing::Proven | Standing::Refused => {}
+            }
         }
         match records.begin_login(cluster, hsm, &so, PasswordVersion::SO_PIN).await? {
             LoginLeave::Granted | LoginLeave::GrantedAgain => {}

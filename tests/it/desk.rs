@@ -326,7 +326,7 @@ fn a_cluster_is_made_of_nodes_on_other_hosts_and_grows_while_it_is_connected() {
         assert!(why.contains("once the cluster is initialized"), "{why}");
         reached.push(address);
     }
-    let twin = desk.run(&format!("{keyway} cluster add-hsm {cluster} --zone us-east-1c {}", reached[0]));
+    let twin = desk.run(&format!("{keyway} cluster add-hsm {cluster} --zone us-east-1c --hsm-id hsm-9 {}", reached[0]));
     let said = String::from_utf8(twin.stderr).unwrap();
     assert!(!twin.status.success() && said.contains("ALREADY_EXISTS") && said.contains("hsm-1"), "{said}");
 

@@ -37,7 +37,7 @@ async fn its_cluster_is_made_at_the_first_start_and_left_as_it_is_later() {
 
 #[tokio::test]
 async fn a_first_start_that_was_killed_is_finished_by_the_next() {
-    for point in ["hsm-written-down", "user-written-down", "user-given"] {
+    for point in ["hsm-written-down", "user-written-down", "user-give-begun", "user-given"] {
         let home = tempfile::Builder::new().prefix("keyway-it-").tempdir().unwrap();
         let seams = Seams(vec![home.path().join("daemon/seams")]);
         std::fs::create_dir_all(home.path().join("daemon/seams")).unwrap();

@@ -93,6 +93,10 @@ async fn keyway_makes_the_authority_of_a_cluster_once_and_signs_with_it() {
         (std::fs::read(&key).unwrap(), std::fs::read(maker.path("customer/customerCA.crt")).unwrap()),
         (authority, certificate)
     );
+    // As after an answer that was lost.
+    let directory = maker.path("customer");
+    let again = maker.json(&["cluster", "init", &one, "--out", directory.to_str().unwrap()]);
+    assert_eq!(again["cluster"]["state"], "CLUSTER_STATE_INITIALIZED");
     let (one, other) = (clients.cluster(&one).await, clients.cluster(&other).await);
     assert_ne!(one.certificate, other.certificate);
     assert_ne!(one.backup_lineage, other.backup_lineage, "they are no relatives");

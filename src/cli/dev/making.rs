@@ -12,7 +12,7 @@ use crate::clock;
 use crate::pki::{Purpose, SigningRequest};
 use crate::proto::v1::{
     AddHsmRequest, Cluster, ClusterState, CreateClusterRequest, CreateCryptoUserRequest, HsmState,
-    InitializeClusterRequest, NewSubnet,
+    InitializeClusterRequest, ListCryptoUsersRequest, NewSubnet,
 };
 
 use super::Shape;
@@ -20,6 +20,9 @@ use super::assets::{self, Assets};
 
 /// Making every token takes no longer, on a machine that has much else to do.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// What is left to do for kmsuser takes no longer where it can be done.
+const KMSUSER: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Of the cluster's certificate; its authority lasts longer.
 const DAYS: &str = "3650";
 /// Under which the one cluster is asked for at each start.
@@ -31,6 +34,7 @@ pub(super) async fn bring_up(assets: &Assets, shape: &Shape) -> Result<Cluster, 
     let id = &cluster.cluster_id;
     assets.show_hsms_of(id).map_err(|error| Failure::local(error.to_string()))?;
     if cluster.state() == ClusterState::Active {
+        kmsuser_is_everywhere(&daemon, &cluster).await?;
         return Ok(cluster);
     }
     for number in 0..shape.nodes {
@@ -45,6 +49,22 @@ pub(super) async fn bring_up(assets: &Assets, shape: &Shape) -> Result<Cluster, 
     };
     daemon.crypto_users().create_crypto_user(daemon.request(request)).await?;
     create(&daemon, shape).await
+}
+
+/// Waits for the daemon to make kmsuser where a start that was cut short did not. It does so at once, or not before somebody
+/// has mended something: that is no reason not to start.
+async fn kmsuser_is_everywhere(daemon: &Daemon, cluster: &Cluster) -> Result<(), Failure> {
+    let until = tokio::time::Instant::now() + KMSUSER;
+    while tokio::time::Instant::now() < until {
+        let request = ListCryptoUsersRequest { cluster_id: cluster.cluster_id.clone(), ..Default::default() };
+        let listed = daemon.crypto_users().list_crypto_users(daemon.request(request)).await?.into_inner();
+        let kmsuser = listed.users.iter().find(|user| user.username == "kmsuser");
+        if kmsuser.is_none_or(|kmsuser| kmsuser.hsms.iter().all(|on| on.present)) {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    Ok(())
 }
 
 /// Makes the cluster, or finds it as it is now.

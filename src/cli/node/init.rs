@@ -205,7 +205,9 @@ fn left_to_do(args: &InitArgs, home: &Path) -> String {
        keyway ca issue {name} --ca DIR --server --csr node.csr
   2. Put the CA here that signs daemons' certificates, as daemons-ca.crt. The daemon's own is for the name {daemon:?}.
   3. keyway node --config {home}/node.toml
-  4. Tell the daemon, and have it make kmsuser when every HSM of the cluster is declared:
+  4. Tell the daemon. If keyway made the cluster:
+       keyway cluster add-hsm {cluster} --hsm-id {hsm} --zone ZONE --address {name}
+     Else declare the HSM, and have kmsuser made when every HSM of the cluster is declared:
        [clusters.{cluster}.nodes.{hsm}]
        address = \"{name}\"
        manages_users = true

@@ -54,6 +54,9 @@ pub(super) async fn add_hsm(
         id: convert::parse_optional("hsm_id", &asked.hsm_id)?,
         place: place(&asked)?,
     };
+    if let (None, HsmPlace::There { .. }) = (&new.id, &new.place) {
+        return Err(status::field("hsm_id", "is required with an address: give the one in its node.toml"));
+    }
     let AddedHsm { id, missing } =
         faces.0.made_clusters.add_hsm(permit, &cluster, new).await.map_err(status::making)?;
     Ok(pb::AddHsmResponse {

@@ -97,6 +97,20 @@ fn of_cluster(
     settings: &clusters::NodeSettings,
     connection: Option<&Connection>,
 ) -> pb::Hsm {
+    let told = declared(faces, cluster, hsm, settings, connection);
+    match faces.0.made_clusters.why_kept(cluster, hsm) {
+        Some(why) if told.health_reason.is_empty() => pb::Hsm { health_reason: why, ..told },
+        Some(_) | None => told,
+    }
+}
+
+fn declared(
+    faces: &Faces,
+    cluster: &ClusterId,
+    hsm: &HsmId,
+    settings: &clusters::NodeSettings,
+    connection: Option<&Connection>,
+) -> pb::Hsm {
     let key_stores = &faces.0.key_stores;
     let member = connection.and_then(|connection| connection.member(hsm));
     match (member, key_stores.drained(cluster, hsm)) {

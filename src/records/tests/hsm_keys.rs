@@ -14,7 +14,9 @@ fn labelled(user: &CryptoUser, label: &str) -> NewKey {
 async fn users_key(records: &Records, user: &CryptoUser, label: &str) -> KeyId {
     let new = labelled(user, label);
     assert_eq!(records.begin_key(&new, &LIMITS).await.unwrap(), BegunKey::Begun);
-    assert!(records.finish_key(new.id, V1, &Probe(vec![1]), (&[hsm(1), hsm(2)], &[hsm(3)]), at(3)).await.unwrap());
+    assert!(
+        records.finish_key(new.id, V1, &Probe(vec![1]), (&[hsm(1), hsm(2)], &[hsm(3)]), |_| true, at(3)).await.unwrap()
+    );
     new.id
 }
 

@@ -49,7 +49,7 @@ async fn a_kill_anywhere_in_removing_an_hsm_leaves_nothing_of_it_once_the_next_d
     let mut clients = maker.clients().await;
     let (cluster, store) = maker.connected(&mut clients, 3).await;
     let key = clients.key(&store).await.key_id;
-    for point in ["hsm-removal-written-down", "hsm-home-removed"] {
+    for point in ["hsm-removal-written-down", "hsm-given-up", "hsm-home-moved-away", "hsm-home-removed"] {
         clients.all_level(&store, 3).await;
         maker.seams().stop_at(point);
         let asking = tokio::spawn(asked(clients.clone(), cluster.clone(), false));
@@ -60,7 +60,9 @@ async fn a_kill_anywhere_in_removing_an_hsm_leaves_nothing_of_it_once_the_next_d
         maker.start_daemon();
         clients = maker.clients().await;
         clients.cluster_until(&cluster, |cluster| cluster.hsms.len() == 2).await;
-        assert!(!maker.hsm(&cluster, "hsm-2").exists(), "{point}");
+        for name in ["hsm-2", ".removed.hsm-2"] {
+            assert!(!maker.hsm(&cluster, name).exists(), "{point}: {name}");
+        }
         clients.all_level(&store, 2).await;
         clients.encrypt(&key, point.as_bytes()).await;
         clients.add_hsm(&cluster, 2).await;

@@ -94,6 +94,12 @@ async fn an_hsm_stays_while_keys_would_be_left_on_too_few() {
     assert!(status.message().contains("2 keys would be on fewer than 2 HSMs"), "{}", status.message());
     clients.resume_hsm(&cluster, "hsm-3", false).await;
     clients.all_level(&store, 3).await;
+    clients.clusters.drain_hsm(drained("hsm-2")).await.unwrap();
+    let removal = clients.remove_hsm(&cluster, "hsm-1").await;
+    let status = refused("beside one out of service", removal, "CLOUD_HSM_CLUSTER_INVALID_CONFIGURATION", "");
+    assert!(status.message().contains("2 keys would be on fewer than 2 HSMs"), "{}", status.message());
+    clients.resume_hsm(&cluster, "hsm-2", false).await;
+    clients.all_level(&store, 3).await;
 
     for (hsm, left) in [("hsm-1", 2), ("hsm-2", 1)] {
         clients.remove_hsm(&cluster, hsm).await.unwrap();
@@ -103,6 +109,46 @@ async fn an_hsm_stays_while_keys_would_be_left_on_too_few() {
     let last = clients.remove_hsm(&cluster, "hsm-3").await;
     let status = refused("the last", last, "CLOUD_HSM_CLUSTER_INVALID_CONFIGURATION", "");
     assert!(status.message().contains(&store), "{}", status.message());
+}
+
+#[tokio::test]
+async fn an_hsm_stays_while_who_has_its_keys_as_well_is_out_of_service() {
+    let maker = Maker::start();
+    let mut clients = maker.clients().await;
+    let (cluster, store) = maker.connected(&mut clients, 2).await;
+    let key = clients.key(&store).await.key_id;
+    clients.all_level(&store, 2).await;
+    let drained = pb::DrainHsmRequest { cluster_id: cluster.clone(), hsm_id: "hsm-2".to_owned(), ..Default::default() };
+    clients.clusters.drain_hsm(drained).await.unwrap();
+    let removal = clients.remove_hsm(&cluster, "hsm-1").await;
+    refused("beside a drained one", removal, "CLOUD_HSM_CLUSTER_INVALID_CONFIGURATION", "");
+
+    clients.resume_hsm(&cluster, "hsm-2", false).await;
+    clients.all_level(&store, 2).await;
+    clients.disconnect(&store).await;
+    let removal = clients.remove_hsm(&cluster, "hsm-1").await;
+    let status = refused("of a store that is not connected", removal, "CLOUD_HSM_CLUSTER_INVALID_CONFIGURATION", "");
+    assert!(status.message().contains("connect the key store"), "{}", status.message());
+
+    clients.connect(&store).await;
+    clients.all_level(&store, 2).await;
+    clients.remove_hsm(&cluster, "hsm-1").await.unwrap();
+    clients.cluster_until(&cluster, |cluster| cluster.hsms.len() == 1).await;
+    clients.encrypt(&key, b"what was on both").await;
+}
+
+#[tokio::test]
+async fn of_two_removals_at_once_that_would_leave_none_one_is_refused() {
+    let maker = Maker::start();
+    let mut clients = maker.clients().await;
+    let (cluster, store) = maker.connected(&mut clients, 2).await;
+    let key = clients.key(&store).await.key_id;
+    clients.all_level(&store, 2).await;
+    let (mut one, mut other) = (clients.clone(), clients.clone());
+    let removed = tokio::join!(one.remove_hsm(&cluster, "hsm-1"), other.remove_hsm(&cluster, "hsm-2"));
+    assert!(removed.0.is_ok() != removed.1.is_ok(), "{removed:?}");
+    clients.cluster_until(&cluster, |cluster| cluster.hsms.len() == 1).await;
+    clients.encrypt(&key, b"one serves").await;
 }
 
 #[tokio::test]

@@ -142,11 +142,13 @@ async fn an_hsm_is_refused_by_the_field_that_is_wrong() {
         ("hsm_id", "hsm-", pb::AddHsmRequest { hsm_id: "../x".to_owned(), ..request() }),
         ("address", "DNS name", pb::AddHsmRequest { address: "a b".to_owned(), ..request() }),
         ("session_port", "address", pb::AddHsmRequest { session_port: 1, ..request() }),
+        ("hsm_id", "node.toml", pb::AddHsmRequest { address: "node.example.org".to_owned(), ..request() }),
         ("identity_port", "65535", pb::AddHsmRequest { address: "a".to_owned(), identity_port: 65_536, ..request() }),
     ] {
         says(&refused(field, clients.clusters.add_hsm(wrong).await, "VALIDATION", field), part);
     }
-    let elsewhere = pb::AddHsmRequest { address: "node.example.org".to_owned(), ..request() };
+    let elsewhere =
+        pb::AddHsmRequest { address: "node.example.org".to_owned(), hsm_id: "hsm-elsewhere".to_owned(), ..request() };
     let status = refused("a node", clients.clusters.add_hsm(elsewhere).await, "UNSUPPORTED_OPERATION", "address");
     says(&status, "[node_client]");
     let nowhere = pb::AddHsmRequest { cluster_id: "cluster-2abcdefghij".to_owned(), ..request() };
