@@ -120,23 +120,39 @@ impl Keys {
         deadline: Instant,
     ) -> Result<Reached, Error> {
         let key = self.find(id).await?;
-        let gone = || Error::NotFound(id.to_string());
         let owner = match &key.home {
             Home::KeyStore(store) => Owner::KeyStore(store.clone()),
-            Home::User { user, .. } => match self.acting(permit, logins, &user.cluster, deadline).await {
-                Ok(acting) if acting.username == user.username => Owner::User(acting),
-                Ok(_) | Err(Error::OfKmsuser | Error::User(_)) => return Err(gone()),
-                Err(other) => return Err(other),
-            },
+            Home::User { user, mark } => {
+                // Before any HSM is waited for: whoever is not told of the key is told so at once.
+                if !self.is_logged_in_as(permit, logins, user).await? {
+                    return Err(Error::NotFound(id.to_string()));
+                }
+                if self.recorded(user, mark).await? != Some(id) {
+                    // It went with its user, whose place another has taken.
+                    self.forget(id);
+                    return Err(Error::NotFound(id.to_string()));
+                }
+                let acting = self.acting(permit, logins, &user.cluster, deadline).await?;
+                if acting.username != user.username {
+                    return Err(users::Error::LoginExpired.into());
+                }
+                Owner::User(acting)
+            }
         };
-        if let Home::User { user, mark } = &key.home
-            && self.recorded(user, mark).await? != Some(id)
-        {
-            // It went with its user, whose place another has taken.
-            self.forget(id);
-            return Err(gone());
-        }
         Ok(Reached { key, owner })
+    }
+
+    async fn is_logged_in_as<A: Action>(
+        &self,
+        permit: &Permit<A>,
+        logins: &ShownLogins,
+        user: &CryptoUser,
+    ) -> Result<bool, Error> {
+        match self.0.users.as_whom(permit.caller(), logins, &user.cluster).await {
+            Ok(username) => Ok(username == user.username),
+            Err(users::Error::LoginRequired | users::Error::LoginExpired) => Ok(false),
+            Err(other) => Err(other.into()),
+        }
     }
 
     /// The id of a crypto user's key. One that another program made is written down for that.
@@ -163,10 +179,11 @@ impl Keys {
             HsmKeyMark::Label(label) => return self.0.records.user_key(user, label).await,
             HsmKeyMark::Id(cka_id) => cka_id,
         };
-        if let Some((key, version)) = CkaId::parse(cka_id)
-            && !self.0.records.known_keys(user, &[CkaId::of(key, version)]).await?.is_empty()
-        {
-            return Ok(Some(key));
+        if let Some((key, version)) = CkaId::parse(cka_id) {
+            let id = CkaId::of(key, version);
+            if self.0.records.known_keys(user, &[id]).await?.contains(&id) {
+                return Ok(Some(key));
+            }
         }
         self.0.records.found_key(user, cka_id).await
     }
