@@ -40,6 +40,15 @@ pub(super) struct Sighting {
     pub(super) on: BTreeSet<HsmId>,
 }
 
+/// A found key, and the nodes on which it answers its probe.
+#[derive(Debug)]
+pub(super) struct Identified {
+    pub(super) in_hsms: KeyInHsms,
+    on: Vec<Arc<Member>>,
+    /// The user's other nodes, which may hold it as well.
+    others: Vec<Arc<Member>>,
+}
+
 impl Sighting {
     fn of(object: &Object) -> Self {
         let unusable = match (object.kind(), HsmKeyMark::id(&object.cka_id)) {
@@ -123,44 +132,56 @@ impl Keys {
         Ok(sighting)
     }
 
-    /// Writes a found key down, so that it can be used: on the nodes that have it, if they have the same.
+    /// A found key with a probe, by which it is known again on the nodes that have it, if they have the same.
+    pub(super) async fn identify(
+        &self,
+        connection: &Connection,
+        sighting: Sighting,
+        (mark, deadline): (&HsmKeyMark, Instant),
+    ) -> Result<Identified, Error> {
+        if let Some(why) = sighting.unusable {
+            return Err(Error::Unusable { key: name(connection, mark), why });
+        }
+        let key = CkaId::of(id_of(&connection.user(), &sighting.cka_id), KeyVersion::FIRST);
+        let members = connection.members();
+        let (holders, mut others): (Vec<_>, Vec<_>) =
+            members.iter().cloned().partition(|member| sighting.on.contains(member.node.hsm()));
+        let (first, rest) = holders.split_first().ok_or(Error::Hsm(Failure::NoNode))?;
+        let probe = connection.make_probe(first, &sighting.cka_id, deadline).await?;
+        let in_hsms = KeyInHsms { id: key, found: Some(sighting.cka_id), probe };
+        let mut on = vec![first.clone()];
+        let proving = rest.iter().map(|member| connection.prove_key(member, &in_hsms, deadline));
+        for (member, found) in rest.iter().zip(future::join_all(proving).await) {
+            match found {
+                Ok(Found::Proven) => on.push(member.clone()),
+                Ok(Found::Different) => {
+                    let hsm = member.node.hsm().clone();
+                    return Err(Error::Ambiguous { name: name(connection, mark), hsm });
+                }
+                Ok(Found::Missing | Found::Unspecified) | Err(_) => others.push(member.clone()),
+            }
+        }
+        Ok(Identified { in_hsms, on, others })
+    }
+
+    /// Writes a found key down, so that it can be used.
     pub(super) async fn adopt(
         &self,
         connection: &Connection,
         sighting: Sighting,
         (mark, deadline): (&HsmKeyMark, Instant),
     ) -> Result<KeyId, Error> {
-        if let Some(why) = sighting.unusable {
-            return Err(Error::Unusable { key: name(connection, mark), why });
-        }
-        let user = connection.user();
-        let id = id_of(&user, &sighting.cka_id);
-        let members = connection.members();
-        let (holders, mut others): (Vec<_>, Vec<_>) =
-            members.iter().partition(|member| sighting.on.contains(member.node.hsm()));
-        let (first, rest) = holders.split_first().ok_or(Error::Hsm(Failure::NoNode))?;
-        let probe = connection.make_probe(first, &sighting.cka_id, deadline).await?;
-        let in_hsms = KeyInHsms { id: CkaId::of(id, KeyVersion::FIRST), found: Some(sighting.cka_id.clone()), probe };
-        let mut on = vec![*first];
-        let proving = rest.iter().map(|member| connection.prove_key(member, &in_hsms, deadline));
-        for (member, found) in rest.iter().zip(future::join_all(proving).await) {
-            match found {
-                Ok(Found::Proven) => on.push(member),
-                Ok(Found::Different) => {
-                    let hsm = member.node.hsm().clone();
-                    return Err(Error::Ambiguous { name: name(connection, mark), hsm });
-                }
-                Ok(Found::Missing | Found::Unspecified) | Err(_) => others.push(member),
-            }
-        }
+        let (user, cka_id) = (connection.user(), sighting.cka_id.clone());
+        let id = id_of(&user, &cka_id);
+        let Identified { in_hsms, on, others } = self.identify(connection, sighting, (mark, deadline)).await?;
         // Before anybody can ask for it.
         others.iter().for_each(|member| member.lacks([in_hsms.id]));
         on.iter().for_each(|member| member.has_now(&in_hsms.id));
-        let hsms = |members: Vec<&Arc<Member>>| members.into_iter().map(|member| member.node.hsm().clone()).collect();
+        let hsms = |members: Vec<Arc<Member>>| members.into_iter().map(|member| member.node.hsm().clone()).collect();
         let found = FoundKey {
             id,
             user,
-            cka_id: sighting.cka_id,
+            cka_id,
             spec: KeySpec::SymmetricDefault,
             probe: in_hsms.probe,
             found: clock::now(),

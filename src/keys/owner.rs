@@ -16,6 +16,7 @@ use crate::model::{CkaId, ClusterId, CryptoUser, HsmKeyMark, HsmKeyName, KeyId, 
 use crate::records::Unavailable;
 use crate::users::{self, Acting, ShownLogins};
 
+use super::found::Sighting;
 use super::{Error, Key, Keys};
 
 /// Whose a key is, as this daemon knows them.
@@ -37,6 +38,14 @@ pub(super) enum Owner {
 pub(super) struct Reached {
     pub(super) key: Arc<Key>,
     pub(super) owner: Owner,
+}
+
+/// A crypto user's key as its name leads to it.
+#[derive(Debug)]
+pub(super) enum Named {
+    Recorded(KeyId),
+    /// Another program's, of which nothing is written down.
+    Sighted(Sighting),
 }
 
 /// The login may have ended meanwhile.
@@ -157,20 +166,28 @@ impl Keys {
 
     /// The id of a crypto user's key. One that another program made is written down for that.
     async fn id_of_users(&self, acting: &Acting, name: &HsmKeyName, deadline: Instant) -> Result<KeyId, Error> {
+        match self.named(acting, name, deadline).await? {
+            Named::Recorded(id) => Ok(id),
+            Named::Sighted(found) => self.adopt(&acting.connection, found, (&name.mark, deadline)).await,
+        }
+    }
+
+    /// The one key that goes by the name. Nothing is written down.
+    pub(super) async fn named(&self, acting: &Acting, name: &HsmKeyName, deadline: Instant) -> Result<Named, Error> {
         let connection = &acting.connection;
         if let Some(id) = self.recorded(&connection.user(), &name.mark).await? {
-            return Ok(id);
+            return Ok(Named::Recorded(id));
         }
         let found = self.sight(connection, &name.mark, deadline).await?;
         let mut found = found.ok_or_else(|| Error::NotFound(name.to_string()))?;
         if let (HsmKeyMark::Label(_), Some(by_id)) = (&name.mark, found.mark()) {
             if let Some(id) = self.recorded(&connection.user(), &by_id).await? {
-                return Ok(id);
+                return Ok(Named::Recorded(id));
             }
             // The label stands for one key; its CKA_ID must as well.
             found = self.sight(connection, &by_id, deadline).await?.ok_or_else(|| Error::NotFound(name.to_string()))?;
         }
-        self.adopt(connection, found, (&name.mark, deadline)).await
+        Ok(Named::Sighted(found))
     }
 
     /// The id of a crypto user's key that the records know.

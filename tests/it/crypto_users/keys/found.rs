@@ -156,19 +156,45 @@ async fn a_found_key_is_not_destroyed_while_an_hsm_that_holds_it_is_away() {
     let name = alice.named("id=c0ffee");
     alice.encrypt(&name).await.unwrap();
     alice.until_on(&name, &["hsm-2"]).await;
-    let request = pb::DrainHsmRequest {
-        cluster_id: rig.cluster_id(),
-        hsm_id: "hsm-2".to_owned(),
-        note: "new fans".to_owned(),
-        drain_timeout: None,
-    };
-    operator.clusters.drain_hsm(request).await.unwrap();
+    operator.drain(&rig, "hsm-2").await;
     let status = wait_async(|| async { alice.destroy(&name).await.err() }).await;
     assert!(status.message().contains("hsm-2"), "{}", status.message());
     refused("its HSM is away", alice.encrypt(&name).await, "KEY_UNAVAILABLE", "");
     operator.resume_hsm(&rig.cluster_id(), "hsm-2", false).await;
     wait_async(|| async { alice.destroy(&name).await.ok() }).await;
     rig.until_labelled("hsm-2", "alice", &["made"]).await;
+}
+
+#[tokio::test]
+async fn a_found_key_is_not_destroyed_while_an_hsm_that_may_hold_it_was_not_looked_at() {
+    let (rig, mut operator, alice) = with_keys(&[("hsm-2", key("orders", "c0ffee"))]).await;
+    let name = alice.named("id=c0ffee");
+    operator.drain(&rig, "hsm-3").await;
+    let not_destroyed = async || {
+        let status = wait_async(|| async { alice.destroy(&name).await.err() }).await;
+        assert_eq!(crate::rig::reason(&status).1, "NO_NODE", "{status:?}");
+        assert!(status.message().contains("hsm-3"), "{}", status.message());
+        rig.until_labelled("hsm-2", "alice", &["made", "orders"]).await;
+    };
+    not_destroyed().await;
+    assert_eq!(alice.describe(&name).await.unwrap().uses, 0, "it was not written down");
+    alice.encrypt(&name).await.unwrap();
+    not_destroyed().await;
+    operator.resume_hsm(&rig.cluster_id(), "hsm-3", false).await;
+    wait_async(|| async { alice.destroy(&name).await.ok() }).await;
+    rig.until_labelled("hsm-2", "alice", &["made"]).await;
+}
+
+#[tokio::test]
+async fn a_name_that_differs_in_its_version_alone_is_not_the_keys() {
+    let (rig, _, alice) = with_keys(&[]).await;
+    let objects = rig.user_objects("hsm-1", "alice");
+    let made = &objects[0].id;
+    assert!(alice.describe(&alice.named(&format!("id={made}"))).await.is_ok());
+    let next = format!("id={}2", made.strip_suffix('1').expect("the first version"));
+    refused("no such version", alice.describe(&alice.named(&next)).await, "NOT_FOUND", "");
+    refused("no such version", alice.destroy(&alice.named(&next)).await, "NOT_FOUND", "");
+    assert_eq!(alice.labels().await, ["made"]);
 }
 
 #[tokio::test]
