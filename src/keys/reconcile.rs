@@ -66,6 +66,7 @@ pub async fn run(keys: Keys, mut opened: mpsc::Receiver<Arc<Connection>>) {
                 () = keep_all_level(&keys, &connection) => {}
                 () = connection.closed() => {}
             }
+            keys.forget_if_leaving(&connection.user()).await;
         });
     }
 }

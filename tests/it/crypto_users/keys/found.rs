@@ -212,3 +212,38 @@ async fn a_found_key_is_seen_by_who_has_just_logged_in_on_whichever_hsm_it_is() 
         assert_eq!(alice.decrypt("", &encrypted.ciphertext).await.unwrap().plaintext, b"hers");
     }
 }
+
+#[tokio::test]
+async fn an_hsm_that_hangs_is_left_out_when_keys_are_listed_and_made() {
+    let (rig, _, alice) = with_keys(&[("hsm-1", key("orders", "01"))]).await;
+    let worker = rig.workers_as("alice")["hsm-3"];
+    crate::rig::signal(worker, rustix::process::Signal::STOP);
+    assert_eq!(alice.labels().await, ["made", "orders"]);
+    alice.create("more").await.expect("two HSMs are enough");
+    crate::rig::signal(worker, rustix::process::Signal::CONT);
+}
+
+#[tokio::test]
+async fn what_is_labelled_as_keyways_own_is_no_key_of_the_users() {
+    let (_rig, _, alice) = with_keys(&[("hsm-2", key("keyway:canary", "0a"))]).await;
+    assert_eq!(alice.labels().await, ["made"]);
+    refused("a canary", alice.describe(&alice.named("id=0a")).await, "NOT_FOUND", "");
+    refused("a canary", alice.encrypt(&alice.named("id=0a")).await, "NOT_FOUND", "");
+    refused("a canary", alice.destroy(&alice.named("id=0a")).await, "NOT_FOUND", "");
+}
+
+#[tokio::test]
+async fn a_found_key_of_a_users_successor_is_not_taken_for_the_one_he_had() {
+    let (rig, mut clients, alice) = with_keys(&[("hsm-2", key("orders", "c0ffee"))]).await;
+    let name = alice.named("id=c0ffee");
+    let ciphertext = alice.encrypt(&name).await.unwrap().ciphertext;
+    clients.delete_user(&rig, "alice").await.unwrap();
+    wait_async(|| async { clients.user(&rig, "alice").await.is_none().then_some(()) }).await;
+    clients.create_user(&rig, "alice", FIRST).await.unwrap();
+    rig.add_user_key("hsm-2", "alice", &key("orders", "c0ffee"));
+    let alice = User::log_in(&rig, &clients, "alice").await;
+    let decrypted = alice.decrypt("", &ciphertext).await;
+    refused("made with the one before", decrypted, "INVALID_CIPHERTEXT", "ciphertext");
+    let ciphertext = alice.encrypt(&name).await.unwrap().ciphertext;
+    assert_eq!(alice.decrypt("", &ciphertext).await.unwrap().plaintext, b"hers");
+}
