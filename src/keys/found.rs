@@ -23,10 +23,9 @@ use crate::model::{CkaId, CryptoUser, HsmId, HsmKeyMark, HsmKeyName, HsmLabel, K
 use crate::records::{AdoptedKey, FoundKey, KeyHome, KeyRecord, PresenceRecord, Proof, Unavailable, VersionRecord};
 use crate::users;
 
+use super::inventory::SECRET_KEY;
 use super::{Error, Keys};
 
-/// `CKO_SECRET_KEY`
-const SECRET_KEY: u64 = 4;
 /// How long HSMs that are on their way are waited for, before the others alone are asked.
 const SETTLING: Duration = Duration::from_secs(5);
 /// Goes first into the id of a found key, so that it is no other hash of the same.
@@ -327,7 +326,7 @@ fn half_way_to(deadline: Instant) -> Instant {
 
 /// By its `CKA_ID` it could be a key of keyway's.
 fn like_ours(object: &Object) -> Option<CkaId> {
-    CkaId::parse(&object.cka_id).map(|(key, version)| CkaId::of(key, version))
+    CkaId::from_bytes(&object.cka_id)
 }
 
 /// Who has just logged in finds his HSMs on their way: those that come soon are asked as well.
