@@ -4,7 +4,7 @@
 //! The rule stands here alone. A key store's keys are used through their store and in no other way, also not under a login
 //! as its kmsuser; a crypto user's are nobody's but his, and whoever is not logged in as him is told that there are none.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use tokio::time::Instant;
 
@@ -13,7 +13,7 @@ use crate::cluster::{Connection, Failure};
 use crate::keystore::Store;
 use crate::keystore::lifecycle::Event;
 use crate::model::{CkaId, ClusterId, CryptoUser, HsmKeyMark, HsmKeyName, KeyId, KeyRef, Username};
-use crate::records::{CryptoUserRecord, Unavailable, UserTask};
+use crate::records::Unavailable;
 use crate::users::{self, Acting, ShownLogins};
 
 use super::found::Sighting;
@@ -188,18 +188,6 @@ impl Keys {
             found = self.sight(connection, &by_id, deadline).await?.ok_or_else(|| Error::NotFound(name.to_string()))?;
         }
         Ok(Named::Sighted(found))
-    }
-
-    /// Nobody uses the keys of a user who is on his way out, or gone, any more.
-    pub(super) async fn forget_if_leaving(&self, user: &CryptoUser) {
-        let leaves = |record: Option<CryptoUserRecord>| {
-            record.is_none_or(|record| record.hsms.values().any(|on| on.pending == Some(UserTask::Remove)))
-        };
-        // When the records do not say, his keys are in nobody's way.
-        if self.0.records.crypto_user(&user.cluster, &user.username).await.is_ok_and(leaves) {
-            let is_his = |key: &Arc<Key>| matches!(&key.home, Home::User { user: whose, .. } if whose == user);
-            self.0.known.write().unwrap_or_else(PoisonError::into_inner).retain(|_, key| !is_his(key));
-        }
     }
 
     /// The id of a crypto user's key that the records know.

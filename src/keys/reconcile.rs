@@ -66,7 +66,6 @@ pub async fn run(keys: Keys, mut opened: mpsc::Receiver<Arc<Connection>>) {
                 () = keep_all_level(&keys, &connection) => {}
                 () = connection.closed() => {}
             }
-            keys.forget_if_leaving(&connection.user()).await;
         });
     }
 }

@@ -248,6 +248,7 @@ async fn a_found_key_of_a_users_successor_is_not_taken_for_the_one_he_had() {
     let (rig, mut clients, alice) = with_keys(&[("hsm-2", key("orders", "c0ffee"))]).await;
     let name = alice.named("id=c0ffee");
     let ciphertext = alice.encrypt(&name).await.unwrap().ciphertext;
+    clients.users.logout(alice.with_login(pb::LogoutRequest {})).await.unwrap();
     clients.delete_user(&rig, "alice").await.unwrap();
     clients.create_user(&rig, "alice", FIRST).await.unwrap();
     rig.add_user_key("hsm-2", "alice", &key("orders", "c0ffee"));
