@@ -104,6 +104,11 @@ impl Member {
         self.proved_load().is_some()
     }
 
+    /// Whether its worker says that it is alive. One that hangs does not.
+    pub fn answers_pings(&self) -> bool {
+        self.node.load().is_some_and(|load| load.answers_pings)
+    }
+
     /// What is outstanding on the worker that serves now, if that one was proved.
     pub(super) fn proved_load(&self) -> Option<Load> {
         self.node.load().filter(|load| load.login == self.proved.load(Relaxed))

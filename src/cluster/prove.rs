@@ -380,7 +380,7 @@ async fn destroy(connection: &Connection, member: &Member, id: &[u8]) -> Result<
 
 async fn look(connection: &Connection, member: &Member, id: &[u8], probe: Option<&Probe>) -> Result<Found, Unproved> {
     let probe = probe.map(|probe| probe.0.clone()).unwrap_or_default();
-    let verb = Verb::ProveKey(v1::ProveKey { cka_id: id.to_vec(), probe });
+    let verb = Verb::ProveKey(v1::ProveKey { cka_id: id.to_vec(), probe, afresh: false });
     match connection.ask(member, verb, Effect::Repeatable, Instant::now() + STEP).await? {
         Outcome::Presence(presence) => Ok(presence.found()),
         _ => Err(Failure::OutOfTurn.into()),

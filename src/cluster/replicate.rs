@@ -72,7 +72,8 @@ impl Connection {
 
     /// Whether the key is on this node and answers its probe.
     pub async fn prove_key(&self, member: &Member, key: &KeyInHsms, deadline: Instant) -> Result<Found, Failure> {
-        let verb = Verb::ProveKey(v1::ProveKey { cka_id: key.cka_id(), probe: key.probe.0.clone() });
+        let (cka_id, probe, afresh) = (key.cka_id(), key.probe.0.clone(), key.found.is_some());
+        let verb = Verb::ProveKey(v1::ProveKey { cka_id, probe, afresh });
         self.presence(member, verb, Effect::Repeatable, deadline).await
     }
 

@@ -195,6 +195,9 @@ impl Keys {
                 (hsm_key(&cluster, HsmKeyMark::Label(label.clone())), Some(label))
             }
         };
+        if deadline <= Instant::now() {
+            return Err(Error::Hsm(Failure::Late));
+        }
         let request = match target {
             Target::KeyStore(_) => new.request,
             Target::User { acting, .. } => new.request.map(|claim| claimed_as(&acting.username, claim)),

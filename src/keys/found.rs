@@ -5,6 +5,7 @@
 //! was found: by that it is known again there, and on the other nodes that have it. It is never copied, and never restored.
 //! A name that several keys have, or that stands for different ones on different nodes, is nobody's.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,14 +19,13 @@ use crate::cluster::{Connection, Failure, KeyInHsms, Member};
 use crate::link::v1::KeyKind;
 use crate::link::v1::objects::Object;
 use crate::link::v1::presence::Found;
-use crate::model::{CkaId, CryptoUser, HsmId, HsmKeyMark, HsmKeyName, KeyId, KeySpec, KeyState, KeyVersion};
+use crate::model::{CkaId, CryptoUser, HsmId, HsmKeyMark, HsmKeyName, HsmLabel, KeyId, KeySpec, KeyState, KeyVersion};
 use crate::records::{AdoptedKey, FoundKey, KeyHome, KeyRecord, PresenceRecord, Proof, Unavailable, VersionRecord};
 use crate::users;
 
+use super::inventory::SECRET_KEY;
 use super::{Error, Keys};
 
-/// `CKO_SECRET_KEY`
-const SECRET_KEY: u64 = 4;
 /// How long HSMs that are on their way are waited for, before the others alone are asked.
 const SETTLING: Duration = Duration::from_secs(5);
 /// Goes first into the id of a found key, so that it is no other hash of the same.
@@ -38,6 +38,15 @@ pub(super) struct Sighting {
     pub(super) label: String,
     pub(super) unusable: Option<&'static str>,
     pub(super) on: BTreeSet<HsmId>,
+}
+
+/// A found key, and the nodes on which it answers its probe.
+#[derive(Debug)]
+pub(super) struct Identified {
+    pub(super) in_hsms: KeyInHsms,
+    on: Vec<Arc<Member>>,
+    /// The user's other nodes, which may hold it as well.
+    others: Vec<Arc<Member>>,
 }
 
 impl Sighting {
@@ -101,8 +110,9 @@ impl Keys {
     ) -> Result<Option<Sighting>, Error> {
         settled(connection, deadline).await;
         let members = connection.members();
-        let proved: Vec<&Arc<Member>> = members.iter().filter(|member| member.is_proved()).collect();
-        let looking = proved.iter().map(|member| connection.find_keys(member, mark, deadline));
+        let proved = those_that_answer(&members);
+        let look_until = half_way_to(deadline);
+        let looking = proved.iter().map(|member| connection.find_keys(member, mark, look_until));
         let looks = future::join_all(looking).await;
         if let Some(Err(failure)) = looks.first().filter(|_| looks.iter().all(Result::is_err)) {
             return Err(failure.clone().into());
@@ -112,7 +122,7 @@ impl Keys {
         for (member, found) in proved.iter().zip(looks) {
             let hsm = member.node.hsm();
             let Ok(found) = found.inspect_err(|error| tracing::debug!(%hsm, %error, "not looked")) else { continue };
-            let mut found = self.strangers(connection, member, found, deadline).await?.into_iter();
+            let mut found = self.strangers(connection, member, found, look_until).await?.into_iter();
             let Some(object) = found.next() else { continue };
             let seen = sighting.get_or_insert_with(|| Sighting::of(&object));
             if found.next().is_some() || *seen.cka_id != *object.cka_id {
@@ -123,44 +133,57 @@ impl Keys {
         Ok(sighting)
     }
 
-    /// Writes a found key down, so that it can be used: on the nodes that have it, if they have the same.
+    /// A found key with a probe, by which it is known again on the nodes that have it, if they have the same.
+    pub(super) async fn identify(
+        &self,
+        connection: &Connection,
+        sighting: Sighting,
+        (mark, deadline): (&HsmKeyMark, Instant),
+    ) -> Result<Identified, Error> {
+        if let Some(why) = sighting.unusable {
+            return Err(Error::Unusable { key: name(connection, mark), why });
+        }
+        let key = CkaId::of(id_of(&connection.user(), &sighting.cka_id), KeyVersion::FIRST);
+        let members = connection.members();
+        let (holders, mut others): (Vec<_>, Vec<_>) =
+            members.iter().cloned().partition(|member| sighting.on.contains(member.node.hsm()));
+        let (first, rest) = holders.split_first().ok_or(Error::Hsm(Failure::NoNode))?;
+        let probe = connection.make_probe(first, &sighting.cka_id, deadline).await?;
+        let in_hsms = KeyInHsms { id: key, found: Some(sighting.cka_id), probe };
+        let mut on = vec![first.clone()];
+        let prove_until = half_way_to(deadline);
+        let proving = rest.iter().map(|member| connection.prove_key(member, &in_hsms, prove_until));
+        for (member, found) in rest.iter().zip(future::join_all(proving).await) {
+            match found {
+                Ok(Found::Proven) => on.push(member.clone()),
+                Ok(Found::Different) => {
+                    let hsm = member.node.hsm().clone();
+                    return Err(Error::Ambiguous { name: name(connection, mark), hsm });
+                }
+                Ok(Found::Missing | Found::Unspecified) | Err(_) => others.push(member.clone()),
+            }
+        }
+        Ok(Identified { in_hsms, on, others })
+    }
+
+    /// Writes a found key down, so that it can be used.
     pub(super) async fn adopt(
         &self,
         connection: &Connection,
         sighting: Sighting,
         (mark, deadline): (&HsmKeyMark, Instant),
     ) -> Result<KeyId, Error> {
-        if let Some(why) = sighting.unusable {
-            return Err(Error::Unusable { key: name(connection, mark), why });
-        }
-        let user = connection.user();
-        let id = id_of(&user, &sighting.cka_id);
-        let members = connection.members();
-        let (holders, mut others): (Vec<_>, Vec<_>) =
-            members.iter().partition(|member| sighting.on.contains(member.node.hsm()));
-        let (first, rest) = holders.split_first().ok_or(Error::Hsm(Failure::NoNode))?;
-        let probe = connection.make_probe(first, &sighting.cka_id, deadline).await?;
-        let in_hsms = KeyInHsms { id: CkaId::of(id, KeyVersion::FIRST), found: Some(sighting.cka_id.clone()), probe };
-        let mut on = vec![*first];
-        let proving = rest.iter().map(|member| connection.prove_key(member, &in_hsms, deadline));
-        for (member, found) in rest.iter().zip(future::join_all(proving).await) {
-            match found {
-                Ok(Found::Proven) => on.push(member),
-                Ok(Found::Different) => {
-                    let hsm = member.node.hsm().clone();
-                    return Err(Error::Ambiguous { name: name(connection, mark), hsm });
-                }
-                Ok(Found::Missing | Found::Unspecified) | Err(_) => others.push(member),
-            }
-        }
+        let (user, cka_id) = (connection.user(), sighting.cka_id.clone());
+        let id = id_of(&user, &cka_id);
+        let Identified { in_hsms, on, others } = self.identify(connection, sighting, (mark, deadline)).await?;
         // Before anybody can ask for it.
         others.iter().for_each(|member| member.lacks([in_hsms.id]));
         on.iter().for_each(|member| member.has_now(&in_hsms.id));
-        let hsms = |members: Vec<&Arc<Member>>| members.into_iter().map(|member| member.node.hsm().clone()).collect();
+        let hsms = |members: Vec<Arc<Member>>| members.into_iter().map(|member| member.node.hsm().clone()).collect();
         let found = FoundKey {
             id,
             user,
-            cka_id: sighting.cka_id,
+            cka_id,
             spec: KeySpec::SymmetricDefault,
             probe: in_hsms.probe,
             found: clock::now(),
@@ -169,6 +192,8 @@ impl Keys {
         };
         match self.0.records.adopt_key(&found, self.0.settings.per_key_store).await? {
             AdoptedKey::Adopted => {
+                // It may be remembered from another time, with another probe.
+                self.forget(id);
                 // Nodes that were not asked may have it as well.
                 self.0.unsettled.notify_waiters();
                 Ok(id)
@@ -179,7 +204,7 @@ impl Keys {
         }
     }
 
-    /// The first of those that go by a `CKA_ID` after this one, on the nodes that answer, in its order.
+    /// The first of those that go by a `CKA_ID` after this one, on the nodes that list them in time, in its order.
     pub(super) async fn sightings(
         &self,
         connection: &Connection,
@@ -187,30 +212,38 @@ impl Keys {
         deadline: Instant,
     ) -> Result<Vec<Sighting>, Error> {
         settled(connection, deadline).await;
-        let mut seen: BTreeMap<Arc<[u8]>, Sighting> = BTreeMap::new();
-        let mut last_failure = None;
-        for member in connection.members().iter().filter(|member| member.is_proved()) {
-            match self.list_one(connection, member, ((after, limit), deadline), &mut seen).await {
-                Ok(()) => {}
-                Err(Error::Hsm(failure)) => last_failure = Some(failure),
+        let members = connection.members();
+        let proved = those_that_answer(&members);
+        let list_until = half_way_to(deadline);
+        let listing = proved.iter().map(|member| async {
+            let listed = self.list_one(connection, member, ((after, limit), list_until));
+            let listed = tokio::time::timeout_at(list_until, listed).await;
+            listed.unwrap_or(Err(Error::Hsm(Failure::Late)))
+        });
+        let mut seen: Option<BTreeMap<Arc<[u8]>, Sighting>> = None;
+        let mut last_failure = Failure::NoNode;
+        for (member, listed) in proved.iter().zip(future::join_all(listing).await) {
+            match listed {
+                Ok(here) => merge(seen.get_or_insert_default(), here),
+                Err(Error::Hsm(failure)) => {
+                    tracing::warn!(hsm = %member.node.hsm(), error = %failure, "a user's keys here are not listed");
+                    last_failure = failure;
+                }
                 Err(other) => return Err(other),
             }
         }
-        match last_failure {
-            Some(failure) if seen.is_empty() => Err(failure.into()),
-            Some(_) | None => Ok(seen.into_values().collect()),
-        }
+        let seen = seen.ok_or(Error::Hsm(last_failure))?;
+        Ok(seen.into_values().take(limit).collect())
     }
 
+    /// The first of them on one node.
     async fn list_one(
         &self,
         connection: &Connection,
         member: &Member,
         ((after, limit), deadline): ((Option<&[u8]>, usize), Instant),
-        seen: &mut BTreeMap<Arc<[u8]>, Sighting>,
-    ) -> Result<(), Error> {
-        let hsm = member.node.hsm();
-        let mut here = HashSet::new();
+    ) -> Result<BTreeMap<Arc<[u8]>, Sighting>, Error> {
+        let mut seen: BTreeMap<Arc<[u8]>, Sighting> = BTreeMap::new();
         let mut listing = connection.list_objects(member).await;
         while let Some(mut page) = listing.next_page().await? {
             page.retain(|object| {
@@ -218,21 +251,20 @@ impl Keys {
                 object.class == SECRET_KEY && HsmKeyMark::id(&object.cka_id).is_some() && is_after
             });
             for object in self.strangers(connection, member, page, deadline).await? {
-                let sighting = Sighting::of(&object);
-                let known = seen.entry(sighting.cka_id.clone()).or_insert(sighting);
-                known.on.insert(hsm.clone());
-                if !here.insert(known.cka_id.clone()) {
-                    known.unusable = Some("several keys have its CKA_ID");
+                let sighting = Sighting { on: BTreeSet::from([member.node.hsm().clone()]), ..Sighting::of(&object) };
+                match seen.entry(sighting.cka_id.clone()) {
+                    Entry::Vacant(free) => drop(free.insert(sighting)),
+                    Entry::Occupied(mut taken) => taken.get_mut().unusable = Some("several keys have its CKA_ID"),
                 }
                 if seen.len() > limit {
                     seen.pop_last();
                 }
             }
         }
-        Ok(())
+        Ok(seen)
     }
 
-    /// Those that keyway did not make. One that was just given up or destroyed may have lost its record since it was seen: it
+    /// Those that keyway did not make: none that is labelled as its own, such as a canary that was given up. One that was just given up or destroyed may have lost its record since it was seen: it
     /// is in the list of what is destroyed by then, or gone from its token.
     async fn strangers(
         &self,
@@ -247,7 +279,9 @@ impl Keys {
         let mut ours = records.known_keys(&user, &ids).await?;
         ours.extend(records.destroyed_keys(&user, member.node.hsm()).await?);
         let mut strangers = Vec::new();
-        for object in objects.into_iter().filter(|object| !keks.contains(&object.cka_id)) {
+        let may_be_strange =
+            |object: &Object| !keks.contains(&object.cka_id) && !HsmLabel::is_keyways_own(&object.label);
+        for object in objects.into_iter().filter(may_be_strange) {
             let is_stranger = match like_ours(&object) {
                 None => true,
                 Some(id) if ours.contains(&id) => false,
@@ -263,9 +297,36 @@ impl Keys {
     }
 }
 
+/// Adds what another node holds.
+fn merge(seen: &mut BTreeMap<Arc<[u8]>, Sighting>, here: BTreeMap<Arc<[u8]>, Sighting>) {
+    for (cka_id, sighting) in here {
+        match seen.entry(cka_id) {
+            Entry::Vacant(free) => drop(free.insert(sighting)),
+            Entry::Occupied(mut known) => {
+                let known = known.get_mut();
+                known.unusable = known.unusable.or(sighting.unusable);
+                known.on.extend(sighting.on);
+            }
+        }
+    }
+}
+
+/// The proved nodes, but for those that hang, if there are others.
+fn those_that_answer(members: &[Arc<Member>]) -> Vec<&Arc<Member>> {
+    let (answer, hang): (Vec<_>, Vec<_>) =
+        members.iter().filter(|member| member.is_proved()).partition(|member| member.answers_pings());
+    if answer.is_empty() { hang } else { answer }
+}
+
+/// When half of the time that is left is over: a node that hangs takes no more, and the rest is for what follows.
+fn half_way_to(deadline: Instant) -> Instant {
+    let now = Instant::now();
+    now + deadline.saturating_duration_since(now) / 2
+}
+
 /// By its `CKA_ID` it could be a key of keyway's.
 fn like_ours(object: &Object) -> Option<CkaId> {
-    CkaId::parse(&object.cka_id).map(|(key, version)| CkaId::of(key, version))
+    CkaId::from_bytes(&object.cka_id)
 }
 
 /// Who has just logged in finds his HSMs on their way: those that come soon are asked as well.

@@ -23,7 +23,7 @@ use crate::records::{NewProof, ObjectName, Oddity, Proof, Unavailable};
 use super::Keys;
 
 /// `CKO_SECRET_KEY`: the class of every object that the records explain.
-const SECRET_KEY: u64 = 4;
+pub(super) const SECRET_KEY: u64 = 4;
 /// Proven keys are compared with the listing so many at a time.
 const PAGE: u32 = 1_000;
 /// So many strangers that look like keys of ours are looked for once more: one that was being made and was given up
@@ -78,7 +78,7 @@ pub(super) async fn take(
     let mut again = LOOKED_FOR_AGAIN;
     let mut listing = connection.list_objects(member).await;
     while let Some(page) = listing.next_page().await.map_err(Error::Unlisted)? {
-        let ids: Vec<CkaId> = page.iter().filter_map(|object| cka_id(&object.cka_id)).collect();
+        let ids: Vec<CkaId> = page.iter().filter_map(|object| CkaId::from_bytes(&object.cka_id)).collect();
         let known = records.known_keys(&user, &ids).await?;
         inventory.shown.extend(ids.into_iter().filter(|id| known.contains(id)));
         if !connection.is_keyways_alone() {
@@ -109,7 +109,7 @@ pub(super) async fn take(
 
 /// What is odd about an object, if anything is.
 fn oddity(object: Object, known: &HashSet<CkaId>, keks: &HashSet<Vec<u8>>) -> Option<Oddity> {
-    let key = cka_id(&object.cka_id).is_some_and(|id| known.contains(&id));
+    let key = CkaId::from_bytes(&object.cka_id).is_some_and(|id| known.contains(&id));
     let is_secret = object.class == SECRET_KEY;
     // Half made, whether a worker is at it now or was killed over it: what is left of those goes at the next login.
     if is_secret && object.cka_id.is_empty() && object.label.is_empty() {
@@ -128,7 +128,7 @@ fn oddity(object: Object, known: &HashSet<CkaId>, keks: &HashSet<Vec<u8>>) -> Op
 /// Whether a stranger that looks like a key of ours was one that was just being given up.
 async fn is_gone(connection: &Connection, member: &Member, oddity: &Oddity, again: &mut usize) -> bool {
     let Oddity::Orphan(object) = oddity else { return false };
-    let Some(id) = cka_id(&object.cka_id).filter(|id| id.label() == object.label) else { return false };
+    let Some(id) = CkaId::from_bytes(&object.cka_id).filter(|id| id.label() == object.label) else { return false };
     let Some(left) = again.checked_sub(1) else { return false };
     *again = left;
     let only_look = KeyInHsms { id, found: None, probe: Probe(Vec::new()) };
@@ -163,10 +163,6 @@ async fn doubt_what_is_not_shown(
             .set_presences(&connection.cluster, &hidden.into_iter().map(unknown).collect::<Vec<_>>(), clock::now())
             .await?;
     }
-}
-
-fn cka_id(bytes: &[u8]) -> Option<CkaId> {
-    CkaId::parse(bytes).map(|(key, version)| CkaId::of(key, version))
 }
 
 #[cfg(test)]

@@ -70,15 +70,15 @@ pub enum Error {
     /// The store of the key, or the store asked for, is not connected.
     #[error("key store {store} is {state}, not CONNECTED")]
     StoreNotConnected { store: KeyStoreId, state: ConnectionState },
-    /// A key that exists cannot be used, since its store is not connected.
     /// A key of another program's, which is not destroyed in part.
-    #[error("key {key} cannot be destroyed: {hsm}, which holds it, does not answer")]
+    #[error("key {key} cannot be destroyed: {hsm}, which may hold it, does not answer")]
     HolderAway { key: String, hsm: HsmId },
     /// A key of another program's that is not as keyway could use it.
     #[error("key {key} cannot be used: {why}")]
     Unusable { key: String, why: &'static str },
     #[error("{name} is not one key alone: {hsm} has several of that name, or another one than other HSMs")]
     Ambiguous { name: String, hsm: HsmId },
+    /// A key that exists cannot be used, since its store is not connected.
     #[error("key {key} is UNAVAILABLE: its key store {store} is {state}")]
     Unavailable { key: KeyId, store: KeyStoreId, state: ConnectionState },
     /// Nothing brings its HSMs back until it is declared again.

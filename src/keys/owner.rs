@@ -16,6 +16,7 @@ use crate::model::{CkaId, ClusterId, CryptoUser, HsmKeyMark, HsmKeyName, KeyId, 
 use crate::records::Unavailable;
 use crate::users::{self, Acting, ShownLogins};
 
+use super::found::Sighting;
 use super::{Error, Key, Keys};
 
 /// Whose a key is, as this daemon knows them.
@@ -37,6 +38,14 @@ pub(super) enum Owner {
 pub(super) struct Reached {
     pub(super) key: Arc<Key>,
     pub(super) owner: Owner,
+}
+
+/// A crypto user's key as its name leads to it.
+#[derive(Debug)]
+pub(super) enum Named {
+    Recorded(KeyId),
+    /// Another program's, of which nothing is written down.
+    Sighted(Sighting),
 }
 
 /// The login may have ended meanwhile.
@@ -120,41 +129,65 @@ impl Keys {
         deadline: Instant,
     ) -> Result<Reached, Error> {
         let key = self.find(id).await?;
-        let gone = || Error::NotFound(id.to_string());
         let owner = match &key.home {
             Home::KeyStore(store) => Owner::KeyStore(store.clone()),
-            Home::User { user, .. } => match self.acting(permit, logins, &user.cluster, deadline).await {
-                Ok(acting) if acting.username == user.username => Owner::User(acting),
-                Ok(_) | Err(Error::OfKmsuser | Error::User(_)) => return Err(gone()),
-                Err(other) => return Err(other),
-            },
+            Home::User { user, mark } => {
+                // Before any HSM is waited for: whoever is not told of the key is told so at once.
+                if !self.is_logged_in_as(permit, logins, user).await? {
+                    return Err(Error::NotFound(id.to_string()));
+                }
+                if self.recorded(user, mark).await? != Some(id) {
+                    // It went with its user, whose place another has taken.
+                    self.forget(id);
+                    return Err(Error::NotFound(id.to_string()));
+                }
+                let acting = self.acting(permit, logins, &user.cluster, deadline).await?;
+                if acting.username != user.username {
+                    return Err(users::Error::LoginExpired.into());
+                }
+                Owner::User(acting)
+            }
         };
-        if let Home::User { user, mark } = &key.home
-            && self.recorded(user, mark).await? != Some(id)
-        {
-            // It went with its user, whose place another has taken.
-            self.forget(id);
-            return Err(gone());
-        }
         Ok(Reached { key, owner })
+    }
+
+    async fn is_logged_in_as<A: Action>(
+        &self,
+        permit: &Permit<A>,
+        logins: &ShownLogins,
+        user: &CryptoUser,
+    ) -> Result<bool, Error> {
+        match self.0.users.as_whom(permit.caller(), logins, &user.cluster).await {
+            Ok(username) => Ok(username == user.username),
+            Err(users::Error::LoginRequired | users::Error::LoginExpired) => Ok(false),
+            Err(other) => Err(other.into()),
+        }
     }
 
     /// The id of a crypto user's key. One that another program made is written down for that.
     async fn id_of_users(&self, acting: &Acting, name: &HsmKeyName, deadline: Instant) -> Result<KeyId, Error> {
+        match self.named(acting, name, deadline).await? {
+            Named::Recorded(id) => Ok(id),
+            Named::Sighted(found) => self.adopt(&acting.connection, found, (&name.mark, deadline)).await,
+        }
+    }
+
+    /// The one key that goes by the name. Nothing is written down.
+    pub(super) async fn named(&self, acting: &Acting, name: &HsmKeyName, deadline: Instant) -> Result<Named, Error> {
         let connection = &acting.connection;
         if let Some(id) = self.recorded(&connection.user(), &name.mark).await? {
-            return Ok(id);
+            return Ok(Named::Recorded(id));
         }
         let found = self.sight(connection, &name.mark, deadline).await?;
         let mut found = found.ok_or_else(|| Error::NotFound(name.to_string()))?;
         if let (HsmKeyMark::Label(_), Some(by_id)) = (&name.mark, found.mark()) {
             if let Some(id) = self.recorded(&connection.user(), &by_id).await? {
-                return Ok(id);
+                return Ok(Named::Recorded(id));
             }
             // The label stands for one key; its CKA_ID must as well.
             found = self.sight(connection, &by_id, deadline).await?.ok_or_else(|| Error::NotFound(name.to_string()))?;
         }
-        self.adopt(connection, found, (&name.mark, deadline)).await
+        Ok(Named::Sighted(found))
     }
 
     /// The id of a crypto user's key that the records know.
@@ -163,10 +196,11 @@ impl Keys {
             HsmKeyMark::Label(label) => return self.0.records.user_key(user, label).await,
             HsmKeyMark::Id(cka_id) => cka_id,
         };
-        if let Some((key, version)) = CkaId::parse(cka_id)
-            && !self.0.records.known_keys(user, &[CkaId::of(key, version)]).await?.is_empty()
-        {
-            return Ok(Some(key));
+        if let Some((key, version)) = CkaId::parse(cka_id) {
+            let id = CkaId::of(key, version);
+            if self.0.records.known_keys(user, &[id]).await?.contains(&id) {
+                return Ok(Some(key));
+            }
         }
         self.0.records.found_key(user, cka_id).await
     }

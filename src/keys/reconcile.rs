@@ -192,7 +192,8 @@ async fn try_level(
     proof: u64,
     standing: &mut Standing,
 ) -> Result<(), NotLevel> {
-    settle(keys, connection, member).await?;
+    // What cannot be settled yet keeps nothing else from the node.
+    let settled = settle(keys, connection, member).await;
     let login = member.node.status().borrow().login;
     let due = standing.list_is_due(proof, login);
     // Before anything is copied: its worker then knows where everything is, and copying needs no searches.
@@ -202,6 +203,7 @@ async fn try_level(
     }
     let inventory = taken.as_ref().ok().and_then(Option::as_ref);
     let copied = Levelling::new(keys, connection, member).run(inventory).await;
+    settled?;
     // A token that cannot be listed takes its keys all the same; but it is not level.
     taken?;
     copied
@@ -236,13 +238,23 @@ async fn settle(keys: &Keys, connection: &Connection, member: &Member) -> Result
             tracing::info!(key = %record.id, %hsm, nodes_left = left.hsms, "settled a key that was never acknowledged");
         }
     }
+    if let Some(cluster) = keys.0.clusters.get(&connection.cluster) {
+        // What is left on an HSM that was removed is destroyed by nobody; should it come back with it, it is found there.
+        let named: Vec<_> = cluster.nodes.keys().collect();
+        keys.0.records.forget_destroyed_elsewhere(&user, &named).await?;
+    }
     // Here alone are they told to be gone: no copy of one is on its way to this node meanwhile.
+    let mut unsettled = None;
     for key in keys.0.records.destroyed_keys(&user, hsm).await? {
-        connection.destroy_key(member, key, Instant::now() + STEP).await.map_err(NotLevel::Unsettled)?;
+        if let Err(failure) = connection.destroy_key(member, key, Instant::now() + STEP).await {
+            tracing::warn!(?key, %hsm, error = %failure, "a key that was destroyed is still here");
+            unsettled = Some(failure);
+            continue;
+        }
         keys.0.records.destroyed_on(&user, hsm, &key).await?;
         tracing::info!(?key, %hsm, "nothing is left here of a key that was destroyed");
     }
-    Ok(())
+    unsettled.map_or(Ok(()), |failure| Err(NotLevel::Unsettled(failure)))
 }
 
 /// Whether the HSM takes no part in its cluster any more, which is declared all the same.

@@ -38,6 +38,11 @@ impl HsmLabel {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Whether this is the label of one of keyway's own objects, which no key of a user's has.
+    pub fn is_keyways_own(label: &str) -> bool {
+        label.starts_with(KEYWAYS_OWN)
+    }
 }
 
 impl FromStr for HsmLabel {
@@ -51,7 +56,7 @@ impl FromStr for HsmLabel {
         if text.contains(char::REPLACEMENT_CHARACTER) {
             return Err(Invalid::new("a label is UTF-8"));
         }
-        if text.starts_with(KEYWAYS_OWN) {
+        if Self::is_keyways_own(text) {
             return Err(Invalid::new(format!("a label that begins with `{KEYWAYS_OWN}` is keyway's own")));
         }
         Ok(Self(text.into()))

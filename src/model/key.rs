@@ -73,6 +73,11 @@ impl CkaId {
         Self(bytes)
     }
 
+    /// One that a token or the records show, when it has the form of [`CkaId::of`].
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
     /// The key and version, when these bytes were made by [`CkaId::of`].
     pub fn parse(bytes: &[u8]) -> Option<(KeyId, KeyVersion)> {
         let bytes: [u8; 20] = bytes.try_into().ok()?;

@@ -287,12 +287,15 @@ pub(super) async fn is_leaving(
     Ok(leaving.bind(cluster).bind(user).fetch_optional(&mut **change).await?.is_some())
 }
 
-/// How many keys of his own the crypto user has in the records, in any state.
+/// How many keys of his own the crypto user has in the records, in any state; or how many that he destroyed are still to go
+/// from an HSM, if those are more: what the records keep of him is bounded.
 pub(super) async fn count_of_user(
     change: &mut Transaction<'_, Sqlite>,
     (cluster, user): (&str, &str),
 ) -> Result<i64, Unavailable> {
-    let keys = "SELECT count(*) FROM keys WHERE cluster_id = ? AND username = ? AND store_id IS NULL";
+    let keys = "SELECT max(
+           (SELECT count(*) FROM keys WHERE cluster_id = ?1 AND username = ?2 AND store_id IS NULL),
+           (SELECT count(DISTINCT cka_id) FROM destroyed_keys WHERE cluster_id = ?1 AND username = ?2))";
     Ok(sqlx::query_scalar(keys).bind(cluster).bind(user).fetch_one(&mut **change).await?)
 }
 

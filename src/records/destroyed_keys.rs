@@ -49,8 +49,7 @@ impl Records {
         .bind(hsm.as_str())
         .fetch_all(&self.0.read)
         .await?;
-        let id = |bytes: Vec<u8>| CkaId::parse(&bytes).map(|(key, version)| CkaId::of(key, version));
-        found.into_iter().map(|bytes| id(bytes).ok_or(Unavailable::row("cka_id"))).collect()
+        found.into_iter().map(|bytes| CkaId::from_bytes(&bytes).ok_or(Unavailable::row("cka_id"))).collect()
     }
 
     /// Nothing of it is left there, and nothing can come there any more.
@@ -62,6 +61,22 @@ impl Records {
             .bind(key.as_bytes())
             .execute(&self.0.write)
             .await?;
+        Ok(())
+    }
+
+    /// Nothing is still to go from HSMs other than these, which are all that the cluster has.
+    pub async fn forget_destroyed_elsewhere(&self, user: &CryptoUser, hsms: &[&HsmId]) -> Result<(), Unavailable> {
+        let known = "SELECT DISTINCT hsm_id FROM destroyed_keys WHERE cluster_id = ? AND username = ?";
+        let known = sqlx::query_scalar(known).bind(user.cluster.as_str()).bind(user.username.as_str());
+        let known: Vec<String> = known.fetch_all(&self.0.read).await?;
+        for hsm in known.iter().filter(|known| !hsms.iter().any(|hsm| hsm.as_str() == **known)) {
+            sqlx::query("DELETE FROM destroyed_keys WHERE cluster_id = ? AND username = ? AND hsm_id = ?")
+                .bind(user.cluster.as_str())
+                .bind(user.username.as_str())
+                .bind(hsm)
+                .execute(&self.0.write)
+                .await?;
+        }
         Ok(())
     }
 }

@@ -135,24 +135,40 @@ impl Users {
         Ok(acting)
     }
 
-    /// The same, by the records.
+    /// As whom alone: none of his nodes is waited for.
+    pub async fn as_whom(&self, caller: &Caller, shown: &ShownLogins, cluster: &ClusterId) -> Result<Username, Error> {
+        match self.0.known.acting(caller, shown, cluster) {
+            Some(acting) => Ok(acting.username),
+            None => Ok(self.first_good(caller, shown, cluster).await?.1.username),
+        }
+    }
+
+    /// What [`Users::acting`] finds, by the records.
     async fn act(&self, caller: &Caller, shown: &ShownLogins, cluster: &ClusterId) -> Result<Acting, Error> {
+        let forgotten = self.0.known.lock().forgotten;
+        let (token, login) = self.first_good(caller, shown, cluster).await?;
+        let (hash, expires) = (login.token_sha256, login.expires);
+        let connection = self.connect(caller, token, login.clone()).await?;
+        let acting = Acting { cluster: login.cluster, username: login.username, connection };
+        let live = Live { caller: caller.name().to_owned(), expires, acting: acting.clone() };
+        self.0.known.note(forgotten, hash, live);
+        Ok(acting)
+    }
+
+    /// The first login to the cluster that the records know of those that are shown, and its token.
+    async fn first_good<'a>(
+        &self,
+        caller: &Caller,
+        shown: &'a ShownLogins,
+        cluster: &ClusterId,
+    ) -> Result<(&'a LoginToken, UserLoginRecord), Error> {
         let mut has_ended = false;
         for token in &shown.0 {
-            let forgotten = self.0.known.lock().forgotten;
-            let Some(login) = self.record_of(&token.sha256(), caller).await? else {
-                has_ended = true;
-                continue;
-            };
-            if login.cluster != *cluster {
-                continue;
+            match self.record_of(&token.sha256(), caller).await? {
+                Some(login) if login.cluster == *cluster => return Ok((token, login)),
+                Some(_) => {}
+                None => has_ended = true,
             }
-            let (hash, expires) = (login.token_sha256, login.expires);
-            let connection = self.connect(caller, token, login.clone()).await?;
-            let acting = Acting { cluster: login.cluster, username: login.username, connection };
-            let live = Live { caller: caller.name().to_owned(), expires, acting: acting.clone() };
-            self.0.known.note(forgotten, hash, live);
-            return Ok(acting);
         }
         Err(if has_ended { Error::LoginExpired } else { Error::LoginRequired })
     }

@@ -20,7 +20,7 @@ pub fn perform(session: &mut Session, verb: Verb) -> Result<Outcome, Fault> {
         Verb::GenerateKey(ask) => generate_key(session, &ask),
         Verb::WrapKey(ask) => Ok(opaque(session.wrap(&ask.cka_id, &ask.kek_cka_id, &ask.probe)?)),
         Verb::UnwrapKey(ask) => unwrap_key(session, &ask),
-        Verb::ProveKey(ask) => Ok(presence(session.prove(&ask.cka_id, &ask.probe)?)),
+        Verb::ProveKey(ask) => Ok(presence(session.prove(&ask.cka_id, &ask.probe, ask.afresh)?)),
         Verb::DestroyKey(ask) => Ok(done(session.destroy(&ask.cka_id)?)),
         Verb::ListObjects(ask) => list_objects(session, &ask),
         Verb::FindKeys(ask) => find_keys(session, &ask),

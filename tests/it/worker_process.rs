@@ -278,7 +278,7 @@ fn unwrap_key(cka_id: &[u8], wrapped: &[u8], probe: &[u8]) -> Verb {
 }
 
 fn prove(cka_id: &[u8], probe: &[u8]) -> Verb {
-    Verb::ProveKey(v1::ProveKey { cka_id: cka_id.to_vec(), probe: probe.to_vec() })
+    Verb::ProveKey(v1::ProveKey { cka_id: cka_id.to_vec(), probe: probe.to_vec(), afresh: false })
 }
 
 fn destroy(cka_id: &[u8]) -> Verb {

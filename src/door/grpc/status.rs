@@ -270,7 +270,10 @@ impl From<keys::Error> for Refusal {
             E::IncorrectKey => Self::new(Code::InvalidArgument, "INCORRECT_KEY", message).field("key_id"),
             E::UseLimit(key) => Self::new(Code::FailedPrecondition, "KEY_USE_LIMIT", message).with("keyId", key),
             E::AliasInUse(alias) => Self::new(Code::AlreadyExists, "ALREADY_EXISTS", message).with("aliasName", alias),
-            E::LabelInUse { name, .. } => Self::new(Code::AlreadyExists, "ALREADY_EXISTS", message).with("keyId", name),
+            E::LabelInUse { name, hsm } => {
+                let refusal = Self::new(Code::AlreadyExists, "ALREADY_EXISTS", message).with("keyId", name);
+                hsm.into_iter().fold(refusal, |refusal, hsm| refusal.with("hsmId", hsm))
+            }
             E::TooManyAliases(quota) | E::TooManyKeys(quota) => {
                 Self::new(Code::ResourceExhausted, "LIMIT_EXCEEDED", message).with("quota", quota)
             }
@@ -286,8 +289,8 @@ impl From<keys::Error> for Refusal {
             E::HolderAway { key, hsm } => {
                 Self::new(Code::Unavailable, "NO_NODE", message).with("keyId", key).with("hsmId", hsm).retry()
             }
-            E::Unusable { key, .. } => {
-                Self::new(Code::FailedPrecondition, "KMS_INVALID_STATE", message).with("keyId", key)
+            E::Unusable { key, why } => {
+                Self::new(Code::FailedPrecondition, "KMS_INVALID_STATE", message).with("keyId", key).with("why", why)
             }
             E::Ambiguous { name, hsm } => Self::new(
                 Code::FailedPrecondition,

@@ -107,6 +107,28 @@ async fn a_destroyed_key_is_gone_at_once_and_remembered_for_every_hsm_that_may_h
 }
 
 #[tokio::test]
+async fn keys_that_are_still_to_go_from_an_hsm_are_as_many_as_the_quota_and_none_is_of_an_hsm_that_was_removed() {
+    let home = Home::new();
+    let records = home.open().await;
+    let alice = user("alice");
+    let narrow = KeyLimits { keys: 2, ..LIMITS };
+    for label in ["a", "b"] {
+        let key = users_key(&records, &alice, label).await;
+        assert!(records.destroy_user_key(&alice, key, &[hsm(3)]).await.unwrap());
+    }
+    assert_eq!(records.begin_key(&labelled(&alice, "c"), &narrow).await.unwrap(), BegunKey::TooManyKeys);
+    let all = [hsm(1), hsm(2), hsm(3)];
+    records.forget_destroyed_elsewhere(&alice, &all.each_ref()).await.unwrap();
+    assert_eq!(records.begin_key(&labelled(&alice, "c"), &narrow).await.unwrap(), BegunKey::TooManyKeys);
+    for key in records.destroyed_keys(&alice, &hsm(2)).await.unwrap() {
+        records.destroyed_on(&alice, &hsm(2), &key).await.unwrap();
+    }
+    records.forget_destroyed_elsewhere(&alice, &[&hsm(2)]).await.unwrap();
+    assert!(records.destroyed_keys(&alice, &hsm(3)).await.unwrap().is_empty());
+    assert_eq!(records.begin_key(&labelled(&alice, "c"), &narrow).await.unwrap(), BegunKey::Begun);
+}
+
+#[tokio::test]
 async fn a_key_that_is_being_made_and_a_key_stores_are_not_destroyed_as_a_users() {
     let home = Home::new();
     let records = home.open().await;

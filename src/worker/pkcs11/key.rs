@@ -70,7 +70,7 @@ impl Session {
             return Err(Fault::bad_input("a key is taken in wrapped, with its probe"));
         }
         let kek = new.kek.ok_or_else(|| Fault::bad_input("the key-encryption key is not named"))?;
-        match self.prove(new.cka_id, probe)? {
+        match self.prove(new.cka_id, probe, false)? {
             Presence::Missing => {}
             there @ (Presence::Proven | Presence::Different) => return Ok(there),
         }
@@ -94,9 +94,10 @@ impl Session {
     }
 
     /// Looks for a key, and has it answer the probe unless that is empty. Searches past what is remembered, unless that is
-    /// the whole token.
-    pub fn prove(&mut self, cka_id: &[u8], probe: &[u8]) -> Result<Presence, Fault> {
-        if !probe.is_empty()
+    /// the whole token and nobody else makes keys of this id.
+    pub fn prove(&mut self, cka_id: &[u8], probe: &[u8], afresh: bool) -> Result<Presence, Fault> {
+        if !afresh
+            && !probe.is_empty()
             && self.token.handles().is_complete(self.era)
             && let Some(presence) = self.prove_remembered(cka_id, probe)?
         {

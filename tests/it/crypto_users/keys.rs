@@ -121,6 +121,19 @@ impl User {
     }
 }
 
+impl Clients {
+    /// Has an HSM put out of use.
+    async fn drain(&mut self, rig: &Rig, hsm: &str) {
+        let request = pb::DrainHsmRequest {
+            cluster_id: rig.cluster_id(),
+            hsm_id: hsm.to_owned(),
+            note: "new fans".to_owned(),
+            drain_timeout: None,
+        };
+        self.clusters.drain_hsm(request).await.expect("drained");
+    }
+}
+
 impl Rig {
     /// What a user's own token on an HSM holds beside the key-encryption key and the canary, past keyway.
     fn user_objects(&self, hsm: &str, user: &str) -> Vec<Object> {

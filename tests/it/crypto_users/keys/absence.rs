@@ -57,30 +57,33 @@ async fn a_key_destroyed_while_an_hsm_is_away_goes_there_once_the_hsm_and_its_us
 }
 
 #[tokio::test]
-async fn a_key_is_neither_made_nor_destroyed_when_too_few_hsms_answer() {
+async fn too_few_hsms_make_no_key_and_without_any_none_is_used_or_destroyed_and_nobody_is_told_it_is_gone() {
     let rig = Rig::new().start();
     let clients = rig.clients().await;
     let alice = User::new(&rig, &clients, "alice").await;
+    let bob = User::new(&rig, &clients, "bob").await;
     alice.create("orders").await.unwrap();
     let name = alice.named("orders");
     alice.until_on(&name, &HSMS).await;
     let mut operator = clients.clone();
     for hsm in ["hsm-2", "hsm-3"] {
-        let request = pb::DrainHsmRequest {
-            cluster_id: rig.cluster_id(),
-            hsm_id: hsm.to_owned(),
-            note: "new fans".to_owned(),
-            drain_timeout: None,
-        };
-        operator.clusters.drain_hsm(request).await.unwrap();
+        operator.drain(&rig, hsm).await;
     }
     let status = wait_async(|| async { alice.create("more").await.err() }).await;
     assert_eq!(crate::rig::reason(&status).1, "NO_NODE", "{status:?}");
-    alice.encrypt(&name).await.expect("one is enough to use a key");
-    for hsm in ["hsm-2", "hsm-3"] {
+    let ciphertext = alice.encrypt(&name).await.expect("one is enough to use a key").ciphertext;
+
+    operator.drain(&rig, "hsm-1").await;
+    wait_async(|| async { alice.encrypt(&name).await.err() }).await;
+    refused("no HSM is there", alice.destroy(&name).await, "NO_NODE", "");
+    refused("the key is not gone", alice.decrypt("", &ciphertext).await, "NO_NODE", "");
+    refused("nobody else's", bob.decrypt("", &ciphertext).await, "INVALID_CIPHERTEXT", "ciphertext");
+
+    for hsm in HSMS {
         operator.resume_hsm(&rig.cluster_id(), hsm, false).await;
     }
     wait_async(|| async { alice.create("at last").await.ok() }).await;
     let labels = alice.labels().await;
     assert!(labels.contains(&"orders".to_owned()) && labels.contains(&"at last".to_owned()), "{labels:?}");
+    assert_eq!(alice.decrypt("", &ciphertext).await.unwrap().plaintext, b"hers");
 }

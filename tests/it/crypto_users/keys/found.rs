@@ -159,19 +159,45 @@ async fn a_found_key_is_not_destroyed_while_an_hsm_that_holds_it_is_away() {
     let name = alice.named("id=c0ffee");
     alice.encrypt(&name).await.unwrap();
     alice.until_on(&name, &["hsm-2"]).await;
-    let request = pb::DrainHsmRequest {
-        cluster_id: rig.cluster_id(),
-        hsm_id: "hsm-2".to_owned(),
-        note: "new fans".to_owned(),
-        drain_timeout: None,
-    };
-    operator.clusters.drain_hsm(request).await.unwrap();
+    operator.drain(&rig, "hsm-2").await;
     let status = wait_async(|| async { alice.destroy(&name).await.err() }).await;
     assert!(status.message().contains("hsm-2"), "{}", status.message());
     refused("its HSM is away", alice.encrypt(&name).await, "KEY_UNAVAILABLE", "");
     operator.resume_hsm(&rig.cluster_id(), "hsm-2", false).await;
     wait_async(|| async { alice.destroy(&name).await.ok() }).await;
     rig.until_labelled("hsm-2", "alice", &["made"]).await;
+}
+
+#[tokio::test]
+async fn a_found_key_is_not_destroyed_while_an_hsm_that_may_hold_it_was_not_looked_at() {
+    let (rig, mut operator, alice) = with_keys(&[("hsm-2", key("orders", "c0ffee"))]).await;
+    let name = alice.named("id=c0ffee");
+    operator.drain(&rig, "hsm-3").await;
+    let not_destroyed = async || {
+        let status = wait_async(|| async { alice.destroy(&name).await.err() }).await;
+        assert_eq!(crate::rig::reason(&status).1, "NO_NODE", "{status:?}");
+        assert!(status.message().contains("hsm-3"), "{}", status.message());
+        rig.until_labelled("hsm-2", "alice", &["made", "orders"]).await;
+    };
+    not_destroyed().await;
+    assert_eq!(alice.describe(&name).await.unwrap().uses, 0, "it was not written down");
+    alice.encrypt(&name).await.unwrap();
+    not_destroyed().await;
+    operator.resume_hsm(&rig.cluster_id(), "hsm-3", false).await;
+    wait_async(|| async { alice.destroy(&name).await.ok() }).await;
+    rig.until_labelled("hsm-2", "alice", &["made"]).await;
+}
+
+#[tokio::test]
+async fn a_name_that_differs_in_its_version_alone_is_not_the_keys() {
+    let (rig, _, alice) = with_keys(&[]).await;
+    let objects = rig.user_objects("hsm-1", "alice");
+    let made = &objects[0].id;
+    assert!(alice.describe(&alice.named(&format!("id={made}"))).await.is_ok());
+    let next = format!("id={}2", made.strip_suffix('1').expect("the first version"));
+    refused("no such version", alice.describe(&alice.named(&next)).await, "NOT_FOUND", "");
+    refused("no such version", alice.destroy(&alice.named(&next)).await, "NOT_FOUND", "");
+    assert_eq!(alice.labels().await, ["made"]);
 }
 
 #[tokio::test]
@@ -188,4 +214,50 @@ async fn a_found_key_is_seen_by_who_has_just_logged_in_on_whichever_hsm_it_is() 
         let encrypted = alice.encrypt(&alice.named(hsm)).await.unwrap();
         assert_eq!(alice.decrypt("", &encrypted.ciphertext).await.unwrap().plaintext, b"hers");
     }
+}
+
+#[tokio::test]
+async fn keys_that_another_program_makes_while_their_user_is_logged_in_are_seen_as_they_are() {
+    let (rig, _, alice) = with_keys(&[]).await;
+    for (hsm, key) in [("hsm-1", key("one", "01")), ("hsm-2", key("two", "02")), ("hsm-3", key("two", "02"))] {
+        rig.add_user_key(hsm, "alice", &key);
+    }
+    let ciphertext = alice.encrypt(&alice.named("one")).await.unwrap().ciphertext;
+    assert_eq!(alice.decrypt("", &ciphertext).await.unwrap().key_id, alice.named("id=01"));
+    refused("two keys", alice.encrypt(&alice.named("id=02")).await, "AMBIGUOUS_LABEL", "");
+}
+
+#[tokio::test]
+async fn an_hsm_that_hangs_is_left_out_when_keys_are_listed_and_made() {
+    let (rig, _, alice) = with_keys(&[("hsm-1", key("orders", "01"))]).await;
+    let worker = rig.workers_as("alice")["hsm-3"];
+    crate::rig::signal(worker, rustix::process::Signal::STOP);
+    assert_eq!(alice.labels().await, ["made", "orders"]);
+    alice.create("more").await.expect("two HSMs are enough");
+    crate::rig::signal(worker, rustix::process::Signal::CONT);
+}
+
+#[tokio::test]
+async fn what_is_labelled_as_keyways_own_is_no_key_of_the_users() {
+    let (_rig, _, alice) = with_keys(&[("hsm-2", key("keyway:canary", "0a"))]).await;
+    assert_eq!(alice.labels().await, ["made"]);
+    refused("a canary", alice.describe(&alice.named("id=0a")).await, "NOT_FOUND", "");
+    refused("a canary", alice.encrypt(&alice.named("id=0a")).await, "NOT_FOUND", "");
+    refused("a canary", alice.destroy(&alice.named("id=0a")).await, "NOT_FOUND", "");
+}
+
+#[tokio::test]
+async fn a_found_key_of_a_users_successor_is_not_taken_for_the_one_he_had() {
+    let (rig, mut clients, alice) = with_keys(&[("hsm-2", key("orders", "c0ffee"))]).await;
+    let name = alice.named("id=c0ffee");
+    let ciphertext = alice.encrypt(&name).await.unwrap().ciphertext;
+    clients.users.logout(alice.with_login(pb::LogoutRequest {})).await.unwrap();
+    clients.delete_user(&rig, "alice").await.unwrap();
+    clients.create_user(&rig, "alice", FIRST).await.unwrap();
+    rig.add_user_key("hsm-2", "alice", &key("orders", "c0ffee"));
+    let alice = User::log_in(&rig, &clients, "alice").await;
+    let decrypted = alice.decrypt("", &ciphertext).await;
+    refused("made with the one before", decrypted, "INVALID_CIPHERTEXT", "ciphertext");
+    let ciphertext = alice.encrypt(&name).await.unwrap().ciphertext;
+    assert_eq!(alice.decrypt("", &ciphertext).await.unwrap().plaintext, b"hers");
 }
