@@ -416,6 +416,7 @@ async fn an_hsm_that_joins_while_a_key_is_made_gets_it() {
     drain(&mut clients, &declaring, "hsm-1").await;
     drain(&mut clients, &declaring, "hsm-2").await;
     all_open(&mut clients, &[ciphertext]).await;
+    assert!(!declaring.log().contains("a key is missing on a node"), "nobody asked where it was not");
 }
 
 #[tokio::test]
