@@ -187,7 +187,8 @@ impl IssueArgs {
 fn authority_in(directory: &Path) -> Result<Authority, Failure> {
     let own = (directory.join(CERTIFICATE), directory.join(KEY));
     let customers = (directory.join(CUSTOMERS_CERTIFICATE), directory.join(CUSTOMERS_KEY));
-    let (certificate, key) = if !own.0.exists() && customers.0.exists() { customers } else { own };
+    let (certificate, key) =
+        if !own.0.exists() && (customers.0.exists() || customers.1.exists()) { customers } else { own };
     authority(&certificate, &key)
 }
 

@@ -1,6 +1,6 @@
 //! Files that a command makes and never makes twice: whole or not at all, and never over one that is there.
 
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
@@ -56,7 +56,10 @@ fn try_make(path: &Path, bytes: &[u8], readers: Readers) -> io::Result<()> {
     // A link is not made over another file, as a rename would be.
     let made = made.and_then(|()| std::fs::hard_link(&fresh, path));
     std::fs::remove_file(&fresh)?;
-    made
+    made?;
+    // Its name, too.
+    let above = path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(above)?.sync_all()
 }
 
 #[cfg(test)]

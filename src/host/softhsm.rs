@@ -37,9 +37,15 @@ impl TokenDirectory {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&tokens)?;
         let text =
             format!("directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n", tokens.display());
-        let mut file = std::fs::File::create(root.join("softhsm2.conf"))?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
+        let configuration = root.join("softhsm2.conf");
+        // A worker may be reading it: never half of it.
+        if std::fs::read(&configuration).ok().as_deref() != Some(text.as_bytes()) {
+            let fresh = root.join("softhsm2.conf.fresh");
+            let mut file = std::fs::File::create(&fresh)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            std::fs::rename(&fresh, &configuration)?;
+        }
         std::fs::File::open(&root)?.sync_all()?;
         Ok(Self { root })
     }

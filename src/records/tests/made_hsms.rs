@@ -55,7 +55,8 @@ async fn an_hsm_is_ready_with_the_key_store_that_there_is() {
     let records = home.open().await;
     let id = made(&records, 1).await;
     sqlx::query("UPDATE made_hsms SET state = 'CREATE_IN_PROGRESS'").execute(&records.0.write).await.unwrap();
-    let store = connected_store(&records).await;
+    connected_store(&records).await;
+    let store = records.key_stores().await.unwrap().remove(0);
     let ready = async |store| records.made_hsm_is_ready(&id, &hsm(1), store).await.unwrap();
     assert!(!ready(None).await, "one came meanwhile");
     assert!(!ready(Some((&store.id, PasswordVersion(7)))).await, "its password was changed");
