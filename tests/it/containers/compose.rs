@@ -52,7 +52,15 @@ fn the_cluster_that_compose_starts_serves_without_one_hsm_and_keeps_its_keys_ove
     assert!(said.contains("the key store \"demo\" is connected"), "{said}");
     cluster.does(&["keyway", "key", "create", "--key-store", "demo", "--alias", "alias/demo"]);
     cluster.does(&["compose", "pause", "hsm-2"]);
-    cluster.does(&["keyway", "generate-data-key", "--key", "alias/demo", "--without-plaintext"]);
+    cluster.does(&[
+        "keyway",
+        "generate-data-key",
+        "--key",
+        "alias/demo",
+        "--without-plaintext",
+        "--ciphertext-out",
+        "/run/keyway/first",
+    ]);
     cluster.does(&["compose", "unpause", "hsm-2"]);
     // Everything stops and starts again, and what was made stays.
     cluster.does(&["compose", "stop"]);
@@ -60,5 +68,13 @@ fn the_cluster_that_compose_starts_serves_without_one_hsm_and_keeps_its_keys_ove
     assert!(said.contains("the key store \"demo\" is connected"), "{said}");
     let key = cluster.does(&["keyway", "key", "describe", "alias/demo"]);
     assert!(key.contains("ENABLED"), "{key}");
-    cluster.does(&["keyway", "generate-data-key", "--key", "alias/demo", "--without-plaintext"]);
+    cluster.does(&[
+        "keyway",
+        "generate-data-key",
+        "--key",
+        "alias/demo",
+        "--without-plaintext",
+        "--ciphertext-out",
+        "/run/keyway/second",
+    ]);
 }
