@@ -35,6 +35,12 @@ impl Composed {
         assert!(output.status.success(), "scripts/cluster {args:?}: {said}");
         said
     }
+
+    #[track_caller]
+    fn uses_its_key(&self, into: &str) {
+        let without_plaintext = ["--without-plaintext", "--ciphertext-out", into];
+        self.does(&[&["keyway", "generate-data-key", "--key", "alias/demo"], &without_plaintext[..]].concat());
+    }
 }
 
 impl Drop for Composed {
@@ -52,15 +58,7 @@ fn the_cluster_that_compose_starts_serves_without_one_hsm_and_keeps_its_keys_ove
     assert!(said.contains("the key store \"demo\" is connected"), "{said}");
     cluster.does(&["keyway", "key", "create", "--key-store", "demo", "--alias", "alias/demo"]);
     cluster.does(&["compose", "pause", "hsm-2"]);
-    cluster.does(&[
-        "keyway",
-        "generate-data-key",
-        "--key",
-        "alias/demo",
-        "--without-plaintext",
-        "--ciphertext-out",
-        "/run/keyway/first",
-    ]);
+    cluster.uses_its_key("/run/keyway/first");
     cluster.does(&["compose", "unpause", "hsm-2"]);
     // Everything stops and starts again, and what was made stays.
     cluster.does(&["compose", "stop"]);
@@ -68,13 +66,5 @@ fn the_cluster_that_compose_starts_serves_without_one_hsm_and_keeps_its_keys_ove
     assert!(said.contains("the key store \"demo\" is connected"), "{said}");
     let key = cluster.does(&["keyway", "key", "describe", "alias/demo"]);
     assert!(key.contains("ENABLED"), "{key}");
-    cluster.does(&[
-        "keyway",
-        "generate-data-key",
-        "--key",
-        "alias/demo",
-        "--without-plaintext",
-        "--ciphertext-out",
-        "/run/keyway/second",
-    ]);
+    cluster.uses_its_key("/run/keyway/second");
 }
