@@ -23,7 +23,10 @@ impl Rig {
             copy_directory(&original, &copy);
             let configuration = copy.join("kmsuser/softhsm2.conf");
             let text = std::fs::read_to_string(&configuration).expect("dev wrote it");
+            // Where it is in truth: dev's own name for it is a link.
+            let original = original.canonicalize().expect("dev made it");
             let (from, to) = (original.display().to_string(), copy.display().to_string());
+            assert!(text.contains(&from), "{text}");
             std::fs::write(&configuration, text.replace(&from, &to)).expect("our directory");
         }
         Restored { cluster: cluster.to_owned(), home, prefix, nodes: self.nodes, password: self.password() }

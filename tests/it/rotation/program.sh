@@ -36,6 +36,10 @@ echo ended >>"$here/ended"
 case $mode in
     fail-after | first-alone | all-but-first) exit 4 ;;
     hang-after) sleep 600 ;;
-    # Whoever is still at work, and cannot be killed: the lock is not its standard input.
-    leave) exec 3<&0; sleep 600 </dev/null & echo $! >"$here/left" ;;
+    # Whoever is still at work, and cannot be killed: the lock is not its standard input any more when this one ends.
+    leave)
+        exec 3<&0
+        sh -c 'echo $$ >"$0"; exec sleep 600' "$here/left" </dev/null &
+        until test -s "$here/left"; do sleep 0.01; done
+        ;;
 esac
