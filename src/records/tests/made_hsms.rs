@@ -92,3 +92,37 @@ async fn only_keys_that_an_hsm_in_service_has_as_well_let_another_go() {
     records.keep_made_hsm(&id, &hsm(1)).await.unwrap();
     assert_eq!(state().await, HsmState::Deleted, "what is being destroyed does not come back");
 }
+
+#[tokio::test]
+async fn with_the_last_hsm_a_user_is_forgotten_and_what_was_being_made_for_him() {
+    let home = Home::new();
+    let records = home.open().await;
+    let id = made(&records, 1).await;
+    let user = kmsuser(&id);
+    records.adopt_crypto_user(&id, &user.username, &[hsm(1)], at(0)).await.unwrap();
+    let kek = KekRecord {
+        cluster: id.clone(),
+        username: user.username.clone(),
+        kek_id: [1; 16],
+        canary_id: [2; 16],
+        made_on: hsm(1),
+        canary_probe: None,
+    };
+    records.begin_kek(&kek).await.unwrap();
+    records.forget_made_hsm(&id, &hsm(1)).await.unwrap();
+    assert!(records.crypto_user(&id, &user.username).await.unwrap().is_none());
+    assert!(records.kek(&id, &user.username).await.unwrap().is_none(), "no token has it any more");
+}
+
+#[tokio::test]
+async fn a_key_that_was_being_made_goes_with_the_last_hsm_that_may_have_it() {
+    let home = Home::new();
+    let records = home.open().await;
+    let id = made(&records, 3).await;
+    let store = connected_store(&records).await;
+    records.begin_key(&new_key(&store), &LIMITS).await.unwrap();
+    for (number, left) in [(1, 1), (2, 1), (3, 0)] {
+        records.forget_made_hsm(&id, &hsm(number)).await.unwrap();
+        assert_eq!(records.creating_keys(&kmsuser(&id)).await.unwrap().len(), left);
+    }
+}
