@@ -20,7 +20,7 @@ use super::{Host, LocalToken, Location, OpeningError, Purpose, Trial, Turn, Work
 use softhsm::{rid, sync_above};
 
 /// What keyway makes in a user's directory.
-const OURS: [&str; 2] = ["softhsm2.conf", "tokens"];
+const OURS: [&str; 3] = ["softhsm2.conf", "softhsm2.conf.fresh", "tokens"];
 
 /// Why a job for a user was not done.
 #[derive(Debug, thiserror::Error)]

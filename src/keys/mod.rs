@@ -145,7 +145,8 @@ struct Inner {
     aliases: RwLock<HashMap<AliasName, KeyId>>,
     /// Keys that this daemon is making right now: nobody else settles them.
     creating: Mutex<HashSet<KeyId>>,
-    /// A creation ended without being settled, or keys were found that a node lacks.
+    /// There is something to settle or bring level: a creation ended midway, a key was destroyed or adopted, or a node
+    /// lacks keys.
     unsettled: Notify,
     holdback: Holdback,
     /// Clusters whose keys are being compared for somebody.
