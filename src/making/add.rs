@@ -52,9 +52,7 @@ impl MadeClusters {
     async fn add_now(&self, id: &ClusterId, new: NewHsm) -> Result<AddedHsm, Error> {
         let (_, record) = self.made(id).await?;
         let subnet = subnet(&record, &new.whereabouts)?;
-        if let HsmPlace::There { .. } = &new.place {
-            self.is_free(&new.place)?;
-        }
+        self.is_free(&new.place)?;
         let hsm = new.id.unwrap_or_else(HsmId::random);
         let added = MadeHsm { subnet, state: HsmState::CreateInProgress, place: new.place };
         let request = request(id)?;

@@ -385,8 +385,8 @@ async fn served(connection: &Connection, deadline: Instant) -> Result<(), Error>
     if connection.any_proved() {
         return Ok(());
     }
-    let nobody = || connection.members().iter().all(|member| member.is_out() || member.stuck().is_some());
-    let decided = connection.until(|| connection.any_proved() || connection.is_closed() || nobody());
+    let decided =
+        connection.until(|| connection.any_proved() || connection.is_closed() || !connection.any_on_its_way());
     let _ = tokio::time::timeout_at(deadline, decided).await;
     if connection.any_proved() {
         return Ok(());

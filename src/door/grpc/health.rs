@@ -78,7 +78,7 @@ async fn report_stores(
 
 fn status(store: &Store) -> ServingStatus {
     match store.connection_for(Event::Use) {
-        Ok(Some(connection)) if connection.members().iter().any(|member| member.is_proved()) => ServingStatus::Serving,
+        Ok(Some(connection)) if connection.any_proved() => ServingStatus::Serving,
         Ok(_) | Err(_) => ServingStatus::NotServing,
     }
 }

@@ -29,6 +29,8 @@ async fn a_login_of_the_so_that_is_never_answered_is_not_made_again_and_no_other
         clients.resume_hsm(&rig.cluster_id(), &stopped.hsm_id, true).await;
     }
     clients.all_healthy(&store).await;
+    // Before the tokens go.
+    drop(served);
 }
 
 fn serving(store: &pb::KeyStore) -> usize {

@@ -20,6 +20,8 @@ async fn an_hsm_added_to_a_connected_cluster_gets_every_key_and_serves_alone() {
         let request = pb::DrainHsmRequest { cluster_id: cluster.clone(), hsm_id: hsm.to_owned(), ..Default::default() };
         clients.clusters.drain_hsm(request).await.unwrap();
     }
+    let is_drained = |node: &&pb::NodeConnection| node.health() == pb::HsmHealth::Drained;
+    clients.watch_until(&store, |store| store.nodes.iter().filter(is_drained).count() == 2).await;
     for (number, ciphertext) in (0..).zip(&ciphertexts) {
         assert_eq!(clients.decrypt(ciphertext).await.unwrap(), [number]);
     }

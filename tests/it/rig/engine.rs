@@ -1,5 +1,5 @@
 //! Hosts of their own: containers, in a small network for each zone, gone when they are dropped. What a test that was killed
-//! has left is removed by the next.
+//! has left of these is removed by the next.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
