@@ -225,7 +225,7 @@ fn known_as(certificate: &str) -> Result<String, Failure> {
     Ok(tls::name_on(&CertificateDer::from(certificate.der())).unwrap_or_default())
 }
 
-pub(super) fn text(path: &Path) -> Result<Zeroizing<String>, Failure> {
+fn text(path: &Path) -> Result<Zeroizing<String>, Failure> {
     let mut text = Zeroizing::new(String::new());
     let read = std::fs::File::open(path).and_then(|file| file.take(MAX_FILE).read_to_string(&mut text));
     read.map_err(|error| about(path, &error))?;

@@ -12,6 +12,7 @@ use crate::proto::v1::{
     RemoveHsmRequest,
 };
 
+use super::bytes;
 use super::ca;
 use super::cluster::{hsm_table, text};
 use super::connect::{CALL, Client};
@@ -140,7 +141,7 @@ pub(super) async fn create(client: &Client, args: CreateArgs) -> Result<(), Fail
 pub(super) async fn init(client: &Client, args: InitArgs) -> Result<(), Failure> {
     let daemon = client.connect(CALL).await?;
     let (signed_certificate, trust_anchor_certificate) = match (&args.signed_certificate, &args.trust_anchor) {
-        (Some(signed), Some(anchor)) => (ca::text(signed)?.to_string(), ca::text(anchor)?.to_string()),
+        (Some(signed), Some(anchor)) => (bytes::certificate(signed)?, bytes::certificate(anchor)?),
         _ => {
             let request =
                 DescribeClustersRequest { cluster_ids: vec![args.cluster_id.to_string()], ..Default::default() };

@@ -84,11 +84,12 @@ impl Declared {
         Ok(self.exchange(clusters, |cluster| cluster.made().is_some()))
     }
 
-    /// Puts these clusters in the place of those that keyway made: all that there were before.
-    pub fn exchange_made(&self, clusters: Vec<MadeClusterRecord>) -> Arc<Clusters> {
+    /// Puts these clusters in the place of those that keyway made.
+    pub fn exchange_made(&self, clusters: Vec<MadeClusterRecord>) {
+        let making = self.making.as_deref();
         let settings =
-            self.making.iter().flat_map(|making| clusters.iter().map(|it| (it.id.clone(), making.cluster(it.clone()))));
-        self.exchange(settings.collect(), |cluster| cluster.made().is_none())
+            making.map(|making| clusters.into_iter().map(|it| (it.id.clone(), making.cluster(it))).collect());
+        self.exchange(settings.unwrap_or_default(), |cluster| cluster.made().is_none());
     }
 
     fn exchange(&self, clusters: BTreeMap<ClusterId, Settings>, stays: fn(&Settings) -> bool) -> Arc<Clusters> {

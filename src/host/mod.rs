@@ -96,7 +96,7 @@ enum Purpose {
     Serve,
     /// One of the SO's jobs.
     Administer,
-    /// Making the token.
+    /// Giving a user a password, and a token if he has none. Done alone, and never asked for on a link.
     MakeToken,
     /// One login, to try a password.
     Try,

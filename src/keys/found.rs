@@ -19,10 +19,11 @@ use crate::cluster::{Connection, Failure, KeyInHsms, Member};
 use crate::link::v1::KeyKind;
 use crate::link::v1::objects::Object;
 use crate::link::v1::presence::Found;
-use crate::model::{CkaId, CryptoUser, HsmId, HsmKeyMark, HsmKeyName, HsmLabel, KeyId, KeySpec, KeyState, KeyVersion};
+use crate::model::{CkaId, CryptoUser, HsmId, HsmKeyMark, HsmLabel, KeyId, KeySpec, KeyState, KeyVersion};
 use crate::records::{AdoptedKey, FoundKey, KeyHome, KeyRecord, PresenceRecord, Proof, Unavailable, VersionRecord};
 use crate::users;
 
+use super::describe::hsm_key;
 use super::inventory::SECRET_KEY;
 use super::{Error, Keys};
 
@@ -117,7 +118,8 @@ impl Keys {
         if let Some(Err(failure)) = looks.first().filter(|_| looks.iter().all(Result::is_err)) {
             return Err(failure.clone().into());
         }
-        let ambiguous = |hsm: &HsmId| Error::Ambiguous { name: name(connection, mark), hsm: hsm.clone() };
+        let ambiguous =
+            |hsm: &HsmId| Error::Ambiguous { name: hsm_key(&connection.cluster, mark.clone()), hsm: hsm.clone() };
         let mut sighting: Option<Sighting> = None;
         for (member, found) in proved.iter().zip(looks) {
             let hsm = member.node.hsm();
@@ -141,7 +143,7 @@ impl Keys {
         (mark, deadline): (&HsmKeyMark, Instant),
     ) -> Result<Identified, Error> {
         if let Some(why) = sighting.unusable {
-            return Err(Error::Unusable { key: name(connection, mark), why });
+            return Err(Error::Unusable { key: hsm_key(&connection.cluster, mark.clone()), why });
         }
         let key = CkaId::of(id_of(&connection.user(), &sighting.cka_id), KeyVersion::FIRST);
         let members = connection.members();
@@ -158,7 +160,7 @@ impl Keys {
                 Ok(Found::Proven) => on.push(member.clone()),
                 Ok(Found::Different) => {
                     let hsm = member.node.hsm().clone();
-                    return Err(Error::Ambiguous { name: name(connection, mark), hsm });
+                    return Err(Error::Ambiguous { name: hsm_key(&connection.cluster, mark.clone()), hsm });
                 }
                 Ok(Found::Missing | Found::Unspecified) | Err(_) => others.push(member.clone()),
             }
@@ -333,10 +335,6 @@ fn like_ours(object: &Object) -> Option<CkaId> {
 async fn settled(connection: &Connection, deadline: Instant) {
     let settled = connection.until(|| !connection.any_on_its_way() || connection.is_closed());
     let _ = tokio::time::timeout_at(deadline.min(Instant::now() + SETTLING), settled).await;
-}
-
-fn name(connection: &Connection, mark: &HsmKeyMark) -> String {
-    HsmKeyName { cluster: connection.cluster.clone(), mark: mark.clone() }.to_string()
 }
 
 #[cfg(test)]

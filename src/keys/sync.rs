@@ -90,7 +90,7 @@ impl Keys {
     ) -> Result<mpsc::Receiver<Result<Synced, Error>>, Error> {
         let store = self.0.stores.on_cluster(cluster).ok_or_else(|| Error::NobodyLoggedIn(cluster.clone()))?;
         let connection = self.connection_of_store(&store, Event::Use)?;
-        if !serves(&connection) {
+        if !connection.any_proved() {
             return Err(Error::Hsm(Failure::NoNode));
         }
         let turn = Turn::take(self, cluster)?;
@@ -111,10 +111,6 @@ impl Keys {
         });
         Ok(news)
     }
-}
-
-fn serves(connection: &Connection) -> bool {
-    connection.members().iter().any(|member| member.is_proved())
 }
 
 impl Turn {
@@ -262,7 +258,7 @@ async fn compare(keys: &Keys, connection: &Connection, key: &ProvableKey, repair
         // Its maker is still copying it.
         return Ok(Round::default());
     }
-    if !serves(connection) {
+    if !connection.any_proved() {
         return Err(Error::Hsm(Failure::NoNode));
     }
     let errand = Errand::from(key);

@@ -4,9 +4,7 @@ mod crash;
 mod hsms;
 mod refusals;
 
-use std::process::Command;
-
-use crate::rig::{Maker, PASSWORD, opens_as, pb, refused};
+use crate::rig::{Maker, PASSWORD, opens_as, openssl, pb, refused};
 
 impl Maker {
     /// Whether a user's own token on an HSM lets him in, asked past keyway.
@@ -14,11 +12,6 @@ impl Maker {
         let home = self.hsm(cluster, hsm);
         let token = if user == "kmsuser" { home.join("kmsuser") } else { home.join("users").join(user) };
         opens_as(&token.join("softhsm2.conf"), user, password)
-    }
-
-    fn openssl(&self, args: &[&str]) {
-        let output = Command::new("openssl").current_dir(self.path("")).args(args).output().unwrap();
-        assert!(output.status.success(), "openssl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 }
 
@@ -40,14 +33,13 @@ async fn a_cluster_is_made_on_the_command_line_signed_with_openssl_and_serves() 
     maker.json(&["cluster", "add-hsm", &cluster, "--subnet", "subnet-2", "--hsm-id", "hsm-2"]);
     assert_eq!(described()["clusterCsr"].as_str(), Some(csr.as_str()), "the first HSM's request stays");
 
-    maker.openssl(&["genrsa", "-out", "customerCA.key", "2048"]);
+    let here = maker.path("");
+    openssl(&["genrsa", "-out", "customerCA.key", "2048"], &here);
     let subject = ["-subj", "/CN=customer"];
-    maker.openssl(
-        &[&["req", "-new", "-x509", "-days", "3652", "-key", "customerCA.key", "-out", "customerCA.crt"], &subject[..]]
-            .concat(),
-    );
+    let request = ["req", "-new", "-x509", "-days", "3652", "-key", "customerCA.key", "-out", "customerCA.crt"];
+    openssl(&[&request[..], &subject].concat(), &here);
     let with = ["-CA", "customerCA.crt", "-CAkey", "customerCA.key", "-CAcreateserial", "-out", "cluster.crt"];
-    maker.openssl(&[&["x509", "-req", "-days", "3652", "-in", "cluster.csr"], &with[..]].concat());
+    openssl(&[&["x509", "-req", "-days", "3652", "-in", "cluster.csr"], &with[..]].concat(), &here);
     let (signed, anchor) = (maker.path("cluster.crt"), maker.path("customerCA.crt"));
     let (signed, anchor) = (signed.to_str().unwrap(), anchor.to_str().unwrap());
     let init = ["cluster", "init", &cluster, "--signed-certificate", signed, "--trust-anchor", anchor];

@@ -103,8 +103,8 @@ impl Made {
     /// kmsuser's; other users' are made with them.
     fn token_directory(&mut self) -> Result<(), Failure> {
         let path = self.home.join("kmsuser");
-        // An operator may have changed it; one that was cut short is empty.
-        if std::fs::metadata(path.join("softhsm2.conf")).is_ok_and(|file| file.len() > 0) {
+        // An operator may have changed it.
+        if path.join("softhsm2.conf").exists() {
             return self.kept(&path);
         }
         TokenDirectory::make(path.clone()).map_err(|error| Failure::local(format!("{}: {error}", path.display())))?;

@@ -12,7 +12,7 @@ use crate::authz::action;
 use crate::clock;
 use crate::cluster::Settings;
 use crate::keystore::{self, Logins};
-use crate::model::{ClusterId, HsmId};
+use crate::model::ClusterId;
 use crate::proto::v1 as pb;
 use crate::proto::v1::cluster_service_server::ClusterService;
 
@@ -28,10 +28,6 @@ pub(super) struct Service(pub(super) Faces);
 impl Service {
     fn told(&self, id: &ClusterId, settings: &Settings) -> pb::Cluster {
         topology::cluster(&self.0, id, settings)
-    }
-
-    fn told_hsm(&self, cluster: &ClusterId, hsm: &HsmId) -> Option<pb::Hsm> {
-        topology::hsm(&self.0, cluster, hsm)
     }
 
     fn cluster(&self, field: &str, id: &str) -> Result<(ClusterId, Arc<Settings>), Status> {
@@ -107,7 +103,7 @@ impl ClusterService for Service {
         let limit = convert::drain_timeout(asked.drain_timeout)?;
         let key_stores = &self.0.0.key_stores;
         key_stores.drain_hsm(permit, &cluster, &hsm, note, limit).await.map_err(status::key_store)?;
-        Ok(Response::new(pb::DrainHsmResponse { hsm: self.told_hsm(&cluster, &hsm) }))
+        Ok(Response::new(pb::DrainHsmResponse { hsm: topology::hsm(&self.0, &cluster, &hsm) }))
     }
 
     async fn resume_hsm(
@@ -121,7 +117,7 @@ impl ClusterService for Service {
         let logins = if asked.allow_one_login { Logins::AllowOne } else { Logins::AsBefore };
         let key_stores = &self.0.0.key_stores;
         key_stores.resume_hsm(permit, &cluster, &hsm, logins).await.map_err(status::key_store)?;
-        Ok(Response::new(pb::ResumeHsmResponse { hsm: self.told_hsm(&cluster, &hsm) }))
+        Ok(Response::new(pb::ResumeHsmResponse { hsm: topology::hsm(&self.0, &cluster, &hsm) }))
     }
 
     async fn check_cluster(

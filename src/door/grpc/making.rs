@@ -60,7 +60,7 @@ pub(super) async fn add_hsm(
     let AddedHsm { id, missing } =
         faces.0.made_clusters.add_hsm(permit, &cluster, new).await.map_err(status::making)?;
     Ok(pb::AddHsmResponse {
-        hsm: told_hsm(faces, &cluster, &id),
+        hsm: topology::hsm(faces, &cluster, &id),
         missing_usernames: missing.iter().map(Username::to_string).collect(),
     })
 }
@@ -73,16 +73,12 @@ pub(super) async fn remove_hsm(
     let cluster: ClusterId = convert::parse("cluster_id", &asked.cluster_id)?;
     let hsm: HsmId = convert::parse("hsm_id", &asked.hsm_id)?;
     faces.0.made_clusters.remove_hsm(permit, &cluster, &hsm).await.map_err(status::making)?;
-    Ok(pb::RemoveHsmResponse { hsm: told_hsm(faces, &cluster, &hsm) })
+    Ok(pb::RemoveHsmResponse { hsm: topology::hsm(faces, &cluster, &hsm) })
 }
 
 fn told(faces: &Faces, id: &ClusterId) -> Option<pb::Cluster> {
     let settings = faces.0.clusters.get(id)?;
     Some(topology::cluster(faces, id, &settings))
-}
-
-fn told_hsm(faces: &Faces, cluster: &ClusterId, hsm: &HsmId) -> Option<pb::Hsm> {
-    topology::hsm(faces, cluster, hsm)
 }
 
 fn subnets(asked: &[pb::NewSubnet]) -> Result<BTreeMap<SubnetId, Zone>, Status> {

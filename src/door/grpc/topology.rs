@@ -16,8 +16,7 @@ pub(super) fn cluster(faces: &Faces, id: &ClusterId, settings: &clusters::Settin
     let connection = store.as_ref().and_then(|store| store.nodes().borrow().clone());
     let certificate = settings.certificate.as_ref();
     // No more is known of a cluster that nobody has logged in to.
-    let proved =
-        connection.as_ref().is_some_and(|connection| connection.members().iter().any(|member| member.is_proved()));
+    let proved = connection.as_ref().is_some_and(|connection| connection.any_proved());
     let key_specs = if proved { vec![pb::KeySpec::SymmetricDefault.into()] } else { Vec::new() };
     pb::Cluster {
         cluster_id: id.to_string(),
