@@ -495,7 +495,10 @@ impl Connection {
         let members = self.members();
         let ready = self.candidates(&members, None, &[]);
         let in_order = route::in_order(ready, self.turn.fetch_add(1, Relaxed), members.len());
-        in_order.into_iter().map(|index| members[index].clone()).collect()
+        let mut nodes: Vec<_> = in_order.into_iter().map(|index| members[index].clone()).collect();
+        // One that could not take a key would leave it unknown whether it had made the next.
+        nodes.sort_by_key(|member| !member.is_level());
+        nodes
     }
 }
 

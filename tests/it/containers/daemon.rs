@@ -6,7 +6,7 @@ use tokio::task::block_in_place;
 use tonic::Code;
 
 use super::{DEADLINE, PACE, callers};
-use crate::rig::{Clients, Load, Rig, engine, pb, reason};
+use crate::rig::{Clients, Load, Rig, engine, reason};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_daemon_that_is_killed_and_one_that_is_upgraded_cost_callers_who_repeat_nothing_and_no_key() {
@@ -35,15 +35,7 @@ async fn a_daemon_that_is_killed_and_one_that_is_upgraded_cost_callers_who_repea
 async fn make_keys(mut clients: Clients, store: String, count: usize) -> Vec<String> {
     let mut made = Vec::new();
     for number in 0..count {
-        let request_id = format!("request-{number}");
-        let request = pb::CreateKeyRequest { key_store_id: store.clone(), request_id, ..Default::default() };
-        loop {
-            match clients.keys.create_key(request.clone()).await {
-                Ok(answer) => break made.push(answer.into_inner().key.expect("it is told").key_id),
-                // Whatever it was: the same request is not done twice.
-                Err(_) => tokio::time::sleep(PACE).await,
-            }
-        }
+        made.push(clients.key_in_the_end(&store, &format!("request-{number}")).await.key_id);
         tokio::time::sleep(PACE).await;
     }
     made

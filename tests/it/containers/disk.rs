@@ -13,11 +13,14 @@ async fn a_host_whose_disk_is_full_serves_the_keys_it_has_and_spends_no_login_un
     let load = callers(&clients, &key);
     load.more(20).await;
     rig.host("hsm-2").fill_disk();
-    // It has no room for this one. The others have.
-    let newer = clients.key(&store).await.key_id;
-    let ciphertext = clients.encrypt(&newer, b"newer").await;
+    // It has no room for these. The others have; one that it was asked for first, whether it is there is not known.
+    let mut ciphertexts = Vec::new();
+    for request in ["first", "second", "third"] {
+        let newer = clients.key_in_the_end(&store, request).await.key_id;
+        ciphertexts.push(clients.encrypt(&newer, request.as_bytes()).await);
+    }
     load.more(20).await;
-    let lacking = clients.watch_until(&store, |store| node(store, "hsm-2").keys_missing == 1).await;
+    let lacking = clients.watch_until(&store, |store| node(store, "hsm-2").keys_missing == 3).await;
     assert!(matches!(node(&lacking, "hsm-2").health(), pb::HsmHealth::Healthy | pb::HsmHealth::Syncing), "{lacking:?}");
     // A login writes, and has a copy made before.
     kill(rig.worker_of("hsm-2"));
@@ -34,6 +37,8 @@ async fn a_host_whose_disk_is_full_serves_the_keys_it_has_and_spends_no_login_un
         rig.host(hsm).kill();
         clients.until_health(&store, hsm, pb::HsmHealth::Unreachable).await;
     }
-    assert_eq!(clients.decrypt(&ciphertext).await.unwrap(), b"newer");
+    for (ciphertext, request) in ciphertexts.into_iter().zip(["first", "second", "third"]) {
+        assert_eq!(clients.decrypt(&ciphertext).await.unwrap(), request.as_bytes());
+    }
     clients.encrypt(&key, b"older").await;
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
@@ -113,6 +114,14 @@ impl Clients {
         self.clusters.resume_hsm(request).await.expect("it is resumed");
     }
 
+    /// Takes an HSM out of use, and waits until it is for a key store.
+    pub async fn drain_hsm(&mut self, cluster: &str, store: &str, hsm: &str) {
+        let (cluster_id, hsm_id) = (cluster.to_owned(), hsm.to_owned());
+        let request = pb::DrainHsmRequest { cluster_id, hsm_id, note: "by a test".to_owned(), drain_timeout: None };
+        self.clusters.drain_hsm(request).await.expect("it is known");
+        self.until_health(store, hsm, pb::HsmHealth::Drained).await;
+    }
+
     pub async fn disconnect(&mut self, id: &str) {
         let request = pb::DisconnectKeyStoreRequest { key_store_id: id.to_owned(), drain_timeout: None };
         self.stores.disconnect_key_store(request).await.expect("disconnecting begins");
@@ -156,6 +165,23 @@ impl Clients {
     pub async fn key(&mut self, store: &str) -> pb::Key {
         let request = pb::CreateKeyRequest { key_store_id: store.to_owned(), ..Default::default() };
         self.keys.create_key(request).await.expect("a key can be made").into_inner().key.expect("it is told")
+    }
+
+    /// Makes a key, and asks for the same again whatever was answered: the same request is not done twice.
+    pub async fn key_in_the_end(&mut self, store: &str, request_id: &str) -> pb::Key {
+        let request = pb::CreateKeyRequest {
+            key_store_id: store.to_owned(),
+            request_id: request_id.to_owned(),
+            ..Default::default()
+        };
+        let begun = Instant::now();
+        loop {
+            match self.keys.create_key(request.clone()).await {
+                Ok(answer) => return answer.into_inner().key.expect("it is told"),
+                Err(refused) => assert!(begun.elapsed() < super::PATIENCE, "it is never made: {refused:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Asks for three keys at once, each of which begins at another node; the first that is made.

@@ -23,6 +23,8 @@ use bollard::query_parameters::{
 use futures_util::TryStreamExt as _;
 use tokio::runtime::{Builder, Runtime};
 
+use super::wait_async;
+
 /// Whose a container or a network is: the process that runs the tests.
 const OWNER: &str = "keyway.test.owner";
 /// Images that hold the binary under test are called `keyway-node:test-…`.
@@ -273,8 +275,10 @@ impl Container {
                 unreachable!("it was not asked to be detached");
             };
             let said: Vec<LogOutput> = output.try_collect().await?;
-            let ended = docker.inspect_exec(&run).await?.exit_code;
-            Ok((ended == Some(0), said.iter().map(LogOutput::to_string).collect()))
+            // What it says may end a moment before the engine knows how it ended.
+            let ended =
+                wait_async(async || docker.inspect_exec(&run).await.map(|run| run.exit_code).transpose()).await?;
+            Ok((ended == 0, said.iter().map(LogOutput::to_string).collect()))
         })
     }
 
