@@ -34,8 +34,8 @@ enum Class {
     Node,
     /// No session, no memory.
     Capacity,
-    /// The worker died under it, or nobody can tell what happened.
-    Lost,
+    /// The worker died under it.
+    Death,
     /// No answer within its share of the deadline.
     Slow,
 }
@@ -70,7 +70,7 @@ impl History {
 
     /// Whether a worker has died under the request already.
     pub fn is_suspect(&self) -> bool {
-        self.met.contains(&Class::Lost)
+        self.met.contains(&Class::Death)
     }
 
     /// Nobody is left to ask.
@@ -88,10 +88,14 @@ impl History {
             (CallError::NotServing, _) => self.other(Failure::NoNode),
             (CallError::LateBefore, _) if late => Next::Stop(Failure::Late),
             (CallError::LateBefore, _) => self.move_once(Class::Slow, Failure::Late),
-            (CallError::LateAfter | CallError::Lost, Effect::Once) => Next::Stop(Failure::OutcomeUnknown),
+            (CallError::LateAfter | CallError::Died | CallError::Cut, Effect::Once) => {
+                Next::Stop(Failure::OutcomeUnknown)
+            }
             (CallError::LateAfter, Effect::Repeatable) if late => Next::Stop(Failure::Late),
             (CallError::LateAfter, Effect::Repeatable) => self.move_once(Class::Slow, Failure::Late),
-            (CallError::Lost, Effect::Repeatable) => self.lost(),
+            (CallError::Died, Effect::Repeatable) => self.died(),
+            // A network or a host that fails takes along whatever is there: nothing says that the request did it.
+            (CallError::Cut, Effect::Repeatable) => self.other(Failure::NoNode),
             // The worker's clock for its share of the deadline may be ahead of ours.
             (CallError::Fault(fault), _) if fault.kind() == Kind::Late && !late => {
                 self.move_once(Class::Slow, Failure::Late)
@@ -146,8 +150,8 @@ impl History {
     /// However the workers died: SIGKILL from outside acquits nobody, since that is also how the kernel ends a worker that a
     /// request makes outgrow the machine's memory, and how we end one that a request has stuck. Two workers that somebody
     /// kills for his own reasons under the same innocent request cost its caller a minute of this one operation.
-    fn lost(&mut self) -> Next {
-        match self.move_once(Class::Lost, Failure::NoNode) {
+    fn died(&mut self) -> Next {
+        match self.move_once(Class::Death, Failure::NoNode) {
             Next::Stop(_) => Next::Stop(Failure::Poisonous),
             moved => moved,
         }
@@ -183,9 +187,21 @@ mod tests {
     #[test]
     fn repeatable_work_moves_once_when_a_worker_dies_under_it() {
         let mut history = History::default();
-        assert_eq!(history.after(&CallError::Lost, Effect::Repeatable, false), Next::OtherNode);
-        let next = history.after(&CallError::Lost, Effect::Repeatable, false);
+        assert_eq!(history.after(&CallError::Died, Effect::Repeatable, false), Next::OtherNode);
+        assert!(history.is_suspect());
+        let next = history.after(&CallError::Died, Effect::Repeatable, false);
         assert_eq!(next, Next::Stop(Failure::Poisonous));
+    }
+
+    #[test]
+    fn links_that_are_lost_under_repeatable_work_move_it_and_make_no_suspect_of_it() {
+        let mut history = History::default();
+        for _ in 0..5 {
+            assert_eq!(history.after(&CallError::Cut, Effect::Repeatable, false), Next::OtherNode);
+        }
+        assert!(!history.is_suspect());
+        assert_eq!(history.after(&CallError::Died, Effect::Repeatable, false), Next::OtherNode, "the first death");
+        assert_eq!(history.exhausted(Failure::KeyUnavailable), Failure::NoNode);
     }
 
     #[test]
@@ -220,7 +236,7 @@ mod tests {
 
     #[test]
     fn work_that_may_have_been_done_is_never_done_again() {
-        for error in [CallError::Lost, CallError::LateAfter, fault(Bucket::Unknown, Kind::Device)] {
+        for error in [CallError::Died, CallError::Cut, CallError::LateAfter, fault(Bucket::Unknown, Kind::Device)] {
             let next = History::default().after(&error, Effect::Once, false);
             assert_eq!(next, Next::Stop(Failure::OutcomeUnknown), "{error}");
         }

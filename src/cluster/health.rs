@@ -72,8 +72,14 @@ async fn check(connection: &Connection, member: &Member, login: u64) {
         Ok(_) => tracing::error!(hsm = %member.node.hsm(), "a worker's answer is another request's"),
         Err(CallError::LateAfter) => note_pace(connection, member, login, PATIENCE),
         // The link's end tells everybody.
-        Err(CallError::Lost | CallError::NotServing | CallError::Full | CallError::LateBefore | CallError::TooLong) => {
-        }
+        Err(
+            CallError::Died
+            | CallError::Cut
+            | CallError::NotServing
+            | CallError::Full
+            | CallError::LateBefore
+            | CallError::TooLong,
+        ) => {}
         Err(CallError::Fault(fault)) => heed(member, login, &fault),
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! At either end of the connection stands a local socket, so that whoever has the link's end reads and writes as if the
 //! worker were here. What is added is what a network takes away: both ends say that they are there and believe the other
-//! gone after [`SILENCE`]; the order to kill the worker overtakes what waits for it; and neither end reads more
-//! than [`WINDOW`] ahead of what its local socket took, so that a worker that is stuck hides nothing that comes behind.
+//! gone after [`SILENCE`]; the order to kill the worker overtakes what waits for it; a worker's death is told, which a lost
+//! connection is not; and neither end reads more than [`WINDOW`] ahead of what its local socket took, so that a worker that is
+//! stuck hides nothing that comes behind.
 //!
 //! ```text
 //!   parcel: kind (1 byte) ‖ number (big-endian u32) ‖ for BYTES, so many bytes
@@ -11,6 +12,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
@@ -52,15 +54,25 @@ enum Kind {
     End = 3,
     /// The worker is to be killed.
     Kill = 4,
+    /// The worker died: it did not leave. Comes before the end.
+    Died = 5,
 }
 
-/// Which way the order to kill goes.
+/// Whose end this is, and what goes past the bytes: the order to kill one way, the word of a death the other.
 #[derive(Debug)]
-pub(super) enum Kill {
-    /// To the other end, when this is notified.
-    Sent(Arc<Notify>),
-    /// From the other end: it is told here.
-    Heard(watch::Sender<bool>),
+pub(super) enum Side {
+    Daemons {
+        /// The order to kill is sent when this is notified.
+        kill: Arc<Notify>,
+        /// Told before the local socket ends.
+        died: Arc<AtomicBool>,
+    },
+    Nodes {
+        /// The order to kill is told here.
+        killed: watch::Sender<bool>,
+        /// Sent if it is set when the local socket ends.
+        died: Arc<AtomicBool>,
+    },
 }
 
 /// Why a connection ended before both sides had said all.
@@ -82,7 +94,7 @@ pub(super) enum Cut {
 pub(super) async fn carry<S: AsyncRead + AsyncWrite>(
     connection: S,
     local: UnixStream,
-    kill: Kill,
+    side: Side,
     was_cut: impl FnOnce(Cut),
 ) {
     let (far_read, far_write) = tokio::io::split(connection);
@@ -92,7 +104,7 @@ pub(super) async fn carry<S: AsyncRead + AsyncWrite>(
         far_write,
         near_read,
         near_write,
-        kill,
+        side,
         received: Zeroizing::default(),
         for_near: Zeroizing::default(),
         for_far: Zeroizing::default(),
@@ -115,7 +127,7 @@ struct Carrier<S> {
     far_write: WriteHalf<S>,
     near_read: OwnedReadHalf,
     near_write: OwnedWriteHalf,
-    kill: Kill,
+    side: Side,
     /// From the far end, not made out yet.
     received: Zeroizing<Vec<u8>>,
     /// From the far end, for the local socket.
@@ -147,12 +159,12 @@ impl<S: AsyncRead + AsyncWrite> Carrier<S> {
                 // In this order: what has come in is heard before the silence is judged, and no flood of it keeps an order
                 // or an end waiting.
                 biased;
-                () = ordered(&self.kill) => self.post(Kind::Kill, 0),
+                () = ordered(&self.side) => self.post(Kind::Kill, 0),
                 () = lingered(self.near_ended) => return Err(Cut::Lingering),
                 read = self.far_read.read(&mut from_far), if !self.far_closed => {
                     match read? {
                         // A daemon that has left hears no answers: its worker is not to work off what it has not taken.
-                        0 if self.far_ended && matches!(self.kill, Kill::Heard(_)) => return Ok(()),
+                        0 if self.far_ended && matches!(self.side, Side::Nodes { .. }) => return Ok(()),
                         // It has said all; what came of it is still passed on.
                         0 if self.far_ended => self.far_closed = true,
                         0 => return Err(Cut::Closed),
@@ -175,6 +187,9 @@ impl<S: AsyncRead + AsyncWrite> Carrier<S> {
                     match read.unwrap_or(0) {
                         0 => {
                             self.near_ended = Some(Instant::now());
+                            if matches!(&self.side, Side::Nodes { died, .. } if died.load(Relaxed)) {
+                                self.post(Kind::Died, 0);
+                            }
                             self.post(Kind::End, 0);
                         }
                         read => {
@@ -229,9 +244,13 @@ impl<S: AsyncRead + AsyncWrite> Carrier<S> {
                     }
                 }
                 Kind::End => self.far_ended = true,
-                Kind::Kill => match &self.kill {
-                    Kill::Heard(killed) => drop(killed.send_replace(true)),
-                    Kill::Sent(_) => return Err(Cut::Garbled),
+                Kind::Kill => match &self.side {
+                    Side::Nodes { killed, .. } => drop(killed.send_replace(true)),
+                    Side::Daemons { .. } => return Err(Cut::Garbled),
+                },
+                Kind::Died => match &self.side {
+                    Side::Daemons { died, .. } => died.store(true, Relaxed),
+                    Side::Nodes { .. } => return Err(Cut::Garbled),
                 },
             }
             rest = behind;
@@ -264,6 +283,7 @@ impl Kind {
             2 => Self::Taken,
             3 => Self::End,
             4 => Self::Kill,
+            5 => Self::Died,
             _ => return None,
         })
     }
@@ -283,10 +303,10 @@ async fn lingered(near_ended: Option<Instant>) {
 }
 
 /// Resolves when the other end is to kill its worker.
-async fn ordered(kill: &Kill) {
-    match kill {
-        Kill::Sent(order) => order.notified().await,
-        Kill::Heard(_) => std::future::pending().await,
+async fn ordered(side: &Side) {
+    match side {
+        Side::Daemons { kill, .. } => kill.notified().await,
+        Side::Nodes { .. } => std::future::pending().await,
     }
 }
 
@@ -299,20 +319,32 @@ fn remove(bytes: &mut Vec<u8>, first: usize) {
 mod tests {
     use super::*;
 
-    /// Both ends over a pipe that holds little: what the daemon has, what the node's session has, and the order to kill.
-    fn carried() -> (UnixStream, UnixStream, Arc<Notify>, watch::Receiver<bool>) {
+    /// Both ends over a pipe that holds little.
+    struct Carried {
+        /// The daemon's, and the node's session's.
+        daemon: UnixStream,
+        session: UnixStream,
+        kill: Arc<Notify>,
+        killed: watch::Receiver<bool>,
+        /// What the node knows of its worker, and what the daemon was told.
+        died: Arc<AtomicBool>,
+        told: Arc<AtomicBool>,
+    }
+
+    fn carried() -> Carried {
         let (daemons, nodes) = tokio::io::duplex(1000);
         let (daemon, near) = UnixStream::pair().unwrap();
         let (session, far) = UnixStream::pair().unwrap();
-        let (order, (killed, hears)) = (Arc::new(Notify::new()), watch::channel(false));
-        tokio::spawn(carry(daemons, near, Kill::Sent(order.clone()), |_| ()));
-        tokio::spawn(carry(nodes, far, Kill::Heard(killed), |_| ()));
-        (daemon, session, order, hears)
+        let (kill, (killed, hears)) = (Arc::new(Notify::new()), watch::channel(false));
+        let (died, told) = <(Arc<AtomicBool>, Arc<AtomicBool>)>::default();
+        tokio::spawn(carry(daemons, near, Side::Daemons { kill: kill.clone(), died: told.clone() }, |_| ()));
+        tokio::spawn(carry(nodes, far, Side::Nodes { killed, died: died.clone() }, |_| ()));
+        Carried { daemon, session, kill, killed: hears, died, told }
     }
 
     #[tokio::test]
     async fn bytes_arrive_whole_and_each_side_ends_by_itself() {
-        let (mut daemon, session, _order, _killed) = carried();
+        let Carried { mut daemon, session, told, .. } = carried();
         let sent: Vec<u8> = (0..3 * WINDOW).map(|at| (at % 251) as u8).collect();
         let (mut session_read, mut session_write) = session.into_split();
         let echo = tokio::spawn(async move {
@@ -326,30 +358,60 @@ mod tests {
         };
         let (_, read) = tokio::join!(writing, read.read_to_end(&mut got));
         assert_eq!((read.unwrap(), got == sent), (sent.len(), true));
+        assert!(!told.load(Relaxed), "nobody died");
         echo.await.unwrap();
     }
 
     #[tokio::test]
+    async fn a_workers_death_is_told_before_the_links_end_and_a_cut_tells_of_none() {
+        let Carried { mut daemon, mut session, died, told, .. } = carried();
+        session.write_all(b"its last words").await.unwrap();
+        died.store(true, Relaxed);
+        drop(session);
+        let mut words = Vec::new();
+        daemon.read_to_end(&mut words).await.unwrap();
+        assert_eq!((words.as_slice(), told.load(Relaxed)), (&b"its last words"[..], true));
+
+        let (connection, far) = tokio::io::duplex(1000);
+        let (mut daemon, local) = UnixStream::pair().unwrap();
+        let told = Arc::<AtomicBool>::default();
+        let carrying =
+            tokio::spawn(carry(connection, local, Side::Daemons { kill: Arc::default(), died: told.clone() }, |_| ()));
+        drop(far);
+        carrying.await.unwrap();
+        assert_eq!((daemon.read(&mut [0]).await.unwrap(), told.load(Relaxed)), (0, false));
+    }
+
+    #[tokio::test]
     async fn the_order_to_kill_overtakes_what_a_stuck_worker_does_not_read() {
-        let (mut daemon, _session, order, mut killed) = carried();
+        let Carried { mut daemon, session: _session, kill, mut killed, .. } = carried();
         let much = vec![7; 4 * WINDOW];
         let stuck = tokio::time::timeout(Duration::from_millis(300), daemon.write_all(&much)).await;
         assert!(stuck.is_err(), "nobody reads, so that not all of it is taken");
-        order.notify_one();
+        kill.notify_one();
         tokio::time::timeout(SILENCE, killed.wait_for(|killed| *killed)).await.unwrap().unwrap();
     }
 
     #[tokio::test]
     async fn what_is_no_parcel_ends_the_connection() {
+        let daemons = || Side::Daemons { kill: Arc::default(), died: Arc::default() };
+        let nodes = || Side::Nodes { killed: watch::channel(false).0, died: Arc::default() };
         let too_long = [&[1][..], &u32::MAX.to_be_bytes()].concat();
         let unasked = [&[2][..], &1_u32.to_be_bytes()].concat();
         let a_kill_for_the_daemon = [&[4][..], &0_u32.to_be_bytes()].concat();
-        for bytes in [vec![9; HEADER], too_long, unasked, a_kill_for_the_daemon] {
+        let a_death_for_the_node = [&[5][..], &0_u32.to_be_bytes()].concat();
+        for (side, bytes) in [
+            (daemons(), vec![9; HEADER]),
+            (daemons(), too_long),
+            (daemons(), unasked),
+            (daemons(), a_kill_for_the_daemon),
+            (nodes(), a_death_for_the_node),
+        ] {
             let (connection, mut far) = tokio::io::duplex(1 << 20);
             let (_session, local) = UnixStream::pair().unwrap();
             far.write_all(&bytes).await.unwrap();
             let mut cut = None;
-            carry(connection, local, Kill::Sent(Arc::default()), |why| cut = Some(why)).await;
+            carry(connection, local, side, |why| cut = Some(why)).await;
             assert!(matches!(cut, Some(Cut::Garbled)), "{bytes:?}: {cut:?}");
         }
     }

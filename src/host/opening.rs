@@ -299,7 +299,7 @@ mod tests {
         let token = example::token();
         let spec = example::slot(&token);
         let keeper = Keeper::new(home.path(), &spec, &token, Purpose::Serve).unwrap();
-        let carried = Carried { host: String::new(), kill: Arc::default(), cut: Arc::default() };
+        let carried = Carried { host: String::new(), kill: Arc::default(), cut: Arc::default(), died: Arc::default() };
         let (ours, mut workers) = UnixStream::pair().unwrap();
         let mut link = WorkerLink::kept(ours, WorkerProcess::carried(carried), keeper);
 

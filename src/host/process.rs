@@ -5,18 +5,23 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::net::UnixStream;
 use tokio::process::Command;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::slot::{self, SlotLock};
 use super::{LocalToken, OpeningError, Purpose, WorkerSpec};
 
 /// What a worker, or an operator's program, inherits of the daemon's environment, beside what it is given.
 const INHERITED: [&str; 4] = ["PATH", "HOME", "LANG", "TZ"];
+
+/// A process whose link has ended is gone within this time, unless it is stuck in its library.
+const LEAVING: Duration = Duration::from_secs(1);
 
 /// A worker's process, here or on another host.
 #[derive(Debug)]
@@ -25,9 +30,23 @@ pub struct WorkerProcess(Whose);
 #[derive(Debug)]
 enum Whose {
     /// Pinned: a signal reaches this process or none.
-    Ours { pinned: OwnedFd, pid: u32 },
+    Ours {
+        pinned: OwnedFd,
+        pid: u32,
+        /// How it ended, once it has.
+        end: watch::Receiver<Option<End>>,
+    },
     /// The order goes to the host, past whatever waits for the worker.
     Another(Carried),
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// By itself, with its link.
+    Left,
+    /// By a signal, or a bug of ours.
+    Died,
 }
 
 /// What is known here of a worker on another host.
@@ -37,6 +56,8 @@ pub(super) struct Carried {
     pub(super) kill: Arc<Notify>,
     /// Why its link was cut, once it was.
     pub(super) cut: Arc<OnceLock<String>>,
+    /// Whether the host said that it died, before its link ended.
+    pub(super) died: Arc<AtomicBool>,
 }
 
 impl WorkerProcess {
@@ -53,13 +74,30 @@ impl WorkerProcess {
     }
 
     /// Why the link to it was cut, if it is on another host and the link was.
-    pub(super) fn cut(&self) -> Option<OpeningError> {
+    pub fn cut(&self) -> Option<OpeningError> {
         match &self.0 {
             Whose::Ours { .. } => None,
             Whose::Another(Carried { host, cut, .. }) => {
                 cut.get().map(|why| OpeningError::Cut { host: host.clone(), why: why.clone() })
             }
         }
+    }
+
+    /// Whether it is known to be dead, once its link has ended. The link of one on this machine lasts as long as the process
+    /// does. One that leads to another host also ends with the network and with the host, so that the host's word counts.
+    pub fn has_died(&self) -> bool {
+        match &self.0 {
+            Whose::Ours { .. } => true,
+            Whose::Another(carried) => carried.died.load(Relaxed),
+        }
+    }
+
+    /// Whether one of ours died, rather than left, whose link has ended: a stuck one is neither gone nor dead.
+    pub(super) async fn is_seen_to_have_died(&self) -> bool {
+        let Whose::Ours { end, .. } = &self.0 else { return false };
+        let mut end = end.clone();
+        let ended = tokio::time::timeout(LEAVING, end.wait_for(Option::is_some)).await;
+        matches!(ended, Ok(Ok(end)) if *end == Some(End::Died))
     }
 }
 
@@ -144,13 +182,20 @@ fn spawn_as(token: &LocalToken, name: &str, stdout: Stdio) -> Result<(UnixStream
     let raw = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).expect("a child's pid is positive");
     let pinned = pidfd_open(raw, PidfdFlags::empty()).map_err(|errno| OpeningError::Spawn(errno.into()))?;
     // Reaped whenever it ends; the link's end tells everybody else.
+    let (ends, end) = watch::channel(None);
     tokio::spawn(async move {
         match child.wait().await {
-            Ok(status) if status.success() => tracing::debug!(pid, "worker ended"),
-            Ok(status) => tracing::warn!(pid, %status, "worker ended"),
+            Ok(status) if status.success() => {
+                tracing::debug!(pid, "worker ended");
+                ends.send_replace(Some(End::Left));
+            }
+            Ok(status) => {
+                tracing::warn!(pid, %status, "worker ended");
+                ends.send_replace(Some(End::Died));
+            }
             Err(error) => tracing::warn!(pid, %error, "worker could not be waited for"),
         }
     });
     let link = UnixStream::from_std(ours).map_err(OpeningError::Spawn)?;
-    Ok((link, WorkerProcess(Whose::Ours { pinned, pid }), pid))
+    Ok((link, WorkerProcess(Whose::Ours { pinned, pid, end }), pid))
 }

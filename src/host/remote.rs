@@ -5,6 +5,7 @@
 
 mod users;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ use crate::proto::node::identity_service_client::IdentityServiceClient;
 use crate::proto::node::{IdentifyRequest, IdentifyResponse, KeepTokenRequest, identify_response};
 use crate::tls::{self, ClientFiles};
 
-use super::carry::{Kill, SILENCE, carry};
+use super::carry::{SILENCE, Side, carry};
 use super::process::Carried;
 use super::{OpeningError, Purpose, RemoteNode, WorkerLink, WorkerProcess, WorkerSpec, fault, milliseconds, slot};
 
@@ -133,12 +134,17 @@ impl Remote {
         let dialled = self.dial(node, node.ports.sessions, &node.trust_anchor, LINK_PROTOCOL).await;
         let connection = dialled.map_err(|error| unreachable(node, &error))?;
         let (ours, carrys) = UnixStream::pair().map_err(OpeningError::Spawn)?;
-        let carried =
-            Carried { host: node.address.to_string(), kill: Arc::new(Notify::new()), cut: Arc::new(OnceLock::new()) };
-        let (kill, cut) = (Kill::Sent(carried.kill.clone()), carried.cut.clone());
+        let carried = Carried {
+            host: node.address.to_string(),
+            kill: Arc::new(Notify::new()),
+            cut: Arc::new(OnceLock::new()),
+            died: Arc::new(AtomicBool::new(false)),
+        };
+        let side = Side::Daemons { kill: carried.kill.clone(), died: carried.died.clone() };
+        let cut = carried.cut.clone();
         tokio::spawn(async move {
             // Told before the local socket ends, so that whoever sees it end can say why.
-            carry(connection, carrys, kill, |why| drop(cut.set(why.to_string()))).await;
+            carry(connection, carrys, side, |why| drop(cut.set(why.to_string()))).await;
         });
         let mut link = WorkerLink::carried(ours, WorkerProcess::carried(carried), spec.hsm.clone());
         let summon = v1::Summon {

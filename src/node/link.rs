@@ -160,7 +160,7 @@ impl Link {
             return Err(CallError::LateBefore);
         }
         let pace = pace(request);
-        let outcome = answered(self.hand_over(request, Some(place), deadline)?, deadline).await?;
+        let outcome = self.answered(self.hand_over(request, Some(place), deadline)?, deadline).await?;
         if pace == Pace::Quick {
             let now = Instant::now();
             self.latencies.note(now - began, now);
@@ -171,7 +171,7 @@ impl Link {
     /// As [`Link::call`], without waiting for a place: for looking after the worker, which must get through when every
     /// place is taken. Whoever calls this calls it one at a time.
     pub(super) async fn call_beside(&self, request: &mut Request, deadline: Instant) -> Result<Outcome, CallError> {
-        answered(self.hand_over(request, None, deadline)?, deadline).await
+        self.answered(self.hand_over(request, None, deadline)?, deadline).await
     }
 
     /// This worker is to be replaced. Nothing is taken back: the first reason stands, unless a better worker was only to be smaller.
@@ -249,6 +249,11 @@ impl Link {
         let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
     }
 
+    /// Why it ended, for people.
+    pub(super) fn why_it_ended(&self) -> String {
+        self.process.cut().map_or_else(|| "its worker ended".to_owned(), |cut| cut.to_string())
+    }
+
     async fn place(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, CallError> {
         if let Ok(place) = self.places.clone().try_acquire_owned() {
             return Ok(place);
@@ -289,6 +294,15 @@ impl Link {
             self.wake_writer.notify_one();
         }
         Ok(answer)
+    }
+
+    async fn answered(&self, answer: oneshot::Receiver<Outcome>, deadline: Instant) -> Result<Outcome, CallError> {
+        match tokio::time::timeout_at(deadline, answer).await {
+            Ok(Ok(outcome)) => Ok(outcome),
+            Ok(Err(_)) if self.process.has_died() => Err(CallError::Died),
+            Ok(Err(_)) => Err(CallError::Cut),
+            Err(_) => Err(CallError::LateAfter),
+        }
     }
 
     /// Writes what gathered, as long as the link lives.
@@ -462,14 +476,6 @@ impl Drop for Waiting<'_> {
 
 fn pace(request: &Request) -> Pace {
     request.verb.as_ref().map_or(Pace::Quick, Pace::of)
-}
-
-async fn answered(answer: oneshot::Receiver<Outcome>, deadline: Instant) -> Result<Outcome, CallError> {
-    match tokio::time::timeout_at(deadline, answer).await {
-        Ok(Ok(outcome)) => Ok(outcome),
-        Ok(Err(_)) => Err(CallError::Lost),
-        Err(_) => Err(CallError::LateAfter),
-    }
 }
 
 /// Writes as much as the socket takes without waiting. An error shows at the reading side as the link's end.

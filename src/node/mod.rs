@@ -139,9 +139,12 @@ pub enum CallError {
     /// The deadline passed after the request was handed over; it may yet be done.
     #[error("the deadline passed before the node answered")]
     LateAfter,
-    /// The link ended after the request was handed over; it may have been done.
-    #[error("the node's worker ended before it answered")]
-    Lost,
+    /// The worker died after the request was handed over, which may be why; it may have been done.
+    #[error("the node's worker died before it answered")]
+    Died,
+    /// The link ended after the request was handed over, and nobody said that the worker died; it may have been done.
+    #[error("the link to the node's worker was lost before it answered")]
+    Cut,
     #[error("the request does not fit into a frame")]
     TooLong,
     /// The worker answered with a fault.
@@ -154,7 +157,7 @@ impl CallError {
     pub const fn was_handed_over(&self) -> bool {
         match self {
             Self::Full | Self::NotServing | Self::LateBefore | Self::TooLong => false,
-            Self::LateAfter | Self::Lost | Self::Fault(_) => true,
+            Self::LateAfter | Self::Died | Self::Cut | Self::Fault(_) => true,
         }
     }
 }

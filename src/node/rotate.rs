@@ -193,7 +193,7 @@ fn said_by(error: &CallError) -> Said {
     let why = with_causes(error);
     match error {
         CallError::Full | CallError::NotServing | CallError::LateBefore | CallError::TooLong => Said::Not(why),
-        CallError::LateAfter | CallError::Lost => Said::Nothing(why),
+        CallError::LateAfter | CallError::Died | CallError::Cut => Said::Nothing(why),
         CallError::Fault(fault) => said_by_fault(fault, why),
     }
 }

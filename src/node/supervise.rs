@@ -276,7 +276,7 @@ impl<'a> Life<'a> {
     async fn serve(&mut self, link: &Arc<Link>) -> End {
         let began = Instant::now();
         let reason = tokio::select! {
-            () = link.ended() => "its worker ended".to_owned(),
+            () = link.ended() => link.why_it_ended(),
             reason = self.outlived(link) => reason,
         };
         self.node.unpublish();

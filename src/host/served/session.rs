@@ -9,6 +9,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use prost::Message;
@@ -18,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_rustls::server::TlsStream;
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::host::carry::{Kill, carry};
+use crate::host::carry::{Side, carry};
 use crate::host::{LocalToken, OpeningError, Purpose, WorkerLink, WorkerProcess, WorkerSpec, fault};
 use crate::link;
 use crate::link::v1::{self, request::Verb, response::Outcome, summon};
@@ -36,8 +37,10 @@ pub(super) async fn serve(house: &House, connection: TlsStream<TcpStream>, place
         return tracing::error!("no socket pair can be made for a link");
     };
     let (killed, kill) = watch::channel(false);
-    let carrying = carry(connection, carrys, Kill::Heard(killed), |why| tracing::info!(%why, "a link was cut"));
-    let session = Session { house, link: ours, kill, draining: house.draining.clone() };
+    let died = Arc::new(AtomicBool::new(false));
+    let side = Side::Nodes { killed, died: died.clone() };
+    let carrying = carry(connection, carrys, side, |why| tracing::info!(%why, "a link was cut"));
+    let session = Session { house, link: ours, kill, died, draining: house.draining.clone() };
     tokio::join!(carrying, session.run(place.is_some()));
     // Not before the last answer has left.
     drop(place);
@@ -49,6 +52,8 @@ struct Session<'a> {
     link: UnixStream,
     /// The daemon's order to kill the worker.
     kill: watch::Receiver<bool>,
+    /// Our word to the daemon that the worker died: what ends its calls otherwise is not theirs.
+    died: Arc<AtomicBool>,
     draining: watch::Receiver<bool>,
 }
 
@@ -155,8 +160,8 @@ impl Session<'_> {
             let lost = answer.is_err();
             self.answer(id, answer).await?;
             if logged_in && purpose == Purpose::Serve {
-                let (worker, _) = worker.into_parts();
-                self.relay(worker).await;
+                let (worker, process) = worker.into_parts();
+                self.relay(worker, &process).await;
                 return Ok(());
             }
             if logged_in {
@@ -191,7 +196,7 @@ impl Session<'_> {
     /// The user is logged in: from here on daemon and worker speak with each other alone. At the end of either side's
     /// words the other learns of it, and so does the worker when the node drains or its link to the daemon has ended: with
     /// all its threads stuck and its socket full, nobody comes to read the end of what the daemon said.
-    async fn relay(&mut self, mut worker: UnixStream) {
+    async fn relay(&mut self, mut worker: UnixStream, process: &WorkerProcess) {
         let (mut from_daemon, mut to_daemon) = self.link.split();
         let (mut from_worker, mut to_worker) = worker.split();
         let requests = async {
@@ -208,6 +213,7 @@ impl Session<'_> {
             _ = tokio::io::copy(&mut from_worker, &mut to_daemon) => {}
             () = requests => {}
         }
+        self.died.store(process.is_seen_to_have_died().await, Relaxed);
         let _ = to_daemon.shutdown().await;
     }
 

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use faulty_pkcs11::Function::C_GenerateKey;
-use faulty_pkcs11::Rule;
+use faulty_pkcs11::Function::{C_Encrypt, C_GenerateKey};
+use faulty_pkcs11::{Outcome, Rule};
 use rustix::process::Signal;
 use tonic::Code;
 
@@ -118,6 +118,35 @@ async fn a_node_that_is_stopped_in_its_tracks_is_like_a_silent_network() {
     rig.host("hsm-2").signal(Signal::CONT);
     clients.all_healthy(&store).await;
     assert!(load.unharmed().await > 0);
+}
+
+#[tokio::test]
+async fn a_call_whose_hosts_are_killed_one_after_the_other_is_answered_by_the_third_and_nobody_is_held_back() {
+    let (mut rig, mut clients, store) = Rig::new().remote().faulty().connected().await;
+    clients.all_healthy(&store).await;
+    let key = clients.key(&store).await.key_id;
+    for hsm in HSMS {
+        rig.faults(hsm).mark("held");
+        rig.faults(hsm).set([Rule::journal(C_Encrypt), Rule::block(C_Encrypt).during("held")]);
+    }
+    let call = tokio::spawn({
+        let (mut clients, key) = (clients.clone(), key.clone());
+        async move { clients.encrypt(&key, b"x").await }
+    });
+    let holds_it = |hsm: &&str| rig.faults(hsm).journal().iter().any(|entry| entry.outcome == Outcome::Blocked);
+    let first = wait_async(|| async { HSMS.into_iter().find(holds_it) }).await;
+    rig.host(first).kill();
+    let holds_it = |hsm: &&str| rig.faults(hsm).journal().iter().any(|entry| entry.outcome == Outcome::Blocked);
+    let second = wait_async(|| async { HSMS.into_iter().find(|hsm| *hsm != first && holds_it(hsm)) }).await;
+    let third = HSMS.into_iter().find(|hsm| ![first, second].contains(hsm)).expect("there are three");
+    rig.faults(third).clear();
+    rig.host(second).kill();
+    call.await.unwrap();
+    // Nothing of it is held against whoever asks the like again.
+    clients.encrypt(&key, b"x").await;
+    for hsm in HSMS {
+        rig.faults(hsm).unmark("held");
+    }
 }
 
 #[tokio::test]
