@@ -220,11 +220,11 @@ impl Keys {
         let creation = Creation { id, name, template, connection, nodes, needed };
         match self.0.records.begin_key(&row, &limits).await? {
             BegunKey::Begun => Ok(Begun::New(creation, live)),
-            BegunKey::Replay { id, state: KeyState::Enabled } => Ok(Begun::Replay(id)),
             BegunKey::Replay { id, state: KeyState::Creating } => {
                 let told = if label.is_some() { creation.name } else { id.to_string() };
                 Err(Error::StillCreating(told))
             }
+            BegunKey::Replay { id, state: _ } => Ok(Begun::Replay(id)),
             BegunKey::RequestReused => Err(Error::RequestReused),
             BegunKey::AliasInUse => Err(Error::AliasInUse(new.alias.expect("only a named alias can be in use"))),
             BegunKey::LabelInUse => Err(Error::LabelInUse { name: creation.name, hsm: None }),

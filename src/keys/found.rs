@@ -81,6 +81,8 @@ impl Sighting {
             created: now,
             current_version: version,
             versions: vec![VersionRecord { version, probe: None, uses_reserved: 0, on: on.collect() }],
+            deletion: None,
+            last_used: None,
         }
     }
 }

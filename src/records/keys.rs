@@ -10,7 +10,7 @@ use crate::model::{
     ClusterId, CryptoUser, HsmLabel, KeyId, KeySpec, KeyState, KeyStoreId, KeyVersion, Probe, Username,
 };
 
-use super::row::{key_id, named, number, parsed, time};
+use super::row::{key_id, named, number, parsed, time, time_if_any};
 use super::{PresenceRecord, Proof, Records, Unavailable};
 
 /// Whose a key is: in whose tokens it is, and so through which Connection it is used.
@@ -60,6 +60,10 @@ pub struct KeyRecord {
     pub created: SystemTime,
     pub current_version: KeyVersion,
     pub versions: Vec<VersionRecord>,
+    /// When it is to be destroyed: only while it is PENDING_DELETION.
+    pub deletion: Option<SystemTime>,
+    /// As far as it is written down.
+    pub last_used: Option<SystemTime>,
 }
 
 #[derive(Debug, Clone)]
@@ -183,6 +187,8 @@ fn bare_key(row: &SqliteRow) -> Result<KeyRecord, Unavailable> {
         created: time(row, "created")?,
         current_version: KeyVersion(number(row, "current_version")?),
         versions: Vec::new(),
+        deletion: time_if_any(row, "deletion")?,
+        last_used: time_if_any(row, "last_used")?,
     })
 }
 

@@ -10,6 +10,7 @@ mod clusters;
 mod crypto_users;
 mod drifts;
 mod hsm_keys;
+mod key_life;
 mod made_hsms;
 mod opening;
 mod passwords;

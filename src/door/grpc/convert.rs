@@ -8,6 +8,7 @@ use tonic::Status;
 use tonic::metadata::MetadataMap;
 
 use crate::clock;
+use crate::keys::DeletionWindow;
 use crate::keystore;
 use crate::model::{EncryptionContext, KeyRef, KeySpec, KeyStoreId, Password, Plaintext, TrustAnchor, Username};
 use crate::proto::v1 as pb;
@@ -216,6 +217,27 @@ pub(super) fn tags(tags: HashMap<String, String>) -> Result<BTreeMap<String, Str
         }
     }
     Ok(tags.into_iter().collect())
+}
+
+/// Names of tags that are to go.
+pub(super) fn tag_keys(keys: Vec<String>) -> Result<Vec<String>, Status> {
+    let bad = |why: &str| Err(status::field_reason("tag_keys", "TAG", why));
+    if keys.is_empty() || keys.len() > 50 {
+        return bad("are 1 to 50");
+    }
+    if keys.iter().any(|key| key.is_empty() || key.chars().count() > 128) {
+        return bad("have 1 to 128 characters each");
+    }
+    if keys.iter().any(|key| key.to_ascii_lowercase().starts_with("aws:")) {
+        return bad("have none among them that start with aws:");
+    }
+    Ok(keys)
+}
+
+/// How long a key waits for its deletion.
+pub(super) fn deletion_window(days: i32) -> Result<DeletionWindow, Status> {
+    let why = || status::field("pending_window_days", format!("is 7 to 30 days, or 0 for 30, not {days}"));
+    DeletionWindow::of_days(days).ok_or_else(why)
 }
 
 pub(super) fn request_id(text: &str) -> Result<Option<String>, Status> {

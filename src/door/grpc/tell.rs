@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use crate::cluster::{Connection, Member, NodeSettings};
 use crate::keys::{Description, Unusable};
 use crate::keystore::{ConnectPhase, Progress, Store};
-use crate::model::{ConnectionErrorCode, ConnectionState, HsmId, KeySpec, KeyState, PasswordVersion};
+use crate::model::{ConnectionErrorCode, ConnectionState, HsmId, KeySpec, PasswordVersion, ShownState};
 use crate::node::{Health, LoginRefusal, Reach, Status};
 use crate::proto::v1 as pb;
 use crate::records::{AliasRecord, ConnectionFault, KeyStoreRecord, PresenceRecord, Proof};
@@ -202,10 +202,12 @@ pub(super) fn key(description: &Description, nodes: Nodes<'_>) -> pb::Key {
             (pb::KeySpec::SymmetricDefault, pb::KeyUsage::EncryptDecrypt)
         }
     };
-    let state = match (record.state, description.unavailable) {
-        (KeyState::Creating, _) => pb::KeyState::Creating,
-        (KeyState::Enabled, Some(_)) => pb::KeyState::Unavailable,
-        (KeyState::Enabled, None) => pb::KeyState::Enabled,
+    let state = match description.state() {
+        ShownState::Creating => pb::KeyState::Creating,
+        ShownState::Enabled => pb::KeyState::Enabled,
+        ShownState::Disabled => pb::KeyState::Disabled,
+        ShownState::PendingDeletion => pb::KeyState::PendingDeletion,
+        ShownState::Unavailable => pb::KeyState::Unavailable,
     };
     pb::Key {
         key_id: description.key_id(),
@@ -218,7 +220,7 @@ pub(super) fn key(description: &Description, nodes: Nodes<'_>) -> pb::Key {
         description: record.description.clone(),
         // Of a key that another program made, nobody here knows.
         create_time: record.home.found().map_or_else(|| time(record.created), |_| None),
-        deletion_time: None,
+        deletion_time: record.deletion.and_then(time),
         // A crypto user's own key has no versions to tell apart.
         current_version: record.home.store().map_or(0, |_| count(record.current_version.0)),
         nodes: match (nodes, current) {
@@ -242,7 +244,7 @@ pub(super) fn key(description: &Description, nodes: Nodes<'_>) -> pb::Key {
         next_rotation_time: None,
         uses: current.map_or(0, |version| i64::try_from(version.uses_reserved).unwrap_or(i64::MAX)),
         use_limit: 1 << 32,
-        last_use_time: None,
+        last_use_time: record.last_used.and_then(time),
         hsm_label: description.label.clone(),
     }
 }
