@@ -155,6 +155,11 @@ impl Failure {
         self.account.code == "UNAVAILABLE"
     }
 
+    /// True when the daemon gave this reason.
+    pub(super) fn is(&self, reason: &str) -> bool {
+        self.account.reason == reason
+    }
+
     pub(super) fn is_late(&self) -> bool {
         self.account.code == "DEADLINE_EXCEEDED"
     }

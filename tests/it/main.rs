@@ -36,6 +36,7 @@ mod reload;
 mod remote_nodes;
 mod remotely;
 mod rotation;
+mod seeding;
 mod serve;
 mod soak;
 mod states;
