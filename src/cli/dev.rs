@@ -29,6 +29,7 @@ use crate::tls::TlsFiles;
 use crate::{authz, cluster, keys, keystore, telemetry, users};
 
 use super::failure::Failure;
+use super::output::{self, Output};
 use super::password;
 use super::softhsm2::{self, NoSoftHsm2};
 use super::{DevArgs, DevRotation, Listen};
@@ -251,7 +252,7 @@ fn rotation(asked: DevRotation) -> cluster::Rotation {
     cluster::Rotation { strategy, ..cluster::Rotation::NEVER }
 }
 
-async fn live(ready: Ready) -> Result<(), StartError> {
+async fn live(ready: Ready) -> Result<ExitCode, StartError> {
     let Ready { assets, shape, config, seed, insecure_listen } = ready;
     assets.forget_announcement();
     let app = App::start(config, None, Mode::Dev).await?;
@@ -260,13 +261,16 @@ async fn live(ready: Ready) -> Result<(), StartError> {
     // Whoever stops it before it is ready need not wait until it is.
     tokio::select! {
         begun = begin(&assets, &shape, seed.as_ref(), (&bound, insecure_listen)) => {
-            begun.map_err(|source| StartError::Directory { path: assets.root().to_owned(), source })?;
+            if let Err(failure) = begun {
+                output::failure(&failure, Output::Table);
+                return Ok(failure.exit_code());
+            }
         }
-        () = &mut running => return Ok(()),
+        () = &mut running => return Ok(ExitCode::SUCCESS),
     }
     running.await;
     assets.forget_announcement();
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Everything that is to be there before others may know that dev is ready, and then that it is.
@@ -275,13 +279,12 @@ async fn begin(
     shape: &Shape,
     seed: Option<&Seed>,
     (bound, insecure_listen): (&Bound, bool),
-) -> std::io::Result<()> {
-    let told = |failure: Failure| std::io::Error::other(failure.text());
-    let cluster = making::bring_up(assets, shape).await.map_err(told)?;
+) -> Result<(), Failure> {
+    let cluster = making::bring_up(assets, shape).await?;
     if let Some(seed) = seed {
-        seed::plant(assets, shape, &cluster, seed).await.map_err(told)?;
+        seed::plant(assets, shape, &cluster, seed).await?;
     }
-    announce(assets, &cluster, bound)?;
+    announce(assets, &cluster, bound).map_err(|error| Failure::local(error.to_string()))?;
     if insecure_listen {
         eprintln!("\nWARNING: --insecure: this development daemon listens beyond the loopback.\n");
     }
@@ -311,7 +314,7 @@ struct Endpoints {
     unix: Option<PathBuf>,
 }
 
-fn announce(assets: &Assets, cluster: &Cluster, bound: &Bound) -> std::io::Result<()> {
+fn announce(assets: &Assets, cluster: &Cluster, bound: &Bound) -> Result<(), AssetsError> {
     let hsms =
         cluster.hsms.iter().map(|hsm| AnnouncedHsm { hsm_id: &hsm.hsm_id, availability_zone: &hsm.availability_zone });
     let announcement = Announcement {
@@ -321,7 +324,7 @@ fn announce(assets: &Assets, cluster: &Cluster, bound: &Bound) -> std::io::Resul
         hsms: hsms.collect(),
         endpoints: Endpoints { grpc: bound.tcp.map(|address| format!("http://{address}")), unix: bound.unix.clone() },
     };
-    assets.write_json(assets::ANNOUNCEMENT, &announcement).map_err(std::io::Error::other)
+    assets.write_json(assets::ANNOUNCEMENT, &announcement)
 }
 
 fn welcome(assets: &Assets, cluster: &Cluster, bound: &Bound, seed: Option<&Seed>) {

@@ -142,6 +142,12 @@ impl Failure {
         self
     }
 
+    /// The same, said of this.
+    pub(super) fn about(mut self, what: &str) -> Self {
+        self.account.message = format!("{what}: {}", self.account.message);
+        self
+    }
+
     pub(super) fn message(&self) -> &str {
         &self.account.message
     }

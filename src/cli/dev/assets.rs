@@ -8,6 +8,8 @@ use serde::de::DeserializeOwned;
 
 /// The shape of the cluster that was made; its presence marks a directory as ours.
 pub(super) const SHAPE: &str = "dev.json";
+/// Which clusters a seed has names for, beside dev's own.
+pub(super) const SEEDED: &str = "seeded-clusters.json";
 /// Tells others that everything answers, and where.
 pub(super) const ANNOUNCEMENT: &str = "cluster.json";
 pub(super) const SOCKET: &str = "keyway.sock";

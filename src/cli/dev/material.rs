@@ -5,10 +5,14 @@ use std::time::SystemTime;
 use crate::cli::ca;
 use crate::cli::failure::Failure;
 use crate::clock;
+use crate::model::with_causes;
 use crate::pki::{AlternativeName, Authority, Days, Holder, Issued, PkiError, Purpose};
 
 use super::ADMIN;
 use super::assets::{Assets, AssetsError};
+
+/// No dev runs longer without another start.
+const DAYS_OF_SERVER: &str = "365";
 
 /// Makes what is missing. The last file of each group is written last, so that a group cut short is made anew. The server's
 /// certificate is a new one at each start, for the names that clients know this machine by now.
@@ -20,8 +24,9 @@ pub(super) fn make(assets: &Assets, names: &[AlternativeName]) -> Result<(), Ass
     }
     // A former release threw the key away.
     if !assets.exists("ca.crt") || !assets.exists("ca.key") {
-        let ca = authority("keyway dev transport", clock::now()).expect("fixed parameters make a certificate");
-        issue(assets, &ca, "client", (ADMIN, &[], Purpose::Client))?;
+        let now = clock::now();
+        let ca = authority("keyway dev transport", now).expect("fixed parameters make a certificate");
+        issue(assets, &ca, ("client", ADMIN, &[]), (Purpose::Client, Days::TEN_YEARS, now))?;
         assets.write("ca.key", ca.key().expose().as_bytes())?;
         assets.write("ca.crt", ca.certificate().pem().as_bytes())?;
     }
@@ -29,7 +34,8 @@ pub(super) fn make(assets: &Assets, names: &[AlternativeName]) -> Result<(), Ass
     let ca = ca::authority(&assets.path("ca.crt"), &assets.path("ca.key")).map_err(failed)?;
     let here = ["localhost", "127.0.0.1", "::1"].map(|name| name.parse().expect("a name"));
     let names: Vec<_> = here.into_iter().chain(names.iter().cloned()).collect();
-    issue(assets, &ca, "server", ("localhost", &names, Purpose::Server))
+    let days = DAYS_OF_SERVER.parse().expect("a number of days");
+    issue(assets, &ca, ("server", "localhost", &names), (Purpose::Server, days, clock::now()))
 }
 
 fn authority(name: &str, now: SystemTime) -> Result<Authority, PkiError> {
@@ -40,12 +46,12 @@ fn authority(name: &str, now: SystemTime) -> Result<Authority, PkiError> {
 fn issue(
     assets: &Assets,
     ca: &Authority,
-    file: &str,
-    (name, alternatives, purpose): (&str, &[AlternativeName], Purpose),
+    (file, name, alternatives): (&str, &str, &[AlternativeName]),
+    (purpose, days, now): (Purpose, Days, SystemTime),
 ) -> Result<(), AssetsError> {
     let holder = Holder { name: name.parse().expect("a name"), alternatives: alternatives.to_vec() };
     let Issued { certificate, key } =
-        ca.issue(&holder, purpose, Days::TEN_YEARS, clock::now()).expect("fixed parameters make a certificate");
+        ca.issue(&holder, purpose, days, now).map_err(|error| assets.error(file, with_causes(&error)))?;
     assets.write(&format!("{file}.key"), key.expose().as_bytes())?;
     assets.write(&format!("{file}.crt"), certificate.as_bytes())
 }

@@ -9,7 +9,7 @@ use crate::proto::v1;
 use super::file::{ClusterName, NewKey, Seed, User};
 use super::{Present, Standing};
 
-/// Refuses when a key store or a key is there otherwise than the seed says.
+/// Refuses when a key store or a key is there otherwise than the seed says. `clusters`: those that are there.
 pub(super) fn refuse(seed: &Seed, clusters: &BTreeMap<ClusterName, String>, present: &Present) -> Result<(), Failure> {
     conclude(differences(seed, clusters, present))
 }
@@ -37,18 +37,13 @@ fn conclude(differences: Vec<String>) -> Result<(), Failure> {
 fn differences(seed: &Seed, clusters: &BTreeMap<ClusterName, String>, present: &Present) -> Vec<String> {
     let mut found = Vec::new();
     for (name, cluster) in &seed.key_stores {
-        let (field, wanted) = (format!("key_stores.{name:?}.cluster"), &clusters[cluster]);
-        match (present.key_stores.get(name), present.carried.get(wanted)) {
-            (Some(store), _) if store.cluster_id != *wanted => {
-                found.push(format!(
-                    "{field}: the key store is on {}, and {:?} is {wanted}",
-                    store.cluster_id,
-                    cluster.as_str()
-                ));
+        let (field, wanted) = (format!("key_stores.{name:?}.cluster"), clusters.get(cluster));
+        let called = cluster.as_str();
+        match (present.key_stores.get(name), wanted.and_then(|wanted| present.carried.get(wanted))) {
+            (Some(store), _) if Some(&store.cluster_id) != wanted => {
+                found.push(format!("{field}: the key store is on {}, which is not {called:?}", store.cluster_id));
             }
-            (None, Some(other)) => {
-                found.push(format!("{field}: {:?} carries key store {other:?} already", cluster.as_str()));
-            }
+            (None, Some(other)) => found.push(format!("{field}: {called:?} carries key store {other:?} already")),
             (Some(_), _) | (None, None) => {}
         }
     }

@@ -42,39 +42,41 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Makes what the seed has and the daemon has not, and connects its key stores.
 pub(super) async fn plant(assets: &Assets, shape: &Shape, own: &Cluster, seed: &Seed) -> Result<(), Failure> {
     let daemon = Client::of_socket(assets.path(assets::SOCKET)).connect(PATIENCE).await?;
-    let bed = Bed { assets, daemon, clusters: clusters(assets, shape, own, seed).await? };
+    let own = [(ClusterName::devs_own(), own.cluster_id.clone())].into();
+    let mut bed = Bed { assets, shape, daemon, clusters: own };
+    for name in seed.further_clusters().into_iter().filter(|name| noted(assets).contains_key(name.as_str())) {
+        bed.bring_up(name).await?;
+    }
     let present = bed.present(seed).await?;
     differ::refuse(seed, &bed.clusters, &present)?;
+    for name in seed.further_clusters() {
+        bed.bring_up(name).await?;
+    }
     for (name, user) in seed.users.iter().filter(|(name, _)| !present.users.contains_key(name)) {
-        bed.make_user(name, user).await?;
+        bed.make_user(name, user).await.map_err(|failure| failure.about(&format!("crypto_users.{name}")))?;
     }
     for (name, cluster) in &seed.key_stores {
-        bed.connect_store(name, cluster, present.key_stores.get(name)).await?;
+        let present = present.key_stores.get(name);
+        bed.connect_store(name, cluster, present)
+            .await
+            .map_err(|failure| failure.about(&format!("key_stores.{name:?}")))?;
     }
     for (alias, (store, key)) in seed.keys.iter().filter(|(alias, _)| !present.keys.contains_key(alias)) {
         let key_store_id = key_store::find(&bed.daemon, store.to_string()).await?.key_store_id;
         let request = CreateKeyRequest { key_store_id, alias: alias.to_string(), ..request(key) };
-        make_key(&bed.daemon, alias.as_str(), request).await?;
+        let made = make_key(&bed.daemon, alias.as_str(), request).await;
+        made.map_err(|failure| failure.about(&format!("keys.{alias:?}")))?;
     }
     for (name, user) in &seed.users {
-        bed.make_keys_of(name, user, present.users.get(name)).await?;
+        let made = bed.make_keys_of(name, user, present.users.get(name)).await;
+        made.map_err(|failure| failure.about(&format!("crypto_users.{name}")))?;
     }
     Ok(())
 }
 
-/// Dev's own cluster, and those beside it that the seed names, by its names.
-async fn clusters(
-    assets: &Assets,
-    shape: &Shape,
-    own: &Cluster,
-    seed: &Seed,
-) -> Result<BTreeMap<ClusterName, String>, Failure> {
-    let mut clusters: BTreeMap<_, _> = [(ClusterName::devs_own(), own.cluster_id.clone())].into();
-    for name in seed.further_clusters() {
-        let cluster = making::bring_up_another(assets, shape, name.as_str()).await?;
-        clusters.insert(name.clone(), cluster.cluster_id);
-    }
-    Ok(clusters)
+/// Names that former seeds had for clusters, with the clusters' ids. What of it cannot be read is found again by its request.
+fn noted(assets: &Assets) -> BTreeMap<String, String> {
+    assets.read_json(assets::SEEDED).ok().flatten().unwrap_or_default()
 }
 
 /// What there is of a seed already.
@@ -97,13 +99,28 @@ enum Standing {
 /// Where the seed goes.
 struct Bed<'a> {
     assets: &'a Assets,
+    shape: &'a Shape,
     daemon: Daemon,
+    /// Those that are there.
     clusters: BTreeMap<ClusterName, String>,
 }
 
 impl Bed<'_> {
     fn cluster(&self, name: &ClusterName) -> String {
         self.clusters[name].clone()
+    }
+
+    /// Makes a cluster like dev's own, or finds it, and keeps its name in mind: only then a key store may be on it.
+    async fn bring_up(&mut self, name: &ClusterName) -> Result<(), Failure> {
+        if self.clusters.contains_key(name) {
+            return Ok(());
+        }
+        let id = making::bring_up_another(self.assets, self.shape, name.as_str()).await?.cluster_id;
+        let mut noted = noted(self.assets);
+        noted.insert(name.as_str().to_owned(), id.clone());
+        self.assets.write_json(assets::SEEDED, &noted).map_err(|error| Failure::local(error.to_string()))?;
+        self.clusters.insert(name.clone(), id);
+        Ok(())
     }
 
     async fn present(&self, seed: &Seed) -> Result<Present, Failure> {
@@ -128,7 +145,7 @@ impl Bed<'_> {
         }
         let mut users = BTreeMap::new();
         for (name, user) in &seed.users {
-            if self.is_there(name, user).await? {
+            if self.clusters.contains_key(&user.cluster) && self.is_there(name, user).await? {
                 users.insert(name.clone(), self.standing(name, user).await?);
             }
         }
