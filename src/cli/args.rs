@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::model::ClusterId;
+use crate::pki::AlternativeName;
+
 use super::output::Output;
 use super::{alias, ca, cluster, crypto, crypto_user, data_key, health, key, key_store, node, parse, wait};
 
@@ -142,6 +145,7 @@ pub(super) enum NodeCommand {
 Examples:
   keyway dev
   keyway dev --nodes 4 --zones 2 --grpc-addr 127.0.0.1:0
+  keyway dev --seed seed.toml                   with key stores, crypto users and keys to begin with
   keyway dev --reset                            begins anew, without the keys made before")]
 pub struct DevArgs {
     /// Where gRPC listens: an address, port 0 for a free one, or `off`
@@ -159,6 +163,19 @@ pub struct DevArgs {
     /// Where everything is kept between runs
     #[arg(long, value_name = "DIR", default_value = "./keyway-dev")]
     pub data_dir: PathBuf,
+
+    /// Key stores, crypto users and keys to make if they are not there, TOML; dev is ready once they are, and the key stores
+    /// connected
+    #[arg(long, value_name = "FILE")]
+    pub seed: Option<PathBuf>,
+
+    /// The cluster's id, `cluster-` and 11 to 16 characters of 2-7 and a-z [default: a random one]
+    #[arg(long, value_name = "ID")]
+    pub cluster_id: Option<ClusterId>,
+
+    /// A name or an address that clients know this machine by, beside `localhost`, for the TLS certificate; may be repeated
+    #[arg(long = "san", value_name = "NAME")]
+    pub san: Vec<AlternativeName>,
 
     /// Begin anew: remove the data directory first, with every key in it
     #[arg(long)]

@@ -93,6 +93,12 @@ impl Client {
         Self { address: Address::Unix(path), tls, has_certificate: false, timeout, logins: Arc::default(), output }
     }
 
+    /// The same, for the daemon behind this socket.
+    pub(super) fn at_socket(&self, path: PathBuf) -> Self {
+        let (timeout, logins, output) = (self.timeout, self.logins.clone(), self.output);
+        Self { address: Address::Unix(path), tls: None, has_certificate: false, timeout, logins, output }
+    }
+
     /// Connects for a command that takes `patience` unless `--timeout` says otherwise.
     pub(super) async fn connect(&self, patience: Duration) -> Result<Daemon, Failure> {
         let deadline = self.deadline(patience);
@@ -143,10 +149,13 @@ impl Client {
 
 fn login(file: &Path) -> Result<MetadataValue<Ascii>, Failure> {
     let token = password::login_token(file)?;
-    let mut value = MetadataValue::try_from(&*token)
-        .map_err(|_| Failure::usage(format!("{}: not a login's token", file.display())))?;
+    sensitive(&token).ok_or_else(|| Failure::usage(format!("{}: not a login's token", file.display())))
+}
+
+fn sensitive(token: &str) -> Option<MetadataValue<Ascii>> {
+    let mut value = MetadataValue::try_from(token).ok()?;
     value.set_sensitive(true);
-    Ok(value)
+    Some(value)
 }
 
 /// TLS flags beside an address without TLS are a misunderstanding; the environment may well hold both.
@@ -242,6 +251,12 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
+    /// The same daemon, shown this login's token alone.
+    pub(super) fn logged_in(&self, token: &str) -> Result<Self, Failure> {
+        let token = sensitive(token).ok_or_else(|| Failure::local("the daemon gave a token that cannot be sent"))?;
+        Ok(Self { logins: [token].into(), ..self.clone() })
+    }
+
     /// A request that carries what is left of the command's time.
     pub(super) fn request<M>(&self, message: M) -> Request<M> {
         self.request_within(message, CALL_CEILING)

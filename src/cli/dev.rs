@@ -7,11 +7,12 @@
 mod assets;
 mod making;
 mod material;
+mod seed;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -27,9 +28,13 @@ use crate::proto::v1::Cluster;
 use crate::tls::TlsFiles;
 use crate::{authz, cluster, keys, keystore, telemetry, users};
 
+use super::failure::Failure;
+use super::output::{self, Output};
+use super::password;
 use super::softhsm2::{self, NoSoftHsm2};
 use super::{DevArgs, DevRotation, Listen};
 use assets::{Assets, AssetsError, CLUSTERS};
+use seed::{BadSeed, Seed};
 
 /// Bad usage.
 const BAD_USAGE: u8 = 2;
@@ -66,6 +71,17 @@ enum DevError {
     FormerLayout(PathBuf),
     #[error("{0} is not a data directory of keyway dev, so --reset leaves it alone")]
     NotOurs(PathBuf),
+    #[error(
+        "{0} was begun with another --cluster-id, or with none; start with the same, or with --reset to begin anew"
+    )]
+    OtherCluster(PathBuf),
+    #[error(transparent)]
+    Seed(#[from] BadSeed),
+    #[error(
+        "{seed}: crypto_users.kmsuser.password: kmsuser has had another one since the first start, in {file}; \
+         leave it out, or start with --reset to begin anew"
+    )]
+    OtherPassword { seed: PathBuf, file: PathBuf },
     #[error(transparent)]
     Assets(#[from] AssetsError),
 }
@@ -80,6 +96,9 @@ struct Shape {
     layout: u8,
     nodes: u8,
     zones: u8,
+    /// What the cluster was to be called; `None` for whatever the daemon calls it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cluster_id: Option<String>,
 }
 
 /// Everything but the cluster is on disk; nothing runs yet.
@@ -87,12 +106,14 @@ struct Ready {
     assets: Assets,
     shape: Shape,
     config: Config,
+    seed: Option<Seed>,
     insecure_listen: bool,
 }
 
 fn prepare(args: &DevArgs) -> Result<Ready, DevError> {
     let data_dir = std::path::absolute(&args.data_dir).unwrap_or_else(|_| args.data_dir.clone());
     let assets = Assets::new(data_dir);
+    let seed = args.seed.as_deref().map(Seed::read).transpose()?;
     if args.reset {
         reset(&assets)?;
     }
@@ -109,7 +130,8 @@ fn prepare(args: &DevArgs) -> Result<Ready, DevError> {
     }
     let module = softhsm2::find(args.softhsm2.as_deref())?;
     let shape = shape(args, &assets)?;
-    material::make(&assets)?;
+    material::make(&assets, &args.san)?;
+    kmsusers_password(args, &assets, seed.as_ref())?;
     let config = Config {
         data_dir: assets.daemon(),
         sealing_key_file: assets.path("secrets/sealing.key"),
@@ -138,10 +160,36 @@ fn prepare(args: &DevArgs) -> Result<Ready, DevError> {
         keys: keys::Settings { per_key_store: 100_000, deletion_day: args.deletion_day },
         node_client: None,
         crypto_users: users::Settings { max_logins: 32 },
-        made_clusters: Some(made_clusters(&assets, module, args)),
+        made_clusters: Some(made_clusters(&assets, module, (args, &shape))),
         clusters: BTreeMap::new(),
     };
-    Ok(Ready { assets, shape, config, insecure_listen: beyond_loopback.is_some() })
+    Ok(Ready { assets, shape, config, seed, insecure_listen: beyond_loopback.is_some() })
+}
+
+/// The one that the seed says, or a random one; never another one than at the first start.
+fn kmsusers_password(args: &DevArgs, assets: &Assets, seed: Option<&Seed>) -> Result<(), DevError> {
+    let said = seed.and_then(Seed::kmsusers_password);
+    if !assets.has_password() {
+        let password = said.map_or_else(password::random, |said| said.expose().to_owned());
+        return Ok(assets.write_password(&password)?);
+    }
+    match said {
+        Some(said) if said.expose() != assets.password()? => Err(DevError::OtherPassword {
+            seed: args.seed.clone().unwrap_or_default(),
+            file: assets.path(assets::PASSWORD),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Where the daemon of a dev with this data directory is asked.
+pub(super) fn socket_in(data_dir: &Path) -> PathBuf {
+    Assets::new(data_dir.to_owned()).path(assets::SOCKET)
+}
+
+/// Whether the last dev with this data directory came so far as to say that it is ready.
+pub(super) fn is_ready_in(data_dir: &Path) -> bool {
+    Assets::new(data_dir.to_owned()).exists(assets::ANNOUNCEMENT)
 }
 
 /// Removes what a former dev made here, and nothing else.
@@ -158,12 +206,18 @@ fn reset(assets: &Assets) -> Result<(), DevError> {
 
 /// The cluster's shape: as it was made, or as asked for now.
 fn shape(args: &DevArgs, assets: &Assets) -> Result<Shape, DevError> {
+    let cluster_id = args.cluster_id.as_ref().map(ToString::to_string);
     match assets.read_json::<Shape>(assets::SHAPE)? {
         Some(shape) if shape.layout != LAYOUT => Err(DevError::FormerLayout(assets.root().to_owned())),
-        Some(shape) if shape.nodes == args.nodes && shape.zones == args.zones => Ok(shape),
-        Some(_) => Err(DevError::OtherShape(assets.root().to_owned())),
+        Some(shape) if shape.nodes != args.nodes || shape.zones != args.zones => {
+            Err(DevError::OtherShape(assets.root().to_owned()))
+        }
+        Some(shape) if cluster_id.is_some() && cluster_id != shape.cluster_id => {
+            Err(DevError::OtherCluster(assets.root().to_owned()))
+        }
+        Some(shape) => Ok(shape),
         None => {
-            let shape = Shape { layout: LAYOUT, nodes: args.nodes, zones: args.zones };
+            let shape = Shape { layout: LAYOUT, nodes: args.nodes, zones: args.zones, cluster_id };
             assets.write_json(assets::SHAPE, &shape)?;
             Ok(shape)
         }
@@ -171,13 +225,14 @@ fn shape(args: &DevArgs, assets: &Assets) -> Result<Shape, DevError> {
 }
 
 /// What a configuration file would say of clusters that keyway makes.
-fn made_clusters(assets: &Assets, module: PathBuf, args: &DevArgs) -> cluster::MadeSettings {
+fn made_clusters(assets: &Assets, module: PathBuf, (args, shape): (&DevArgs, &Shape)) -> cluster::MadeSettings {
     cluster::MadeSettings {
         realm: Realm {
             region: "us-east-1".parse().expect("a region"),
             account: "000000000000".parse().expect("an account"),
         },
         quota: 10,
+        first: shape.cluster_id.as_ref().and_then(|id| id.parse().ok()),
         module,
         directory: assets.path(CLUSTERS),
         rotation: rotation(args.password_rotation),
@@ -197,20 +252,43 @@ fn rotation(asked: DevRotation) -> cluster::Rotation {
     cluster::Rotation { strategy, ..cluster::Rotation::NEVER }
 }
 
-async fn live(ready: Ready) -> Result<(), StartError> {
-    let Ready { assets, shape, config, insecure_listen } = ready;
-    let failed = |source| StartError::Directory { path: assets.root().to_owned(), source };
+async fn live(ready: Ready) -> Result<ExitCode, StartError> {
+    let Ready { assets, shape, config, seed, insecure_listen } = ready;
     assets.forget_announcement();
     let app = App::start(config, None, Mode::Dev).await?;
-    let made = making::bring_up(&assets, &shape).await;
-    let cluster = made.map_err(|failure| failed(std::io::Error::other(failure.text())))?;
-    announce(&assets, &cluster, &app.bound).map_err(failed)?;
+    let bound = app.bound.clone();
+    let mut running = std::pin::pin!(app.run());
+    // Whoever stops it before it is ready need not wait until it is.
+    tokio::select! {
+        begun = begin(&assets, &shape, seed.as_ref(), (&bound, insecure_listen)) => {
+            if let Err(failure) = begun {
+                output::failure(&failure, Output::Table);
+                return Ok(failure.exit_code());
+            }
+        }
+        () = &mut running => return Ok(ExitCode::SUCCESS),
+    }
+    running.await;
+    assets.forget_announcement();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Everything that is to be there before others may know that dev is ready, and then that it is.
+async fn begin(
+    assets: &Assets,
+    shape: &Shape,
+    seed: Option<&Seed>,
+    (bound, insecure_listen): (&Bound, bool),
+) -> Result<(), Failure> {
+    let cluster = making::bring_up(assets, shape).await?;
+    if let Some(seed) = seed {
+        seed::plant(assets, shape, &cluster, seed).await?;
+    }
+    announce(assets, &cluster, bound).map_err(|error| Failure::local(error.to_string()))?;
     if insecure_listen {
         eprintln!("\nWARNING: --insecure: this development daemon listens beyond the loopback.\n");
     }
-    welcome(&assets, &cluster, &app.bound);
-    app.run().await;
-    assets.forget_announcement();
+    welcome(assets, &cluster, bound, seed);
     Ok(())
 }
 
@@ -236,7 +314,7 @@ struct Endpoints {
     unix: Option<PathBuf>,
 }
 
-fn announce(assets: &Assets, cluster: &Cluster, bound: &Bound) -> std::io::Result<()> {
+fn announce(assets: &Assets, cluster: &Cluster, bound: &Bound) -> Result<(), AssetsError> {
     let hsms =
         cluster.hsms.iter().map(|hsm| AnnouncedHsm { hsm_id: &hsm.hsm_id, availability_zone: &hsm.availability_zone });
     let announcement = Announcement {
@@ -246,10 +324,10 @@ fn announce(assets: &Assets, cluster: &Cluster, bound: &Bound) -> std::io::Resul
         hsms: hsms.collect(),
         endpoints: Endpoints { grpc: bound.tcp.map(|address| format!("http://{address}")), unix: bound.unix.clone() },
     };
-    assets.write_json(assets::ANNOUNCEMENT, &announcement).map_err(std::io::Error::other)
+    assets.write_json(assets::ANNOUNCEMENT, &announcement)
 }
 
-fn welcome(assets: &Assets, cluster: &Cluster, bound: &Bound) {
+fn welcome(assets: &Assets, cluster: &Cluster, bound: &Bound, seed: Option<&Seed>) {
     let (root, id) = (assets.root().display(), &cluster.cluster_id);
     println!("\nkeyway dev is ready: cluster {id}");
     for hsm in &cluster.hsms {
@@ -267,12 +345,21 @@ fn welcome(assets: &Assets, cluster: &Cluster, bound: &Bound) {
         (None, Some(path)) => format!(" --addr unix:{}", path.display()),
         (None, None) => String::new(),
     };
+    let mut seeded = seed.into_iter().flat_map(Seed::key_stores).peekable();
+    let is_seeded = seeded.peek().is_some();
+    for name in seeded {
+        println!("  key store    {name}, connected");
+    }
     println!("\nType next:");
-    println!("  keyway{flags} key-store create --name demo --cluster-id {id} \\");
-    println!("    --trust-anchor-certificate {root}/customerCA.crt --password-file {root}/kmsuser.password");
-    println!("  keyway{flags} key-store connect --name demo --wait");
-    println!("  keyway{flags} key create --key-store demo --alias alias/demo");
-    println!("  echo 'attack at dawn' | keyway{flags} encrypt --key alias/demo | keyway{flags} decrypt");
+    if is_seeded {
+        println!("  keyway{flags} alias list");
+    } else {
+        println!("  keyway{flags} key-store create --name demo --cluster-id {id} \\");
+        println!("    --trust-anchor-certificate {root}/customerCA.crt --password-file {root}/kmsuser.password");
+        println!("  keyway{flags} key-store connect --name demo --wait");
+        println!("  keyway{flags} key create --key-store demo --alias alias/demo");
+        println!("  echo 'attack at dawn' | keyway{flags} encrypt --key alias/demo | keyway{flags} decrypt");
+    }
     if let Some(address) = bound.tcp {
         println!("  grpcurl -plaintext {address} list");
     }

@@ -142,6 +142,12 @@ impl Failure {
         self
     }
 
+    /// The same, said of this.
+    pub(super) fn about(mut self, what: &str) -> Self {
+        self.account.message = format!("{what}: {}", self.account.message);
+        self
+    }
+
     pub(super) fn message(&self) -> &str {
         &self.account.message
     }
@@ -153,6 +159,11 @@ impl Failure {
     /// True when the same call may go well a moment later, and repeating it is safe if it is repeatable at all.
     pub(super) fn is_passing(&self) -> bool {
         self.account.code == "UNAVAILABLE"
+    }
+
+    /// True when the daemon gave this reason.
+    pub(super) fn is(&self, reason: &str) -> bool {
+        self.account.reason == reason
     }
 
     pub(super) fn is_late(&self) -> bool {

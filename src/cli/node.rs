@@ -22,6 +22,6 @@ pub(super) fn run(file: &Path) -> ExitCode {
     telemetry::start(&config.log);
     on_a_runtime(async {
         Node::start(config).await?.run().await;
-        Ok(())
+        Ok(ExitCode::SUCCESS)
     })
 }

@@ -27,12 +27,12 @@ pub(super) fn run(file: &Path) -> ExitCode {
     on_a_runtime(async {
         let app = App::start(config, Some(source), Mode::Serve).await?;
         app.run().await;
-        Ok(())
+        Ok(ExitCode::SUCCESS)
     })
 }
 
-/// Runs a daemon's whole life; an error is told with its causes.
-pub(super) fn on_a_runtime(life: impl Future<Output = Result<(), StartError>>) -> ExitCode {
+/// Runs a daemon's whole life, to what it ends with; an error is told with its causes.
+pub(super) fn on_a_runtime(life: impl Future<Output = Result<ExitCode, StartError>>) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -41,7 +41,7 @@ pub(super) fn on_a_runtime(life: impl Future<Output = Result<(), StartError>>) -
         }
     };
     match runtime.block_on(life) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(ending) => ending,
         Err(error) => {
             eprintln!("error: {}", with_causes(&error));
             match error {

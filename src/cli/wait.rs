@@ -1,5 +1,6 @@
-//! `keyway wait`: until the daemon serves and, if one is named, a key store is connected.
+//! `keyway wait`: until the daemon serves and, if one is named, a key store is connected; or until a `keyway dev` is ready.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -13,24 +14,28 @@ use super::backoff::Backoff;
 use super::connect::Client;
 use super::failure::Failure;
 use super::output::{self, Output};
-use super::{health, key_store, settle, words};
+use super::{dev, health, key_store, settle, words};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// One look takes no longer, so that a daemon that hangs is asked again.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Wait until the daemon serves, and a key store is connected
+/// Wait until the daemon serves, and a key store is connected; or until a `keyway dev` is ready
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   keyway wait
   keyway wait --connected orders --timeout 5m
+  keyway wait --dev ./keyway-dev                everything that its --seed names is there, and connected
 
 Waits for 60s unless --timeout is given. Exits with 3 when no daemon answered until then.")]
 pub(super) struct WaitArgs {
     /// Wait for this key store to be CONNECTED, too
     #[arg(long, value_name = "ID|NAME")]
     connected: Option<String>,
+    /// Wait for the `keyway dev` with this data directory on this machine, with everything that its seed names
+    #[arg(long, value_name = "DIR")]
+    dev: Option<PathBuf>,
 }
 
 /// What one look found.
@@ -43,11 +48,13 @@ enum Found {
 }
 
 pub(super) async fn wait(client: &Client, args: WaitArgs) -> Result<(), Failure> {
+    let at_dev = args.dev.as_deref().map(|data_dir| client.at_socket(dev::socket_in(data_dir)));
+    let client = at_dev.as_ref().unwrap_or(client);
     let deadline = client.deadline(PATIENCE);
     let mut backoff = Backoff::until(deadline);
     let mut told = String::new();
     loop {
-        let failure = match look(client, deadline, args.connected.as_deref()).await {
+        let failure = match look(client, deadline, &args).await {
             Found::Ready(response) => return client.output.show(&response, health::text),
             Found::Hopeless(failure) => return Err(failure),
             Found::NotYet(failure) => failure,
@@ -60,26 +67,30 @@ pub(super) async fn wait(client: &Client, args: WaitArgs) -> Result<(), Failure>
     }
 }
 
-async fn look(client: &Client, deadline: Instant, key_store: Option<&str>) -> Found {
+async fn look(client: &Client, deadline: Instant, args: &WaitArgs) -> Found {
     let glance = deadline.min(Instant::now() + LOOK);
-    match look_once(client, glance, key_store).await {
+    match look_once(client, glance, args).await {
         Ok(found) => found,
         Err(failure) if failure.is_passing() || failure.is_late() => Found::NotYet(failure),
         Err(failure) => Found::Hopeless(failure),
     }
 }
 
-async fn look_once(client: &Client, glance: Instant, key_store: Option<&str>) -> Result<Found, Failure> {
+async fn look_once(client: &Client, glance: Instant, args: &WaitArgs) -> Result<Found, Failure> {
     let daemon = client.connect_once(glance).await?;
     let response = health::ask(&daemon, "", LOOK).await?;
     if response.status() != ServingStatus::Serving {
         let status = response.status().as_str_name();
         return Ok(Found::NotYet(Failure::late(format!("the daemon is {status}"))));
     }
-    let Some(id_or_name) = key_store else {
+    // One that was killed leaves its word behind: only of a daemon that answers does it say anything.
+    if let Some(data_dir) = args.dev.as_deref().filter(|data_dir| !dev::is_ready_in(data_dir)) {
+        return Ok(Found::NotYet(Failure::late(format!("keyway dev in {} is not ready yet", data_dir.display()))));
+    }
+    let Some(id_or_name) = &args.connected else {
         return Ok(Found::Ready(response));
     };
-    let store = key_store::find(&daemon, id_or_name.to_owned()).await?;
+    let store = key_store::find(&daemon, id_or_name.clone()).await?;
     Ok(match store.connection_state() {
         ConnectionState::Connected => Found::Ready(response),
         ConnectionState::Failed => Found::Hopeless(settle::not_connected(&store)),

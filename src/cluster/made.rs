@@ -19,6 +19,8 @@ pub struct MadeSettings {
     pub realm: Realm,
     /// How many there may be.
     pub quota: u32,
+    /// What the first one is called, where its maker wants to know that before; others go by random ids.
+    pub first: Option<ClusterId>,
     /// SoftHSM2's library, for HSMs on this machine.
     pub module: PathBuf,
     /// Where those HSMs are: a directory for each cluster, and in it one for each HSM.

@@ -36,6 +36,7 @@ fn read(section: &mut Section<'_>, data_dir: Option<&Path>) -> Option<MadeSettin
     Some(MadeSettings {
         realm: Realm { region: region?, account: account? },
         quota: quota?,
+        first: None,
         module: module?,
         directory: home?.or_else(|| Some(data_dir?.join("clusters")))?,
         rotation: rotation?,

@@ -32,8 +32,9 @@ impl MadeClusters {
             region: new.region.unwrap_or_else(|| settings.realm.region.clone()),
             account: new.account.unwrap_or_else(|| settings.realm.account.clone()),
         };
+        let is_first = self.0.records.made_clusters().await?.is_empty();
         let record = records::NewCluster {
-            id: ClusterId::random(),
+            id: settings.first.clone().filter(|_| is_first).unwrap_or_else(ClusterId::random),
             realm,
             subnets: new.subnets,
             created: clock::now(),

@@ -3,6 +3,7 @@
 //! Nothing here does I/O, waits, locks or reads a clock. A value of one of these types has
 //! been checked once, where it was made, and no room checks it again.
 
+mod about;
 mod causes;
 mod certificate;
 mod cluster;
@@ -19,6 +20,7 @@ mod seal;
 mod secret;
 mod store;
 
+pub use about::{KeyDescription, Tags};
 pub use causes::with_causes;
 pub use certificate::{Certificate, OutOfDate, TrustAnchor};
 pub use cluster::{ClusterState, HsmState};

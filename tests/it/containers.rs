@@ -7,6 +7,7 @@ mod daemon;
 mod disk;
 mod loss;
 mod network;
+mod rigs;
 mod zones;
 
 use std::time::Duration;

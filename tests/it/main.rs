@@ -37,6 +37,7 @@ mod reload;
 mod remote_nodes;
 mod remotely;
 mod rotation;
+mod seeding;
 mod serve;
 mod soak;
 mod states;

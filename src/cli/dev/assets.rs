@@ -8,13 +8,15 @@ use serde::de::DeserializeOwned;
 
 /// The shape of the cluster that was made; its presence marks a directory as ours.
 pub(super) const SHAPE: &str = "dev.json";
+/// Which clusters a seed has names for, beside dev's own.
+pub(super) const SEEDED: &str = "seeded-clusters.json";
 /// Tells others that everything answers, and where.
 pub(super) const ANNOUNCEMENT: &str = "cluster.json";
 pub(super) const SOCKET: &str = "keyway.sock";
 /// Where the daemon keeps the HSMs of clusters, and the name under which those of dev's own are found.
 pub(super) const CLUSTERS: &str = "clusters";
 const HSMS: &str = "hsms";
-const PASSWORD: &str = "kmsuser.password";
+pub(super) const PASSWORD: &str = "kmsuser.password";
 
 /// A file of the data directory cannot be made or read.
 #[derive(Debug, thiserror::Error)]
@@ -114,7 +116,7 @@ impl Assets {
         std::fs::rename(&fresh, &path)
     }
 
-    fn error(&self, name: &str, error: impl std::fmt::Display) -> AssetsError {
+    pub(super) fn error(&self, name: &str, error: impl std::fmt::Display) -> AssetsError {
         AssetsError { path: self.path(name), why: error.to_string() }
     }
 }

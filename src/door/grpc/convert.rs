@@ -10,7 +10,9 @@ use tonic::metadata::MetadataMap;
 use crate::clock;
 use crate::keys::DeletionWindow;
 use crate::keystore;
-use crate::model::{EncryptionContext, KeyRef, KeySpec, KeyStoreId, Password, Plaintext, TrustAnchor, Username};
+use crate::model::{
+    EncryptionContext, KeyDescription, KeyRef, KeySpec, KeyStoreId, Password, Plaintext, Tags, TrustAnchor, Username,
+};
 use crate::proto::v1 as pb;
 use crate::users::{self, LoginToken, ShownLogins};
 
@@ -188,10 +190,7 @@ pub(super) fn key_spec(spec: i32, usage: i32) -> Result<KeySpec, Status> {
 }
 
 pub(super) fn description(text: String) -> Result<String, Status> {
-    if text.chars().count() > 8_192 {
-        return Err(status::field("description", "has at most 8,192 characters"));
-    }
-    Ok(text)
+    KeyDescription::new(text).map(KeyDescription::into_string).map_err(|why| status::field("description", why))
 }
 
 /// Why an HSM is drained.
@@ -202,21 +201,8 @@ pub(super) fn note(text: String) -> Result<String, Status> {
     Ok(text)
 }
 
-/// AWS's rule for tags.
 pub(super) fn tags(tags: HashMap<String, String>) -> Result<BTreeMap<String, String>, Status> {
-    let bad = |why: &str| Err(status::field_reason("tags", "TAG", why));
-    if tags.len() > 50 {
-        return bad("are at most 50");
-    }
-    for (key, value) in &tags {
-        if key.is_empty() || key.chars().count() > 128 || value.chars().count() > 256 {
-            return bad("have keys of 1 to 128 and values of at most 256 characters");
-        }
-        if key.to_ascii_lowercase().starts_with("aws:") {
-            return bad("have no keys that start with aws:");
-        }
-    }
-    Ok(tags.into_iter().collect())
+    Tags::new(tags).map(Tags::into_map).map_err(|why| status::field_reason("tags", "TAG", why))
 }
 
 /// Names of tags that are to go.
