@@ -11,7 +11,7 @@ COPY keyway /usr/local/bin/keyway
 USER keyway
 WORKDIR /var/lib/keyway-dev
 VOLUME ["/var/lib/keyway-dev"]
-EXPOSE 50051
+EXPOSE 50051 8080
 HEALTHCHECK --interval=2s --timeout=3s --start-period=10s --retries=3 CMD ["keyway", "--addr", "unix:/var/lib/keyway-dev/data/keyway.sock", "health"]
 ENTRYPOINT ["keyway"]
-CMD ["dev", "--data-dir", "/var/lib/keyway-dev/data", "--grpc-addr", "0.0.0.0:50051", "--insecure"]
+CMD ["dev", "--data-dir", "/var/lib/keyway-dev/data", "--grpc-addr", "0.0.0.0:50051", "--http-addr", "0.0.0.0:8080", "--insecure"]

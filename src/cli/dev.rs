@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::app::{App, StartError};
 use crate::config::Config;
 use crate::door::grpc::Mode;
-use crate::door::{self, Bound, Protection, TcpSettings};
+use crate::door::{self, Protection, TcpSettings};
 use crate::link::Patience;
 use crate::model::Realm;
 use crate::proto::v1::Cluster;
@@ -28,7 +28,7 @@ use crate::tls::TlsFiles;
 use crate::{authz, cluster, keys, keystore, telemetry, users};
 
 use super::softhsm2::{self, NoSoftHsm2};
-use super::{DevArgs, DevRotation, Listen};
+use super::{DevArgs, DevRotation};
 use assets::{Assets, AssetsError, CLUSTERS};
 
 /// Bad usage.
@@ -52,8 +52,8 @@ pub(super) fn run(args: DevArgs) -> ExitCode {
 enum DevError {
     #[error(transparent)]
     NoSoftHsm2(#[from] NoSoftHsm2),
-    #[error("--grpc-addr {0} is not on the loopback; add --insecure if you mean it")]
-    NotLoopback(SocketAddr),
+    #[error("{flag} {address} is not on the loopback; add --insecure if you mean it")]
+    NotLoopback { flag: &'static str, address: SocketAddr },
     #[error("--zones {zones} is more than --nodes {nodes}")]
     MoreZonesThanNodes { zones: u8, nodes: u8 },
     #[error(
@@ -99,13 +99,12 @@ fn prepare(args: &DevArgs) -> Result<Ready, DevError> {
     if args.zones > args.nodes {
         return Err(DevError::MoreZonesThanNodes { zones: args.zones, nodes: args.nodes });
     }
-    let listen = match args.grpc_addr {
-        Listen::Off => None,
-        Listen::At(address) => Some(address),
-    };
-    let beyond_loopback = listen.filter(|address| !address.ip().is_loopback());
-    if let (Some(address), false) = (beyond_loopback, args.insecure) {
-        return Err(DevError::NotLoopback(address));
+    let (listen, http) = (args.grpc_addr.address(), args.http_addr.address());
+    let beyond_loopback = [("--grpc-addr", listen), ("--http-addr", http)]
+        .into_iter()
+        .find_map(|(flag, address)| Some((flag, address.filter(|address| !address.ip().is_loopback())?)));
+    if let (Some((flag, address)), false) = (beyond_loopback, args.insecure) {
+        return Err(DevError::NotLoopback { flag, address });
     }
     let module = softhsm2::find(args.softhsm2.as_deref())?;
     let shape = shape(args, &assets)?;
@@ -128,6 +127,7 @@ fn prepare(args: &DevArgs) -> Result<Ready, DevError> {
             max_message_bytes: 1 << 20,
             drain_timeout: Duration::from_secs(10),
         },
+        http: http.map(|listen| door::http::Settings { listen, url: None }),
         authz: authz::Settings { admins: vec![ADMIN.to_owned()] },
         key_stores: keystore::Settings {
             quota: 10,
@@ -204,11 +204,11 @@ async fn live(ready: Ready) -> Result<(), StartError> {
     let app = App::start(config, None, Mode::Dev).await?;
     let made = making::bring_up(&assets, &shape).await;
     let cluster = made.map_err(|failure| failed(std::io::Error::other(failure.text())))?;
-    announce(&assets, &cluster, &app.bound).map_err(failed)?;
+    announce(&assets, &cluster, &app).map_err(failed)?;
     if insecure_listen {
         eprintln!("\nWARNING: --insecure: this development daemon listens beyond the loopback.\n");
     }
-    welcome(&assets, &cluster, &app.bound);
+    welcome(&assets, &cluster, &app);
     app.run().await;
     assets.forget_announcement();
     Ok(())
@@ -233,10 +233,12 @@ struct AnnouncedHsm<'a> {
 #[derive(Serialize)]
 struct Endpoints {
     grpc: Option<String>,
+    http: Option<String>,
     unix: Option<PathBuf>,
 }
 
-fn announce(assets: &Assets, cluster: &Cluster, bound: &Bound) -> std::io::Result<()> {
+fn announce(assets: &Assets, cluster: &Cluster, app: &App) -> std::io::Result<()> {
+    let url = |address: Option<SocketAddr>| address.map(|address| format!("http://{address}"));
     let hsms =
         cluster.hsms.iter().map(|hsm| AnnouncedHsm { hsm_id: &hsm.hsm_id, availability_zone: &hsm.availability_zone });
     let announcement = Announcement {
@@ -244,12 +246,13 @@ fn announce(assets: &Assets, cluster: &Cluster, bound: &Bound) -> std::io::Resul
         region: &cluster.region,
         account: &cluster.account,
         hsms: hsms.collect(),
-        endpoints: Endpoints { grpc: bound.tcp.map(|address| format!("http://{address}")), unix: bound.unix.clone() },
+        endpoints: Endpoints { grpc: url(app.bound.tcp), http: url(app.http), unix: app.bound.unix.clone() },
     };
     assets.write_json(assets::ANNOUNCEMENT, &announcement).map_err(std::io::Error::other)
 }
 
-fn welcome(assets: &Assets, cluster: &Cluster, bound: &Bound) {
+fn welcome(assets: &Assets, cluster: &Cluster, app: &App) {
+    let bound = &app.bound;
     let (root, id) = (assets.root().display(), &cluster.cluster_id);
     println!("\nkeyway dev is ready: cluster {id}");
     for hsm in &cluster.hsms {
@@ -260,6 +263,9 @@ fn welcome(assets: &Assets, cluster: &Cluster, bound: &Bound) {
     }
     if let Some(path) = &bound.unix {
         println!("  Unix socket  {}", path.display());
+    }
+    if let Some(address) = app.http {
+        println!("  HTTP         http://{address}: /livez, /readyz, /metrics, /docs");
     }
     let flags = match (bound.tcp, &bound.unix) {
         (Some(address), _) if address.port() == 50051 && address.ip().is_loopback() => String::new(),

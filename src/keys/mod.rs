@@ -20,6 +20,7 @@ mod owner;
 pub mod reconcile;
 mod settings;
 mod sync;
+mod tell;
 mod uses;
 
 use std::collections::{HashMap, HashSet};

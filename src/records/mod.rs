@@ -26,6 +26,7 @@ mod passwords;
 mod presences;
 mod replicas;
 mod row;
+mod tell;
 mod updates;
 mod user_logins;
 mod uses;
@@ -59,6 +60,8 @@ pub use updates::{KeyStoreUpdate, UpdatedKeyStore};
 pub use user_logins::{AddedLogin, UserLoginRecord};
 pub use uses::Reserved;
 
+use tell::Writing;
+
 /// The records of one daemon. Cheap to clone; its directory stays locked while one is alive.
 #[derive(Debug, Clone)]
 pub struct Records(Arc<Inner>);
@@ -69,5 +72,7 @@ struct Inner {
     write: SqlitePool,
     read: SqlitePool,
     sealer: Sealer,
+    /// What changes took, from when each had the writer until it gave it back.
+    writing: Arc<Writing>,
     _lock: std::fs::File,
 }
