@@ -5,6 +5,7 @@
 mod node;
 mod reload;
 
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,8 +18,9 @@ use tonic_health::server::HealthReporter;
 use crate::authz::{Loopback, Policy};
 use crate::cluster::{Closing, Declared, Undeclarable};
 use crate::config::Config;
-use crate::door::grpc::{self, Faces, Foundation, Mode};
-use crate::door::{self, Bound, LaneThreads, Lanes, ListenError};
+use crate::door::grpc::{self, Faces, Foundation, Mode, Pages};
+use crate::door::http::{self, Operations, Served, Url};
+use crate::door::{self, Bound, LaneThreads, Lanes, ListenError, Readiness};
 use crate::host::Host;
 use crate::host::served::ServeError;
 use crate::keys::{self, Keys};
@@ -63,6 +65,8 @@ pub enum StartError {
 /// A daemon that serves.
 pub struct App {
     pub bound: Bound,
+    /// Where the operations listener stands, if there is one.
+    pub http: Option<SocketAddr>,
     key_stores: KeyStores,
     lanes: LaneThreads,
     draining: watch::Sender<bool>,
@@ -96,6 +100,14 @@ impl App {
         #[cfg(debug_assertions)]
         crate::seams::watch(&config.data_dir);
 
+        // First of all: whoever asks is told that it is starting.
+        let (readiness, until_ready) = watch::channel(Readiness::Starting);
+        let operations = Operations::starting(until_ready.clone());
+        let http = match &config.http {
+            Some(settings) => Some(http::listen(settings, operations.clone()).await?),
+            None => None,
+        };
+
         reload::warn_of_doubts(config.clusters.iter());
         let reload = Reload { started_with: config.clone(), source };
 
@@ -115,7 +127,7 @@ impl App {
             KeyStores::load(config.key_stores, clusters.clone(), records.clone(), host.clone(), opened).await?;
         let users = Users::new(config.crypto_users, key_stores.clone(), records.clone(), host.clone());
         let made_clusters = MadeClusters::new(users.clone(), key_stores.clone(), records.clone(), host);
-        let keys = Keys::new(config.keys, clusters.clone(), records, key_stores.clone(), users.clone());
+        let keys = Keys::new(config.keys, clusters.clone(), records.clone(), key_stores.clone(), users.clone());
         tokio::spawn(keys::reconcile::run(keys.clone(), to_reconcile));
         tokio::spawn(keys::deletion::run(keys.clone()));
         tokio::spawn(keys::usage::keep_written(keys.clone()));
@@ -125,7 +137,7 @@ impl App {
 
         let (draining, until_draining) = watch::channel(false);
         let health = HealthReporter::new();
-        tokio::spawn(grpc::report_health(health.clone(), key_stores.clone(), until_draining.clone()));
+        tokio::spawn(grpc::report_health(health.clone(), key_stores.clone(), until_ready));
         let loopback = match mode {
             Mode::Dev => Loopback::Trusted,
             Mode::Serve => Loopback::Nobody,
@@ -142,13 +154,16 @@ impl App {
             max_message_bytes: config.grpc.max_message_bytes,
             mode,
             key_store_quota,
+            pages: pages(config.http.as_ref().and_then(|http| http.url.clone()), http, mode),
         });
         let most = NonZeroUsize::new(64).expect("64");
         let (lanes, threads) =
             Lanes::start(&faces, most, &until_draining, config.grpc.drain_timeout).map_err(StartError::Process)?;
-        let bound = door::listen(&config.grpc, lanes, until_draining).await?;
-        tracing::info!(tcp = ?bound.tcp, unix = ?bound.unix, "serving");
-        Ok(Self { bound, key_stores, lanes: threads, draining, reload, signals })
+        let bound = door::listen(&config.grpc, lanes.clone(), until_draining.clone()).await?;
+        operations.serves(Served { faces, records: records.clone(), lanes, places: bound.places.clone() });
+        tokio::spawn(door::keep_ready(readiness, records, until_draining));
+        tracing::info!(tcp = ?bound.tcp, unix = ?bound.unix, ?http, "serving");
+        Ok(Self { bound, http, key_stores, lanes: threads, draining, reload, signals })
     }
 
     /// Serves until SIGTERM or SIGINT, then drains. SIGHUP has the configuration read again.
@@ -179,6 +194,12 @@ impl App {
         self.key_stores.close_all(Closing::Drain(WORKERS_END)).await;
         tracing::info!("drained");
     }
+}
+
+/// A development daemon's callers are where it is. Of others only the operator knows how they reach it.
+fn pages(url: Option<Url>, bound: Option<SocketAddr>, mode: Mode) -> Pages {
+    let own = bound.filter(|_| mode == Mode::Dev).filter(|bound| bound.ip().is_loopback()).map(Url::of);
+    url.or(own).map_or_else(Pages::default, |url| Pages::under(url.as_str()))
 }
 
 /// No core dumps, since they would hold passwords and plaintexts, and no reading by others of the same user. The limit alone

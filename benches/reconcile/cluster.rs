@@ -194,7 +194,7 @@ fn spawn(home: &Path) -> Result<(Child, String), Error> {
     let _ = std::fs::remove_file(&announcement);
     let log = home.join("daemon.log");
     let mut process = Command::new(env!("CARGO_BIN_EXE_keyway"))
-        .args(["dev", "--grpc-addr", "127.0.0.1:0", "--nodes", "3", "--zones", "3", "--data-dir"])
+        .args(["dev", "--grpc-addr", "127.0.0.1:0", "--http-addr", "off", "--nodes", "3", "--zones", "3", "--data-dir"])
         .arg(home.join("dev"))
         .stdin(Stdio::null())
         .stdout(Stdio::null())

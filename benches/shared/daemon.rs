@@ -46,7 +46,7 @@ impl Daemon {
         let log = std::fs::File::create(home.join(LOG))?;
         let mut command = Command::new(binary);
         command
-            .args(["dev", "--grpc-addr", "127.0.0.1:0", "--zones", "2"])
+            .args(["dev", "--grpc-addr", "127.0.0.1:0", "--http-addr", "off", "--zones", "2"])
             .args(["--nodes", &shape.nodes.to_string()])
             .args(["--pool-size", &shape.pool_size.to_string()])
             .arg("--data-dir")

@@ -9,7 +9,7 @@ COPY keyway /usr/local/bin/keyway
 USER keyway
 WORKDIR /var/lib/keyway
 VOLUME ["/var/lib/keyway"]
-EXPOSE 50051
+EXPOSE 50051 8080
 HEALTHCHECK --interval=2s --timeout=3s --start-period=5s --retries=3 CMD ["keyway", "--addr", "unix:/run/keyway/keyway.sock", "health"]
 ENTRYPOINT ["keyway"]
 CMD ["serve", "--config", "/etc/keyway/keyway.toml"]

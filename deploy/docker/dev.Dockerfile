@@ -12,7 +12,7 @@ COPY keyway /usr/local/bin/keyway
 USER keyway
 WORKDIR /var/lib/keyway-dev
 VOLUME ["/var/lib/keyway-dev"]
-EXPOSE 50051
+EXPOSE 50051 8080
 # Healthy once everything that --seed names is there, and connected. Until then it is starting, which may take long.
 HEALTHCHECK --interval=2s --timeout=5s --start-period=300s --retries=3 CMD ["keyway", "wait", "--dev", "data", "--timeout", "3s"]
-ENTRYPOINT ["keyway", "dev", "--data-dir", "data", "--grpc-addr", "0.0.0.0:50051", "--insecure"]
+ENTRYPOINT ["keyway", "dev", "--data-dir", "data", "--grpc-addr", "0.0.0.0:50051", "--http-addr", "0.0.0.0:8080", "--insecure"]

@@ -28,6 +28,9 @@ unix_socket = "/run/keyway/keyway.sock"
 listen = "0.0.0.0:50051"
 tls = { certificate = "localhost.crt", private_key = "localhost.key", client_ca = "clients-ca.crt" }
 
+[http]
+listen = "0.0.0.0:8080"
+
 [authz]
 admins = ["admin"]
 

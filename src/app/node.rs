@@ -5,9 +5,38 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::config::NodeConfig;
-use crate::host::served::{self, Served};
+use crate::door::http::{self, Teller};
+use crate::host::served::{self, Links, Served};
+use crate::telemetry::{Page, catalogue, process};
 
 use super::{Signals, StartError, make_private, private_process};
+
+/// What a node tells its operators: that it is there, and of itself what daemons do not know.
+#[derive(Clone)]
+struct NodeOperations {
+    draining: watch::Receiver<bool>,
+    links: Links,
+}
+
+impl Teller for NodeOperations {
+    async fn alive(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// How its HSMs do is the daemon's to say.
+    async fn ready(&self) -> (bool, String) {
+        let draining = *self.draining.borrow();
+        (!draining, if draining { "draining\n" } else { "ready\n" }.to_owned())
+    }
+
+    async fn metrics(&self) -> Page {
+        let mut page = Page::default();
+        process::tell(&mut page);
+        page.level(&catalogue::READY, [], f64::from(u8::from(!*self.draining.borrow())));
+        self.links.tell(&mut page);
+        page
+    }
+}
 
 /// At the end, workers get this long to let running calls return before the node leaves without waiting. They go on by
 /// themselves then.
@@ -30,9 +59,16 @@ impl Node {
         #[cfg(debug_assertions)]
         crate::seams::watch(&config.node.data_dir);
         let (draining, until_draining) = watch::channel(false);
-        let served = served::serve(config.node, until_draining).await?;
+        let served = served::serve(config.node, until_draining.clone()).await?;
+        let http = match config.http {
+            Some(settings) => {
+                let teller = NodeOperations { draining: until_draining, links: served.links().clone() };
+                Some(http::listen(&settings, teller).await?)
+            }
+            None => None,
+        };
         let Served { sessions, identity, administration, .. } = &served;
-        tracing::info!(%sessions, %identity, %administration, "serving");
+        tracing::info!(%sessions, %identity, %administration, ?http, "serving");
         Ok(Self { served, draining, signals })
     }
 

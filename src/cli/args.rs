@@ -152,6 +152,10 @@ pub struct DevArgs {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051")]
     pub grpc_addr: Listen,
 
+    /// Where /livez, /readyz, /metrics and /docs are: an address, port 0 for a free one, or `off`
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    pub http_addr: Listen,
+
     /// How many HSM nodes
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub nodes: u8,
@@ -223,6 +227,15 @@ pub enum DevRotation {
 pub enum Listen {
     Off,
     At(SocketAddr),
+}
+
+impl Listen {
+    pub const fn address(self) -> Option<SocketAddr> {
+        match self {
+            Self::Off => None,
+            Self::At(address) => Some(address),
+        }
+    }
 }
 
 impl FromStr for Listen {

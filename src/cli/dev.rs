@@ -32,7 +32,7 @@ use super::failure::Failure;
 use super::output::{self, Output};
 use super::password;
 use super::softhsm2::{self, NoSoftHsm2};
-use super::{DevArgs, DevRotation, Listen};
+use super::{DevArgs, DevRotation};
 use assets::{Assets, AssetsError, CLUSTERS};
 use seed::{BadSeed, Seed};
 
@@ -57,8 +57,8 @@ pub(super) fn run(args: DevArgs) -> ExitCode {
 enum DevError {
     #[error(transparent)]
     NoSoftHsm2(#[from] NoSoftHsm2),
-    #[error("--grpc-addr {0} is not on the loopback; add --insecure if you mean it")]
-    NotLoopback(SocketAddr),
+    #[error("{flag} {address} is not on the loopback; add --insecure if you mean it")]
+    NotLoopback { flag: &'static str, address: SocketAddr },
     #[error("--zones {zones} is more than --nodes {nodes}")]
     MoreZonesThanNodes { zones: u8, nodes: u8 },
     #[error(
@@ -120,13 +120,12 @@ fn prepare(args: &DevArgs) -> Result<Ready, DevError> {
     if args.zones > args.nodes {
         return Err(DevError::MoreZonesThanNodes { zones: args.zones, nodes: args.nodes });
     }
-    let listen = match args.grpc_addr {
-        Listen::Off => None,
-        Listen::At(address) => Some(address),
-    };
-    let beyond_loopback = listen.filter(|address| !address.ip().is_loopback());
-    if let (Some(address), false) = (beyond_loopback, args.insecure) {
-        return Err(DevError::NotLoopback(address));
+    let (listen, http) = (args.grpc_addr.address(), args.http_addr.address());
+    let beyond_loopback = [("--grpc-addr", listen), ("--http-addr", http)]
+        .into_iter()
+        .find_map(|(flag, address)| Some((flag, address.filter(|address| !address.ip().is_loopback())?)));
+    if let (Some((flag, address)), false) = (beyond_loopback, args.insecure) {
+        return Err(DevError::NotLoopback { flag, address });
     }
     let module = softhsm2::find(args.softhsm2.as_deref())?;
     let shape = shape(args, &assets)?;
@@ -150,6 +149,7 @@ fn prepare(args: &DevArgs) -> Result<Ready, DevError> {
             max_message_bytes: 1 << 20,
             drain_timeout: Duration::from_secs(10),
         },
+        http: http.map(|listen| door::http::Settings { listen, url: None }),
         authz: authz::Settings { admins: vec![ADMIN.to_owned()] },
         key_stores: keystore::Settings {
             quota: 10,
@@ -256,11 +256,11 @@ async fn live(ready: Ready) -> Result<ExitCode, StartError> {
     let Ready { assets, shape, config, seed, insecure_listen } = ready;
     assets.forget_announcement();
     let app = App::start(config, None, Mode::Dev).await?;
-    let bound = app.bound.clone();
+    let (bound, http) = (app.bound.clone(), app.http);
     let mut running = std::pin::pin!(app.run());
     // Whoever stops it before it is ready need not wait until it is.
     tokio::select! {
-        begun = begin(&assets, &shape, seed.as_ref(), (&bound, insecure_listen)) => {
+        begun = begin(&assets, &shape, seed.as_ref(), (&bound, http), insecure_listen) => {
             if let Err(failure) = begun {
                 output::failure(&failure, Output::Table);
                 return Ok(failure.exit_code());
@@ -278,17 +278,18 @@ async fn begin(
     assets: &Assets,
     shape: &Shape,
     seed: Option<&Seed>,
-    (bound, insecure_listen): (&Bound, bool),
+    (bound, http): (&Bound, Option<SocketAddr>),
+    insecure_listen: bool,
 ) -> Result<(), Failure> {
     let cluster = making::bring_up(assets, shape).await?;
     if let Some(seed) = seed {
         seed::plant(assets, shape, &cluster, seed).await?;
     }
-    announce(assets, &cluster, bound).map_err(|error| Failure::local(error.to_string()))?;
+    announce(assets, &cluster, (bound, http)).map_err(|error| Failure::local(error.to_string()))?;
     if insecure_listen {
         eprintln!("\nWARNING: --insecure: this development daemon listens beyond the loopback.\n");
     }
-    welcome(assets, &cluster, bound, seed);
+    welcome(assets, &cluster, (bound, http), seed);
     Ok(())
 }
 
@@ -311,10 +312,16 @@ struct AnnouncedHsm<'a> {
 #[derive(Serialize)]
 struct Endpoints {
     grpc: Option<String>,
+    http: Option<String>,
     unix: Option<PathBuf>,
 }
 
-fn announce(assets: &Assets, cluster: &Cluster, bound: &Bound) -> Result<(), AssetsError> {
+fn announce(
+    assets: &Assets,
+    cluster: &Cluster,
+    (bound, http): (&Bound, Option<SocketAddr>),
+) -> Result<(), AssetsError> {
+    let url = |address: Option<SocketAddr>| address.map(|address| format!("http://{address}"));
     let hsms =
         cluster.hsms.iter().map(|hsm| AnnouncedHsm { hsm_id: &hsm.hsm_id, availability_zone: &hsm.availability_zone });
     let announcement = Announcement {
@@ -322,12 +329,17 @@ fn announce(assets: &Assets, cluster: &Cluster, bound: &Bound) -> Result<(), Ass
         region: &cluster.region,
         account: &cluster.account,
         hsms: hsms.collect(),
-        endpoints: Endpoints { grpc: bound.tcp.map(|address| format!("http://{address}")), unix: bound.unix.clone() },
+        endpoints: Endpoints { grpc: url(bound.tcp), http: url(http), unix: bound.unix.clone() },
     };
     assets.write_json(assets::ANNOUNCEMENT, &announcement)
 }
 
-fn welcome(assets: &Assets, cluster: &Cluster, bound: &Bound, seed: Option<&Seed>) {
+fn welcome(
+    assets: &Assets,
+    cluster: &Cluster,
+    (bound, http): (&Bound, Option<SocketAddr>),
+    seed: Option<&Seed>,
+) {
     let (root, id) = (assets.root().display(), &cluster.cluster_id);
     println!("\nkeyway dev is ready: cluster {id}");
     for hsm in &cluster.hsms {
@@ -338,6 +350,9 @@ fn welcome(assets: &Assets, cluster: &Cluster, bound: &Bound, seed: Option<&Seed
     }
     if let Some(path) = &bound.unix {
         println!("  Unix socket  {}", path.display());
+    }
+    if let Some(address) = http {
+        println!("  HTTP         http://{address}: /livez, /readyz, /metrics, /docs");
     }
     let flags = match (bound.tcp, &bound.unix) {
         (Some(address), _) if address.port() == 50051 && address.ip().is_loopback() => String::new(),

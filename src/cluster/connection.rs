@@ -398,6 +398,7 @@ impl Connection {
                 Next::SameNode => again = Some((member, others)),
                 Next::OtherNode => {
                     tracing::debug!(hsm = %member.node.hsm(), %error, "asking another node");
+                    self.common.host.tallies().of(&member.node.spec).request_moved_on();
                     asked.push(member);
                 }
                 Next::Stop(failure) => {

@@ -66,8 +66,10 @@ async fn check(connection: &Connection, member: &Member, login: u64) {
                 let mut checks = member.lock_checks();
                 (checks.last_proof, checks.without_room) = (Some(clock::now()), 0);
             }
+            let took = Duration::from_micros(checked.canary_us);
+            connection.common.host.tallies().of(&member.node.spec).canary_answered(took);
             // What the canary waited behind says what callers asked for, not how quick the HSM is.
-            note_pace(connection, member, login, Duration::from_micros(checked.canary_us));
+            note_pace(connection, member, login, took);
         }
         Ok(_) => tracing::error!(hsm = %member.node.hsm(), "a worker's answer is another request's"),
         Err(CallError::LateAfter) => note_pace(connection, member, login, PATIENCE),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::door::{Protection, TcpSettings};
+use crate::door::{Protection, TcpSettings, http};
 use crate::host::Location;
 use crate::model::{ClusterId, Invalid};
 use crate::tls::{ClientFiles, TlsFiles};
@@ -26,6 +26,7 @@ pub(super) fn config(root: &mut Section<'_>) -> Option<Config> {
     let sealing_key_file = sealing_key_file(root, data_dir.as_deref());
     let log = root.section("log", log);
     let grpc = root.section("grpc", grpc);
+    let http = root.section("http", http);
     let authz = root.section("authz", authz);
     let zone = root.optional("zone", text);
     let key_stores = root.section("key_stores", key_stores);
@@ -39,6 +40,7 @@ pub(super) fn config(root: &mut Section<'_>) -> Option<Config> {
         sealing_key_file: sealing_key_file?,
         log: log?,
         grpc: grpc?,
+        http: http?,
         authz: authz?,
         key_stores: keystore::Settings { zone: zone?, escrow: data_dir.as_ref()?.join("escrow"), ..key_stores? },
         data_dir: data_dir?,
@@ -127,6 +129,22 @@ fn grpc(grpc: &mut Section<'_>) -> Option<door::Settings> {
         max_message_bytes: max_message_bytes?,
         drain_timeout: drain_timeout?,
     })
+}
+
+/// Without a word on it there is none.
+fn http(section: &mut Section<'_>) -> Option<Option<http::Settings>> {
+    if !section.has("listen") && !section.has("url") {
+        return Some(None);
+    }
+    let listen = section.required("listen", address, "url needs an address and port, such as \"127.0.0.1:8080\"");
+    let url = section.optional("url", text::<http::Url>);
+    Some(Some(http::Settings { listen: listen?, url: url? }))
+}
+
+/// The same of a node, which serves no documents that errors could refer to.
+pub(super) fn http_of_a_node(section: &mut Section<'_>) -> Option<Option<http::Settings>> {
+    let listen = section.optional("listen", address)?;
+    Some(listen.map(|listen| http::Settings { listen, url: None }))
 }
 
 fn socket_path(written: &Written<'_>) -> Result<PathBuf, String> {

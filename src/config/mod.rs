@@ -44,6 +44,8 @@ pub struct Config {
     pub sealing_key_file: PathBuf,
     pub log: telemetry::Settings,
     pub grpc: door::Settings,
+    /// `None`: there is no operations listener.
+    pub http: Option<door::http::Settings>,
     pub authz: authz::Settings,
     pub key_stores: keystore::Settings,
     pub keys: keys::Settings,
@@ -63,6 +65,7 @@ impl Config {
             sealing_key_file,
             log,
             grpc,
+            http,
             authz,
             key_stores,
             keys,
@@ -76,6 +79,7 @@ impl Config {
             ("sealing_key_file", *sealing_key_file != other.sealing_key_file),
             ("log", *log != other.log),
             ("grpc", *grpc != other.grpc),
+            ("http", *http != other.http),
             ("authz", *authz != other.authz),
             ("zone", key_stores.zone != other.key_stores.zone),
             (

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::cluster::{Profile, SyncMode};
+use crate::door::http;
 use crate::host::{LocalToken, served};
 use crate::model::{ClusterId, HsmId};
 use crate::telemetry;
 
 use super::clusters::{Tokens, local_token, ports, refuse_shared};
-use super::daemon::{CallerName, directory, log, tls};
+use super::daemon::{CallerName, directory, http_of_a_node, log, tls};
 use super::section::Section;
 use super::value::{Written, list, number, text};
 
@@ -20,12 +21,15 @@ const MAX_LINKS: usize = 256;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeConfig {
     pub log: telemetry::Settings,
+    /// `None`: there is no operations listener.
+    pub http: Option<http::Settings>,
     pub node: served::Settings,
 }
 
 pub(super) fn config(root: &mut Section<'_>) -> Option<NodeConfig> {
     let data_dir = root.required("data_dir", directory, "name the directory for locks and copies of tokens");
     let log = root.section("log", log);
+    let http = root.section("http", http_of_a_node);
     let listen = root.required("listen", text::<IpAddr>, "name the address to listen on, such as \"0.0.0.0\"");
     let ports = ports(root);
     let tls = root.section("tls", tls);
@@ -55,7 +59,7 @@ pub(super) fn config(root: &mut Section<'_>) -> Option<NodeConfig> {
         max_links: max_links?,
         hsms,
     };
-    Some(NodeConfig { log: log?, node })
+    Some(NodeConfig { log: log?, http: http?, node })
 }
 
 fn hsms(clusters: BTreeMap<ClusterId, BTreeMap<HsmId, LocalToken>>) -> BTreeMap<(ClusterId, HsmId), LocalToken> {

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
 use crate::authz::Caller;
 use crate::tls::{self, Acceptor};
+
+use super::listen::Place;
 
 /// The first byte of a TLS handshake; HTTP/2 in plaintext begins with a `P`.
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -25,7 +26,7 @@ const GREETING: Duration = Duration::from_secs(10);
 pub(super) struct Arrival {
     pub(super) socket: Socket,
     /// One of the daemon's connections, given back when this one ends.
-    pub(super) place: OwnedSemaphorePermit,
+    pub(super) place: Place,
 }
 
 pub(super) enum Socket {
@@ -98,7 +99,7 @@ pub(super) struct Io {
     caller: Caller,
     /// What of the preface the server has yet to read again.
     unread: &'static [u8],
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 enum Stream {

@@ -8,20 +8,32 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::telemetry::Page;
+
 use super::greet::{Arrival, greet};
-use super::grpc::{Faces, serve};
+use super::grpc::{Faces, Tally, serve};
 
 /// Connections on their way to a lane.
 const BACKLOG: usize = 64;
+/// A lane that does not go round once in this time is stuck: nothing on it may block.
+const ROUND: Duration = Duration::from_secs(2);
 
 /// Every lane's way in. Cheap to clone.
 #[derive(Clone)]
 pub struct Lanes {
-    ways_in: Arc<[mpsc::Sender<Arrival>]>,
+    all: Arc<[Lane]>,
     turn: Arc<AtomicUsize>,
+}
+
+struct Lane {
+    way_in: mpsc::Sender<Arrival>,
+    runtime: Handle,
+    tally: Arc<Tally>,
 }
 
 /// The lanes' threads, to be waited for at the end.
@@ -36,23 +48,47 @@ impl Lanes {
         drain_timeout: Duration,
     ) -> std::io::Result<(Self, LaneThreads)> {
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        let (mut ways_in, mut threads) = (Vec::new(), Vec::new());
+        let (mut all, mut threads) = (Vec::new(), Vec::new());
         for lane in 0..cores.min(most.get()) {
             let (way_in, arrivals) = mpsc::channel(BACKLOG);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let tally = Arc::new(Tally::default());
+            all.push(Lane { way_in, runtime: runtime.handle().clone(), tally: tally.clone() });
             let (faces, draining) = (faces.clone(), draining.clone());
+            let serving = run(faces, tally, arrivals, draining, drain_timeout);
             let thread = std::thread::Builder::new().name(format!("lane-{lane}"));
-            threads.push(thread.spawn(move || runtime.block_on(run(faces, arrivals, draining, drain_timeout)))?);
-            ways_in.push(way_in);
+            threads.push(thread.spawn(move || runtime.block_on(serving))?);
         }
-        Ok((Self { ways_in: ways_in.into(), turn: Arc::default() }, LaneThreads(threads)))
+        Ok((Self { all: all.into(), turn: Arc::default() }, LaneThreads(threads)))
     }
 
     /// The next lane takes the connection.
     pub(super) async fn deal(&self, arrival: Arrival) {
-        let lane = self.turn.fetch_add(1, Relaxed) % self.ways_in.len();
+        let lane = self.turn.fetch_add(1, Relaxed) % self.all.len();
         // A lane that has ended is draining: the connection closes with the arrival.
-        let _ = self.ways_in[lane].send(arrival).await;
+        let _ = self.all[lane].way_in.send(arrival).await;
+    }
+
+    /// Whether each lane still serves: it is given something to do that is nothing.
+    ///
+    /// # Errors
+    /// Which one does not, in words.
+    pub(super) async fn go_round(&self) -> Result<(), String> {
+        let rounds: Vec<_> = self.all.iter().map(|lane| lane.runtime.spawn(async {})).collect();
+        let until = Instant::now() + ROUND;
+        for (number, round) in rounds.into_iter().enumerate() {
+            match tokio::time::timeout_at(until, round).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(format!("lane {number} has ended")),
+                Err(_) => return Err(format!("lane {number} is stuck")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts what the lanes have served on the page.
+    pub(super) fn tell(&self, page: &mut Page) {
+        self.all.iter().for_each(|lane| lane.tally.tell(page));
     }
 }
 
@@ -69,6 +105,7 @@ impl LaneThreads {
 
 async fn run(
     faces: Faces,
+    tally: Arc<Tally>,
     mut arrivals: mpsc::Receiver<Arrival>,
     mut draining: watch::Receiver<bool>,
     drain_timeout: Duration,
@@ -91,7 +128,7 @@ async fn run(
     let drained = async move {
         let _ = until_drained.wait_for(|draining| *draining).await;
     };
-    let serving = serve(faces, ReceiverStream::new(incoming), drained);
+    let serving = serve(faces, tally, ReceiverStream::new(incoming), drained);
     let too_late = async {
         let _ = draining.wait_for(|draining| *draining).await;
         tokio::time::sleep(drain_timeout).await;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use crate::telemetry::{Count, Page, catalogue};
 use crate::tls::{Acceptor, TlsError};
 
 use super::greet::{Arrival, Plaintext, Socket, TcpRules};
@@ -35,18 +36,64 @@ pub enum ListenError {
 }
 
 /// Where callers come in, now that ports are known.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Bound {
     pub tcp: Option<SocketAddr>,
     pub unix: Option<PathBuf>,
     /// What the TCP listener shows and whom it believes.
     pub tls: Option<Acceptor>,
+    pub places: Places,
+}
+
+/// The connections that there may be, on all of these listeners together.
+#[derive(Debug, Clone)]
+pub struct Places {
+    free: Arc<Semaphore>,
+    most: usize,
+    open: Arc<Count>,
+}
+
+/// One of them, given back when its connection ends.
+pub(super) struct Place {
+    _permit: OwnedSemaphorePermit,
+    open: Arc<Count>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.open.one_less();
+    }
+}
+
+impl Places {
+    fn new(most: usize) -> Self {
+        Self { free: Arc::new(Semaphore::new(most)), most, open: Arc::default() }
+    }
+
+    /// Beyond `max_connections` nobody is accepted: the kernel's backlog holds the next ones. `None` once the daemon drains.
+    async fn take(&self, draining: &mut watch::Receiver<bool>) -> Option<OwnedSemaphorePermit> {
+        tokio::select! {
+            _ = draining.wait_for(|draining| *draining) => None,
+            place = self.free.clone().acquire_owned() => place.ok(),
+        }
+    }
+
+    /// Somebody has come for whom one was taken.
+    fn occupied(&self, permit: OwnedSemaphorePermit) -> Place {
+        self.open.one_more();
+        Place { _permit: permit, open: self.open.clone() }
+    }
+
+    pub(super) fn tell(&self, page: &mut Page) {
+        page.level(&catalogue::CONNECTIONS, [], self.open.so_far() as f64);
+        page.level(&catalogue::CONNECTIONS_LIMIT, [], self.most as f64);
+    }
 }
 
 /// Binds every listener and deals its connections out to the lanes until `draining`.
 pub async fn listen(settings: &Settings, lanes: Lanes, draining: watch::Receiver<bool>) -> Result<Bound, ListenError> {
-    let places = Arc::new(Semaphore::new(settings.max_connections));
-    let mut bound = Bound::default();
+    let places = Places::new(settings.max_connections);
+    let mut bound = Bound { tcp: None, unix: None, tls: None, places: places.clone() };
     if let Some(path) = &settings.unix_socket {
         let listener =
             bind_unix(path).map_err(|source| ListenError::Bind { address: path.display().to_string(), source })?;
@@ -73,11 +120,11 @@ async fn accept_tcp(
     listener: TcpListener,
     rules: TcpRules,
     lanes: Lanes,
-    places: Arc<Semaphore>,
+    places: Places,
     mut draining: watch::Receiver<bool>,
 ) {
     loop {
-        let Some(place) = place(&places, &mut draining).await else {
+        let Some(place) = places.take(&mut draining).await else {
             return;
         };
         let accepted = tokio::select! {
@@ -88,18 +135,13 @@ async fn accept_tcp(
             stream.set_nodelay(true)?;
             Ok(Socket::Tcp(stream.into_std()?, rules.clone()))
         });
-        pass_on(socket, place, &lanes).await;
+        pass_on(socket, place, &places, &lanes).await;
     }
 }
 
-async fn accept_unix(
-    listener: UnixListener,
-    lanes: Lanes,
-    places: Arc<Semaphore>,
-    mut draining: watch::Receiver<bool>,
-) {
+async fn accept_unix(listener: UnixListener, lanes: Lanes, places: Places, mut draining: watch::Receiver<bool>) {
     loop {
-        let Some(place) = place(&places, &mut draining).await else {
+        let Some(place) = places.take(&mut draining).await else {
             return;
         };
         let accepted = tokio::select! {
@@ -107,21 +149,13 @@ async fn accept_unix(
             accepted = listener.accept() => accepted,
         };
         let socket = accepted.and_then(|(stream, _)| Ok(Socket::Unix(stream.into_std()?)));
-        pass_on(socket, place, &lanes).await;
+        pass_on(socket, place, &places, &lanes).await;
     }
 }
 
-/// Beyond `max_connections` nobody is accepted: the kernel's backlog holds the next ones.
-async fn place(places: &Arc<Semaphore>, draining: &mut watch::Receiver<bool>) -> Option<OwnedSemaphorePermit> {
-    tokio::select! {
-        _ = draining.wait_for(|draining| *draining) => None,
-        place = places.clone().acquire_owned() => place.ok(),
-    }
-}
-
-async fn pass_on(socket: io::Result<Socket>, place: OwnedSemaphorePermit, lanes: &Lanes) {
+async fn pass_on(socket: io::Result<Socket>, place: OwnedSemaphorePermit, places: &Places, lanes: &Lanes) {
     match socket {
-        Ok(socket) => lanes.deal(Arrival { socket, place }).await,
+        Ok(socket) => lanes.deal(Arrival { socket, place: places.occupied(place) }).await,
         Err(error) => {
             tracing::warn!(%error, "a connection could not be accepted");
             tokio::time::sleep(ACCEPT_PAUSE).await;

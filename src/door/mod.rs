@@ -5,10 +5,13 @@
 
 mod greet;
 pub mod grpc;
+pub mod http;
 mod lanes;
 mod listen;
+mod ready;
 mod settings;
 
 pub use lanes::{LaneThreads, Lanes};
 pub use listen::{Bound, ListenError, listen};
+pub use ready::{Readiness, keep_ready};
 pub use settings::*;

@@ -25,6 +25,7 @@ mod remote;
 pub mod served;
 mod slot;
 mod softhsm;
+mod tally;
 mod trial;
 mod users;
 
@@ -48,6 +49,7 @@ pub use process::WorkerProcess;
 pub use program::{PasswordChange, Program, ProgramError};
 pub use remote::DialError;
 pub use softhsm::{TokenDirectory, usual_softhsm2};
+pub use tally::{End, Tallies, Tally};
 pub use trial::Trial;
 pub use users::{UserError, UserStanding};
 
@@ -126,6 +128,7 @@ pub struct Turn {
 pub struct Host {
     local: Local,
     remote: Remote,
+    tallies: Tallies,
 }
 
 impl Host {
@@ -134,12 +137,17 @@ impl Host {
     /// # Errors
     /// When the directory cannot be made.
     pub fn new(directory: PathBuf, identity: Option<ClientFiles>) -> std::io::Result<Self> {
-        Ok(Self { local: Local::new(directory)?, remote: Remote::new(identity) })
+        Ok(Self { local: Local::new(directory)?, remote: Remote::new(identity), tallies: Tallies::default() })
     }
 
     /// Whether this daemon is somebody to `keyway node`s.
     pub fn has_identity(&self) -> bool {
         self.remote.has_identity()
+    }
+
+    /// What was asked of the HSMs, and what came of it.
+    pub fn tallies(&self) -> &Tallies {
+        &self.tallies
     }
 
     /// Starts the slot's serving worker once its predecessor is gone, and opens its sessions. Nobody is logged in yet.

@@ -23,6 +23,15 @@ impl Keys {
         after: Option<&DriftCursor>,
         limit: u32,
     ) -> Result<Drifts, Error> {
+        self.drifts(cluster, after, limit).await
+    }
+
+    pub(super) async fn drifts(
+        &self,
+        cluster: &ClusterId,
+        after: Option<&DriftCursor>,
+        limit: u32,
+    ) -> Result<Drifts, Error> {
         let hsms = self.nodes_of(cluster)?;
         // One more than asked for tells whether there is a next page.
         let mut found = self.0.records.list_drifts(cluster, &hsms, after, limit + 1).await?;

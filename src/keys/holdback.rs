@@ -18,6 +18,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::model::KeyId;
+use crate::telemetry::Count;
 
 /// After two workers died under it, a request is not let through for this long.
 const AFTER_DEATHS: Duration = Duration::from_secs(60);
@@ -65,11 +66,18 @@ pub(super) struct Holdback {
     all_free: AtomicU64,
     held: RwLock<HashMap<Held, Instant>>,
     floods: Mutex<HashMap<Source, Flood>>,
+    refused: Count,
 }
 
 impl Default for Holdback {
     fn default() -> Self {
-        Self { began: Instant::now(), all_free: AtomicU64::new(0), held: RwLock::default(), floods: Mutex::default() }
+        Self {
+            began: Instant::now(),
+            all_free: AtomicU64::new(0),
+            held: RwLock::default(),
+            floods: Mutex::default(),
+            refused: Count::default(),
+        }
     }
 }
 
@@ -85,7 +93,23 @@ impl Holdback {
         let of_key = held.get(&what).copied();
         what.1 = None;
         let until = of_key.max(held.get(&what).copied()).filter(|until| *until > now);
-        until.map_or(Ok(()), |until| Err(until - now))
+        match until {
+            None => Ok(()),
+            Some(until) => {
+                self.refused.one_more();
+                Err(until - now)
+            }
+        }
+    }
+
+    /// How many requests were held back so far.
+    pub(super) fn refused(&self) -> u64 {
+        self.refused.so_far()
+    }
+
+    /// How many of whatever may be held back are, at the moment.
+    pub(super) fn held(&self, now: Instant) -> usize {
+        self.held.read().unwrap_or_else(PoisonError::into_inner).values().filter(|until| **until > now).count()
     }
 
     /// Two workers died under it.

@@ -27,6 +27,7 @@ pub mod reconcile;
 mod settings;
 mod sync;
 mod tags;
+mod tell;
 pub mod usage;
 mod uses;
 

@@ -21,6 +21,7 @@ mod redeclare;
 mod rotate;
 mod settings;
 mod store;
+mod tell;
 mod update;
 
 use std::collections::BTreeMap;

@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::time::Instant;
 
-use crate::host::{WorkerLink, WorkerProcess};
+use crate::host::{End, Tally, WorkerLink, WorkerProcess};
 use crate::link::v1::{Ping, Pong, Request, Response, request::Verb, response::Outcome};
 use crate::link::{self as frames, Frames, Pace, Patience};
 
@@ -43,6 +43,13 @@ pub struct Load {
     /// Waiting in the daemon.
     pub waiting: u32,
     pub answers_pings: bool,
+}
+
+impl Load {
+    /// How many sessions have a request.
+    pub fn sessions_busy(self) -> u32 {
+        self.in_flight.min(self.sessions)
+    }
 }
 
 /// What a worker may take before it is replaced.
@@ -74,6 +81,7 @@ pub struct Link {
     patience: Patience,
     memory_limit: u64,
     latencies: Latencies,
+    tally: Arc<Tally>,
     process: Arc<WorkerProcess>,
     /// Why the worker is to be replaced, once somebody knows.
     given_up: watch::Sender<Option<GivenUp>>,
@@ -104,7 +112,13 @@ struct Outbound {
 }
 
 impl Link {
-    pub(super) fn start(worker: WorkerLink, login: u64, queue_limit: NonZeroU32, limits: WorkerLimits) -> Arc<Self> {
+    pub(super) fn start(
+        worker: WorkerLink,
+        login: u64,
+        queue_limit: NonZeroU32,
+        limits: WorkerLimits,
+        tally: Arc<Tally>,
+    ) -> Arc<Self> {
         let sessions = worker.opened().sessions.max(1);
         let (stream, process) = worker.into_parts();
         let depth = sessions * DEPTH_PER_SESSION;
@@ -126,6 +140,7 @@ impl Link {
             patience: limits.patience,
             memory_limit: limits.memory,
             latencies: Latencies::default(),
+            tally,
             process,
             given_up: watch::Sender::new(None),
             ended: watch::Sender::new(false),
@@ -154,13 +169,30 @@ impl Link {
 
     /// Waits for a place, hands the request over, and waits for its answer.
     pub(super) async fn call(&self, request: &mut Request, deadline: Instant) -> Result<Outcome, CallError> {
+        let counting = self.tally.begin(request.verb.as_ref());
+        let mut began = None;
+        let called = self.call_in_turn(request, deadline, &mut began).await;
+        if let Some(counting) = counting {
+            counting.ended(end(&called), began);
+        }
+        called
+    }
+
+    async fn call_in_turn(
+        &self,
+        request: &mut Request,
+        deadline: Instant,
+        handed_over: &mut Option<Instant>,
+    ) -> Result<Outcome, CallError> {
         let place = self.place(deadline).await?;
         let began = Instant::now();
         if deadline <= began {
             return Err(CallError::LateBefore);
         }
         let pace = pace(request);
-        let outcome = self.answered(self.hand_over(request, Some(place), deadline)?, deadline).await?;
+        let answer = self.hand_over(request, Some(place), deadline)?;
+        *handed_over = Some(began);
+        let outcome = self.answered(answer, deadline).await?;
         if pace == Pace::Quick {
             let now = Instant::now();
             self.latencies.note(now - began, now);
@@ -171,7 +203,17 @@ impl Link {
     /// As [`Link::call`], without waiting for a place: for looking after the worker, which must get through when every
     /// place is taken. Whoever calls this calls it one at a time.
     pub(super) async fn call_beside(&self, request: &mut Request, deadline: Instant) -> Result<Outcome, CallError> {
-        self.answered(self.hand_over(request, None, deadline)?, deadline).await
+        let counting = self.tally.begin(request.verb.as_ref());
+        let handed_over = self.hand_over(request, None, deadline);
+        let began = handed_over.is_ok().then(Instant::now);
+        let called = match handed_over {
+            Ok(answer) => self.answered(answer, deadline).await,
+            Err(error) => Err(error),
+        };
+        if let Some(counting) = counting {
+            counting.ended(end(&called), began);
+        }
+        called
     }
 
     /// This worker is to be replaced. Nothing is taken back: the first reason stands, unless a better worker was only to be smaller.
@@ -471,6 +513,20 @@ impl<'a> Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+fn end(called: &Result<Outcome, CallError>) -> End {
+    match called {
+        Ok(Outcome::Fault(fault)) | Err(CallError::Fault(fault)) => End::of(fault),
+        Ok(_) => End::Done,
+        Err(CallError::Full) => End::QueueFull,
+        Err(CallError::NotServing) => End::NotServing,
+        Err(CallError::LateBefore) => End::LateInQueue,
+        Err(CallError::LateAfter) => End::Late,
+        Err(CallError::Died) => End::Died,
+        Err(CallError::Cut) => End::Lost,
+        Err(CallError::TooLong) => End::BadInput,
     }
 }
 

@@ -135,6 +135,7 @@ impl Attempt {
         self.stop_point();
         let pin = pin_text(&credential.username, &credential.password);
         let answer = link.log_in(&turn, &pin).await;
+        self.host.tallies().of(&self.spec).login(&answer);
         let Err(error) = answer else {
             self.write_down(Answer::Accepted).await;
             return Ok(link);

@@ -115,6 +115,13 @@ pub struct Status {
     pub login: u64,
 }
 
+impl Status {
+    /// Whether a login may be tried there before an operator allows one.
+    pub fn may_log_in(&self) -> bool {
+        self.login_refusal.is_none()
+    }
+}
+
 /// What a token says of itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TokenFacts {
@@ -226,6 +233,11 @@ impl Node {
     /// What is outstanding here, `None` when nobody is logged in.
     pub fn load(&self) -> Option<Load> {
         self.link().map(|link| link.load())
+    }
+
+    /// How many requests may wait here.
+    pub fn queue_limit(&self) -> u32 {
+        self.queue_limit.get()
     }
 
     /// What recent operations took, as the caller of this room waited for them. `None` without any.

@@ -219,7 +219,7 @@ impl<'a> Life<'a> {
         noted.map_err(|error| End::NotLoggedIn(with_causes(&error)))?;
         let login = node.status.borrow().login + 1;
         let limits = WorkerLimits { patience: spec.patience, memory: spec.memory_limit };
-        let link = Link::start(worker, login, node.queue_limit, limits);
+        let link = Link::start(worker, login, node.queue_limit, limits, common.host.tallies().of(spec));
         node.publish(link.clone());
         tracing::info!(hsm = %spec.hsm, serial = %facts.serial, sessions = facts.sessions, "logged in");
         node.status.send_modify(|status| {
@@ -312,6 +312,7 @@ impl<'a> Life<'a> {
                 // In this order: whoever watches never sees a worker counted out and its node healthy.
                 unreachable(self.node, &reason, self.pause);
                 self.node.status.send_modify(|status| status.worker_restarts += 1);
+                self.common.host.tallies().of(&self.node.spec).worker_is_gone();
                 self.put_off_login();
                 self.give_back_the_turn_in_time();
             }

@@ -67,7 +67,7 @@ pub async fn try_password(
     }
     #[cfg(debug_assertions)]
     crate::seams::stop_point("check-begun");
-    Ok(answered(records, &turn, spec, trial, password).await)
+    Ok(answered(host, records, &turn, spec, trial, password).await)
 }
 
 /// Who else may be at work on the user's token.
@@ -103,7 +103,9 @@ pub async fn try_user(
         Ok(trial) => trial,
         Err(tried) => return Ok(tried),
     };
-    Ok(match trial.log_in(&turn, pin).await {
+    let answer = trial.log_in(&turn, pin).await;
+    host.tallies().of(spec).login(&answer);
+    Ok(match answer {
         Ok(()) => Tried::Accepted,
         Err(error) => verdict(&error),
     })
@@ -128,8 +130,16 @@ async fn as_before(
     Ok(Ok(trial))
 }
 
-async fn answered(records: &Records, turn: &Turn, spec: &WorkerSpec, trial: Trial, password: &Password) -> Tried {
+async fn answered(
+    host: &Host,
+    records: &Records,
+    turn: &Turn,
+    spec: &WorkerSpec,
+    trial: Trial,
+    password: &Password,
+) -> Tried {
     let answer = trial.log_in(turn, &pin_text(&spec.username, password)).await;
+    host.tallies().of(spec).login(&answer);
     let tried = match answer {
         Ok(()) => Tried::Accepted,
         Err(error) => verdict(&error),

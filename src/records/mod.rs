@@ -28,6 +28,7 @@ mod presences;
 mod replicas;
 mod row;
 mod tags;
+mod tell;
 mod updates;
 mod user_logins;
 mod uses;
@@ -63,6 +64,8 @@ pub use updates::{KeyStoreUpdate, UpdatedKeyStore};
 pub use user_logins::{AddedLogin, UserLoginRecord};
 pub use uses::Reserved;
 
+use tell::Writing;
+
 /// The records of one daemon. Cheap to clone; its directory stays locked while one is alive.
 #[derive(Debug, Clone)]
 pub struct Records(Arc<Inner>);
@@ -73,5 +76,7 @@ struct Inner {
     write: SqlitePool,
     read: SqlitePool,
     sealer: Sealer,
+    /// What changes took, from when each had the writer until it gave it back.
+    writing: Arc<Writing>,
     _lock: std::fs::File,
 }

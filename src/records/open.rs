@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::model::{Sealer, SealingKey};
 
-use super::{Inner, OpenError, Records};
+use super::{Inner, OpenError, Records, Writing};
 
 const KEY_BYTES: usize = 32;
 const READERS: u32 = 4;
@@ -37,11 +37,12 @@ impl Records {
     /// Opens the records, or makes them.
     pub async fn open(settings: &Settings) -> Result<Self, OpenError> {
         let lock = lock(&settings.database).await?;
-        let write = pool(settings, 1).await?;
+        let writing = Arc::new(Writing::default());
+        let write = pool(settings, measured(SqlitePoolOptions::new().max_connections(1), &writing)).await?;
         migrations().run(&write).await.map_err(|error| unmigrated(settings, error))?;
         let sealer = sealer(&settings.sealing_key, &write).await?;
-        let read = pool(settings, READERS).await?;
-        Ok(Self(Arc::new(Inner { write, read, sealer, _lock: lock })))
+        let read = pool(settings, SqlitePoolOptions::new().max_connections(READERS)).await?;
+        Ok(Self(Arc::new(Inner { write, read, sealer, writing, _lock: lock })))
     }
 }
 
@@ -71,14 +72,27 @@ async fn lock(database: &Path) -> Result<File, OpenError> {
     Ok(lock)
 }
 
-async fn pool(settings: &Settings, connections: u32) -> Result<SqlitePool, sqlx::Error> {
+/// Notes how long each has the one writer.
+fn measured(pool: SqlitePoolOptions, writing: &Arc<Writing>) -> SqlitePoolOptions {
+    let (taken, given_back) = (writing.clone(), writing.clone());
+    pool.before_acquire(move |_, _| {
+        taken.begins();
+        Box::pin(async { Ok(true) })
+    })
+    .after_release(move |_, _| {
+        given_back.ends();
+        Box::pin(async { Ok(true) })
+    })
+}
+
+async fn pool(settings: &Settings, pool: SqlitePoolOptions) -> Result<SqlitePool, sqlx::Error> {
     let options = SqliteConnectOptions::new()
         .filename(&settings.database)
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
         .busy_timeout(BUSY);
-    SqlitePoolOptions::new().max_connections(connections).connect_with(options).await
+    pool.connect_with(options).await
 }
 
 /// Every schema change there was, in order. They only ever widen.

@@ -103,14 +103,14 @@ fn dev_data_is_removed_by_reset_and_a_strangers_directory_is_not() {
     std::fs::create_dir(&stranger).unwrap();
     std::fs::write(stranger.join("thesis.txt"), b"three years of work").unwrap();
     let refused = Command::new(env!("CARGO_BIN_EXE_keyway"))
-        .args(["dev", "--reset", "--grpc-addr", "off", "--data-dir"])
+        .args(["dev", "--reset", "--grpc-addr", "off", "--http-addr", "off", "--data-dir"])
         .arg(&stranger)
         .output()
         .unwrap();
     assert_eq!(refused.status.code(), Some(2));
     assert!(stranger.join("thesis.txt").exists());
     let other_shape = Command::new(env!("CARGO_BIN_EXE_keyway"))
-        .args(["dev", "--nodes", "3", "--grpc-addr", "off", "--data-dir"])
+        .args(["dev", "--nodes", "3", "--grpc-addr", "off", "--http-addr", "off", "--data-dir"])
         .arg(rig.data_dir())
         .output()
         .unwrap();

@@ -44,7 +44,9 @@ async fn a_first_start_that_was_killed_is_finished_by_the_next() {
         seams.stop_at(point);
         let start = || {
             let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_keyway"));
-            command.args(["dev", "--grpc-addr", "off", "--nodes", "2", "--zones", "2", "--data-dir"]).arg(home.path());
+            command
+                .args(["dev", "--grpc-addr", "off", "--http-addr", "off", "--nodes", "2", "--zones", "2", "--data-dir"])
+                .arg(home.path());
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
         };
         let mut daemon = start();
@@ -72,7 +74,11 @@ fn a_data_directory_of_a_former_release_is_refused_with_the_way_out() {
     let former = r#"{ "cluster_id": "cluster-2abcdefghij", "nodes": 3, "zones": 3 }"#;
     std::fs::write(home.path().join("dev.json"), former).unwrap();
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_keyway"));
-    let refused = command.args(["dev", "--grpc-addr", "off", "--data-dir"]).arg(home.path()).output().unwrap();
+    let refused = command
+        .args(["dev", "--grpc-addr", "off", "--http-addr", "off", "--data-dir"])
+        .arg(home.path())
+        .output()
+        .unwrap();
     let said = String::from_utf8(refused.stderr).unwrap();
     assert!(refused.status.code() == Some(2) && said.contains("former release") && said.contains("--reset"), "{said}");
     assert!(home.path().join("dev.json").exists());

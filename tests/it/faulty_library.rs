@@ -369,7 +369,8 @@ fn every_call_fails_when_the_control_file_cannot_be_read() {
 fn dev_refuses_a_library_that_is_not_there() {
     let home = tempfile::tempdir().unwrap();
     let mut dev = Command::new(env!("CARGO_BIN_EXE_keyway"));
-    dev.args(["dev", "--grpc-addr", "off", "--softhsm2", "no/such.so", "--data-dir"]).arg(home.path().join("dev"));
+    dev.args(["dev", "--grpc-addr", "off", "--http-addr", "off", "--softhsm2", "no/such.so", "--data-dir"])
+        .arg(home.path().join("dev"));
     let output = dev.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(2) && said.contains("no/such.so is not a file"), "{said}");

@@ -31,6 +31,7 @@ mod lifecycle;
 mod main_job;
 mod making_clusters;
 mod membership;
+mod operations;
 mod prerequisites;
 mod reflection;
 mod reload;

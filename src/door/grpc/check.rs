@@ -8,7 +8,7 @@ use crate::keystore::prerequisites::{Check, CheckPhase, Finding, Subject, Unmet}
 use crate::model::{ClusterId, Password};
 use crate::proto::v1 as pb;
 
-use super::{Faces, convert, status, tell};
+use super::{Faces, Pages, convert, status};
 
 pub(super) async fn check(
     faces: &Faces,
@@ -22,10 +22,10 @@ pub(super) async fn check(
     let input = CheckInput { trust_anchor, password };
     let checks = faces.0.key_stores.check(permit, cluster, input).await.map_err(status::key_store)?;
     let passed = !checks.iter().any(|check| matches!(check.finding, Finding::Failed(_)));
-    Ok(pb::CheckClusterResponse { passed, checks: checks.iter().map(told).collect() })
+    Ok(pb::CheckClusterResponse { passed, checks: checks.iter().map(|check| told(check, &faces.0.pages)).collect() })
 }
 
-fn told(check: &Check) -> pb::Check {
+fn told(check: &Check, pages: &Pages) -> pb::Check {
     let found = pb::Check {
         name: check.rule.name().to_owned(),
         phase: phase(check.phase).into(),
@@ -42,7 +42,7 @@ fn told(check: &Check) -> pb::Check {
             reason: reason.to_owned(),
             problem: unmet.to_string(),
             remedy: unmet.remedy(),
-            help_url: tell::help_url(reason),
+            help_url: pages.of(reason),
             ..found.clone()
         }
     };

@@ -1,6 +1,8 @@
-//! The last touch on every answer: the request's id, and details on what tonic itself refused.
+//! The last touch on every answer: the request's id, details on what tonic itself refused, a link to what helps, and that
+//! it is counted.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -10,7 +12,8 @@ use tonic::body::Body;
 use tonic_types::StatusExt;
 use tower::{Layer, Service};
 
-use super::{convert, status};
+use super::tally::{Answer, Tally};
+use super::{Pages, convert, status};
 
 /// Accepted from callers and echoed, or made here.
 const REQUEST_ID: &str = "x-request-id";
@@ -19,13 +22,21 @@ const LONGEST_REQUEST_ID: usize = 128;
 #[derive(Clone)]
 pub(super) struct FinishLayer {
     pub(super) max_message_bytes: usize,
+    /// Of the lane's calls.
+    pub(super) tally: Arc<Tally>,
+    pub(super) pages: Pages,
 }
 
 impl<S> Layer<S> for FinishLayer {
     type Service = Finish<S>;
 
     fn layer(&self, inner: S) -> Finish<S> {
-        Finish { inner, max_message_bytes: self.max_message_bytes }
+        Finish {
+            inner,
+            max_message_bytes: self.max_message_bytes,
+            tally: self.tally.clone(),
+            pages: self.pages.clone(),
+        }
     }
 }
 
@@ -33,6 +44,8 @@ impl<S> Layer<S> for FinishLayer {
 pub(super) struct Finish<S> {
     inner: S,
     max_message_bytes: usize,
+    tally: Arc<Tally>,
+    pages: Pages,
 }
 
 impl<S> Service<Request<Body>> for Finish<S>
@@ -49,8 +62,9 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let counted = self.tally.begin(request.uri().path());
         let id = request_id(&request);
-        let max_message_bytes = self.max_message_bytes;
+        let (max_message_bytes, pages) = (self.max_message_bytes, self.pages.clone());
         // tonic's own timeout stands outside of this layer and would answer without details: ours is made before it, and so fires first.
         let deadline = convert::asked_timeout(request.headers());
         let answering = tokio::time::timeout(deadline.unwrap_or(Duration::MAX), self.inner.call(request));
@@ -60,27 +74,35 @@ where
                 Err(_) => status::late().into_http(),
             };
             let refused = response.headers().contains_key("grpc-status");
-            let mut response = if refused { with_details(response, &id, max_message_bytes) } else { response };
+            let (mut response, answer) =
+                if refused { with_details(response, &id, max_message_bytes, &pages) } else { (response, Answer::Done) };
             response.headers_mut().insert(REQUEST_ID, id);
-            Ok(response)
+            Ok(counted.answered(answer, response))
         })
     }
 }
 
 /// A refusal stands in the headers alone, without a body.
-fn with_details(response: Response<Body>, id: &HeaderValue, max_message_bytes: usize) -> Response<Body> {
+fn with_details(
+    response: Response<Body>,
+    id: &HeaderValue,
+    max_message_bytes: usize,
+    pages: &Pages,
+) -> (Response<Body>, Answer) {
     let Some(refused) = Status::from_header_map(response.headers()) else {
-        return response;
+        return (response, Answer::Done);
     };
     if refused.code() == tonic::Code::Ok {
-        return response;
+        return (response, Answer::Done);
     }
     let refused = if refused.details().is_empty() { status::complete(&refused, max_message_bytes) } else { refused };
     let mut details = refused.get_error_details();
     details.set_request_info(id.to_str().unwrap_or_default(), "");
+    pages.put_on(&mut details);
+    let reason = details.error_info().map(|info| info.reason.clone()).unwrap_or_default();
     let mut finished = Status::with_error_details(refused.code(), refused.message(), details);
     *finished.metadata_mut() = refused.metadata().clone();
-    finished.into_http()
+    (finished.into_http(), Answer::Refused { code: refused.code(), reason })
 }
 
 fn request_id(request: &Request<Body>) -> HeaderValue {

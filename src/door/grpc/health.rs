@@ -1,6 +1,6 @@
 //! `grpc.health.v1`: the daemon, each service, and each key store.
 //!
-//! `""` and the services are SERVING while calls are accepted, even with every HSM down;
+//! `""` and the services are SERVING while the daemon is [ready](crate::door::ready), even with every HSM down;
 //! `key-store/<id>` is SERVING when the store is CONNECTED and at least one of its nodes can be used. All are NOT_SERVING
 //! while the daemon drains.
 
@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use crate::door::ready::Readiness;
 use crate::keystore::lifecycle::Event;
 use crate::keystore::{KeyStores, Store};
 use crate::model::KeyStoreId;
@@ -29,10 +30,7 @@ const SERVICES: [&str; 7] = [
 ];
 
 /// Keeps the health service's answers true until the daemon drains, and then says NOT_SERVING.
-pub async fn report(reporter: HealthReporter, key_stores: KeyStores, mut draining: watch::Receiver<bool>) {
-    for service in SERVICES {
-        reporter.set_service_status(service, ServingStatus::Serving).await;
-    }
+pub async fn report(reporter: HealthReporter, key_stores: KeyStores, readiness: watch::Receiver<Readiness>) {
     let mut follower = reporter.clone();
     let follow = async {
         let mut known = BTreeMap::new();
@@ -44,13 +42,24 @@ pub async fn report(reporter: HealthReporter, key_stores: KeyStores, mut drainin
     };
     tokio::select! {
         () = follow => {}
-        _ = draining.wait_for(|draining| *draining) => {}
-    }
-    for service in SERVICES {
-        reporter.set_service_status(service, ServingStatus::NotServing).await;
+        () = report_services(&reporter, readiness) => {}
     }
     for store in key_stores.list() {
         reporter.set_service_status(named(&store.id()), ServingStatus::NotServing).await;
+    }
+}
+
+/// Until the daemon drains.
+async fn report_services(reporter: &HealthReporter, mut readiness: watch::Receiver<Readiness>) {
+    loop {
+        let now = *readiness.borrow_and_update();
+        let status = if now.is_ready() { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for service in SERVICES {
+            reporter.set_service_status(service, status).await;
+        }
+        if now == Readiness::Draining || readiness.changed().await.is_err() {
+            return;
+        }
     }
 }
 

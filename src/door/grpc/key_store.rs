@@ -28,7 +28,7 @@ impl Service {
     async fn told(&self, store: &Store) -> Result<pb::KeyStore, Status> {
         let keys = self.0.0.keys.count(&store.id()).await.map_err(status::key)?;
         let connection = store.nodes().borrow().clone();
-        Ok(tell::key_store(&store.record(), connection.as_deref(), keys))
+        Ok(tell::key_store(&store.record(), connection.as_deref(), keys, &self.0.0.pages))
     }
 }
 

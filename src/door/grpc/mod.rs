@@ -15,8 +15,10 @@ mod health;
 mod key;
 mod key_store;
 mod making;
+mod pages;
 mod server;
 mod status;
+mod tally;
 mod tell;
 mod topology;
 
@@ -35,11 +37,14 @@ use crate::keys::Keys;
 use crate::keystore::KeyStores;
 use crate::making::MadeClusters;
 use crate::proto::{self, v1 as pb};
+use crate::telemetry::Page;
 use crate::users::Users;
 
 use super::greet::Io;
 
 pub use health::report as report_health;
+pub use pages::Pages;
+pub(super) use tally::Tally;
 
 /// A call without a deadline gets this long.
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
@@ -69,6 +74,8 @@ pub struct Foundation {
     pub max_message_bytes: usize,
     pub mode: Mode,
     pub key_store_quota: u32,
+    /// Where callers find what errors mean.
+    pub pages: Pages,
 }
 
 /// Whether this daemon is somebody's desk.
@@ -81,6 +88,17 @@ pub enum Mode {
 impl Faces {
     pub fn new(foundation: Foundation) -> Self {
         Self(Arc::new(foundation))
+    }
+
+    pub(super) fn key_stores(&self) -> &KeyStores {
+        &self.0.key_stores
+    }
+
+    /// Puts key stores, clusters, HSMs and keys on the page.
+    pub(super) async fn tell(&self, page: &mut Page) {
+        self.0.key_stores.tell(page);
+        let clusters = topology::tell(self, page);
+        self.0.keys.tell(page, &clusters).await;
     }
 
     /// Who is calling and may they: the proof, or the status to answer with.
@@ -104,6 +122,7 @@ fn deadline<T>(request: &tonic::Request<T>) -> Instant {
 /// Serves one lane's connections until `drained`, then what is still in flight.
 pub(super) async fn serve(
     faces: Faces,
+    tally: Arc<Tally>,
     incoming: ReceiverStream<std::io::Result<Io>>,
     drained: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
@@ -119,7 +138,7 @@ pub(super) async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
         .http2_keepalive_timeout(Some(KEEPALIVE_PATIENCE))
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
-        .layer(finish::FinishLayer { max_message_bytes: limit })
+        .layer(finish::FinishLayer { max_message_bytes: limit, tally, pages: faces.0.pages.clone() })
         .add_service(
             pb::key_store_service_server::KeyStoreServiceServer::new(key_store::Service(faces.clone()))
                 .max_decoding_message_size(limit),

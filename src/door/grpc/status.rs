@@ -1,7 +1,8 @@
 //! Errors become gRPC statuses here and nowhere else.
 //!
 //! Each has a code, a sentence a person can act on, and details: `ErrorInfo` with a reason that
-//! does not change, `BadRequest` for a field that is wrong, `RetryInfo` where a retry helps, a link to help.
+//! does not change, `BadRequest` for a field that is wrong, `RetryInfo` where a retry helps. A link to help comes last
+//! (`finish`).
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use crate::model::{HsmId, ShownState, Username};
 use crate::records::Unavailable;
 use crate::users::{self, Unproved};
 
-use super::tell;
+use super::tally::Answer;
 
 const DOMAIN: &str = "keyway";
 /// How soon a caller who met a full queue or an absent node may come back.
@@ -71,7 +72,6 @@ impl Refusal {
         if let Some(retry) = self.retry {
             details.set_retry_info(Some(retry));
         }
-        details.add_help_link(format!("What {} means and what to do", self.reason), tell::help_url(self.reason));
         let mut status = Status::with_error_details(self.code, self.message, details);
         if let Some(retry) = self.retry {
             let pushback = retry.as_millis().to_string();
@@ -117,6 +117,23 @@ pub(super) fn draining() -> Status {
 /// The caller stopped waiting before anything else could be said.
 pub(super) fn late() -> Status {
     Refusal::new(Code::DeadlineExceeded, "DEADLINE", "the deadline passed").status()
+}
+
+/// How a call is counted whose caller left before it was answered.
+pub(super) fn caller_left() -> Answer {
+    Answer::Refused { code: Code::Cancelled, reason: "CANCELLED".to_owned() }
+}
+
+/// A code's name as the protocol spells it.
+pub(super) fn name(code: Code) -> String {
+    let mut name = String::new();
+    for letter in format!("{code:?}").chars() {
+        if letter.is_ascii_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.push(letter.to_ascii_uppercase());
+    }
+    name
 }
 
 /// What tonic itself refused carries no details; these give it the same form as everything else.
@@ -529,6 +546,12 @@ fn way_out(state: crate::model::ConnectionState) -> &'static str {
 mod tests {
     use super::*;
     use crate::keystore::prerequisites::{CheckPhase, Unmet};
+
+    #[test]
+    fn a_code_is_named_as_the_protocol_spells_it() {
+        let named = [Code::Ok, Code::InvalidArgument, Code::Unauthenticated].map(name);
+        assert_eq!(named.join(" "), "OK INVALID_ARGUMENT UNAUTHENTICATED");
+    }
 
     /// The variables of the sentence are in the metadata, and the sentence ends with what to do.
     #[test]

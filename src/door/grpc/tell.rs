@@ -10,9 +10,14 @@ use crate::node::{Health, LoginRefusal, Reach, Status};
 use crate::proto::v1 as pb;
 use crate::records::{AliasRecord, ConnectionFault, KeyStoreRecord, PresenceRecord, Proof};
 
-use super::topology;
+use super::{Pages, topology};
 
-pub(super) fn key_store(record: &KeyStoreRecord, connection: Option<&Connection>, keys: u64) -> pb::KeyStore {
+pub(super) fn key_store(
+    record: &KeyStoreRecord,
+    connection: Option<&Connection>,
+    keys: u64,
+    pages: &Pages,
+) -> pb::KeyStore {
     let failed = (record.state == ConnectionState::Failed).then_some(record.last_error.as_ref()).flatten();
     pb::KeyStore {
         key_store_id: record.id.to_string(),
@@ -27,18 +32,18 @@ pub(super) fn key_store(record: &KeyStoreRecord, connection: Option<&Connection>
         nodes: connection.map(node_connections).unwrap_or_default(),
         state_change_time: time(record.state_changed),
         connect_attempt: i32::try_from(record.connect_attempt).unwrap_or(i32::MAX),
-        last_connection_error: record.last_error.as_ref().map(connection_error),
+        last_connection_error: record.last_error.as_ref().map(|fault| connection_error(fault, pages)),
         key_count: i32::try_from(keys).unwrap_or(i32::MAX),
         password_rotate_time: record.password_rotated.and_then(time),
     }
 }
 
-fn connection_error(fault: &ConnectionFault) -> pb::ConnectionError {
+fn connection_error(fault: &ConnectionFault, pages: &Pages) -> pb::ConnectionError {
     pb::ConnectionError {
         code: connection_error_code(fault.code).into(),
         message: fault.message.clone(),
         remedy: fault.code.remedy().to_owned(),
-        help_url: help_url(fault.code.as_str()),
+        help_url: pages.of(fault.code.as_str()),
         hsm_id: fault.hsm.as_ref().map(ToString::to_string).unwrap_or_default(),
         time: time(fault.time),
     }
@@ -57,13 +62,13 @@ fn node_connections(connection: &Connection) -> Vec<pb::NodeConnection> {
                 availability_zone: member.node.zone.to_string(),
                 health: health(status.health).into(),
                 sessions_open: count(sessions),
-                sessions_busy: load.map_or(0, |load| count(load.in_flight.min(load.sessions))),
+                sessions_busy: load.map_or(0, |load| count(load.sessions_busy())),
                 last_error: status.last_error.as_ref().map(|(error, _)| error.clone()).unwrap_or_default(),
                 last_error_time: status.last_error.as_ref().and_then(|(_, at)| time(*at)),
                 sessions_limit: count(member.node.spec.sessions),
                 requests_waiting: load.map_or(0, |load| count(load.waiting)),
                 health_change_time: time(status.since),
-                login_attempts_left: i32::from(status.login_refusal.is_none()),
+                login_attempts_left: i32::from(status.may_log_in()),
                 password_version: password_in_force(&status).map_or(0, |version| count(version.0)),
                 keys_missing: i32::try_from(member.keys_missing()).unwrap_or(i32::MAX),
                 worker_restarts: count(status.worker_restarts),
@@ -323,11 +328,6 @@ const fn connection_error_code(code: ConnectionErrorCode) -> pb::ConnectionError
 
 fn count(number: u32) -> i32 {
     i32::try_from(number).unwrap_or(i32::MAX)
-}
-
-/// Where a reason, or a connection error code, is explained.
-pub(super) fn help_url(reason: &str) -> String {
-    format!("docs/errors.md#{reason}")
 }
 
 pub(super) fn time(time: SystemTime) -> Option<prost_types::Timestamp> {

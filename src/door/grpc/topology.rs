@@ -6,6 +6,7 @@ use crate::keystore::prerequisites;
 use crate::model::{ClusterId, ClusterState, HsmId, HsmState, SubnetId};
 use crate::node::Health;
 use crate::proto::v1 as pb;
+use crate::telemetry::{Page, catalogue};
 
 use super::{Faces, tell};
 
@@ -54,6 +55,51 @@ pub(super) fn cluster(faces: &Faces, id: &ClusterId, settings: &clusters::Settin
             None => String::new(),
         },
     }
+}
+
+/// Puts the HSMs' health on the page, as it is told to callers. The clusters that there are.
+pub(super) fn tell(faces: &Faces, page: &mut Page) -> Vec<ClusterId> {
+    let states = HEALTH.map(health_name);
+    let mut clusters = Vec::new();
+    for (id, settings) in faces.0.clusters.all().iter() {
+        for hsm in cluster(faces, id, settings).hsms {
+            let labels = [id.as_str(), &hsm.hsm_id];
+            page.state(
+                &catalogue::HSM_HEALTH,
+                |state| [id.as_str(), &hsm.hsm_id, &hsm.availability_zone, state].map(str::to_owned),
+                &states,
+                health_name(hsm.health()),
+            );
+            if let Some(proof) = hsm.last_proof_time {
+                page.level(&catalogue::HSM_LAST_PROOF, labels, proof.seconds as f64 + f64::from(proof.nanos) / 1e9);
+            }
+        }
+        let store = faces.0.key_stores.on_cluster(id);
+        let connection = store.and_then(|store| store.nodes().borrow().clone());
+        for member in connection.iter().flat_map(|connection| connection.members().to_vec()) {
+            let left = f64::from(u8::from(member.node.status().borrow().may_log_in()));
+            page.level(&catalogue::HSM_LOGIN_ATTEMPTS_LEFT, [id.as_str(), member.node.hsm().as_str()], left);
+        }
+        clusters.push(id.clone());
+    }
+    clusters
+}
+
+/// Every health that there is.
+const HEALTH: [pb::HsmHealth; 8] = [
+    pb::HsmHealth::Healthy,
+    pb::HsmHealth::Syncing,
+    pb::HsmHealth::Slow,
+    pb::HsmHealth::NotProbed,
+    pb::HsmHealth::Drained,
+    pb::HsmHealth::Unreachable,
+    pb::HsmHealth::LoginRefused,
+    pb::HsmHealth::WrongIdentity,
+];
+
+/// Without what every name of the enum begins with.
+fn health_name(health: pb::HsmHealth) -> &'static str {
+    health.as_str_name().splitn(3, '_').last().unwrap_or_default()
 }
 
 /// One HSM as it is now; `None` when it is neither declared nor logged in to.

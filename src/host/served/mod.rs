@@ -21,6 +21,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::link::Patience;
 use crate::model::{ClusterId, HsmId, Username};
+use crate::telemetry::{Page, catalogue};
 use crate::tls::{self, Acceptor, TlsError};
 
 use super::carry::SILENCE;
@@ -63,9 +64,23 @@ pub struct Served {
     pub identity: SocketAddr,
     pub administration: SocketAddr,
     tls: Acceptor,
-    /// One permit for each link.
+    links: Links,
+}
+
+/// The session links that there may be. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Links {
+    /// One permit for each.
     places: Arc<Semaphore>,
     most: u32,
+}
+
+impl Links {
+    pub fn tell(&self, page: &mut Page) {
+        let free = u32::try_from(self.places.available_permits()).unwrap_or(u32::MAX);
+        page.level(&catalogue::NODE_LINKS, [], self.most.saturating_sub(free).into());
+        page.level(&catalogue::NODE_LINKS_LIMIT, [], self.most.into());
+    }
 }
 
 /// What the ports have in common.
@@ -156,7 +171,8 @@ pub async fn serve(settings: Settings, draining: watch::Receiver<bool>) -> Resul
     services::serve_identity(greeted(listener, services.clone(), house.clone()), house.clone());
     let (listener, administration) = bind(&house, house.settings.ports.administration).await?;
     services::serve_administration(greeted(listener, services, house.clone()), house);
-    Ok(Served { sessions, identity, administration, tls: links, places, most })
+    let links_open = Links { places, most };
+    Ok(Served { sessions, identity, administration, tls: links, links: links_open })
 }
 
 impl Served {
@@ -168,9 +184,13 @@ impl Served {
         self.tls.read_again()
     }
 
+    pub fn links(&self) -> &Links {
+        &self.links
+    }
+
     /// Waits until the last link has ended, at most `limit`.
     pub async fn links_ended(&self, limit: Duration) {
-        let _ = tokio::time::timeout(limit, self.places.acquire_many(self.most)).await;
+        let _ = tokio::time::timeout(limit, self.links.places.acquire_many(self.links.most)).await;
     }
 }
 

@@ -16,6 +16,7 @@ mod refusal;
 mod remote;
 mod seams;
 mod served;
+mod web;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -44,6 +45,7 @@ use remote::Made;
 pub use remote::{HostOfOne, Hosts, bound_ports};
 pub use seams::Seams;
 pub use served::{Served, bound_address, refused_configuration, with_line};
+pub use web::Web;
 
 /// How long anything here is waited for. Only a test that fails waits so long.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -127,6 +129,12 @@ impl Rig {
         url.trim_start_matches("http://").to_owned()
     }
 
+    /// The operations listener.
+    pub fn web(&self) -> Web {
+        let url = self.announced["endpoints"]["http"].as_str().expect("announced");
+        Web(url.trim_start_matches("http://").to_owned())
+    }
+
     pub fn trust_anchor(&self) -> String {
         std::fs::read_to_string(self.path("customerCA.crt")).expect("dev wrote it")
     }
@@ -206,7 +214,7 @@ impl Rig {
         let _ = std::fs::remove_file(self.path("cluster.json"));
         let log = std::fs::File::create(self.home.path().join("daemon.log")).expect("our directory");
         let mut command = Command::new(env!("CARGO_BIN_EXE_keyway"));
-        command.args(["dev", "--grpc-addr", "127.0.0.1:0"]);
+        command.args(["dev", "--grpc-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0"]);
         if self.faulty {
             command.arg("--softhsm2").arg(self.module());
         }

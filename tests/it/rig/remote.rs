@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::engine::{Container, DISK, Disk, Zone, engine};
 use super::pki::{Authority, Identity, issue_under};
 use super::proxy::{Proxy, Weather};
-use super::wait;
+use super::{Web, served, wait};
 
 /// The name on the daemon's certificate.
 const DAEMON: &str = "keyway-daemon";
@@ -270,6 +270,12 @@ profile = "softhsm2"
         });
         self.bound = bound;
         self.lead_to_it();
+    }
+
+    /// The operations listener. Only of one whose configuration has it.
+    pub fn web(&self) -> Web {
+        let log = std::fs::read_to_string(self.home.join("node.log")).expect("it was started");
+        Web(served::bound(&log, "http").expect("it serves"))
     }
 
     /// Whether each of its ports is open.

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::pki::{Authority, Identity};
-use super::{Clients, PATIENCE, Rig, wait, wait_async};
+use super::{Clients, PATIENCE, Rig, Web, wait, wait_async};
 
 pub struct Served {
     pub(super) home: PathBuf,
@@ -135,6 +135,11 @@ impl Served {
         &self.address
     }
 
+    /// The operations listener. Only of one whose configuration has it.
+    pub fn web(&self) -> Web {
+        Web(bound(&self.log(), "http").expect("it serves"))
+    }
+
     pub fn data_dir(&self) -> PathBuf {
         self.home.join("data")
     }
@@ -250,10 +255,15 @@ so_pin_file = {so_pin:?}
 
 /// The port that the system chose, as the log tells it once it serves.
 pub fn bound_address(log: &str) -> Option<String> {
+    bound(log, "tcp")
+}
+
+/// The same of another listener.
+pub(super) fn bound(log: &str, listener: &str) -> Option<String> {
     let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let serving = lines.into_iter().find(|line| line["message"] == "serving")?;
-    let tcp = serving["tcp"].as_str().expect("it is told");
-    Some(tcp.trim_start_matches("Some(").trim_end_matches(')').to_owned())
+    let address = serving[listener].as_str().expect("it is told");
+    Some(address.trim_start_matches("Some(").trim_end_matches(')').to_owned())
 }
 
 /// Runs `keyway serve` on a configuration that is not to be served: its exit code, and what it said.
