@@ -26,6 +26,14 @@ const AT_MOST_EVERY: Duration = Duration::from_millis(50);
 /// A canary that takes longer is as slow as can be; that nothing is stuck is the link's care.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// What was heard of a canary.
+#[derive(Debug, Clone, Copy)]
+enum Canary {
+    Took(Duration),
+    /// Nothing, nor anything else of its worker.
+    Silent,
+}
+
 /// Looks after the node until told to stop.
 pub(super) async fn keep_checked(connection: Arc<Connection>, member: Arc<Member>, mut stop: watch::Receiver<bool>) {
     tokio::select! {
@@ -69,10 +77,14 @@ async fn check(connection: &Connection, member: &Member, login: u64) {
             let took = Duration::from_micros(checked.canary_us);
             connection.common.host.tallies().of(&member.node.spec).canary_answered(took);
             // What the canary waited behind says what callers asked for, not how quick the HSM is.
-            note_pace(connection, member, login, took);
+            note_pace(connection, member, login, Canary::Took(took));
         }
         Ok(_) => tracing::error!(hsm = %member.node.hsm(), "a worker's answer is another request's"),
-        Err(CallError::LateAfter) => note_pace(connection, member, login, PATIENCE),
+        // Behind much else it may be late; but a worker that is at something else answers that.
+        Err(CallError::LateAfter) if member.node.silent_for().is_some_and(|silence| silence >= PATIENCE) => {
+            note_pace(connection, member, login, Canary::Silent);
+        }
+        Err(CallError::LateAfter) => note_pace(connection, member, login, Canary::Took(PATIENCE)),
         // The link's end tells everybody.
         Err(
             CallError::Died
@@ -125,24 +137,37 @@ fn heed(member: &Member, login: u64, fault: &v1::Fault) {
 }
 
 /// A node much slower than its siblings is put aside until it is as quick again.
-fn note_pace(connection: &Connection, member: &Member, login: u64, took: Duration) {
+fn note_pace(connection: &Connection, member: &Member, login: u64, canary: Canary) {
     let members = connection.members();
     let others = members.iter().filter(|other| other.node.hsm() != member.node.hsm() && other.is_proved());
     let siblings = pace::of_siblings(others.filter_map(|other| other.lock_checks().pace.typical()).collect());
     let mut checks = member.lock_checks();
+    if std::mem::replace(&mut checks.paced, login) != login {
+        // What a former worker took, or its host that was away, says nothing of this one.
+        checks.pace = pace::Pace::default();
+    }
     let was = checks.pace.is_slow();
-    checks.pace.note(took, siblings);
+    match canary {
+        Canary::Took(took) => checks.pace.note(took, siblings),
+        Canary::Silent => checks.pace.note_silence(PATIENCE, siblings),
+    }
     let is = checks.pace.is_slow();
     drop(checks);
     if was != is {
-        let reason = match (is, siblings) {
-            (true, Some(siblings)) => format!("its canary takes {took:.0?}, the others' {siblings:.0?}"),
-            (true, None) | (false, _) => "as quick as the others again".to_owned(),
+        let reason = match (is, canary, siblings) {
+            (true, Canary::Took(took), Some(siblings)) => {
+                format!("its canary takes {took:.0?}, the others' {siblings:.0?}")
+            }
+            (true, Canary::Silent, _) => format!("nothing was heard of it for {PATIENCE:.0?}"),
+            (true, Canary::Took(_), None) | (false, _, _) => "as quick as the others again".to_owned(),
         };
         tracing::warn!(hsm = %member.node.hsm(), slow = is, reason, "a node's pace changed");
     }
     member.set_slow(is);
-    let reason =
-        if is { "much slower than its siblings; asked when no other can be" } else { "logged in, proved and level" };
+    let reason = match (is, canary) {
+        (true, Canary::Silent) => "nothing is heard of it; asked when no other can be",
+        (true, Canary::Took(_)) => "much slower than its siblings; asked when no other can be",
+        (false, _) => "logged in, proved and level",
+    };
     member.node.pace(login, is, reason);
 }

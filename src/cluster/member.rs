@@ -64,6 +64,8 @@ pub(super) struct Checks {
     /// How often in a row there was no room for the canary.
     pub(super) without_room: u32,
     pub(super) pace: Pace,
+    /// Whose worker's pace it is.
+    pub(super) paced: u64,
 }
 
 #[derive(Debug)]

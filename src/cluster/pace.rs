@@ -44,6 +44,13 @@ impl Pace {
         }
     }
 
+    /// Notes that nothing at all was heard for so long: that counts for as many slow answers as it takes.
+    pub fn note_silence(&mut self, so_long: Duration, siblings: Option<Duration>) {
+        for _ in 0..SLOW_AFTER {
+            self.note(so_long, siblings);
+        }
+    }
+
     pub const fn is_slow(&self) -> bool {
         self.slow
     }
@@ -86,6 +93,16 @@ mod tests {
         assert!(after(&[200, 200, 200, 1, 1, 1, 1, 1]));
         assert!(!after(&[200, 200, 200, 1, 1, 1, 1, 1, 1]));
         assert!(after(&[200, 200, 200, 1, 1, 1, 1, 1, 30]), "neither slow nor quick is not quick");
+    }
+
+    #[test]
+    fn silence_makes_a_node_slow_at_once_unless_it_is_alone() {
+        let mut pace = Pace::default();
+        (0..9).for_each(|_| pace.note(Duration::from_millis(1), SIBLINGS));
+        pace.note_silence(Duration::from_secs(2), None);
+        assert!(!pace.is_slow());
+        pace.note_silence(Duration::from_secs(2), SIBLINGS);
+        assert!(pace.is_slow());
     }
 
     #[test]

@@ -120,6 +120,7 @@ async fn keep(connection: &Connection, member: &Member) {
             member.set_stuck(login, None);
             member.set_proved(login);
             member.node.proved(login);
+            tracing::info!(hsm = %member.node.hsm(), "proved");
             connection.changed();
             tokio::select! {
                 _ = status.wait_for(|status| status.login != login || status.health == Health::Unreachable) => {}
@@ -301,7 +302,11 @@ async fn join(connection: &Connection, member: &Member, kek: &KekRecord) -> Resu
     let (joiner, source) = (&member.node.spec, &source.node.spec);
     tracing::info!(hsm = %joiner.hsm, from = %source.hsm, "giving the node the cluster's key-encryption key");
     let common = &connection.common;
+    let began = Instant::now();
     let joining = ceremony::offer_join(common, joiner).await?;
+    // All else here takes no time beside this: the token's library looks for primes.
+    let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    tracing::info!(hsm = %joiner.hsm, took_ms, "the node has made a key pair to be given it under");
     let sealed = ceremony::seal_kek(common, source, kek, &joining).await?;
     destroy(connection, member, &kek.kek_id).await?;
     Ok(ceremony::accept_kek(common, joiner, kek, joining, sealed).await?)

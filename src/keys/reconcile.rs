@@ -171,9 +171,14 @@ async fn bring_level(
     let login = member.node.status().borrow().login;
     match try_level(keys, connection, member, proof, standing).await {
         // Doubted meanwhile: it is being proved again, and then levelled again.
-        Ok(()) if member.is_doubted() || member.proof() != Some(proof) => false,
+        Ok(()) if member.is_doubted() || member.proof() != Some(proof) => {
+            tracing::debug!(hsm = %member.node.hsm(), "doubted while it was brought level");
+            false
+        }
         Ok(()) => {
-            member.node.level(login);
+            if member.node.level(login) {
+                tracing::info!(hsm = %member.node.hsm(), "level");
+            }
             true
         }
         Err(error) => {

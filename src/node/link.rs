@@ -465,6 +465,11 @@ impl Link {
         asked.max(self.began + Duration::from_millis(self.last_answer_ms.load(Relaxed)))
     }
 
+    /// Since when it has answered nothing at all.
+    pub(super) fn silent_for(&self) -> Duration {
+        self.last_sign(self.began).elapsed()
+    }
+
     fn heed(&self, answer: Result<Outcome, oneshot::error::RecvError>) -> Option<Pong> {
         match answer {
             Ok(Outcome::Pong(pong)) => {

@@ -240,6 +240,11 @@ impl Node {
         self.queue_limit.get()
     }
 
+    /// How long its worker has answered nothing at all. `None` when nobody is logged in.
+    pub fn silent_for(&self) -> Option<Duration> {
+        Some(self.link()?.silent_for())
+    }
+
     /// What recent operations took, as the caller of this room waited for them. `None` without any.
     pub fn latency(&self) -> Option<Latency> {
         self.link()?.latency()
@@ -349,15 +354,15 @@ impl Node {
         });
     }
 
-    /// The room above has brought the token of this login level.
-    pub fn level(&self, login: u64) {
+    /// The room above has brought the token of this login level. Whether that is news.
+    pub fn level(&self, login: u64) -> bool {
         self.status.send_if_modified(|status| {
             let applies = status.login == login && status.health == Health::Syncing;
             if applies {
                 change(status, Health::Healthy, "logged in, proved and level");
             }
             applies
-        });
+        })
     }
 
     /// Says why a node that is logged in is not level yet.

@@ -80,9 +80,7 @@ pub fn plans() -> Vec<Plan> {
         Plan::new("all-down", "Everything is lost")
             .story("All hosts lose their power; then they come back one by one.")
             .promises(&[Promise::Back])
-            .caveat(
-                "With no HSM left calls are refused at once (NO_NODE). One that met two deaths is held back a minute.",
-            )
+            .caveat("With no HSM left calls are refused at once (NO_NODE).")
             .strike("killed", &ALL, |stage, hsm| stage.host(hsm).kill())
             .hold()
             .back("started", &["hsm-1"], |stage, hsm| stage.host(hsm).start())

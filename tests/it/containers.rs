@@ -5,6 +5,7 @@
 mod compose;
 mod daemon;
 mod disk;
+mod joining;
 mod loss;
 mod network;
 mod rigs;
@@ -12,14 +13,31 @@ mod zones;
 
 use std::time::Duration;
 
-use crate::rig::{Clients, Load};
+use crate::rig::{Clients, Load, Rig};
 
 /// What docs/reliability.md promises callers while an HSM of three is lost.
 const DEADLINE: Duration = Duration::from_secs(2);
 /// From one round trip's beginning to the next one's of the same caller.
 const PACE: Duration = Duration::from_millis(50);
+/// So many, who find out what two HSMs do in so long.
+const CALLERS: u8 = 8;
+const MOMENT: Duration = Duration::from_secs(1);
 /// And operators, once its host is back.
 const BACK_WITHIN: Duration = Duration::from_secs(5);
+
+/// Callers who ask for half of what the others do without this HSM, as was just measured, and wait for no answer longer than
+/// is promised. What they miss they make up for.
+async fn callers_at_half(rig: &Rig, clients: &mut Clients, store: &str, key: &str, without: &str) -> Load {
+    clients.drain_hsm(&rig.cluster_id(), store, without).await;
+    let unpaced = Load::start(clients, key, CALLERS);
+    unpaced.more(20).await;
+    let all_they_do = unpaced.rate(MOMENT).await;
+    unpaced.unharmed().await;
+    clients.resume_hsm(&rig.cluster_id(), without, false).await;
+    clients.all_healthy(store).await;
+    let pace = Duration::from_secs_f64(2.0 * f64::from(CALLERS) / all_they_do);
+    Load::in_a_hurry(clients, key, CALLERS, pace, DEADLINE)
+}
 
 /// Callers who ask for much less than two HSMs can do, and wait for no answer longer than is promised.
 fn callers(clients: &Clients, key: &str) -> Load {

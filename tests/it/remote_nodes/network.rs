@@ -7,9 +7,12 @@ use faulty_pkcs11::{Outcome, Rule};
 use rustix::process::Signal;
 use tonic::Code;
 
+use crate::failing::node;
 use crate::rig::{Load, Rig, Weather, pb, reason, wait, wait_async};
 
 const HSMS: [&str; 3] = ["hsm-1", "hsm-2", "hsm-3"];
+/// Two and a half seconds without an answer, and what a busy machine takes to notice.
+const SOON_TOLD: Duration = Duration::from_secs(5);
 /// Ten seconds without a sign, and what a busy machine takes to notice.
 const BOTH_ENDS_KNOW: Duration = Duration::from_secs(15);
 
@@ -113,7 +116,11 @@ async fn a_node_that_is_stopped_in_its_tracks_is_like_a_silent_network() {
     let key = clients.key(&store).await.key_id;
     let load = Load::start(&clients, &key, 4);
     load.more(20).await;
+    let stopped = Instant::now();
     rig.host("hsm-2").signal(Signal::STOP);
+    // Long before its link is given up.
+    clients.watch_until(&store, |store| node(store, "hsm-2").health() != pb::HsmHealth::Healthy).await;
+    assert!(stopped.elapsed() < SOON_TOLD, "{:?}", stopped.elapsed());
     clients.until_health(&store, "hsm-2", pb::HsmHealth::Unreachable).await;
     rig.host("hsm-2").signal(Signal::CONT);
     clients.all_healthy(&store).await;

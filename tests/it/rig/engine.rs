@@ -18,7 +18,8 @@ use bollard::models::{
 };
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, KillContainerOptions, ListContainersOptionsBuilder, ListImagesOptionsBuilder,
-    ListNetworksOptionsBuilder, RemoveContainerOptionsBuilder, RemoveImageOptions, StopContainerOptionsBuilder,
+    ListNetworksOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder, RemoveImageOptions,
+    StopContainerOptionsBuilder,
 };
 use futures_util::TryStreamExt as _;
 use tokio::runtime::{Builder, Runtime};
@@ -279,6 +280,15 @@ impl Container {
             let ended =
                 wait_async(async || docker.inspect_exec(&run).await.map(|run| run.exit_code).transpose()).await?;
             Ok((ended == 0, said.iter().map(LogOutput::to_string).collect()))
+        })
+    }
+
+    /// What was said in it since it was made, on standard error.
+    pub fn log(&self) -> String {
+        let everything = LogsOptionsBuilder::default().stderr(true).build();
+        self.ask(|docker, name| async move {
+            let said: Vec<LogOutput> = docker.logs(&name, Some(everything)).try_collect().await?;
+            Ok(said.iter().map(LogOutput::to_string).collect())
         })
     }
 

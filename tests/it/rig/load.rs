@@ -72,6 +72,14 @@ impl Load {
         wait_async(|| async { (self.done() >= wanted).then_some(()) }).await;
     }
 
+    /// How many are done in a second, as seen for so long.
+    pub async fn rate(&self, moment: Duration) -> f64 {
+        let (begun, before) = (Instant::now(), self.done());
+        tokio::time::sleep(moment).await;
+        let done = u32::try_from(self.done() - before).expect("a moment is short");
+        f64::from(done) / begun.elapsed().as_secs_f64()
+    }
+
     /// Ends the load: what was refused.
     pub async fn refusals(self) -> Vec<Status> {
         self.stop.store(true, Relaxed);

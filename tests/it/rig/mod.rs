@@ -486,12 +486,36 @@ password_rotation = "{rotation}"
         let tokens = self.path(&format!("hsms/{hsm}/kmsuser/tokens"));
         std::fs::remove_dir_all(&tokens).expect("a token");
         std::fs::create_dir(&tokens).expect("our directory");
+        self.make_token(hsm, "12345678");
+    }
+
+    fn make_token(&self, hsm: &str, so_pin: &str) {
         let made = Command::new("pkcs11-tool")
             .env("SOFTHSM2_CONF", self.token_configuration(hsm))
-            .args(["--module", SOFTHSM2, "--init-token", "--label", "kmsuser", "--so-pin", "12345678"])
+            .args(["--module", SOFTHSM2, "--init-token", "--label", "kmsuser", "--so-pin", so_pin])
             .output()
             .expect("opensc is installed by scripts/test");
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    }
+
+    /// One host more, with a new HSM that knows kmsuser's password and nothing else. It runs, and is not declared. Only of a
+    /// rig that is `remote`.
+    pub fn add_host(&mut self, hsm: &str) {
+        let so_pin = "12345678";
+        for made in ["kmsuser/tokens", "users"] {
+            std::fs::create_dir_all(self.path(&format!("hsms/{hsm}/{made}"))).expect("our directory");
+        }
+        let so_pin_file = self.path(&format!("hsms/{hsm}/so-pin"));
+        std::fs::copy(self.path("hsms/hsm-1/so-pin"), &so_pin_file).expect("with its permissions");
+        std::fs::write(so_pin_file, so_pin).expect("our file");
+        let tokens = self.path(&format!("hsms/{hsm}/kmsuser/tokens"));
+        let softhsm2 = format!("directories.tokendir = {}\nobjectstore.backend = file\n", tokens.display());
+        std::fs::write(self.token_configuration(hsm), softhsm2).expect("our directory");
+        self.make_token(hsm, so_pin);
+        self.set_password_as_so(hsm, &self.password());
+        let (dev, cluster, module) = (self.data_dir(), self.cluster_id(), self.module());
+        let token = remote::Token { dev: &dev, cluster: &cluster, module: &module };
+        self.hosts.as_mut().expect("built with .remote()").add(hsm, &token).start();
     }
 
     /// Changes the user's password in a node's token, as another program with the old one could.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use super::engine::{Container, DISK, Disk, Zone, engine};
+use super::engine::{Container, DISK, Disk, Engine, Zone, engine};
 use super::pki::{Authority, Identity, issue_under};
 use super::proxy::{Proxy, Weather};
 use super::{Web, served, wait};
@@ -26,8 +26,9 @@ pub struct Hosts {
     /// Who vouches for daemons.
     pub daemons: Authority,
     pub hosts: Vec<HostOfOne>,
+    made: Made,
     /// Of containers. Outlive these: a network with somebody in it cannot be removed.
-    _zones: Vec<Zone>,
+    zones: Vec<Zone>,
 }
 
 /// What hosts are.
@@ -37,6 +38,17 @@ pub enum Made {
     Containers,
     /// Each with a disk of its own for its token and data, which is small. The tests do not see what is there.
     ContainersWithLittleDisks,
+}
+
+impl Made {
+    /// What a container of these has for a disk.
+    const fn disk(self) -> Option<Disk> {
+        match self {
+            Self::Processes => None,
+            Self::Containers => Some(Disk::Shared),
+            Self::ContainersWithLittleDisks => Some(LITTLE),
+        }
+    }
 }
 
 /// One host, with one HSM.
@@ -85,23 +97,25 @@ impl Hosts {
         std::fs::create_dir_all(home).expect("our directory");
         write_identity(home, "daemon", &shown);
         write_identity(home, "server", &daemons.server());
-        let hosts = (1..=nodes).map(|number| HostOfOne::prepare(home, &format!("hsm-{number}"), token, &daemons));
-        let mut hosts: Vec<_> = hosts.collect();
-        let mut networks = Vec::new();
-        let disk = match made {
-            Made::Processes => None,
-            Made::Containers => Some(Disk::Shared),
-            Made::ContainersWithLittleDisks => Some(LITTLE),
-        };
-        if let Some(disk) = disk {
-            let engine = engine().expect("asked for by who has one");
-            networks.extend((0..zones).map(|_| engine.zone()));
-            for (host, zone) in hosts.iter_mut().zip(networks.iter().cycle()) {
-                let command = host.command_in_a_container(token, disk);
-                host.contain(engine.node(zone, token.dev.parent().expect("ours"), command, disk));
-            }
+        let networks = made.disk().map(|_| (0..zones).map(|_| the_engine().zone()).collect());
+        let mut this =
+            Self { home: home.to_owned(), daemons, hosts: Vec::new(), made, zones: networks.unwrap_or_default() };
+        for number in 1..=nodes {
+            this.add(&format!("hsm-{number}"), token);
         }
-        Self { home: home.to_owned(), daemons, hosts, _zones: networks }
+        this
+    }
+
+    /// One host more, in the zone whose turn it is, for an HSM that dev, or the rig, has made. It does not run yet.
+    pub fn add(&mut self, hsm: &str, token: &Token<'_>) -> &mut HostOfOne {
+        let mut host = HostOfOne::prepare(&self.home, hsm, token, &self.daemons);
+        if let Some(disk) = self.made.disk() {
+            let zone = &self.zones[self.hosts.len() % self.zones.len()];
+            let command = host.command_in_a_container(token, disk);
+            host.contain(the_engine().node(zone, token.dev.parent().expect("ours"), command, disk));
+        }
+        self.hosts.push(host);
+        self.hosts.last_mut().expect("just there")
     }
 
     pub fn start(&mut self) {
@@ -339,7 +353,11 @@ profile = "softhsm2"
         &self.bound
     }
 
+    /// What it said on standard error.
     pub fn log(&self) -> String {
+        if let Some(container) = &self.container {
+            return container.log();
+        }
         std::fs::read_to_string(self.home.join("node.log")).unwrap_or_default()
     }
 
@@ -361,6 +379,10 @@ impl Drop for HostOfOne {
             let _ = node.wait();
         }
     }
+}
+
+fn the_engine() -> &'static Engine {
+    engine().expect("asked for by who has one")
 }
 
 fn write_identity(home: &Path, name: &str, identity: &Identity) {
