@@ -2,11 +2,9 @@
 //!
 //! Connections, nodes and workers come and go; the count of an HSM goes on over all of them, whoever's they are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-
-use tokio::time::Instant;
 
 use crate::link::v1::fault::{Bucket, Kind};
 use crate::link::v1::{Fault, request::Verb};
@@ -192,11 +190,16 @@ impl Tallies {
         all.entry((spec.cluster.clone(), spec.hsm.clone())).or_default().clone()
     }
 
-    /// Puts all of it on the page. What nobody counts for any more, and is not `known`, is forgotten: HSMs come and go.
-    pub fn tell(&self, page: &mut Page, known: impl Fn(&ClusterId, &HsmId) -> bool) {
+    /// Puts all of it on the page. HSMs that are `known` are there from the beginning, with nothing counted, so that a first
+    /// time shows. Others are forgotten once nobody counts for them: HSMs come and go.
+    pub fn tell(&self, page: &mut Page, known: impl IntoIterator<Item = (ClusterId, HsmId)>) {
+        let known: BTreeSet<_> = known.into_iter().collect();
         let all = {
             let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            all.retain(|(cluster, hsm), tally| Arc::strong_count(tally) > 1 || known(cluster, hsm));
+            all.retain(|hsm, tally| Arc::strong_count(tally) > 1 || known.contains(hsm));
+            for hsm in known {
+                all.entry(hsm).or_default();
+            }
             all.clone()
         };
         for ((cluster, hsm), tally) in &all {
@@ -258,11 +261,11 @@ pub struct Counting<'a> {
 }
 
 impl Counting<'_> {
-    /// How it ended. `began`: when it was handed over, if it was.
-    pub fn ended(mut self, end: End, began: Option<Instant>) {
+    /// How it ended, and how long it was with the worker, if it was.
+    pub fn ended(mut self, end: End, took: Option<Duration>) {
         self.end = end;
-        if let Some(began) = began {
-            self.tally.took.note(began.elapsed());
+        if let Some(took) = took {
+            self.tally.took.note(took);
         }
     }
 }
@@ -286,12 +289,12 @@ mod tests {
         assert!(LoginEnd::ALL.iter().enumerate().all(|(place, (end, _))| *end as usize == place));
     }
 
-    #[tokio::test]
-    async fn a_request_is_counted_once_by_its_end_or_as_abandoned() {
+    #[test]
+    fn a_request_is_counted_once_by_its_end_or_as_abandoned() {
         let tally = Tally::default();
         let verb = Verb::Encrypt(Default::default());
         drop(tally.begin(Some(&verb)));
-        tally.begin(Some(&verb)).unwrap().ended(End::Done, Some(Instant::now()));
+        tally.begin(Some(&verb)).unwrap().ended(End::Done, Some(Duration::ZERO));
         tally.begin(Some(&verb)).unwrap().ended(End::QueueFull, None);
         assert!(tally.begin(Some(&Verb::Ping(Default::default()))).is_none());
         let counted = &tally.operations[Operation::Encrypt as usize];
@@ -302,16 +305,20 @@ mod tests {
     }
 
     #[test]
-    fn an_hsm_that_nobody_knows_any_more_is_forgotten_and_one_at_work_is_not() {
+    fn an_hsm_is_told_of_while_it_is_known_or_somebody_counts_for_it() {
         let (tallies, spec) = (Tallies::default(), example::slot(&example::token()));
-        let at_work = tallies.of(&spec);
         let told = |known: bool| {
             let mut page = Page::default();
-            tallies.tell(&mut page, |_, _| known);
-            page.written(Form::Prometheus).contains(spec.hsm.as_str())
+            tallies.tell(&mut page, known.then(|| (spec.cluster.clone(), spec.hsm.clone())));
+            page.written(Form::Prometheus)
         };
-        assert!(told(false), "somebody counts for it");
+        assert!(told(true).contains("outcome=\"refused\"} 0\n"), "a first time is to show as one");
+        tallies.of(&spec).login(&Err(OpeningError::NoToken));
+        assert!(told(true).contains("outcome=\"failed\"} 1\n"));
+        let at_work = tallies.of(&spec);
+        assert!(told(false).contains("outcome=\"failed\"} 1\n"), "somebody counts for it");
         drop(at_work);
-        assert!(told(true) && !told(false) && !told(true));
+        assert_eq!(told(false), "");
+        assert!(told(true).contains("outcome=\"failed\"} 0\n"), "it was forgotten");
     }
 }

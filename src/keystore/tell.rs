@@ -24,9 +24,9 @@ impl KeyStores {
         connections.iter().for_each(|connection| tell_sessions(connection, page));
         let users = connections.iter().filter(|connection| !is_of_a_key_store(connection)).count();
         page.level(&catalogue::CRYPTO_USERS, [], users as f64);
-        let declared =
-            |cluster: &_, hsm: &_| self.0.clusters.get(cluster).is_some_and(|cluster| cluster.nodes.contains_key(hsm));
-        self.0.host.tallies().tell(page, declared);
+        let clusters = self.0.clusters.all();
+        let hsms = clusters.iter().flat_map(|(id, cluster)| cluster.nodes.keys().map(|hsm| (id.clone(), hsm.clone())));
+        self.0.host.tallies().tell(page, hsms);
     }
 }
 

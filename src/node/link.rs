@@ -170,19 +170,20 @@ impl Link {
     /// Waits for a place, hands the request over, and waits for its answer.
     pub(super) async fn call(&self, request: &mut Request, deadline: Instant) -> Result<Outcome, CallError> {
         let counting = self.tally.begin(request.verb.as_ref());
-        let mut began = None;
-        let called = self.call_in_turn(request, deadline, &mut began).await;
+        let mut took = None;
+        let called = self.call_in_turn(request, deadline, &mut took).await;
         if let Some(counting) = counting {
-            counting.ended(end(&called), began);
+            counting.ended(end(&called), took);
         }
         called
     }
 
+    /// `took`: how long it was with the worker, if it came so far. The clock is looked at twice, whoever wants to know.
     async fn call_in_turn(
         &self,
         request: &mut Request,
         deadline: Instant,
-        handed_over: &mut Option<Instant>,
+        took: &mut Option<Duration>,
     ) -> Result<Outcome, CallError> {
         let place = self.place(deadline).await?;
         let began = Instant::now();
@@ -191,13 +192,13 @@ impl Link {
         }
         let pace = pace(request);
         let answer = self.hand_over(request, Some(place), deadline)?;
-        *handed_over = Some(began);
-        let outcome = self.answered(answer, deadline).await?;
-        if pace == Pace::Quick {
-            let now = Instant::now();
+        let called = self.answered(answer, deadline).await;
+        let now = Instant::now();
+        *took = Some(now - began);
+        if pace == Pace::Quick && called.is_ok() {
             self.latencies.note(now - began, now);
         }
-        Ok(outcome)
+        called
     }
 
     /// As [`Link::call`], without waiting for a place: for looking after the worker, which must get through when every
@@ -211,7 +212,7 @@ impl Link {
             Err(error) => Err(error),
         };
         if let Some(counting) = counting {
-            counting.ended(end(&called), began);
+            counting.ended(end(&called), began.map(|began| began.elapsed()));
         }
         called
     }

@@ -183,8 +183,8 @@ mod tests {
         assert!(text.contains("# HELP calls_total Calls.\n# TYPE calls_total counter\n"), "{text}");
         assert!(text.contains("calls_total{by=\"one\",end=\"a\\\"b\\\\\\n\"} 5\n"), "{text}");
         assert!(text.contains("\ndepth 1.5\n"), "{text}");
-        assert!(text.contains("took_seconds_bucket{le=\"0.0025\",by=\"two\"} 0\n"), "{text}");
-        assert!(text.contains("took_seconds_bucket{le=\"0.005\",by=\"two\"} 2\n"), "{text}");
+        assert!(text.contains("took_seconds_bucket{by=\"two\",le=\"0.0025\"} 0\n"), "{text}");
+        assert!(text.contains("took_seconds_bucket{by=\"two\",le=\"0.005\"} 2\n"), "{text}");
         assert!(
             text.contains("took_seconds_count{by=\"two\"} 2\n")
                 && text.contains("took_seconds_sum{by=\"two\"} 0.006\n")

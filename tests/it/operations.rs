@@ -234,7 +234,7 @@ async fn hostile_http_is_refused_and_costs_nothing() {
     }
     drop(silent);
     wait_async(|| async { (rig.resources().descriptors <= before.descriptors).then_some(()) }).await;
-    assert_eq!(rig.resources().threads, before.threads);
+    assert!(rig.resources().threads <= before.threads);
 }
 
 #[tokio::test]

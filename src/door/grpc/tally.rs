@@ -174,7 +174,7 @@ mod tests {
     }
 
     fn response() -> Response<Body> {
-        Response::new(Body::empty())
+        Response::new(Body::new("an answer".to_owned()))
     }
 
     #[test]

@@ -58,7 +58,6 @@ impl Operations {
     async fn made(&self) -> Page {
         let mut page = Page::default();
         process::tell(&mut page);
-        page.level(&catalogue::READY, [], f64::from(u8::from(self.readiness().is_ready())));
         if let Some(Served { faces, records, lanes, places }) = self.0.served.get() {
             lanes.tell(&mut page);
             places.tell(&mut page);
@@ -92,14 +91,19 @@ impl Teller for Operations {
     }
 
     async fn metrics(&self) -> Page {
-        let mut last = self.0.page.lock().await;
-        match &*last {
-            Some((made, page)) if made.elapsed() < FRESH => page.clone(),
-            Some(_) | None => {
-                let page = self.made().await;
-                *last = Some((Instant::now(), page.clone()));
-                page
+        let mut page = {
+            let mut last = self.0.page.lock().await;
+            match &*last {
+                Some((made, page)) if made.elapsed() < FRESH => page.clone(),
+                Some(_) | None => {
+                    let page = self.made().await;
+                    *last = Some((Instant::now(), page.clone()));
+                    page
+                }
             }
-        }
+        };
+        // As /readyz says it at this moment.
+        page.level(&catalogue::READY, [], f64::from(u8::from(self.readiness().is_ready())));
+        page
     }
 }

@@ -34,16 +34,25 @@ pub(super) fn html(name: &str) -> Option<String> {
     ))
 }
 
-/// Each heading gets a name, by which links find it.
+/// Each heading gets a name, by which links find it: a reason its own, as errors give it, and each the one that GitHub gives it.
 fn with_anchors(text: &str) -> Vec<Event<'_>> {
-    let mut events: Vec<_> = Parser::new_ext(text, Options::ENABLE_TABLES | Options::ENABLE_STRIKETHROUGH).collect();
-    for place in 0..events.len() {
-        let words = heading(&events[place..]);
-        if let (Event::Start(Tag::Heading { id, .. }), Some(words)) = (&mut events[place], words) {
-            *id = Some(CowStr::from(anchor(&words)));
+    let events: Vec<_> = Parser::new_ext(text, Options::ENABLE_TABLES | Options::ENABLE_STRIKETHROUGH).collect();
+    let mut named = Vec::with_capacity(events.len());
+    for (place, event) in events.iter().enumerate() {
+        match (event, heading(&events[place..])) {
+            (Event::Start(Tag::Heading { level, classes, attrs, .. }), Some(words)) => {
+                let (classes, attrs) = (classes.clone(), attrs.clone());
+                let (own, usual) = (is_reason(&words), CowStr::from(usual_name(&words)));
+                let id = if own { CowStr::from(words) } else { usual.clone() };
+                named.push(Event::Start(Tag::Heading { level: *level, id: Some(id), classes, attrs }));
+                if own {
+                    named.push(Event::InlineHtml(format!("<a id=\"{usual}\"></a>").into()));
+                }
+            }
+            _ => named.push(event.clone()),
         }
     }
-    events
+    named
 }
 
 /// The words of the heading that begins here.
@@ -57,11 +66,12 @@ fn heading(events: &[Event<'_>]) -> Option<String> {
     Some(words.collect())
 }
 
-/// A reason is found by its own name; other headings as GitHub names them.
-fn anchor(words: &str) -> String {
-    if words.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_') {
-        return words.to_owned();
-    }
+fn is_reason(words: &str) -> bool {
+    words.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_')
+}
+
+/// As GitHub names a heading.
+fn usual_name(words: &str) -> String {
     let kept = words.chars().filter(|char| char.is_alphanumeric() || matches!(char, ' ' | '-' | '_'));
     kept.flat_map(char::to_lowercase).map(|char| if char == ' ' { '-' } else { char }).collect()
 }
@@ -86,9 +96,9 @@ mod tests {
     #[test]
     fn a_reason_is_found_by_its_name_and_a_link_by_what_github_calls_its_heading() {
         let errors = html("errors").unwrap();
-        assert!(errors.contains("<h2 id=\"NO_NODE\">"), "{errors}");
-        assert_eq!(anchor("Why a connection failed"), "why-a-connection-failed");
-        assert_eq!(anchor("`clusters.<cluster>`"), "clusterscluster");
+        assert!(errors.contains("<h2 id=\"NO_NODE\"><a id=\"no_node\"></a>NO_NODE</h2>"), "{errors}");
+        assert_eq!(usual_name("Why a connection failed"), "why-a-connection-failed");
+        assert_eq!(usual_name("clusters.<cluster>"), "clusterscluster");
     }
 
     /// Within `docs/`: what leads out of it is for who reads it elsewhere.
