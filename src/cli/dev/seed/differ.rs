@@ -7,7 +7,7 @@ use crate::model::{HsmLabel, KeySpec, Username};
 use crate::proto::v1;
 
 use super::file::{ClusterName, NewKey, Seed, User};
-use super::{Present, Standing};
+use super::look::{Present, Standing};
 
 /// Refuses when a key store or a key is there otherwise than the seed says. `clusters`: those that are there.
 pub(super) fn refuse(seed: &Seed, clusters: &BTreeMap<ClusterName, String>, present: &Present) -> Result<(), Failure> {
@@ -97,4 +97,42 @@ pub(super) fn wire_spec(spec: KeySpec) -> v1::KeySpec {
 
 fn short(name: &'static str, prefix: &str) -> &'static str {
     name.strip_prefix(prefix).unwrap_or(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_seed_says_and_a_key_is_not_is_told() {
+        let there = v1::Key {
+            key_spec: v1::KeySpec::SymmetricDefault.into(),
+            key_usage: v1::KeyUsage::EncryptDecrypt.into(),
+            description: "letters".to_owned(),
+            ..Default::default()
+        };
+        let said = |usage, description: Option<&str>| NewKey {
+            spec: KeySpec::SymmetricDefault,
+            usage,
+            description: description.map(str::to_owned),
+            tags: BTreeMap::new(),
+        };
+        assert!(of_key("k", &said(None, None), &there).is_empty(), "what is not said may be anything");
+        assert!(of_key("k", &said(Some(v1::KeyUsage::EncryptDecrypt), Some("letters")), &there).is_empty());
+        let other = v1::Key { key_spec: v1::KeySpec::Hmac256.into(), ..there };
+        let told = of_key("k", &said(Some(v1::KeyUsage::SignVerify), Some("")), &other);
+        assert_eq!(
+            told,
+            [
+                "k.spec: the key is HMAC_256, not SYMMETRIC_DEFAULT",
+                "k.usage: the key is for ENCRYPT_DECRYPT, not SIGN_VERIFY",
+                "k.description: the key's is \"letters\"",
+            ]
+        );
+    }
+
+    #[test]
+    fn every_spec_has_its_name_in_the_contract() {
+        assert!(KeySpec::ALL.into_iter().all(|spec| wire_spec(spec) != v1::KeySpec::Unspecified));
+    }
 }

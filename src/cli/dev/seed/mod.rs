@@ -4,11 +4,12 @@
 //! is there otherwise than the file says, and cannot be changed, is refused before anything else is made.
 //!
 //! ```text
-//!   file ─▶ clusters ─▶ what is there ─▶ differ ─▶ crypto users ─▶ key stores, connected ─▶ keys ─▶ users' own keys
+//!   file ─▶ look ─▶ differ ─▶ clusters ─▶ crypto users ─▶ key stores, connected ─▶ keys ─▶ users' own keys
 //! ```
 
 mod differ;
 mod file;
+mod look;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,18 +19,17 @@ use tonic_health::pb::health_check_response::ServingStatus;
 
 use crate::cli::connect::{Client, Daemon};
 use crate::cli::failure::Failure;
-use crate::cli::paging::every_page;
 use crate::cli::{health, key_store, settle};
-use crate::model::{AliasName, HsmKeyMark, HsmKeyName, HsmLabel, KeyStoreName, Username};
+use crate::model::{HsmKeyMark, HsmKeyName, HsmLabel, KeyStoreName, Username};
 use crate::proto::v1::{
     Cluster, ConnectKeyStoreRequest, ConnectionState, CreateCryptoUserRequest, CreateKeyRequest, CreateKeyStoreRequest,
-    DescribeKeyRequest, DescribeKeyStoresRequest, DisconnectKeyStoreRequest, Key, KeyState, KeyStore,
-    ListCryptoUsersRequest, LoginRequest, LogoutRequest, ResetPasswordRequest,
+    DisconnectKeyStoreRequest, KeyStore, LoginRequest, LogoutRequest, ResetPasswordRequest,
 };
 
 use super::assets::{self, Assets};
 use super::{Shape, making};
 use file::{ClusterName, NewKey, User};
+use look::{Standing, described};
 
 pub(super) use file::{BadSeed, Seed};
 
@@ -79,24 +79,7 @@ fn noted(assets: &Assets) -> BTreeMap<String, String> {
     assets.read_json(assets::SEEDED).ok().flatten().unwrap_or_default()
 }
 
-/// What there is of a seed already.
-struct Present {
-    key_stores: BTreeMap<KeyStoreName, KeyStore>,
-    keys: BTreeMap<AliasName, Key>,
-    /// Which key store each cluster carries.
-    carried: BTreeMap<String, String>,
-    users: BTreeMap<Username, Standing>,
-}
-
-/// A crypto user who is there.
-enum Standing {
-    /// With the seed's password, and these of the seed's keys.
-    Known(BTreeMap<HsmLabel, Key>),
-    /// He has another password, or was locked out by somebody's guesses.
-    Barred,
-}
-
-/// Where the seed goes.
+/// Where a seed goes.
 struct Bed<'a> {
     assets: &'a Assets,
     shape: &'a Shape,
@@ -121,69 +104,6 @@ impl Bed<'_> {
         self.assets.write_json(assets::SEEDED, &noted).map_err(|error| Failure::local(error.to_string()))?;
         self.clusters.insert(name.clone(), id);
         Ok(())
-    }
-
-    async fn present(&self, seed: &Seed) -> Result<Present, Failure> {
-        let all = every_page(async |page_token| {
-            let request = DescribeKeyStoresRequest { page_token, ..Default::default() };
-            let page = self.daemon.key_stores().describe_key_stores(self.daemon.request(request)).await?.into_inner();
-            Ok((page.key_stores, page.next_page_token))
-        })
-        .await?;
-        let carried = all.iter().map(|store| (store.cluster_id.clone(), store.key_store_name.clone())).collect();
-        let mut key_stores = BTreeMap::new();
-        for store in all {
-            if let Some(name) = seed.key_stores.keys().find(|name| name.as_str() == store.key_store_name) {
-                key_stores.insert(name.clone(), store);
-            }
-        }
-        let mut keys = BTreeMap::new();
-        for alias in seed.keys.keys() {
-            if let Some(key) = described(&self.daemon, alias.as_str()).await? {
-                keys.insert(alias.clone(), key);
-            }
-        }
-        let mut users = BTreeMap::new();
-        for (name, user) in &seed.users {
-            if self.clusters.contains_key(&user.cluster) && self.is_there(name, user).await? {
-                users.insert(name.clone(), self.standing(name, user).await?);
-            }
-        }
-        Ok(Present { key_stores, keys, carried, users })
-    }
-
-    async fn is_there(&self, name: &Username, user: &User) -> Result<bool, Failure> {
-        let all = every_page(async |page_token| {
-            let cluster_id = self.cluster(&user.cluster);
-            let request = ListCryptoUsersRequest { cluster_id, page_token, ..Default::default() };
-            let page = self.daemon.crypto_users().list_crypto_users(self.daemon.request(request)).await?.into_inner();
-            Ok((page.users, page.next_page_token))
-        })
-        .await?;
-        Ok(all.iter().any(|there| there.username == name.as_str()))
-    }
-
-    async fn standing(&self, name: &Username, user: &User) -> Result<Standing, Failure> {
-        let login = match self.login(name, user).await {
-            Err(refused) if refused.is("INVALID_CREDENTIALS") || refused.is("THROTTLING") => {
-                return Ok(Standing::Barred);
-            }
-            login => login?,
-        };
-        let keys = self.keys_of(&login, user).await;
-        log_out(&login).await?;
-        keys.map(Standing::Known)
-    }
-
-    /// Those of the seed's that are there.
-    async fn keys_of(&self, login: &Daemon, user: &User) -> Result<BTreeMap<HsmLabel, Key>, Failure> {
-        let mut keys = BTreeMap::new();
-        for label in user.keys.keys() {
-            if let Some(key) = described(login, &self.name_of(user, label)).await? {
-                keys.insert(label.clone(), key);
-            }
-        }
-        Ok(keys)
     }
 
     fn name_of(&self, user: &User, label: &HsmLabel) -> String {
@@ -315,16 +235,6 @@ fn request(key: &NewKey) -> CreateKeyRequest {
         description: description.clone().unwrap_or_default(),
         tags: tags.clone().into_iter().collect(),
         ..Default::default()
-    }
-}
-
-/// The key of this name, when it has been made.
-async fn described(daemon: &Daemon, key_id: &str) -> Result<Option<Key>, Failure> {
-    let request = DescribeKeyRequest { key_id: key_id.to_owned(), ..Default::default() };
-    match daemon.keys().describe_key(daemon.request(request)).await.map_err(Failure::from) {
-        Ok(response) => Ok(response.into_inner().key.filter(|key| key.state() != KeyState::Creating)),
-        Err(failure) if failure.is("NOT_FOUND") => Ok(None),
-        Err(failure) => Err(failure),
     }
 }
 
