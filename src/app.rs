@@ -130,6 +130,7 @@ impl App {
         let keys = Keys::new(config.keys, clusters.clone(), records.clone(), key_stores.clone(), users.clone());
         tokio::spawn(keys::reconcile::run(keys.clone(), to_reconcile));
         tokio::spawn(keys::deletion::run(keys.clone()));
+        tokio::spawn(keys::rotation::run(keys.clone()));
         tokio::spawn(keys::usage::keep_written(keys.clone()));
         key_stores.take_up().await?;
         key_stores.look_out();

@@ -27,6 +27,7 @@ use crate::records::{Deletion, Due, Unavailable};
 use super::describe::Description;
 use super::destroy::destroy_everywhere;
 use super::lifecycle::Operation;
+use super::sync::Turn;
 use super::{Error, Keys};
 
 /// So many times a day time is written down, and keys that are due are looked for: each minute.
@@ -96,9 +97,11 @@ impl Keys {
         }
     }
 
-    /// Whether it was still due.
+    /// Whether it was still due, and nothing was in the way.
     async fn destroy_one(&self, key: KeyId, due: Due) -> Result<bool, Unavailable> {
         let Some(record) = self.0.records.key(key).await? else { return Ok(false) };
+        // Whoever compares the cluster's keys copies what he has read: it could come back behind those who destroy it.
+        let Ok(turn) = Turn::take(self, &record.cluster) else { return Ok(false) };
         let store = record.home.store().and_then(|store| self.0.stores.get(store).ok());
         let connection = store.and_then(|store| self.connection_of_store(&store, Event::Use).ok());
         let declared = self.0.clusters.get(&record.cluster);
@@ -111,9 +114,11 @@ impl Keys {
         // Also when whether it was written is not known.
         self.forget(key);
         self.forget_aliases(key);
+        drop(turn);
         if !destroyed? {
             return Ok(false);
         }
+        self.forget_usage(key);
         #[cfg(debug_assertions)]
         crate::seams::stop_point("deletion-begun");
         tracing::info!(%key, versions = record.versions.len(), "a key's deletion window has ended: it is destroyed");
@@ -128,9 +133,14 @@ impl Keys {
     }
 }
 
+/// Between two looks for what is due.
+pub(super) fn pause(keys: &Keys) -> Duration {
+    (keys.0.settings.deletion_day / LOOKS_A_DAY).max(SHORTEST_PAUSE)
+}
+
 /// Destroys keys whose window has ended, as long as the daemon runs.
 pub async fn run(keys: Keys) {
-    let pause = (keys.0.settings.deletion_day / LOOKS_A_DAY).max(SHORTEST_PAUSE);
+    let pause = pause(&keys);
     let mut counted = Instant::now();
     loop {
         tokio::time::sleep(pause).await;

@@ -83,6 +83,7 @@ impl Keys {
         #[cfg(debug_assertions)]
         crate::seams::stop_point("destroy-begun");
         self.forget(key.id);
+        self.forget_usage(key.id);
         let versions = key.versions.iter().map(|version| version.in_hsms.id);
         future::join_all(versions.map(|version| destroy_everywhere(connection, version))).await;
         // Whoever keeps the nodes level sees to it that no copy came back meanwhile.
@@ -97,6 +98,7 @@ impl Keys {
         self.destroy_proven(&key.name(), &version.in_hsms, &known, connection).await?;
         self.0.records.forget_found_key(&connection.user(), key.id).await?;
         self.forget(key.id);
+        self.forget_usage(key.id);
         Ok(())
     }
 

@@ -85,11 +85,11 @@ pub(super) async fn take(
             // What else its user has there is his.
             continue;
         }
-        // What is on its way out is a difference of its own.
-        let destroyed = records.destroyed_keys(&user, hsm).await?;
-        let is_destroyed =
-            |object: &Object| CkaId::from_bytes(&object.cka_id).is_some_and(|id| destroyed.contains(&id));
-        let page = page.into_iter().filter(|object| !is_destroyed(object));
+        // What is on its way out is a difference of its own, and a version on its way in is none.
+        let mut passing = records.destroyed_keys(&user, hsm).await?;
+        passing.extend(records.versions_being_made(&user).await?);
+        let is_passing = |object: &Object| CkaId::from_bytes(&object.cka_id).is_some_and(|id| passing.contains(&id));
+        let page = page.into_iter().filter(|object| !is_passing(object));
         let found: Vec<Oddity> = page.filter_map(|object| oddity(object, &known, &keks)).collect();
         let mut odd = Vec::new();
         for oddity in found {

@@ -23,6 +23,10 @@ pub(super) enum Operation {
     TagResource,
     UntagResource,
     ListResourceTags,
+    RotateKeyOnDemand,
+    EnableKeyRotation,
+    DisableKeyRotation,
+    ListKeyVersions,
 }
 
 /// Why an operation is refused.
@@ -48,7 +52,7 @@ const OUT: Cell = Err(Refusal::Unavailable);
 
 /// By the states in the order of [`ShownState::ALL`].
 #[rustfmt::skip]
-const TABLE: [(Operation, [Cell; 5]); 13] = [
+const TABLE: [(Operation, [Cell; 5]); 17] = [
     //                                 CREATING ENABLED DISABLED PENDING_DELETION UNAVAILABLE
     (Operation::Use,                  [NO,      OK,     OFF,     END,             OUT]),
     (Operation::DescribeKey,          [OK,      OK,     OK,      OK,              OK]),
@@ -63,6 +67,10 @@ const TABLE: [(Operation, [Cell; 5]); 13] = [
     (Operation::TagResource,          [NO,      OK,     OK,      END,             OK]),
     (Operation::UntagResource,        [NO,      OK,     OK,      END,             OK]),
     (Operation::ListResourceTags,     [NO,      OK,     OK,      OK,              OK]),
+    (Operation::RotateKeyOnDemand,    [NO,      OK,     OFF,     END,             OUT]),
+    (Operation::EnableKeyRotation,    [NO,      OK,     OFF,     END,             OK]),
+    (Operation::DisableKeyRotation,   [NO,      OK,     OFF,     END,             OK]),
+    (Operation::ListKeyVersions,      [NO,      OK,     OK,      OK,              OK]),
 ];
 
 /// Whether a key in this state lets the operation happen.
@@ -135,7 +143,7 @@ mod tests {
             let pending = state == ShownState::PendingDeletion;
             assert_eq!(allowed(O::Use, state), state == ShownState::Enabled, "{state}");
             assert_eq!(allowed(O::CancelKeyDeletion, state), pending, "{state}");
-            for read in [O::DescribeKey, O::ListAliases, O::ListResourceTags] {
+            for read in [O::DescribeKey, O::ListAliases, O::ListResourceTags, O::ListKeyVersions] {
                 assert!(allowed(read, state), "{read:?} {state}");
             }
             for change in [
@@ -149,6 +157,12 @@ mod tests {
                 O::UntagResource,
             ] {
                 assert_eq!(allowed(change, state), !pending, "{change:?} {state}");
+            }
+            // Of a key that AWS itself can rotate, which none in a key store of AWS's is.
+            assert_eq!(allowed(O::RotateKeyOnDemand, state), state == ShownState::Enabled, "{state}");
+            let may_be_on = !pending && state != ShownState::Disabled;
+            for switch in [O::EnableKeyRotation, O::DisableKeyRotation] {
+                assert_eq!(allowed(switch, state), may_be_on, "{switch:?} {state}");
             }
         }
     }

@@ -3,7 +3,7 @@
 //!
 //! The records are the truth about keys; the HSMs are the truth about their material. This room
 //! holds the two together: `create` makes a key in both or in neither, `destroy` takes a crypto user's out of both, and
-//! [`deletion`] a key store's, when its window has ended; [`reconcile`]
+//! [`deletion`] a key store's, when its window has ended; [`rotation`] gives one another version; [`reconcile`]
 //! settles what a crash left and gives returning nodes what they lack, `inventory` says what tokens hold beyond that, `sync`
 //! compares all. Nothing that a token fails to show ever deletes a record.
 
@@ -24,6 +24,7 @@ mod known;
 mod lifecycle;
 mod owner;
 pub mod reconcile;
+pub mod rotation;
 mod settings;
 mod sync;
 mod tags;
@@ -55,6 +56,7 @@ pub use drift::Drifts;
 use holdback::Holdback;
 use known::Known;
 use owner::Home;
+pub use rotation::{RotationPeriod, VersionDescription, VersionState};
 pub use settings::{DAY, Settings};
 pub use sync::{Repair, Synced};
 use usage::Usage;
@@ -116,6 +118,10 @@ pub enum Error {
     AliasOfAnotherKind { name: AliasName, spec: KeySpec },
     #[error("a key has at most {0} tags")]
     TooManyTags(u32),
+    #[error("another version of key {0} is being made, or copied to its last HSMs")]
+    BeingRotated(KeyId),
+    #[error("a key is rotated at most {0} times by request")]
+    TooManyRotations(u32),
     #[error("there is a key {name} already{}", on(.hsm.as_ref()))]
     LabelInUse { name: String, hsm: Option<HsmId> },
     #[error("there are {0} keys already, as many as one key store or crypto user may have")]

@@ -65,6 +65,11 @@ impl Keys {
         self.0.usages.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone()
     }
 
+    /// It is gone.
+    pub(super) fn forget_usage(&self, key: KeyId) {
+        self.0.usages.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+    }
+
     /// When the key was last used, here or as the records have it.
     pub(super) fn last_use(&self, key: KeyId, written: Option<SystemTime>) -> Option<SystemTime> {
         let usages = self.0.usages.lock().unwrap_or_else(PoisonError::into_inner);

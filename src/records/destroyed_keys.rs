@@ -24,6 +24,7 @@ pub(super) async fn entomb(
          SELECT cluster_id, username, hsm_id, ?, ? FROM presences WHERE key_id = ? AND version = ? ON CONFLICT DO NOTHING";
     const AND_THERE: &str = "INSERT INTO destroyed_keys (cluster_id, username, hsm_id, cka_id, time)
          SELECT cluster_id, username, ?, ?, ? FROM keys WHERE id = ? ON CONFLICT DO NOTHING";
+    super::rotations::entomb_version(change, key, at).await?;
     let id = key.as_bytes().as_slice();
     let versions = sqlx::query("SELECT version FROM key_versions WHERE key_id = ?").bind(id);
     for row in &versions.fetch_all(&mut **change).await? {

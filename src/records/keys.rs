@@ -64,6 +64,15 @@ pub struct KeyRecord {
     pub deletion: Option<SystemTime>,
     /// As far as it is written down.
     pub last_used: Option<SystemTime>,
+    /// When it rotates by itself, if it does.
+    pub rotation: Option<RotationPlan>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RotationPlan {
+    /// How many days lie between two rotations.
+    pub days: u32,
+    pub next: SystemTime,
 }
 
 #[derive(Debug, Clone)]
@@ -73,6 +82,7 @@ pub struct VersionRecord {
     pub probe: Option<Probe>,
     /// Uses that were reserved, and so count as made.
     pub uses_reserved: u64,
+    pub created: SystemTime,
     pub on: Vec<PresenceRecord>,
 }
 
@@ -81,7 +91,7 @@ pub struct VersionRecord {
 macro_rules! keys_with_versions {
     ($keys:literal) => {
         concat!(
-            "SELECT page.*, v.version, v.probe, v.uses_reserved, p.hsm_id, p.proof, p.time
+            "SELECT page.*, v.version, v.probe, v.uses_reserved, v.created AS version_created, p.hsm_id, p.proof, p.time
              FROM (",
             $keys,
             ") page JOIN key_versions v ON v.key_id = page.id
@@ -189,6 +199,10 @@ fn bare_key(row: &SqliteRow) -> Result<KeyRecord, Unavailable> {
         versions: Vec::new(),
         deletion: time_if_any(row, "deletion")?,
         last_used: time_if_any(row, "last_used")?,
+        rotation: match time_if_any(row, "rotation_due")? {
+            Some(next) => Some(RotationPlan { days: number(row, "rotation_days")?, next }),
+            None => None,
+        },
     })
 }
 
@@ -207,6 +221,7 @@ fn bare_version(row: &SqliteRow, version: KeyVersion) -> Result<VersionRecord, U
         version,
         probe: row.try_get::<Option<Vec<u8>>, _>("probe")?.map(Probe),
         uses_reserved: row.try_get::<i64, _>("uses_reserved")?.unsigned_abs(),
+        created: time(row, "version_created")?,
         on: Vec::new(),
     })
 }

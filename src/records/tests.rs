@@ -15,6 +15,7 @@ mod made_hsms;
 mod opening;
 mod passwords;
 mod plans;
+mod rotations;
 mod updates;
 
 const V1: KeyVersion = KeyVersion::FIRST;

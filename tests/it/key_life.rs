@@ -1,7 +1,8 @@
-//! A key's life after it was made: its states, its deletion, and what is said of it.
+//! A key's life after it was made: its states, its versions, its deletion, and what is said of it.
 
 mod deletion;
 mod names;
+mod rotation;
 mod states;
 
 use tonic::Status;

@@ -8,7 +8,7 @@ use tonic::Status;
 use tonic::metadata::MetadataMap;
 
 use crate::clock;
-use crate::keys::DeletionWindow;
+use crate::keys::{DeletionWindow, RotationPeriod};
 use crate::keystore;
 use crate::model::{
     EncryptionContext, KeyDescription, KeyRef, KeySpec, KeyStoreId, Password, Plaintext, Tags, TrustAnchor, Username,
@@ -224,6 +224,12 @@ pub(super) fn tag_keys(keys: Vec<String>) -> Result<Vec<String>, Status> {
 pub(super) fn deletion_window(days: i32) -> Result<DeletionWindow, Status> {
     let why = || status::field("pending_window_days", format!("is 7 to 30 days, or 0 for 30, not {days}"));
     DeletionWindow::of_days(days).ok_or_else(why)
+}
+
+/// How many days lie between automatic rotations.
+pub(super) fn rotation_period(days: i32) -> Result<RotationPeriod, Status> {
+    let why = || status::field("rotation_period_days", format!("is 90 to 2,560 days, or 0 for 365, not {days}"));
+    RotationPeriod::of_days(days).ok_or_else(why)
 }
 
 pub(super) fn request_id(text: &str) -> Result<Option<String>, Status> {

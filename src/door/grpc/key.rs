@@ -6,7 +6,7 @@ use tonic::{Request, Response, Status};
 
 use crate::authz::action;
 use crate::keys::{self, Description, NewHome, NewKey, RequestClaim};
-use crate::model::{AliasName, HsmKeyMark, HsmKeyName, KeyId, KeyRef};
+use crate::model::{AliasName, HsmKeyMark, HsmKeyName, KeyId, KeyRef, KeyVersion};
 use crate::proto::v1 as pb;
 use crate::proto::v1::key_service_server::KeyService;
 
@@ -132,6 +132,55 @@ impl KeyService for Service {
         let permit = self.0.permit::<action::CancelKeyDeletion, _>(&request)?;
         let changed = self.0.0.keys.cancel_deletion(permit, &stores_key(&request.get_ref().key_id)?).await;
         Ok(Response::new(pb::CancelKeyDeletionResponse { key: Some(self.told(changed)?) }))
+    }
+
+    async fn rotate_key_on_demand(
+        &self,
+        request: Request<pb::RotateKeyOnDemandRequest>,
+    ) -> Result<Response<pb::RotateKeyOnDemandResponse>, Status> {
+        let permit = self.0.permit::<action::RotateKeyOnDemand, _>(&request)?;
+        let deadline = deadline(&request);
+        let asked = request.into_inner();
+        let (key, request_id) = (stores_key(&asked.key_id)?, convert::request_id(&asked.request_id)?);
+        let rotated = self.0.0.keys.rotate_on_demand(permit, &key, request_id, deadline).await;
+        Ok(Response::new(pb::RotateKeyOnDemandResponse { key: Some(self.told(rotated)?) }))
+    }
+
+    async fn enable_key_rotation(
+        &self,
+        request: Request<pb::EnableKeyRotationRequest>,
+    ) -> Result<Response<pb::EnableKeyRotationResponse>, Status> {
+        let permit = self.0.permit::<action::EnableKeyRotation, _>(&request)?;
+        let asked = request.into_inner();
+        let key = stores_key(&asked.key_id)?;
+        let period = convert::rotation_period(asked.rotation_period_days)?;
+        let changed = self.0.0.keys.enable_rotation(permit, &key, period).await;
+        Ok(Response::new(pb::EnableKeyRotationResponse { key: Some(self.told(changed)?) }))
+    }
+
+    async fn disable_key_rotation(
+        &self,
+        request: Request<pb::DisableKeyRotationRequest>,
+    ) -> Result<Response<pb::DisableKeyRotationResponse>, Status> {
+        let permit = self.0.permit::<action::DisableKeyRotation, _>(&request)?;
+        let changed = self.0.0.keys.disable_rotation(permit, &stores_key(&request.get_ref().key_id)?).await;
+        Ok(Response::new(pb::DisableKeyRotationResponse { key: Some(self.told(changed)?) }))
+    }
+
+    async fn list_key_versions(
+        &self,
+        request: Request<pb::ListKeyVersionsRequest>,
+    ) -> Result<Response<pb::ListKeyVersionsResponse>, Status> {
+        let permit = self.0.permit::<action::ListKeyVersions, _>(&request)?;
+        let asked = request.into_inner();
+        let (key, limit) = (stores_key(&asked.key_id)?, convert::page_size(asked.page_size)?);
+        let before = convert::page_token::<u32>(&asked.page_token)?.map(KeyVersion);
+        let listed = self.0.0.keys.list_versions(permit, &key, before, limit + 1).await;
+        let (record, found) = listed.map_err(status::key)?;
+        let (found, next_page_token) = cut(found, limit, |version| version.version.0.to_string());
+        let cluster = self.0.0.clusters.get(&record.cluster);
+        let versions = found.iter().map(|version| tell::key_version(version, cluster.as_deref())).collect();
+        Ok(Response::new(pb::ListKeyVersionsResponse { versions, next_page_token }))
     }
 
     async fn tag_resource(

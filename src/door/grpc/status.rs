@@ -309,7 +309,7 @@ impl From<keys::Error> for Refusal {
                 let refusal = Self::new(Code::AlreadyExists, "ALREADY_EXISTS", message).with("keyId", name);
                 hsm.into_iter().fold(refusal, |refusal, hsm| refusal.with("hsmId", hsm))
             }
-            E::TooManyAliases(quota) | E::TooManyKeys(quota) => {
+            E::TooManyAliases(quota) | E::TooManyKeys(quota) | E::TooManyRotations(quota) => {
                 Self::new(Code::ResourceExhausted, "LIMIT_EXCEEDED", message).with("quota", quota)
             }
             E::RequestReused => Self::new(Code::InvalidArgument, "REQUEST_ID_REUSED", message).field("request_id"),
@@ -320,6 +320,7 @@ impl From<keys::Error> for Refusal {
             )
             .with("clusterId", cluster),
             E::Syncing(cluster) => Self::new(Code::Aborted, "CONFLICT", message).with("clusterId", cluster).retry(),
+            E::BeingRotated(key) => Self::new(Code::Aborted, "CONFLICT", message).with("keyId", key).retry(),
             E::StillCreating(key) => Self::new(Code::Aborted, "CONFLICT", message).with("keyId", key).retry(),
             E::HolderAway { key, hsm } => {
                 Self::new(Code::Unavailable, "NO_NODE", message).with("keyId", key).with("hsmId", hsm).retry()

@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use crate::cluster::{Connection, Member, NodeSettings};
-use crate::keys::{Description, Unusable};
+use crate::keys::{Description, Unusable, VersionDescription, VersionState};
 use crate::keystore::{ConnectPhase, Progress, Store};
 use crate::model::{ConnectionErrorCode, ConnectionState, HsmId, KeySpec, PasswordVersion, ShownState};
 use crate::node::{Health, LoginRefusal, Reach, Status};
@@ -245,12 +245,29 @@ pub(super) fn key(description: &Description, nodes: Nodes<'_>) -> pb::Key {
         },
         signing_algorithms: Vec::new(),
         mac_algorithms: Vec::new(),
-        rotation_period_days: 0,
-        next_rotation_time: None,
+        rotation_period_days: record.rotation.map_or(0, |plan| count(plan.days)),
+        next_rotation_time: record.rotation.and_then(|plan| time(plan.next)),
         uses: current.map_or(0, |version| i64::try_from(version.uses_reserved).unwrap_or(i64::MAX)),
         use_limit: 1 << 32,
         last_use_time: record.last_used.and_then(time),
         hsm_label: description.label.clone(),
+    }
+}
+
+pub(super) fn key_version(version: &VersionDescription, cluster: Option<&crate::cluster::Settings>) -> pb::KeyVersion {
+    let state = match version.state {
+        VersionState::Creating => pb::KeyVersionState::Creating,
+        VersionState::Current => pb::KeyVersionState::Current,
+        VersionState::DecryptOnly => pb::KeyVersionState::DecryptOnly,
+        VersionState::Exhausted => pb::KeyVersionState::Exhausted,
+    };
+    pb::KeyVersion {
+        version: count(version.version.0),
+        state: state.into(),
+        create_time: time(version.created),
+        uses: i64::try_from(version.uses).unwrap_or(i64::MAX),
+        use_limit: 1 << 32,
+        nodes: version.on.iter().map(|presence| key_on_hsm(presence, cluster)).collect(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Plans, not times: a query that reads what it does not need grows with the number of keys.
 
 use super::*;
-use crate::records::{aliases, creating, drifts, key_life, keys, presences, replicas};
+use crate::records::{aliases, creating, drifts, key_life, keys, presences, replicas, rotations};
 
 const KEYS: u32 = 20_000;
 
@@ -40,6 +40,7 @@ async fn with_many_keys_every_page_is_read_from_where_it_starts() {
     let awaiting = ["destroyed_keys_by_time (cluster_id=? AND username=? AND (time,hsm_id,cka_id)>(?,?,?))"];
     assert_steps(&records, drifts::AWAITING, &awaiting).await;
     assert_steps(&records, key_life::DUE, &["keys_pending_deletion (deletion<?)"]).await;
+    assert_steps(&records, rotations::DUE, &["keys_by_rotation (rotation_due<?)"]).await;
     assert_steps(&records, presences::DOUBT, &["keys_by_user (cluster_id=? AND username=?)", "presences_1 (key_id=?)"])
         .await;
     assert_steps(&records, keys::ONE, &["keys_1 (id=?)", "key_versions_1 (key_id=?)"]).await;

@@ -23,7 +23,7 @@ const OFF: &str = "DISABLED";
 const BAD: &str = "KMS_INVALID_STATE";
 
 /// AWS's page of key states, by call.
-const TABLE: [Row; 17] = [
+const TABLE: [Row; 21] = [
     ("Encrypt", [OK, OFF, BAD, BAD]),
     ("Decrypt", [OK, OFF, BAD, BAD]),
     ("GenerateDataKey", [OK, OFF, BAD, BAD]),
@@ -41,6 +41,10 @@ const TABLE: [Row; 17] = [
     ("TagResource", [OK, OK, BAD, OK]),
     ("UntagResource", [OK, OK, BAD, OK]),
     ("ListResourceTags", [OK, OK, OK, OK]),
+    ("RotateKeyOnDemand", [OK, OFF, BAD, BAD]),
+    ("EnableKeyRotation", [OK, OFF, BAD, OK]),
+    ("DisableKeyRotation", [OK, OFF, BAD, OK]),
+    ("ListKeyVersions", [OK, OK, OK, OK]),
 ];
 
 impl Subject {
@@ -129,6 +133,19 @@ impl Subject {
                 keys.untag_resource(request).await.map(drop)
             }
             "ListResourceTags" => keys.list_resource_tags(pb::ListResourceTagsRequest { key_id }).await.map(drop),
+            "RotateKeyOnDemand" => {
+                let request = pb::RotateKeyOnDemandRequest { key_id, ..Default::default() };
+                keys.rotate_key_on_demand(request).await.map(drop)
+            }
+            "EnableKeyRotation" => {
+                let request = pb::EnableKeyRotationRequest { key_id, ..Default::default() };
+                keys.enable_key_rotation(request).await.map(drop)
+            }
+            "DisableKeyRotation" => keys.disable_key_rotation(pb::DisableKeyRotationRequest { key_id }).await.map(drop),
+            "ListKeyVersions" => {
+                let request = pb::ListKeyVersionsRequest { key_id, ..Default::default() };
+                keys.list_key_versions(request).await.map(drop)
+            }
             other => panic!("no such call: {other}"),
         }
     }
