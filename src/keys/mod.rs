@@ -17,9 +17,11 @@ mod found;
 mod holdback;
 mod inventory;
 mod owner;
+mod re_encrypt;
 pub mod reconcile;
 mod settings;
 mod sync;
+mod terms;
 mod uses;
 
 use std::collections::{HashMap, HashSet};
@@ -46,8 +48,10 @@ use describe::{hsm_key, mark_of};
 pub use drift::Drifts;
 use holdback::Holdback;
 use owner::Home;
+pub use re_encrypt::{Destination, Source};
 pub use settings::Settings;
 pub use sync::{Repair, Synced};
+pub use terms::Terms;
 use uses::{NoUse, Uses};
 
 /// AWS's bound: so many aliases point at one key.
@@ -95,6 +99,9 @@ pub enum Error {
     InvalidCiphertext,
     #[error("the ciphertext was made by another key than the one named")]
     IncorrectKey,
+    /// Nothing stands in its way, and nothing was done.
+    #[error("the request would have succeeded, but dry_run is set")]
+    DryRun,
     #[error("key {0} has been used as often as is safe")]
     UseLimit(String),
     #[error("alias {0} is in use")]

@@ -13,6 +13,9 @@ use tower::{Layer, Service};
 use super::{convert, status};
 
 /// Accepted from callers and echoed, or made here.
+#[derive(Debug, Clone)]
+pub(super) struct RequestId(HeaderValue);
+
 const REQUEST_ID: &str = "x-request-id";
 const LONGEST_REQUEST_ID: usize = 128;
 
@@ -48,8 +51,9 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let id = request_id(&request);
+        request.extensions_mut().insert(id.clone());
         let max_message_bytes = self.max_message_bytes;
         // tonic's own timeout stands outside of this layer and would answer without details: ours is made before it, and so fires first.
         let deadline = convert::asked_timeout(request.headers());
@@ -61,33 +65,42 @@ where
             };
             let refused = response.headers().contains_key("grpc-status");
             let mut response = if refused { with_details(response, &id, max_message_bytes) } else { response };
-            response.headers_mut().insert(REQUEST_ID, id);
+            response.headers_mut().insert(REQUEST_ID, id.0);
             Ok(response)
         })
     }
 }
 
 /// A refusal stands in the headers alone, without a body.
-fn with_details(response: Response<Body>, id: &HeaderValue, max_message_bytes: usize) -> Response<Body> {
+fn with_details(response: Response<Body>, id: &RequestId, max_message_bytes: usize) -> Response<Body> {
     let Some(refused) = Status::from_header_map(response.headers()) else {
         return response;
     };
     if refused.code() == tonic::Code::Ok {
         return response;
     }
-    let refused = if refused.details().is_empty() { status::complete(&refused, max_message_bytes) } else { refused };
-    let mut details = refused.get_error_details();
-    details.set_request_info(id.to_str().unwrap_or_default(), "");
-    let mut finished = Status::with_error_details(refused.code(), refused.message(), details);
-    *finished.metadata_mut() = refused.metadata().clone();
-    finished.into_http()
+    finished(refused, Some(id), max_message_bytes).into_http()
 }
 
-fn request_id(request: &Request<Body>) -> HeaderValue {
+/// A refusal as its caller gets it.
+pub(super) fn finished(refused: Status, id: Option<&RequestId>, max_message_bytes: usize) -> Status {
+    let refused = if refused.details().is_empty() { status::complete(&refused, max_message_bytes) } else { refused };
+    let mut details = refused.get_error_details();
+    if let Some(RequestId(id)) = id {
+        details.set_request_info(id.to_str().unwrap_or_default(), "");
+    }
+    let mut finished = Status::with_error_details(refused.code(), refused.message(), details);
+    *finished.metadata_mut() = refused.metadata().clone();
+    finished
+}
+
+fn request_id(request: &Request<Body>) -> RequestId {
     let given = request.headers().get(REQUEST_ID).filter(|value| {
         (1..=LONGEST_REQUEST_ID).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
     });
-    given
-        .cloned()
-        .unwrap_or_else(|| HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).expect("a UUID is plain ASCII"))
+    RequestId(
+        given.cloned().unwrap_or_else(|| {
+            HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).expect("a UUID is plain ASCII")
+        }),
+    )
 }
