@@ -50,6 +50,7 @@ named!(
     ListKeysResponse,
     LoginResponse,
     LogoutResponse,
+    ReEncryptResponse,
     RemoveHsmResponse,
     ResetPasswordResponse,
     ResumeHsmResponse,
