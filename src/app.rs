@@ -153,6 +153,7 @@ impl App {
             health,
             draining: until_draining.clone(),
             max_message_bytes: config.grpc.max_message_bytes,
+            pipeline_in_flight: config.grpc.pipeline_in_flight,
             mode,
             key_store_quota,
             pages: pages(config.http.as_ref().and_then(|http| http.url.clone()), http, mode),

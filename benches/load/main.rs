@@ -4,7 +4,8 @@
 //!
 //! - **PKCS#11 alone** ([`pkcs11`]): AES-GCM in a process of its own, with nothing in front of it;
 //! - **a bare echo** ([`shared::echo`]): the same gRPC messages and the same kind of threads, with nothing behind them;
-//! - **keyway** ([`shared::daemon`]): `Encrypt` on a development cluster, through the daemon and its workers.
+//! - **keyway** ([`shared::daemon`]): `Encrypt` on a development cluster, through the daemon and its workers; by single calls, and
+//!   over `Pipeline`, with as many items unanswered as there are clients otherwise.
 //!
 //! The last two get the same [`clients`], over TCP and over a Unix socket. [`report`] sets them side by side.
 //! Numbers of different runs, let alone machines, say little about each other; the ratios of one run do.

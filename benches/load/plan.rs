@@ -10,7 +10,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::Error;
 use crate::arguments::Arguments;
-use crate::clients;
+use crate::clients::{self, Way};
 use crate::pkcs11::Alone;
 use crate::shared::child::{Own, cpu_time};
 use crate::shared::connect::Target;
@@ -52,6 +52,8 @@ pub enum What {
     Echo(Transport, usize),
     /// The daemon of this number; the first is the one that was built with the bench.
     Keyway(usize, Transport, usize),
+    /// The same, with as many items unanswered as there would be clients, on streams over as many connections.
+    Pipeline(usize, Transport, usize),
 }
 
 /// A cell, with one measurement of each round.
@@ -109,7 +111,10 @@ impl Systems {
         for transport in [Transport::Tcp, Transport::Unix] {
             for clients in self.clients.iter().copied() {
                 cells.push(What::Echo(transport, clients));
-                cells.extend((0..self.daemons.len()).map(|daemon| What::Keyway(daemon, transport, clients)));
+                for daemon in 0..self.daemons.len() {
+                    cells.push(What::Keyway(daemon, transport, clients));
+                    cells.push(What::Pipeline(daemon, transport, clients));
+                }
             }
         }
         cells
@@ -132,17 +137,27 @@ impl Systems {
                 };
                 let pid = self.echo.pid();
                 // A key's id, so that the messages are as long as keyway's.
-                clients::measure(target, &self.daemons[0].key, clients, length, || cpu_time(pid))
+                clients::measure(target, Way::Calls, &self.daemons[0].key, clients, length, || cpu_time(pid))
             }
-            What::Keyway(daemon, transport, clients) => {
-                let daemon = &self.daemons[daemon];
-                let target = match transport {
-                    Transport::Tcp => &daemon.tcp,
-                    Transport::Unix => &daemon.unix,
-                };
-                clients::measure(target, &daemon.key, clients, length, || daemon.cpu_time())
-            }
+            What::Keyway(daemon, transport, clients) => self.daemon(daemon, transport, Way::Calls, clients, length),
+            What::Pipeline(daemon, transport, items) => self.daemon(daemon, transport, Way::Pipeline, items, length),
         }
+    }
+
+    fn daemon(
+        &self,
+        daemon: usize,
+        transport: Transport,
+        way: Way,
+        clients: usize,
+        length: Duration,
+    ) -> Result<Measured, Error> {
+        let daemon = &self.daemons[daemon];
+        let target = match transport {
+            Transport::Tcp => &daemon.tcp,
+            Transport::Unix => &daemon.unix,
+        };
+        clients::measure(target, way, &daemon.key, clients, length, || daemon.cpu_time())
     }
 }
 

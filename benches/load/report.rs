@@ -34,11 +34,15 @@ pub fn markdown(cells: &[Cell], arguments: &Arguments, rounds: &Rounds, machine:
 }
 
 fn ratios(text: &mut String, cells: &[Cell]) {
-    text.push_str("| | transport | clients | of the echo | of PKCS#11 alone |\n");
-    text.push_str("| --- | --- | --- | --- | --- |\n");
+    text.push_str("| | transport | clients | of the echo | of PKCS#11 alone | of single calls |\n");
+    text.push_str("| --- | --- | --- | --- | --- | --- |\n");
     for cell in cells {
-        let What::Keyway(_, transport, clients) = cell.what else {
-            continue;
+        let (transport, clients, single) = match cell.what {
+            What::Keyway(_, transport, clients) => (transport, clients, None),
+            What::Pipeline(daemon, transport, clients) => {
+                (transport, clients, find(cells, What::Keyway(daemon, transport, clients)))
+            }
+            What::Pkcs11 { .. } | What::Echo(..) => continue,
         };
         // One client keeps one session busy; more can use all there is.
         let threads = clients.min(2);
@@ -46,11 +50,12 @@ fn ratios(text: &mut String, cells: &[Cell]) {
         let alone = find(cells, What::Pkcs11 { threads });
         let _ = writeln!(
             text,
-            "| {} | {} | {clients} | {} | {} |",
+            "| {} | {} | {clients} | {} | {} | {} |",
             name(cell.what),
             transport_name(cell.what),
             ratio(cell, echo),
-            ratio(cell, alone)
+            ratio(cell, alone),
+            ratio(cell, single)
         );
     }
     text.push('\n');
@@ -62,7 +67,7 @@ fn absolutes(text: &mut String, cells: &[Cell]) {
     for cell in cells {
         let at_once = match cell.what {
             What::Pkcs11 { threads } => format!("{threads} threads"),
-            What::Echo(_, clients) | What::Keyway(_, _, clients) => clients.to_string(),
+            What::Echo(_, clients) | What::Keyway(_, _, clients) | What::Pipeline(_, _, clients) => clients.to_string(),
         };
         let rate = Spread::of(cell.measured.iter().map(|it| it.per_second));
         let _ = writeln!(
@@ -100,14 +105,18 @@ fn name(what: What) -> String {
         What::Echo(..) => "echo".to_owned(),
         What::Keyway(0, ..) => "keyway".to_owned(),
         What::Keyway(daemon, ..) => format!("keyway {}", daemon + 1),
+        What::Pipeline(0, ..) => "keyway, Pipeline".to_owned(),
+        What::Pipeline(daemon, ..) => format!("keyway {}, Pipeline", daemon + 1),
     }
 }
 
 fn transport_name(what: What) -> &'static str {
     match what {
         What::Pkcs11 { .. } => "none",
-        What::Echo(Transport::Tcp, _) | What::Keyway(_, Transport::Tcp, _) => "TCP",
-        What::Echo(Transport::Unix, _) | What::Keyway(_, Transport::Unix, _) => "Unix socket",
+        What::Echo(transport, _) | What::Keyway(_, transport, _) | What::Pipeline(_, transport, _) => match transport {
+            Transport::Tcp => "TCP",
+            Transport::Unix => "Unix socket",
+        },
     }
 }
 

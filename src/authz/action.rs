@@ -1,4 +1,5 @@
-//! What can be permitted: one type for each rpc that is served, named as the rpc is; and one for what more an rpc may ask.
+//! What can be permitted: one type for each rpc that is served, named as the rpc is; and one for what more an rpc may ask, as
+//! of which of two keys ReEncrypt makes what use.
 
 /// Something a caller asks to do.
 pub trait Action: Send + Sync + 'static {
@@ -68,6 +69,8 @@ actions!(
     ListResourceTags,
     Encrypt,
     Decrypt,
+    ReEncryptFrom,
+    ReEncryptTo,
     GenerateDataKey,
     GenerateDataKeyWithoutPlaintext,
     GenerateRandom,

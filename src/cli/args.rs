@@ -11,7 +11,9 @@ use crate::model::ClusterId;
 use crate::pki::AlternativeName;
 
 use super::output::Output;
-use super::{alias, ca, cluster, crypto, crypto_user, data_key, health, key, key_store, node, parse, wait};
+use super::{
+    alias, ca, cluster, crypto, crypto_user, data_key, file, health, key, key_store, node, parse, re_encrypt, wait,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -105,7 +107,11 @@ pub(super) enum ClientCommand {
     Alias(alias::AliasCommand),
     Encrypt(crypto::EncryptArgs),
     Decrypt(crypto::DecryptArgs),
+    ReEncrypt(re_encrypt::ReEncryptArgs),
     GenerateDataKey(data_key::DataKeyArgs),
+    /// Files of any length: encrypt, decrypt
+    #[command(subcommand)]
+    File(file::FileCommand),
     Random(crypto::RandomArgs),
     /// Tell who the daemon takes you for
     Whoami,

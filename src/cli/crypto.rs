@@ -78,13 +78,13 @@ pub(super) struct ContextArgs {
 }
 
 #[derive(Debug, Args)]
-struct FileArgs {
+pub(super) struct FileArgs {
     /// What to read; absent or `-` is stdin
     #[arg(value_name = "IN")]
-    from: Option<PathBuf>,
+    pub(super) from: Option<PathBuf>,
     /// Where to write; absent or `-` is stdout
     #[arg(value_name = "OUT")]
-    to: Option<PathBuf>,
+    pub(super) to: Option<PathBuf>,
 }
 
 pub(super) async fn encrypt(client: &Client, args: EncryptArgs) -> Result<(), Failure> {
@@ -148,7 +148,7 @@ pub(super) async fn random(client: &Client, args: RandomArgs) -> Result<(), Fail
 }
 
 /// The daemon says whether it saw our checksum; if not, it may have worked on other bytes.
-fn checksum_was_used(verified: bool) -> Result<(), Failure> {
+pub(super) fn checksum_was_used(verified: bool) -> Result<(), Failure> {
     if verified { Ok(()) } else { Err(damaged("the daemon did not get the checksum of what was sent")) }
 }
 

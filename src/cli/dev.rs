@@ -147,6 +147,7 @@ fn prepare(args: &DevArgs) -> Result<Ready, DevError> {
             }),
             max_connections: 4096,
             max_message_bytes: 1 << 20,
+            pipeline_in_flight: 1_024,
             drain_timeout: Duration::from_secs(10),
         },
         http: http.map(|listen| door::http::Settings { listen, url: None }),

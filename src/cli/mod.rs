@@ -24,6 +24,7 @@ mod data_key;
 mod dev;
 mod drift;
 mod failure;
+mod file;
 mod health;
 mod key;
 mod key_life;
@@ -36,6 +37,7 @@ mod output;
 mod paging;
 mod parse;
 mod password;
+mod re_encrypt;
 mod serve;
 mod server;
 mod settle;
@@ -117,7 +119,9 @@ impl ClientCommand {
             Self::Alias(command) => command.run(client).await,
             Self::Encrypt(args) => crypto::encrypt(client, args).await,
             Self::Decrypt(args) => crypto::decrypt(client, args).await,
+            Self::ReEncrypt(args) => re_encrypt::re_encrypt(client, args).await,
             Self::GenerateDataKey(args) => data_key::generate(client, args).await,
+            Self::File(command) => command.run(client).await,
             Self::Random(args) => crypto::random(client, args).await,
             Self::Whoami => server::who_am_i(client).await,
             Self::ServerInfo => server::info(client).await,

@@ -58,6 +58,7 @@ named!(
     ListResourceTagsResponse,
     LoginResponse,
     LogoutResponse,
+    ReEncryptResponse,
     RemoveHsmResponse,
     ResetPasswordResponse,
     ResumeHsmResponse,

@@ -118,6 +118,7 @@ fn grpc(grpc: &mut Section<'_>) -> Option<door::Settings> {
     let tcp = tcp(grpc);
     let max_connections = grpc.defaulted("max_connections", 4096, number(1..=65_536));
     let max_message_bytes = grpc.defaulted("max_message_bytes", 1 << 20, number(16 << 10..=4 << 20));
+    let pipeline_in_flight = grpc.defaulted("pipeline_in_flight", 1_024, number(1..=16_384));
     let drain_timeout = grpc.defaulted("drain_timeout", 10 * SECOND, duration(Duration::ZERO..=10 * MINUTE));
     if nobody_can_come {
         grpc.complain("has no listener: set unix_socket, or listen and tls, or all three");
@@ -127,6 +128,7 @@ fn grpc(grpc: &mut Section<'_>) -> Option<door::Settings> {
         tcp: tcp?,
         max_connections: max_connections?,
         max_message_bytes: max_message_bytes?,
+        pipeline_in_flight: pipeline_in_flight?,
         drain_timeout: drain_timeout?,
     })
 }

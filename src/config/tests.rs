@@ -107,6 +107,7 @@ fn what_is_left_out_gets_its_default_and_paths_start_from_the_files_directory() 
     assert_eq!(config.grpc.unix_socket, Some(site.path("keyway.sock")));
     assert_eq!(config.grpc.tcp, None);
     assert_eq!(config.grpc.drain_timeout, Duration::from_secs(10));
+    assert_eq!(config.grpc.pipeline_in_flight, 1_024);
     assert_eq!(config.key_stores.quota, 10);
     assert_eq!(config.log, telemetry::Settings { level: telemetry::Level::Info, format: telemetry::Format::Text });
     let cluster = &config.clusters[&"cluster-2abcdefghij".parse().unwrap()];

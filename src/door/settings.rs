@@ -15,6 +15,8 @@ pub struct Settings {
     pub max_connections: usize,
     /// The longest request that is read.
     pub max_message_bytes: usize,
+    /// Items of one Pipeline that are unanswered at once.
+    pub pipeline_in_flight: usize,
     /// How long requests under way may take to end once the daemon is told to stop.
     pub drain_timeout: Duration,
 }

@@ -10,11 +10,12 @@ use crate::keystore::Store;
 use crate::keystore::lifecycle::Event;
 use crate::model::{EncryptionContext, KeyRef, KeyStoreId, KeyVersion, Plaintext};
 use crate::records::Proof;
-use crate::users::ShownLogins;
 
+use super::envelope::{self, Envelope};
 use super::holdback::Suspect;
 use super::owner::{Home, Reached};
-use super::{Error, Key, Keys, NoUse, Version, envelope};
+use super::terms::{Ready, Terms};
+use super::{Error, Key, Keys, NoUse, Version};
 
 /// The key that was used, as the caller is told it.
 #[derive(Debug)]
@@ -57,84 +58,50 @@ impl Keys {
     pub async fn encrypt(
         &self,
         permit: Permit<action::Encrypt>,
-        logins: &ShownLogins,
+        terms: Terms<'_>,
         key: &KeyRef,
         plaintext: Plaintext,
         context: &EncryptionContext,
-        deadline: Instant,
     ) -> Result<Encrypted, Error> {
-        let reached = self.reach(&permit, logins, key, deadline).await?;
-        let key = &reached.key;
-        self.check_holdback(&permit, key)?;
-        let connection = self.connection_behind(&reached)?;
-        let uses = CountedUses::of(self, key)?;
-        uses.take().await?;
-        let version = uses.version;
-        let aad = envelope::aad(key.id, version.version, context);
-        let sealed = connection.encrypt(&version.in_hsms, aad, plaintext, deadline, &uses).await;
-        let sealed = self.told(&permit, &reached, version.version, &connection, sealed).await?;
-        Ok(self.encrypted(key, version.version, &sealed))
+        let ready = self.ready_to_encrypt(&permit, &terms, key).await?;
+        terms.in_earnest()?;
+        self.seal(&permit, &ready, plaintext, context, terms.deadline).await
     }
 
     /// The key is the one the ciphertext names; when the caller names one too, they must agree.
     pub async fn decrypt(
         &self,
         permit: Permit<action::Decrypt>,
-        logins: &ShownLogins,
+        terms: Terms<'_>,
         key: Option<&KeyRef>,
         ciphertext: &[u8],
         context: &EncryptionContext,
-        deadline: Instant,
     ) -> Result<Decrypted, Error> {
-        let named = match key {
-            Some(key) => Some(self.reach(&permit, logins, key, deadline).await?),
-            None => None,
-        };
-        let envelope = envelope::open(ciphertext).map_err(|_| Error::InvalidCiphertext)?;
-        let reached = match named {
-            Some(reached) if reached.key.id != envelope.key => return Err(Error::IncorrectKey),
-            Some(reached) => reached,
-            None => self.reach_by_id(&permit, logins, envelope.key, deadline).await.map_err(|error| match error {
-                Error::NotFound(_) => Error::InvalidCiphertext,
-                other => other,
-            })?,
-        };
-        let key = &reached.key;
-        self.check_holdback(&permit, key)?;
-        let version = key.version(envelope.version).ok_or(Error::InvalidCiphertext)?;
-        let connection = self.connection_behind(&reached)?;
-        let aad = envelope::aad(key.id, version.version, context);
-        let plaintext = connection.decrypt(&version.in_hsms, aad, envelope.sealed, deadline).await;
-        let plaintext = plaintext.map_err(Error::Hsm);
-        let plaintext = self.told(&permit, &reached, version.version, &connection, plaintext).await?;
-        Ok(Decrypted { plaintext, key: self.used(key, version.version) })
+        let (ready, envelope) = self.ready_to_decrypt(&permit, &terms, key, ciphertext).await?;
+        terms.in_earnest()?;
+        self.open(&permit, &ready, envelope, context, terms.deadline).await
     }
 
     pub async fn generate_data_key(
         &self,
         permit: Permit<action::GenerateDataKey>,
-        logins: &ShownLogins,
+        terms: Terms<'_>,
         key: &KeyRef,
         number_of_bytes: u32,
         context: &EncryptionContext,
-        deadline: Instant,
     ) -> Result<NewDataKey, Error> {
-        let reached = self.reach(&permit, logins, key, deadline).await?;
-        self.data_key(&permit, &reached, number_of_bytes, PlaintextPart::Wanted, context, deadline).await
+        self.data_key(&permit, terms, key, number_of_bytes, PlaintextPart::Wanted, context).await
     }
 
     pub async fn generate_data_key_without_plaintext(
         &self,
         permit: Permit<action::GenerateDataKeyWithoutPlaintext>,
-        logins: &ShownLogins,
+        terms: Terms<'_>,
         key: &KeyRef,
         number_of_bytes: u32,
         context: &EncryptionContext,
-        deadline: Instant,
     ) -> Result<Encrypted, Error> {
-        let reached = self.reach(&permit, logins, key, deadline).await?;
-        let made =
-            self.data_key(&permit, &reached, number_of_bytes, PlaintextPart::Withheld, context, deadline).await?;
+        let made = self.data_key(&permit, terms, key, number_of_bytes, PlaintextPart::Withheld, context).await?;
         Ok(made.encrypted)
     }
 
@@ -148,10 +115,7 @@ impl Keys {
     ) -> Result<Plaintext, Error> {
         let store = match store {
             Some(id) => self.0.stores.get(id)?,
-            None => {
-                let connected = |store: &Arc<Store>| self.connection_of_store(store, Event::Use).is_ok();
-                self.0.stores.list().into_iter().find(connected).ok_or(Error::NoConnectedStore)?
-            }
+            None => self.any_connected().ok_or(Error::NoConnectedStore)?,
         };
         let drawn = self.connection_of_store(&store, Event::Use)?.generate_random(number_of_bytes, deadline).await;
         if drawn.as_ref().is_err_and(|failure| *failure == Failure::NoNode) {
@@ -161,31 +125,117 @@ impl Keys {
         Ok(drawn?)
     }
 
+    /// One whose HSMs serve, if there is one.
+    fn any_connected(&self) -> Option<Arc<Store>> {
+        let stores = self.0.stores.list().into_iter();
+        let connected = stores.filter_map(|store| Some((self.connection_of_store(&store, Event::Use).ok()?, store)));
+        connected.min_by_key(|(connection, _)| !connection.any_proved()).map(|(_, store)| store)
+    }
+
     async fn data_key<A: Action>(
         &self,
         permit: &Permit<A>,
-        reached: &Reached,
+        terms: Terms<'_>,
+        key: &KeyRef,
         number_of_bytes: u32,
         plaintext: PlaintextPart,
         context: &EncryptionContext,
-        deadline: Instant,
     ) -> Result<NewDataKey, Error> {
+        let Ready { reached, connection } = self.ready_to_encrypt(permit, &terms, key).await?;
+        terms.in_earnest()?;
         let key = &reached.key;
-        self.check_holdback(permit, key)?;
-        let connection = self.connection_behind(reached)?;
         let uses = CountedUses::of(self, key)?;
         uses.take().await?;
         let version = uses.version;
         let aad = envelope::aad(key.id, version.version, context);
         let wanted = plaintext == PlaintextPart::Wanted;
         let generated =
-            connection.generate_data_key(&version.in_hsms, aad, number_of_bytes, wanted, deadline, &uses).await;
-        let generated = self.told(permit, reached, version.version, &connection, generated).await?;
+            connection.generate_data_key(&version.in_hsms, aad, number_of_bytes, wanted, terms.deadline, &uses).await;
+        let generated = self.told(permit, &reached, version.version, &connection, generated).await?;
         let encrypted = self.encrypted(key, version.version, &generated.sealed);
         Ok(NewDataKey { encrypted, plaintext: generated.plaintext })
     }
 
-    fn check_holdback<A: Action>(&self, permit: &Permit<A>, key: &Key) -> Result<(), Error> {
+    /// The key to encrypt with, when it may be used. Whether it has a use left is looked at for a dry run alone: work in
+    /// earnest takes one.
+    pub(super) async fn ready_to_encrypt<A: Action>(
+        &self,
+        permit: &Permit<A>,
+        terms: &Terms<'_>,
+        key: &KeyRef,
+    ) -> Result<Ready, Error> {
+        let ready = self.ready(permit, terms, key).await?;
+        if terms.dry_run {
+            CountedUses::of(self, &ready.reached.key)?.look().await?;
+        }
+        Ok(ready)
+    }
+
+    /// The key that encrypted this, when it may be used, and the ciphertext taken apart. Nothing is proved about that yet.
+    pub(super) async fn ready_to_decrypt<A: Action>(
+        &self,
+        permit: &Permit<A>,
+        terms: &Terms<'_>,
+        key: Option<&KeyRef>,
+        ciphertext: &[u8],
+    ) -> Result<(Ready, Envelope), Error> {
+        let named = match key {
+            Some(key) => Some(self.reach(permit, terms.logins, key, terms.deadline).await?),
+            None => None,
+        };
+        let envelope = envelope::open(ciphertext).map_err(|_| Error::InvalidCiphertext)?;
+        let reached = match named {
+            Some(reached) if reached.key.id != envelope.key => return Err(Error::IncorrectKey),
+            Some(reached) => reached,
+            None => {
+                let reached = self.reach_by_id(permit, terms.logins, envelope.key, terms.deadline).await;
+                reached.map_err(|error| match error {
+                    Error::NotFound(_) => Error::InvalidCiphertext,
+                    other => other,
+                })?
+            }
+        };
+        let ready = self.made_ready(permit, reached)?;
+        ready.reached.key.version(envelope.version).ok_or(Error::InvalidCiphertext)?;
+        Ok((ready, envelope))
+    }
+
+    pub(super) async fn seal<A: Action>(
+        &self,
+        permit: &Permit<A>,
+        Ready { reached, connection }: &Ready,
+        plaintext: Plaintext,
+        context: &EncryptionContext,
+        deadline: Instant,
+    ) -> Result<Encrypted, Error> {
+        let key = &reached.key;
+        let uses = CountedUses::of(self, key)?;
+        uses.take().await?;
+        let version = uses.version;
+        let aad = envelope::aad(key.id, version.version, context);
+        let sealed = connection.encrypt(&version.in_hsms, aad, plaintext, deadline, &uses).await;
+        let sealed = self.told(permit, reached, version.version, connection, sealed).await?;
+        Ok(self.encrypted(key, version.version, &sealed))
+    }
+
+    pub(super) async fn open<A: Action>(
+        &self,
+        permit: &Permit<A>,
+        Ready { reached, connection }: &Ready,
+        envelope: Envelope,
+        context: &EncryptionContext,
+        deadline: Instant,
+    ) -> Result<Decrypted, Error> {
+        let key = &reached.key;
+        let version = key.version(envelope.version).ok_or(Error::InvalidCiphertext)?;
+        let aad = envelope::aad(key.id, version.version, context);
+        let plaintext = connection.decrypt(&version.in_hsms, aad, envelope.sealed, deadline).await;
+        let plaintext = plaintext.map_err(Error::Hsm);
+        let plaintext = self.told(permit, reached, version.version, connection, plaintext).await?;
+        Ok(Decrypted { plaintext, key: self.used(key, version.version) })
+    }
+
+    pub(super) fn check_holdback<A: Action>(&self, permit: &Permit<A>, key: &Key) -> Result<(), Error> {
         let held = self.0.holdback.check(|| suspect(permit, key), Instant::now());
         held.map_err(|remaining| Error::HeldBack { key: key.name(), remaining })
     }
@@ -279,10 +329,20 @@ impl<'a> CountedUses<'a> {
 
     async fn take(&self) -> Result<(), Error> {
         let taken = self.version.uses.take(&self.keys.0.records, self.key.id, self.version.version).await;
-        taken.map_err(|none| match none {
+        taken.map_err(|none| self.refused(none))
+    }
+
+    /// Whether one could be taken now.
+    async fn look(&self) -> Result<(), Error> {
+        let left = self.version.uses.look(&self.keys.0.records, self.key.id, self.version.version).await;
+        left.map_err(|none| self.refused(none))
+    }
+
+    fn refused(&self, none: NoUse) -> Error {
+        match none {
             NoUse::Exhausted => Error::UseLimit(self.key.name()),
             NoUse::Records(error) => Error::Records(error),
-        })
+        }
     }
 }
 

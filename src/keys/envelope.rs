@@ -81,6 +81,33 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// What an HSM does with a key of its own.
+    mod in_hsm {
+        use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+
+        use crate::cluster::Sealed;
+
+        fn key() -> LessSafeKey {
+            LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &[3; 32]).unwrap())
+        }
+
+        pub(super) fn encrypt(plaintext: &[u8], aad: &[u8]) -> Sealed {
+            let mut sealed = plaintext.to_vec();
+            key().seal_in_place_append_tag(nonce(&[9; 12]), Aad::from(aad), &mut sealed).unwrap();
+            Sealed { iv: vec![9; 12], sealed }
+        }
+
+        pub(super) fn decrypt(sealed: &Sealed, aad: &[u8]) -> Option<Vec<u8>> {
+            let mut bytes = sealed.sealed.clone();
+            let opened = key().open_in_place(nonce(&sealed.iv), Aad::from(aad), &mut bytes);
+            opened.ok().map(|plaintext| plaintext.to_vec())
+        }
+
+        fn nonce(iv: &[u8]) -> Nonce {
+            Nonce::try_assume_unique_for_key(iv).unwrap()
+        }
+    }
+
     proptest! {
         #[test]
         fn what_was_sealed_opens_the_same(key in any::<[u8; 16]>(), version in any::<u32>(), iv in any::<[u8; 12]>(), sealed in prop::collection::vec(any::<u8>(), 17..200)) {
@@ -89,6 +116,31 @@ mod tests {
             let opened = open(&bytes).unwrap();
             prop_assert_eq!((opened.key, opened.version), (key, version));
             prop_assert_eq!((opened.sealed.iv, opened.sealed.sealed), (iv.to_vec(), sealed));
+        }
+
+        /// The HSM's part is done here, by the same cipher: what `open` lets pass must fail there, or name another key.
+        #[test]
+        fn any_bit_flipped_in_a_ciphertext_or_its_context_leaves_nothing_that_opens(
+            plaintext in prop::collection::vec(any::<u8>(), 1..100),
+            value in "[a-z]{0,8}",
+            at in any::<prop::sample::Index>(),
+            bit in 0..8_u32,
+        ) {
+            let (key, version) = (KeyId::from_bytes([7; 16]), KeyVersion(1));
+            let context = |value: &str| EncryptionContext::new([("order".to_owned(), value.to_owned())]).unwrap();
+            let bytes = seal(key, version, &in_hsm::encrypt(&plaintext, &aad(key, version, &context(&value))));
+            let opens = |bytes: &[u8], context: &EncryptionContext| {
+                let opened = open(bytes).ok().filter(|opened| (opened.key, opened.version) == (key, version))?;
+                in_hsm::decrypt(&opened.sealed, &aad(opened.key, opened.version, context))
+            };
+            prop_assert_eq!(opens(&bytes, &context(&value)), Some(plaintext));
+
+            let mut flipped = bytes.clone();
+            flipped[at.index(bytes.len())] ^= 1_u8 << bit;
+            prop_assert_eq!(opens(&flipped, &context(&value)), None);
+            prop_assert_eq!(opens(&bytes, &context(&format!("{value}x"))), None);
+            prop_assert_eq!(opens(&bytes, &EncryptionContext::default()), None);
+            prop_assert_eq!(opens(&bytes[..at.index(bytes.len())], &context(&value)), None);
         }
 
         #[test]

@@ -23,12 +23,14 @@ mod inventory;
 mod known;
 mod lifecycle;
 mod owner;
+mod re_encrypt;
 pub mod reconcile;
 pub mod rotation;
 mod settings;
 mod sync;
 mod tags;
 mod tell;
+mod terms;
 pub mod usage;
 mod uses;
 
@@ -56,9 +58,11 @@ pub use drift::Drifts;
 use holdback::Holdback;
 use known::Known;
 use owner::Home;
+pub use re_encrypt::{Destination, Source};
 pub use rotation::{RotationPeriod, VersionDescription, VersionState};
 pub use settings::{DAY, Settings};
 pub use sync::{Repair, Synced};
+pub use terms::Terms;
 use usage::Usage;
 use uses::{NoUse, Uses};
 
@@ -108,6 +112,9 @@ pub enum Error {
     InvalidCiphertext,
     #[error("the ciphertext was made by another key than the one named")]
     IncorrectKey,
+    /// Nothing stands in its way, and nothing was done.
+    #[error("the request would have succeeded, but dry_run is set")]
+    DryRun,
     #[error("key {0} has been used as often as is safe")]
     UseLimit(String),
     #[error("alias {0} is in use")]

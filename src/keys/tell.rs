@@ -23,15 +23,17 @@ impl Keys {
         }
         for cluster in clusters {
             let Ok(found) = self.drifts(cluster, None, MOST_COUNTED).await else { continue };
-            let (mut unproven, mut odd) = (0, 0);
+            let (mut unproven, mut odd, mut destroyed) = (0, 0, 0);
             for drift in &found.drifts {
                 match drift.difference {
                     Difference::Unproven { .. } => unproven += 1,
                     Difference::Odd(_) => odd += 1,
+                    Difference::Destroyed { .. } => destroyed += 1,
                 }
             }
             page.level(&catalogue::DRIFT, [cluster.as_str(), "missing"], f64::from(unproven));
             page.level(&catalogue::DRIFT, [cluster.as_str(), "unexpected"], f64::from(odd));
+            page.level(&catalogue::DRIFT, [cluster.as_str(), "awaiting_deletion"], f64::from(destroyed));
         }
     }
 }

@@ -54,6 +54,16 @@ impl Uses {
         }
     }
 
+    /// Whether [`Uses::take`] would take one. Reserves nothing.
+    pub async fn look(&self, records: &Records, key: KeyId, version: KeyVersion) -> Result<(), NoUse> {
+        if self.left.load(Relaxed) > 0 {
+            return Ok(());
+        }
+        let versions = records.key(key).await?.map(|record| record.versions).unwrap_or_default();
+        let known = versions.iter().find(|known| known.version == version);
+        if known.is_some_and(|known| known.uses_reserved < LIMIT) { Ok(()) } else { Err(NoUse::Exhausted) }
+    }
+
     fn try_take(&self) -> bool {
         self.left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok()
     }

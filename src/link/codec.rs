@@ -114,6 +114,22 @@ mod tests {
         }
 
         #[test]
+        fn a_frame_of_garbage_is_a_message_or_an_error_and_takes_nothing_of_the_next(
+            garbage in prop::collection::vec(any::<u8>(), 0..200),
+            id in any::<u64>(),
+        ) {
+            let mut stream = u32::try_from(garbage.len()).unwrap().to_be_bytes().to_vec();
+            stream.extend_from_slice(&garbage);
+            push(&random(id, 32), &mut stream).unwrap();
+            let mut frames = Frames::default();
+            frames.feed(&stream);
+            if let Ok(message) = frames.take::<crate::link::v1::Response>() {
+                prop_assert!(message.is_some(), "all of it was there");
+                prop_assert_eq!(frames.take::<Request>().unwrap().map(|request| request.id), Some(id));
+            }
+        }
+
+        #[test]
         fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let mut frames = Frames::default();
             frames.feed(&bytes);

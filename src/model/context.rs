@@ -42,6 +42,34 @@ impl EncryptionContext {
     }
 }
 
+impl EncryptionContext {
+    /// How long the canonical bytes may be.
+    pub const LONGEST_CANONICAL: usize = 4 + MAX_PAIRS * 8 + MAX_BYTES;
+
+    /// Reads what [`EncryptionContext::canonical`] writes, and nothing else.
+    pub fn from_canonical(bytes: &[u8]) -> Option<Self> {
+        let (count, mut rest) = bytes.split_first_chunk::<4>()?;
+        let mut pairs = BTreeMap::new();
+        for _ in 0..u32::from_be_bytes(*count) {
+            let [name, value] = [take_text(&mut rest)?, take_text(&mut rest)?];
+            pairs.insert(name, value);
+        }
+        let context = Self::new(pairs).ok()?;
+        (context.canonical() == bytes).then_some(context)
+    }
+
+    pub fn pairs(&self) -> &BTreeMap<String, String> {
+        &self.0
+    }
+}
+
+fn take_text(bytes: &mut &[u8]) -> Option<String> {
+    let (length, rest) = bytes.split_first_chunk::<4>()?;
+    let (text, rest) = rest.split_at_checked(usize::try_from(u32::from_be_bytes(*length)).ok()?)?;
+    *bytes = rest;
+    String::from_utf8(text.to_vec()).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,6 +94,21 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn canonical_bytes_are_read_again_and_no_others_are(
+            pairs in prop::collection::btree_map("[a-c]{1,3}", "[a-c]{0,3}", 0..4),
+            at in any::<prop::sample::Index>(),
+            bit in 0..8_u32,
+        ) {
+            let context = EncryptionContext::new(pairs).unwrap();
+            let mut bytes = context.canonical();
+            prop_assert_eq!(EncryptionContext::from_canonical(&bytes), Some(context.clone()));
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1_u8 << bit;
+            let other = EncryptionContext::from_canonical(&bytes);
+            prop_assert!(other.is_none_or(|other| other != context && other.canonical() == bytes));
+        }
+
         #[test]
         fn different_contexts_never_share_their_bytes(
             a in prop::collection::btree_map("[a-c]{1,3}", "[a-c]{0,3}", 0..4),

@@ -56,6 +56,9 @@ fn the_whole_main_job_can_be_typed() {
 
     let secret = pipe(&rig, &["encrypt", "--key", "alias/typed", "--context", "for=me"], b"typed secret");
     assert_eq!(pipe(&rig, &["decrypt", "--context", "for=me"], &secret), b"typed secret");
+    let args = ["re-encrypt", "--from-context", "for=me", "--to", "alias/second", "--to-context", "for=you"];
+    let handed_on = pipe(&rig, &args, &secret);
+    assert_eq!(pipe(&rig, &["decrypt", "--context", "for=you"], &handed_on), b"typed secret");
     let (sealed, clear) = (rig.home.path().join("sealed"), rig.home.path().join("clear"));
     let outputs = ["--ciphertext-out", sealed.to_str().unwrap(), "--plaintext-out", clear.to_str().unwrap()];
     ok(&rig, &[&["generate-data-key", "--key", "alias/typed"], &outputs[..]].concat());

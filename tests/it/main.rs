@@ -23,6 +23,7 @@ mod documents;
 mod drift;
 mod failing;
 mod faulty_library;
+mod files;
 mod formats;
 #[path = "../gameday/mod.rs"]
 mod gameday;
@@ -43,4 +44,5 @@ mod serve;
 mod soak;
 mod states;
 mod update;
+mod using;
 mod worker_process;

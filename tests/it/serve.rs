@@ -77,6 +77,18 @@ async fn deny_everything(mallory: &mut Clients, store: &str, key: &str, cipherte
     denied("GenerateRandom", refused("random bytes", answer, "ACCESS_DENIED", ""));
     let answer = mallory.clusters.describe_clusters(pb::DescribeClustersRequest::default()).await;
     denied("DescribeClusters", refused("clusters", answer, "ACCESS_DENIED", ""));
+    let answer = mallory.crypto.re_encrypt(pb::ReEncryptRequest::default()).await;
+    denied("ReEncryptFrom", refused("re-encrypting", answer, "ACCESS_DENIED", ""));
+    // A stream is anybody's who has a name; each item is asked for itself.
+    let random = pb::pipeline_request::Request::GenerateRandom(pb::GenerateRandomRequest::default());
+    let items = [1, 2].map(|id| pb::PipelineRequest { id, timeout: None, request: Some(random.clone()) });
+    let mut answers = mallory.crypto.pipeline(tokio_stream::iter(items)).await.expect("a stream").into_inner();
+    for _ in 0..2 {
+        let answer = answers.message().await.expect("it goes on").expect("it goes on");
+        let Some(pb::pipeline_response::Response::Error(error)) = answer.response else { panic!("{answer:?}") };
+        assert_eq!(error.code, i32::from(tonic::Code::PermissionDenied), "{error:?}");
+    }
+    assert!(answers.message().await.expect("it ends with OK").is_none());
 }
 
 #[tokio::test]

@@ -90,6 +90,15 @@ pub(super) fn shown_logins(metadata: &MetadataMap) -> Result<ShownLogins, Status
     Ok(ShownLogins(tokens))
 }
 
+/// The metadata that says who is logged in, for requests within a request.
+pub(super) fn login_metadata(metadata: &MetadataMap) -> MetadataMap {
+    let mut logins = MetadataMap::new();
+    for login in metadata.get_all(LOGIN) {
+        logins.append(LOGIN, login.clone());
+    }
+    logins
+}
+
 /// The one login token that came along.
 pub(super) fn login_token(metadata: &MetadataMap) -> Result<LoginToken, Status> {
     let token = login_token_if_any(metadata)?;
@@ -106,14 +115,28 @@ pub(super) fn login_token_if_any(metadata: &MetadataMap) -> Result<Option<LoginT
 }
 
 pub(super) fn key_ref(text: &str) -> Result<KeyRef, Status> {
+    key_ref_in("key_id", text)
+}
+
+/// In a request that names its keys otherwise.
+pub(super) fn key_ref_in(field: &str, text: &str) -> Result<KeyRef, Status> {
     if text.starts_with("arn:") {
-        return text.parse().map_err(|why| status::field_reason("key_id", "INVALID_ARN", why));
+        return text.parse().map_err(|why| status::field_reason(field, "INVALID_ARN", why));
     }
-    parse("key_id", text)
+    parse(field, text)
+}
+
+/// The same, where a ciphertext names its key as well.
+pub(super) fn key_ref_if_any(field: &str, text: &str) -> Result<Option<KeyRef>, Status> {
+    if text.is_empty() { Ok(None) } else { key_ref_in(field, text).map(Some) }
 }
 
 pub(super) fn context(pairs: HashMap<String, String>) -> Result<EncryptionContext, Status> {
-    EncryptionContext::new(pairs).map_err(|why| status::field("encryption_context", why))
+    context_in("encryption_context", pairs)
+}
+
+pub(super) fn context_in(field: &str, pairs: HashMap<String, String>) -> Result<EncryptionContext, Status> {
+    EncryptionContext::new(pairs).map_err(|why| status::field(field, why))
 }
 
 /// What Encrypt takes, its checksum verified when one came along.
@@ -148,15 +171,15 @@ fn checksum(field: &str, bytes: &[u8], expected: Option<u32>) -> Result<(), Stat
 
 /// For AES keys nothing else is possible, and nothing need be said.
 pub(super) fn encryption_algorithm(value: i32) -> Result<(), Status> {
+    encryption_algorithm_in("encryption_algorithm", value)
+}
+
+pub(super) fn encryption_algorithm_in(field: &str, value: i32) -> Result<(), Status> {
     use pb::EncryptionAlgorithm as A;
     match A::try_from(value) {
         Ok(A::Unspecified | A::SymmetricDefault) => Ok(()),
-        _ => Err(status::field("encryption_algorithm", "is SYMMETRIC_DEFAULT for symmetric keys")),
+        _ => Err(status::field(field, "is SYMMETRIC_DEFAULT for symmetric keys")),
     }
-}
-
-pub(super) fn dry_run(asked: bool) -> Result<(), Status> {
-    if asked { Err(status::field("dry_run", "is not supported by this release")) } else { Ok(()) }
 }
 
 /// How long a data key is to be.
@@ -305,7 +328,93 @@ pub(super) fn key_store_id(text: &str) -> Result<KeyStoreId, Status> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use prost::Message;
+    use tonic_types::StatusExt as _;
+
     use super::*;
+
+    /// Whatever comes in, the answer to it is a value or a refusal that names one of these fields.
+    fn takes<T>(converted: Result<T, Status>, fields: &[&str]) -> Option<T> {
+        let refused = match converted {
+            Ok(value) => return Some(value),
+            Err(refused) => refused,
+        };
+        assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused:?}");
+        let details = refused.get_error_details();
+        let named = details.bad_request().expect("a field is wrong").field_violations[0].field.clone();
+        assert!(fields.contains(&named.as_str()), "{named}: {refused:?}");
+        assert!(refused.message().len() < 1_000, "it repeats what came in: {refused:?}");
+        None
+    }
+
+    /// As the handlers convert it.
+    fn convert(request: pb::ReEncryptRequest) {
+        takes(ciphertext(request.ciphertext, request.ciphertext_crc32c), &["ciphertext", "ciphertext_crc32c"]);
+        takes(key_ref_if_any("source_key_id", &request.source_key_id), &["source_key_id"]);
+        takes(key_ref_in("destination_key_id", &request.destination_key_id), &["destination_key_id"]);
+        for (field, pairs) in [
+            ("source_encryption_context", request.source_encryption_context),
+            ("destination_encryption_context", request.destination_encryption_context),
+        ] {
+            if let Some(context) = takes(context_in(field, pairs), &[field]) {
+                assert!(context.canonical().len() <= EncryptionContext::LONGEST_CANONICAL);
+            }
+        }
+        takes(encryption_algorithm(request.source_encryption_algorithm), &["encryption_algorithm"]);
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_that_are_a_request_are_converted_or_refused_by_field(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            if let Ok(request) = pb::ReEncryptRequest::decode(&*bytes) {
+                convert(request);
+            }
+            if let Ok(request) = pb::EncryptRequest::decode(&*bytes) {
+                takes(plaintext(request.plaintext, request.plaintext_crc32c), &["plaintext", "plaintext_crc32c"]);
+            }
+        }
+
+        #[test]
+        fn requests_of_any_fields_are_converted_or_refused_by_field(
+            bytes in prop::collection::vec(any::<u8>(), 0..100),
+            crc32c in any::<Option<u32>>(),
+            key in prop_oneof![any::<String>(), "(arn:aws:kms:|alias/|hsm:|arn:)[a-z0-9:/%=-]{0,60}", "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"],
+            pairs in prop::collection::hash_map(any::<String>(), any::<String>(), 0..5),
+            algorithm in any::<i32>(),
+        ) {
+            convert(pb::ReEncryptRequest {
+                ciphertext: bytes,
+                ciphertext_crc32c: crc32c,
+                source_key_id: key.clone(),
+                destination_key_id: key,
+                source_encryption_context: pairs.clone(),
+                destination_encryption_context: pairs,
+                source_encryption_algorithm: algorithm,
+                ..Default::default()
+            });
+        }
+
+        #[test]
+        fn lengths_names_and_pages_of_any_kind_are_converted_or_refused_by_field(
+            number in any::<i32>(),
+            spec in any::<Option<i32>>(),
+            text in any::<String>(),
+            tagged in prop::collection::hash_map(any::<String>(), any::<String>(), 0..5),
+        ) {
+            if let Some(length) = takes(data_key_length(spec, Some(number)), &["data_key_spec", "number_of_bytes"]) {
+                prop_assert!((1..=1_024).contains(&length));
+            }
+            if let Some(size) = takes(page_size(number), &["page_size"]) {
+                prop_assert!((1..=LARGEST_PAGE).contains(&size));
+            }
+            takes(page_token::<crate::model::KeyId>(&text), &["page_token"]);
+            takes(request_id(&text), &["request_id"]);
+            takes(key_store_id(&text), &["key_store_id"]);
+            takes(tags(tagged), &["tags"]);
+            let _ = timeout(&text);
+        }
+    }
 
     #[test]
     fn a_grpc_timeout_is_digits_and_a_unit() {

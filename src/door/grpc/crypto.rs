@@ -1,13 +1,14 @@
 //! `CryptoService`.
 
-use tonic::{Request, Response, Status};
+use tonic::codegen::BoxStream;
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::authz::action;
-use crate::keys::{Encrypted, Used};
+use crate::keys::{Destination, Encrypted, Source, Terms, Used};
 use crate::proto::v1 as pb;
 use crate::proto::v1::crypto_service_server::CryptoService;
 
-use super::{Faces, convert, deadline, status};
+use super::{Faces, convert, deadline, pipeline, status};
 
 #[derive(Clone)]
 pub(super) struct Service(pub(super) Faces);
@@ -22,8 +23,8 @@ impl CryptoService for Service {
         let key = convert::key_ref(&asked.key_id)?;
         let context = convert::context(asked.encryption_context)?;
         convert::encryption_algorithm(asked.encryption_algorithm)?;
-        convert::dry_run(asked.dry_run)?;
-        let encrypted = self.0.0.keys.encrypt(permit, &logins, &key, plaintext, &context, deadline).await;
+        let terms = Terms { logins: &logins, deadline, dry_run: asked.dry_run };
+        let encrypted = self.0.0.keys.encrypt(permit, terms, &key, plaintext, &context).await;
         let Encrypted { ciphertext, key } = encrypted.map_err(status::key)?;
         Ok(Response::new(pb::EncryptResponse {
             ciphertext_crc32c: crc32c::crc32c(&ciphertext),
@@ -40,11 +41,11 @@ impl CryptoService for Service {
         let (deadline, logins) = (deadline(&request), convert::shown_logins(request.metadata())?);
         let asked = request.into_inner();
         let ciphertext = convert::ciphertext(asked.ciphertext, asked.ciphertext_crc32c)?;
-        let key = if asked.key_id.is_empty() { None } else { Some(convert::key_ref(&asked.key_id)?) };
+        let key = convert::key_ref_if_any("key_id", &asked.key_id)?;
         let context = convert::context(asked.encryption_context)?;
         convert::encryption_algorithm(asked.encryption_algorithm)?;
-        convert::dry_run(asked.dry_run)?;
-        let decrypted = self.0.0.keys.decrypt(permit, &logins, key.as_ref(), &ciphertext, &context, deadline).await;
+        let terms = Terms { logins: &logins, deadline, dry_run: asked.dry_run };
+        let decrypted = self.0.0.keys.decrypt(permit, terms, key.as_ref(), &ciphertext, &context).await;
         let decrypted = decrypted.map_err(status::key)?;
         Ok(Response::new(pb::DecryptResponse {
             plaintext_crc32c: crc32c::crc32c(decrypted.plaintext.expose()),
@@ -52,6 +53,40 @@ impl CryptoService for Service {
             key_version: version(&decrypted.key),
             key_id: decrypted.key.name,
             encryption_algorithm: pb::EncryptionAlgorithm::SymmetricDefault.into(),
+            verified_ciphertext_crc32c: asked.ciphertext_crc32c.is_some(),
+        }))
+    }
+
+    async fn re_encrypt(
+        &self,
+        request: Request<pb::ReEncryptRequest>,
+    ) -> Result<Response<pb::ReEncryptResponse>, Status> {
+        let from = self.0.permit::<action::ReEncryptFrom, _>(&request)?;
+        let to = self.0.permit::<action::ReEncryptTo, _>(&request)?;
+        let (deadline, logins) = (deadline(&request), convert::shown_logins(request.metadata())?);
+        let asked = request.into_inner();
+        let ciphertext = convert::ciphertext(asked.ciphertext, asked.ciphertext_crc32c)?;
+        let source_key = convert::key_ref_if_any("source_key_id", &asked.source_key_id)?;
+        let source_context = convert::context_in("source_encryption_context", asked.source_encryption_context)?;
+        convert::encryption_algorithm_in("source_encryption_algorithm", asked.source_encryption_algorithm)?;
+        let key = convert::key_ref_in("destination_key_id", &asked.destination_key_id)?;
+        let context = convert::context_in("destination_encryption_context", asked.destination_encryption_context)?;
+        convert::encryption_algorithm_in("destination_encryption_algorithm", asked.destination_encryption_algorithm)?;
+        let source = Source { ciphertext: &ciphertext, key: source_key.as_ref(), context: &source_context };
+        let destination = Destination { key: &key, context: &context };
+        let terms = Terms { logins: &logins, deadline, dry_run: asked.dry_run };
+        let made = self.0.0.keys.re_encrypt((from, to), terms, source, destination).await;
+        let made = made.map_err(status::re_encrypt)?;
+        let Encrypted { ciphertext, key } = made.encrypted;
+        Ok(Response::new(pb::ReEncryptResponse {
+            ciphertext_crc32c: crc32c::crc32c(&ciphertext),
+            ciphertext,
+            source_key_version: version(&made.source),
+            source_key_id: made.source.name,
+            key_version: version(&key),
+            key_id: key.name,
+            source_encryption_algorithm: pb::EncryptionAlgorithm::SymmetricDefault.into(),
+            destination_encryption_algorithm: pb::EncryptionAlgorithm::SymmetricDefault.into(),
             verified_ciphertext_crc32c: asked.ciphertext_crc32c.is_some(),
         }))
     }
@@ -72,8 +107,8 @@ impl CryptoService for Service {
         let length = convert::data_key_length(spec, number)?;
         let key = convert::key_ref(&asked.key_id)?;
         let context = convert::context(asked.encryption_context)?;
-        convert::dry_run(asked.dry_run)?;
-        let made = self.0.0.keys.generate_data_key(permit, &logins, &key, length, &context, deadline).await;
+        let terms = Terms { logins: &logins, deadline, dry_run: asked.dry_run };
+        let made = self.0.0.keys.generate_data_key(permit, terms, &key, length, &context).await;
         let made = made.map_err(status::key)?;
         Ok(Response::new(pb::GenerateDataKeyResponse {
             ciphertext_crc32c: crc32c::crc32c(&made.encrypted.ciphertext),
@@ -101,9 +136,9 @@ impl CryptoService for Service {
         let length = convert::data_key_length(spec, number)?;
         let key = convert::key_ref(&asked.key_id)?;
         let context = convert::context(asked.encryption_context)?;
-        convert::dry_run(asked.dry_run)?;
+        let terms = Terms { logins: &logins, deadline, dry_run: asked.dry_run };
         let keys = &self.0.0.keys;
-        let made = keys.generate_data_key_without_plaintext(permit, &logins, &key, length, &context, deadline).await;
+        let made = keys.generate_data_key_without_plaintext(permit, terms, &key, length, &context).await;
         let made = made.map_err(status::key)?;
         Ok(Response::new(pb::GenerateDataKeyWithoutPlaintextResponse {
             ciphertext_crc32c: crc32c::crc32c(&made.ciphertext),
@@ -128,6 +163,13 @@ impl CryptoService for Service {
             plaintext_crc32c: crc32c::crc32c(bytes.expose()),
             plaintext: bytes.into_exposed(),
         }))
+    }
+
+    async fn pipeline(
+        &self,
+        request: Request<Streaming<pb::PipelineRequest>>,
+    ) -> Result<Response<BoxStream<pb::PipelineResponse>>, Status> {
+        pipeline::serve(self.clone(), request)
     }
 }
 

@@ -16,6 +16,9 @@ use super::tally::{Answer, Tally};
 use super::{Pages, convert, status};
 
 /// Accepted from callers and echoed, or made here.
+#[derive(Debug, Clone)]
+pub(super) struct RequestId(HeaderValue);
+
 const REQUEST_ID: &str = "x-request-id";
 const LONGEST_REQUEST_ID: usize = 128;
 
@@ -61,9 +64,10 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let counted = self.tally.begin(request.uri().path());
         let id = request_id(&request);
+        request.extensions_mut().insert(id.clone());
         let (max_message_bytes, pages) = (self.max_message_bytes, self.pages.clone());
         // tonic's own timeout stands outside of this layer and would answer without details: ours is made before it, and so fires first.
         let deadline = convert::asked_timeout(request.headers());
@@ -76,7 +80,7 @@ where
             let refused = response.headers().contains_key("grpc-status");
             let (mut response, answer) =
                 if refused { with_details(response, &id, max_message_bytes, &pages) } else { (response, Answer::Done) };
-            response.headers_mut().insert(REQUEST_ID, id);
+            response.headers_mut().insert(REQUEST_ID, id.0);
             Ok(counted.answered(answer, response))
         })
     }
@@ -85,7 +89,7 @@ where
 /// A refusal stands in the headers alone, without a body.
 fn with_details(
     response: Response<Body>,
-    id: &HeaderValue,
+    id: &RequestId,
     max_message_bytes: usize,
     pages: &Pages,
 ) -> (Response<Body>, Answer) {
@@ -95,21 +99,32 @@ fn with_details(
     if refused.code() == tonic::Code::Ok {
         return (response, Answer::Done);
     }
-    let refused = if refused.details().is_empty() { status::complete(&refused, max_message_bytes) } else { refused };
-    let mut details = refused.get_error_details();
-    details.set_request_info(id.to_str().unwrap_or_default(), "");
-    pages.put_on(&mut details);
-    let reason = details.error_info().map(|info| info.reason.clone()).unwrap_or_default();
-    let mut finished = Status::with_error_details(refused.code(), refused.message(), details);
-    *finished.metadata_mut() = refused.metadata().clone();
-    (finished.into_http(), Answer::Refused { code: refused.code(), reason })
+    let finished = finished(refused, Some(id), max_message_bytes, pages);
+    let reason = finished.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default();
+    let answer = Answer::Refused { code: finished.code(), reason };
+    (finished.into_http(), answer)
 }
 
-fn request_id(request: &Request<Body>) -> HeaderValue {
+/// A refusal as its caller gets it.
+pub(super) fn finished(refused: Status, id: Option<&RequestId>, max_message_bytes: usize, pages: &Pages) -> Status {
+    let refused = if refused.details().is_empty() { status::complete(&refused, max_message_bytes) } else { refused };
+    let mut details = refused.get_error_details();
+    if let Some(RequestId(id)) = id {
+        details.set_request_info(id.to_str().unwrap_or_default(), "");
+    }
+    pages.put_on(&mut details);
+    let mut finished = Status::with_error_details(refused.code(), refused.message(), details);
+    *finished.metadata_mut() = refused.metadata().clone();
+    finished
+}
+
+fn request_id(request: &Request<Body>) -> RequestId {
     let given = request.headers().get(REQUEST_ID).filter(|value| {
         (1..=LONGEST_REQUEST_ID).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
     });
-    given
-        .cloned()
-        .unwrap_or_else(|| HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).expect("a UUID is plain ASCII"))
+    RequestId(
+        given.cloned().unwrap_or_else(|| {
+            HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).expect("a UUID is plain ASCII")
+        }),
+    )
 }

@@ -272,7 +272,7 @@ impl KeyService for Service {
         if HsmKeyName::is_meant_by(&asked.key_id) {
             return Err(status::field("key_id", "is a key store's key: hsm: keys have no aliases"));
         }
-        let key = if asked.key_id.is_empty() { None } else { Some(convert::key_ref(&asked.key_id)?) };
+        let key = convert::key_ref_if_any("key_id", &asked.key_id)?;
         let limit = convert::page_size(asked.page_size)?;
         let after = convert::page_token::<AliasName>(&asked.page_token)?;
         let listed = self.0.0.keys.list_aliases(permit, key.as_ref(), after.as_ref(), limit + 1).await;

@@ -16,6 +16,7 @@ mod key;
 mod key_store;
 mod making;
 mod pages;
+mod pipeline;
 mod server;
 mod status;
 mod tally;
@@ -58,6 +59,12 @@ const KEEPALIVE_PATIENCE: Duration = Duration::from_secs(20);
 /// Streams of one connection that are served at once.
 const STREAMS_PER_CONNECTION: u32 = 1_024;
 
+/// What a client may have sent on a stream that is not read: on one that is full, nothing is.
+const STREAM_WINDOW: u32 = 64 * 1024;
+/// The same of a whole connection. h2 ends a connection with more unread frames of few bytes than it has a budget for, which is
+/// half of this: a frame of n bytes costs 256 - n of it. So much holds a stream's window of the shortest messages, of 5 bytes.
+const CONNECTION_WINDOW: u32 = 8 << 20;
+
 /// What every service of this face stands on. Cheap to clone.
 #[derive(Clone)]
 pub struct Faces(Arc<Foundation>);
@@ -72,6 +79,8 @@ pub struct Foundation {
     pub health: tonic_health::server::HealthReporter,
     pub draining: watch::Receiver<bool>,
     pub max_message_bytes: usize,
+    /// Items of a Pipeline that are unanswered at once.
+    pub pipeline_in_flight: usize,
     pub mode: Mode,
     pub key_store_quota: u32,
     /// Where callers find what errors mean.
@@ -138,6 +147,8 @@ pub(super) async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
         .http2_keepalive_timeout(Some(KEEPALIVE_PATIENCE))
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .layer(finish::FinishLayer { max_message_bytes: limit, tally, pages: faces.0.pages.clone() })
         .add_service(
             pb::key_store_service_server::KeyStoreServiceServer::new(key_store::Service(faces.clone()))

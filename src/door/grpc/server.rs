@@ -24,6 +24,7 @@ impl ServerService for Service {
         let faces = &self.0.0;
         let limits = HashMap::from([
             ("maxMessageBytes".to_owned(), faces.max_message_bytes.to_string()),
+            ("pipelineInFlight".to_owned(), faces.pipeline_in_flight.to_string()),
             ("keyStores".to_owned(), faces.key_store_quota.to_string()),
             ("plaintextBytes".to_owned(), "4096".to_owned()),
             ("defaultDeadlineSeconds".to_owned(), super::DEFAULT_DEADLINE.as_secs().to_string()),

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use prost::Message as _;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -114,6 +115,11 @@ pub(super) fn draining() -> Status {
     Refusal::new(Code::Unavailable, "DRAINING", "the daemon is on its way down").retry().status()
 }
 
+/// What did the work is gone, and nobody knows why.
+pub(super) fn broken_off() -> Status {
+    Refusal::new(Code::Internal, "KMS_INTERNAL", "the daemon failed in the middle of it").status()
+}
+
 /// The caller stopped waiting before anything else could be said.
 pub(super) fn late() -> Status {
     Refusal::new(Code::DeadlineExceeded, "DEADLINE", "the deadline passed").status()
@@ -160,6 +166,13 @@ pub(super) fn complete(status: &Status, max_message_bytes: usize) -> Status {
         _ => return status.clone(),
     }
     .status()
+}
+
+/// As it stands in an answer, where it is one of many.
+pub(super) fn as_message(status: &Status) -> tonic_types::pb::Status {
+    // The details are such a message, whole.
+    let told = tonic_types::pb::Status::decode(status.details()).unwrap_or_default();
+    tonic_types::pb::Status { code: status.code().into(), message: status.message().to_owned(), ..told }
 }
 
 impl From<keystore::Error> for Refusal {
@@ -296,6 +309,7 @@ impl From<keys::Error> for Refusal {
                 .retry(),
             E::InvalidCiphertext => Self::new(Code::InvalidArgument, "INVALID_CIPHERTEXT", message).field("ciphertext"),
             E::IncorrectKey => Self::new(Code::InvalidArgument, "INCORRECT_KEY", message).field("key_id"),
+            E::DryRun => Self::new(Code::FailedPrecondition, "DRY_RUN_OPERATION", message),
             E::UseLimit(key) => Self::new(Code::FailedPrecondition, "KEY_USE_LIMIT", message).with("keyId", key),
             E::AliasInUse(alias) => Self::new(Code::AlreadyExists, "ALREADY_EXISTS", message).with("aliasName", alias),
             E::AliasOfAnotherKind { name, spec } => Self::new(Code::InvalidArgument, "INVALID_KEY_USAGE", message)
@@ -529,6 +543,13 @@ pub(super) fn users(error: users::Error) -> Status {
 
 pub(super) fn key(error: keys::Error) -> Status {
     Refusal::from(error).status()
+}
+
+/// A request with two keys calls the one that decrypts by another name than the others do.
+pub(super) fn re_encrypt(error: keys::Error) -> Status {
+    let refusal = Refusal::from(error);
+    let named_otherwise = refusal.field.as_deref() == Some("key_id");
+    if named_otherwise { refusal.field("source_key_id") } else { refusal }.status()
 }
 
 /// What to do about a store that is in the way.

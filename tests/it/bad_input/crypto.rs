@@ -67,7 +67,7 @@ async fn what_cannot_be_encrypted_is_refused_field_by_field() {
             "CHECKSUM_MISMATCH",
             "plaintext_crc32c",
         ),
-        ("a dry run", but(&|it| it.dry_run = true), "VALIDATION", "dry_run"),
+        ("a dry run", but(&|it| it.dry_run = true), "DRY_RUN_OPERATION", ""),
     ];
     for (what, key_id, reason, field) in misnamed() {
         cases.push((what, but(&|it| it.key_id = key_id.clone()), reason, field));

@@ -138,7 +138,7 @@ slow_patience = "10s"
         for number in 1..=hsms {
             clients.add_hsm(&cluster, number).await;
         }
-        let directory = self.path("customer");
+        let directory = self.path(&format!("customer-of-{cluster}"));
         let args = ["cluster", "init", &cluster, "--out", directory.to_str().expect("UTF-8")];
         self.json(&args);
         cluster
@@ -149,10 +149,10 @@ slow_patience = "10s"
         let cluster = self.initialized(clients, hsms).await;
         clients.create_kmsuser(&cluster).await;
         let request = pb::CreateKeyStoreRequest {
-            key_store_name: "main".to_owned(),
+            key_store_name: format!("on {cluster}"),
             cluster_id: cluster.clone(),
             key_store_password: PASSWORD.to_owned(),
-            trust_anchor_certificate: read(&self.path("customer/customerCA.crt")),
+            trust_anchor_certificate: read(&self.path(&format!("customer-of-{cluster}/customerCA.crt"))),
         };
         let made = clients.stores.create_key_store(request).await.expect("it can be made").into_inner();
         clients.connect(&made.key_store_id).await;
