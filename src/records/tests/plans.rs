@@ -93,7 +93,7 @@ async fn fill(records: &Records, store: &KeyStoreRecord) {
     .await
     .unwrap();
     for rest in [
-        "INSERT INTO key_versions SELECT id, 1, x'01', 1, 0 FROM keys",
+        "INSERT INTO key_versions (key_id, version, probe, uses_reserved, created) SELECT id, 1, x'01', 1, 0 FROM keys",
         "INSERT INTO presences SELECT id, 1, cluster_id, 'kmsuser', 'hsm-1', 'USED', 0 FROM keys",
     ] {
         sqlx::query(rest).execute(&mut *change).await.unwrap();
