@@ -8,7 +8,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use super::output::Output;
-use super::{alias, ca, cluster, crypto, crypto_user, data_key, health, key, key_store, node, parse, wait};
+use super::{
+    alias, ca, cluster, crypto, crypto_user, data_key, data_key_pair, health, key, key_store, node, parse, sign, wait,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -103,6 +105,11 @@ pub(super) enum ClientCommand {
     Encrypt(crypto::EncryptArgs),
     Decrypt(crypto::DecryptArgs),
     GenerateDataKey(data_key::DataKeyArgs),
+    GenerateDataKeyPair(data_key_pair::DataKeyPairArgs),
+    Sign(sign::SignArgs),
+    Verify(sign::VerifyArgs),
+    Mac(sign::MacArgs),
+    VerifyMac(sign::VerifyMacArgs),
     Random(crypto::RandomArgs),
     /// Tell who the daemon takes you for
     Whoami,

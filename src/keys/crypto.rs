@@ -8,12 +8,13 @@ use crate::authz::{Action, Permit, action};
 use crate::cluster::{Connection, Failure, Repeat};
 use crate::keystore::Store;
 use crate::keystore::lifecycle::Event;
-use crate::model::{EncryptionContext, KeyRef, KeyStoreId, KeyVersion, Plaintext};
+use crate::model::{EncryptionAlgorithm, EncryptionContext, KeyRef, KeyStoreId, KeyVersion, Plaintext};
 use crate::records::Proof;
 use crate::users::ShownLogins;
 
 use super::holdback::Suspect;
 use super::owner::{Home, Reached};
+use super::rsa::Encryption;
 use super::{Error, Key, Keys, NoUse, Version, envelope};
 
 /// The key that was used, as the caller is told it.
@@ -59,20 +60,36 @@ impl Keys {
         permit: Permit<action::Encrypt>,
         logins: &ShownLogins,
         key: &KeyRef,
-        plaintext: Plaintext,
+        (plaintext, algorithm): (Plaintext, Option<EncryptionAlgorithm>),
         context: &EncryptionContext,
         deadline: Instant,
     ) -> Result<Encrypted, Error> {
         let reached = self.reach(&permit, logins, key, deadline).await?;
         let key = &reached.key;
-        self.check_holdback(&permit, key)?;
-        let connection = self.connection_behind(&reached)?;
-        let uses = CountedUses::of(self, key)?;
+        if let Encryption::Oaep { algorithm, hash, bits } = key.encryption(algorithm, "Encrypt")? {
+            return self.encrypt_oaep(&reached, (algorithm, hash, bits), (&plaintext, context));
+        }
+        self.seal(&permit, &reached, plaintext, context, deadline).await
+    }
+
+    /// Encrypts under a symmetric key that the caller may use.
+    pub(super) async fn seal<A: Action>(
+        &self,
+        permit: &Permit<A>,
+        reached: &Reached,
+        plaintext: Plaintext,
+        context: &EncryptionContext,
+        deadline: Instant,
+    ) -> Result<Encrypted, Error> {
+        let key = &reached.key;
+        self.check_holdback(permit, key)?;
+        let connection = self.connection_behind(reached)?;
+        let uses = CountedUses::of(self, key, A::NAME)?;
         uses.take().await?;
         let version = uses.version;
         let aad = envelope::aad(key.id, version.version, context);
         let sealed = connection.encrypt(&version.in_hsms, aad, plaintext, deadline, &uses).await;
-        let sealed = self.told(&permit, &reached, version.version, &connection, sealed).await?;
+        let sealed = self.told(permit, reached, version.version, &connection, sealed).await?;
         Ok(self.encrypted(key, version.version, &sealed))
     }
 
@@ -82,14 +99,23 @@ impl Keys {
         permit: Permit<action::Decrypt>,
         logins: &ShownLogins,
         key: Option<&KeyRef>,
-        ciphertext: &[u8],
+        (ciphertext, algorithm): (&[u8], Option<EncryptionAlgorithm>),
         context: &EncryptionContext,
         deadline: Instant,
     ) -> Result<Decrypted, Error> {
         let named = match key {
             Some(key) => Some(self.reach(&permit, logins, key, deadline).await?),
+            None if algorithm.is_some_and(|algorithm| algorithm.oaep_hash().is_some()) => {
+                return Err(Error::KeyNotNamed);
+            }
             None => None,
         };
+        if let Some(reached) = &named
+            && let Encryption::Oaep { algorithm, bits, .. } = reached.key.encryption(algorithm, "Decrypt")?
+        {
+            let ciphertext = (ciphertext, context);
+            return self.decrypt_oaep(&permit, reached, (algorithm, bits), ciphertext, deadline).await;
+        }
         let envelope = envelope::open(ciphertext).map_err(|_| Error::InvalidCiphertext)?;
         let reached = match named {
             Some(reached) if reached.key.id != envelope.key => return Err(Error::IncorrectKey),
@@ -101,6 +127,8 @@ impl Keys {
         };
         let key = &reached.key;
         self.check_holdback(&permit, key)?;
+        // Nobody else's key makes such a ciphertext.
+        key.must_be_symmetric("Decrypt").map_err(|_| Error::InvalidCiphertext)?;
         let version = key.version(envelope.version).ok_or(Error::InvalidCiphertext)?;
         let connection = self.connection_behind(&reached)?;
         let aad = envelope::aad(key.id, version.version, context);
@@ -173,7 +201,7 @@ impl Keys {
         let key = &reached.key;
         self.check_holdback(permit, key)?;
         let connection = self.connection_behind(reached)?;
-        let uses = CountedUses::of(self, key)?;
+        let uses = CountedUses::of(self, key, A::NAME)?;
         uses.take().await?;
         let version = uses.version;
         let aad = envelope::aad(key.id, version.version, context);
@@ -185,14 +213,14 @@ impl Keys {
         Ok(NewDataKey { encrypted, plaintext: generated.plaintext })
     }
 
-    fn check_holdback<A: Action>(&self, permit: &Permit<A>, key: &Key) -> Result<(), Error> {
+    pub(super) fn check_holdback<A: Action>(&self, permit: &Permit<A>, key: &Key) -> Result<(), Error> {
         let held = self.0.holdback.check(|| suspect(permit, key), Instant::now());
         held.map_err(|remaining| Error::HeldBack { key: key.name(), remaining })
     }
 
     /// What the HSMs did with a version of a key, as the caller is told it. A failure that was the request's own doing is
     /// remembered.
-    async fn told<A: Action, T>(
+    pub(super) async fn told<A: Action, T>(
         &self,
         permit: &Permit<A>,
         reached: &Reached,
@@ -250,7 +278,7 @@ impl Keys {
         Encrypted { ciphertext, key: self.used(key, version) }
     }
 
-    fn used(&self, key: &Key, version: KeyVersion) -> Used {
+    pub(super) fn used(&self, key: &Key, version: KeyVersion) -> Used {
         match &key.home {
             Home::KeyStore(store) => {
                 Used { name: self.arn(&store.id(), &format!("key/{}", key.id)), version: Some(version) }
@@ -268,8 +296,10 @@ struct CountedUses<'a> {
 }
 
 impl<'a> CountedUses<'a> {
-    fn of(keys: &'a Keys, key: &'a Key) -> Result<Self, Error> {
-        let version = key.version(key.current).ok_or_else(|| Error::NotFound(key.name()))?;
+    /// Only AES keys make ciphertexts whose IVs could meet.
+    fn of(keys: &'a Keys, key: &'a Key, operation: &'static str) -> Result<Self, Error> {
+        key.must_be_symmetric(operation)?;
+        let version = key.current()?;
         Ok(Self { keys, key, version })
     }
 

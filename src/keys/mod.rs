@@ -9,6 +9,7 @@
 mod copy;
 mod create;
 mod crypto;
+mod data_key_pair;
 mod describe;
 mod destroy;
 mod drift;
@@ -16,9 +17,12 @@ pub mod envelope;
 mod found;
 mod holdback;
 mod inventory;
+mod kinds;
 mod owner;
 pub mod reconcile;
+mod rsa;
 mod settings;
+mod sign;
 mod sync;
 mod uses;
 
@@ -34,19 +38,22 @@ use crate::clock;
 use crate::cluster::{Declared, Failure, KeyInHsms, Quorum};
 use crate::keystore::{self, KeyStores};
 use crate::model::{
-    AliasName, CkaId, ClusterId, ConnectionState, CryptoUser, HsmId, KeyId, KeyRef, KeyState, KeyStoreId, KeyVersion,
+    AliasName, CkaId, ClusterId, ConnectionState, CryptoUser, HsmId, KeyId, KeyKind, KeyRef, KeySpec, KeyState,
+    KeyStoreId, KeyUsage, KeyVersion, PublicKey,
 };
 use crate::records::{AliasRecord, CreatedAlias, KeyHome, KeyRecord, Records, Unavailable};
 use crate::users::{self, Users};
 
 pub use create::{NewHome, NewKey, RequestClaim};
 pub use crypto::{Encrypted, Used};
+pub use data_key_pair::NewDataKeyPair;
 pub use describe::{Description, Unusable};
 use describe::{hsm_key, mark_of};
 pub use drift::Drifts;
 use holdback::Holdback;
 use owner::Home;
 pub use settings::Settings;
+pub use sign::{Message, Signed};
 pub use sync::{Repair, Synced};
 use uses::{NoUse, Uses};
 
@@ -97,6 +104,29 @@ pub enum Error {
     IncorrectKey,
     #[error("key {0} has been used as often as is safe")]
     UseLimit(String),
+    /// An HSM, or every cluster of its kind, cannot do what is asked.
+    #[error("{what} cannot be had here: {}lacks {missing}", .hsm.as_ref().map_or_else(|| "it ".to_owned(), |hsm| format!("{hsm} ")))]
+    Unsupported { what: &'static str, hsm: Option<HsmId>, missing: String },
+    #[error("key {key} is for {usage}, not for {operation}")]
+    WrongUsage { key: String, usage: KeyUsage, operation: &'static str },
+    #[error("algorithm {algorithm} does not fit key {key}, which is {spec} for {usage}")]
+    WrongAlgorithm { key: String, algorithm: &'static str, spec: KeySpec, usage: KeyUsage },
+    #[error("{algorithm} signs digests of {needed} bytes, not {given}")]
+    DigestLength { algorithm: &'static str, needed: usize, given: usize },
+    #[error("encryption_algorithm is required for RSA keys, as {0} is one")]
+    AlgorithmNeeded(String),
+    #[error("algorithm {algorithm} and key spec {spec} cannot encrypt data larger than {room} bytes")]
+    TooLong { algorithm: &'static str, spec: KeySpec, room: usize },
+    #[error("an encryption context is for symmetric keys only")]
+    ContextNotTaken,
+    #[error("the key must be named: a ciphertext of RSA's does not tell it")]
+    KeyNotNamed,
+    #[error("the signature is not the message's under this key")]
+    WrongSignature,
+    #[error("the MAC is not the message's under this key")]
+    WrongMac,
+    #[error("key {0} has no public half")]
+    NoPublicKey(String),
     #[error("alias {0} is in use")]
     AliasInUse(AliasName),
     #[error("the key has {0} aliases already")]
@@ -151,6 +181,7 @@ struct Inner {
     holdback: Holdback,
     /// Clusters whose keys are being compared for somebody.
     syncing: Mutex<HashSet<ClusterId>>,
+    workshop: data_key_pair::Workshop,
     /// Where work goes on when its caller's connection, and the lane that serves it, are gone.
     runtime: tokio::runtime::Handle,
 }
@@ -160,6 +191,7 @@ struct Inner {
 struct Key {
     id: KeyId,
     home: Home,
+    kind: KeyKind,
     current: KeyVersion,
     versions: Vec<Version>,
 }
@@ -168,6 +200,8 @@ struct Key {
 struct Version {
     version: KeyVersion,
     in_hsms: KeyInHsms,
+    /// Of an asymmetric key.
+    public_key: Option<PublicKey>,
     uses: Uses,
 }
 
@@ -186,6 +220,7 @@ impl Keys {
             unsettled: Notify::new(),
             holdback: Holdback::default(),
             syncing: Mutex::default(),
+            workshop: data_key_pair::Workshop::default(),
             runtime: tokio::runtime::Handle::current(),
         }))
     }
@@ -292,9 +327,10 @@ impl Key {
         let versions = record.versions.into_iter().filter_map(|version| {
             let (id, found) = (CkaId::of(record.id, version.version), record.home.found().cloned());
             let in_hsms = KeyInHsms { id, found, probe: version.probe? };
-            Some(Version { version: version.version, in_hsms, uses: Uses::none() })
+            let public_key = version.public_key;
+            Some(Version { version: version.version, in_hsms, public_key, uses: Uses::none() })
         });
-        Self { id: record.id, home, current: record.current_version, versions: versions.collect() }
+        Self { id: record.id, home, kind: record.kind, current: record.current_version, versions: versions.collect() }
     }
 
     /// What callers know it by: they do not know the id of a crypto user's.

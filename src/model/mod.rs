@@ -12,7 +12,9 @@ mod escrow;
 mod hsm_key;
 mod id;
 mod key;
+mod key_spec;
 mod place;
+mod public_key;
 mod request;
 mod seal;
 mod secret;
@@ -28,8 +30,13 @@ pub use hsm_key::{CryptoUser, HsmKeyMark, HsmKeyName, HsmLabel};
 pub use id::{
     AccountId, AliasName, ClusterId, HsmId, Invalid, KeyId, KeyRef, KeyStoreId, KeyStoreName, Region, Username, Zone,
 };
-pub use key::{CkaId, KeySpec, KeyState, KeyVersion, Probe};
+pub use key::{CkaId, KeyState, KeyVersion, Probe};
+pub use key_spec::{
+    Curve, EncryptionAlgorithm, Hash, KeyKind, KeySpec, KeyUsage, MacAlgorithm, Material, SignatureScheme,
+    SigningAlgorithm,
+};
 pub use place::{HostName, HsmPlace, Ports, SubnetId};
+pub use public_key::{PublicKey, oaep_room};
 pub use request::CertificateRequest;
 pub use seal::Sealer;
 pub use secret::{Password, Plaintext, SealingKey};

@@ -5,12 +5,12 @@ use std::time::SystemTime;
 use crate::cluster::{Connection, Member, NodeSettings};
 use crate::keys::{Description, Unusable};
 use crate::keystore::{ConnectPhase, Progress, Store};
-use crate::model::{ConnectionErrorCode, ConnectionState, HsmId, KeySpec, KeyState, PasswordVersion};
+use crate::model::{ConnectionErrorCode, ConnectionState, HsmId, KeyKind, KeyState, PasswordVersion};
 use crate::node::{Health, LoginRefusal, Reach, Status};
 use crate::proto::v1 as pb;
 use crate::records::{AliasRecord, ConnectionFault, KeyStoreRecord, PresenceRecord, Proof};
 
-use super::topology;
+use super::{kinds, topology};
 
 pub(super) fn key_store(record: &KeyStoreRecord, connection: Option<&Connection>, keys: u64) -> pb::KeyStore {
     let failed = (record.state == ConnectionState::Failed).then_some(record.last_error.as_ref()).flatten();
@@ -195,13 +195,17 @@ fn connect_step(progress: Progress) -> pb::ConnectStep {
 pub(super) fn key(description: &Description, nodes: Nodes<'_>) -> pb::Key {
     let record = &description.record;
     let current = record.versions.iter().find(|version| version.version == record.current_version);
-    let (key_spec, key_usage) = match (description.unavailable, record.spec) {
+    let kind = match description.unavailable {
         // What it is, only its maker knows.
-        (Some(Unusable::Found(_)), _) => (pb::KeySpec::Unspecified, pb::KeyUsage::Unspecified),
-        (Some(Unusable::KeyStore(_)) | None, KeySpec::SymmetricDefault) => {
-            (pb::KeySpec::SymmetricDefault, pb::KeyUsage::EncryptDecrypt)
-        }
+        Some(Unusable::Found(_)) => None,
+        Some(Unusable::KeyStore(_)) | None => Some(record.kind),
     };
+    let (key_spec, key_usage) = match kind {
+        Some(kind) => (kinds::key_spec(kind.spec()), kinds::key_usage(kind.usage())),
+        None => (pb::KeySpec::Unspecified, pb::KeyUsage::Unspecified),
+    };
+    // Of other keys uses are not counted, since there is no limit to them.
+    let is_counted = kind.is_none_or(|kind| kind == KeyKind::AES);
     let state = match (record.state, description.unavailable) {
         (KeyState::Creating, _) => pb::KeyState::Creating,
         (KeyState::Enabled, Some(_)) => pb::KeyState::Unavailable,
@@ -232,19 +236,29 @@ pub(super) fn key(description: &Description, nodes: Nodes<'_>) -> pb::Key {
             Some(Unusable::Found(why)) => why.to_owned(),
             None => String::new(),
         },
-        encryption_algorithms: match key_usage {
-            pb::KeyUsage::EncryptDecrypt => vec![pb::EncryptionAlgorithm::SymmetricDefault.into()],
-            _ => Vec::new(),
+        encryption_algorithms: kind.map(encryption_algorithms).unwrap_or_default(),
+        signing_algorithms: kind.map(signing_algorithms).unwrap_or_default(),
+        mac_algorithms: {
+            let of_kind = kind.map(KeyKind::mac_algorithms).unwrap_or_default();
+            of_kind.iter().map(|it| kinds::mac_algorithm(*it).into()).collect()
         },
-        signing_algorithms: Vec::new(),
-        mac_algorithms: Vec::new(),
         rotation_period_days: 0,
         next_rotation_time: None,
-        uses: current.map_or(0, |version| i64::try_from(version.uses_reserved).unwrap_or(i64::MAX)),
-        use_limit: 1 << 32,
+        uses: current
+            .filter(|_| is_counted)
+            .map_or(0, |version| i64::try_from(version.uses_reserved).unwrap_or(i64::MAX)),
+        use_limit: if is_counted { 1 << 32 } else { 0 },
         last_use_time: None,
         hsm_label: description.label.clone(),
     }
+}
+
+pub(super) fn encryption_algorithms(kind: KeyKind) -> Vec<i32> {
+    kind.encryption_algorithms().iter().map(|it| kinds::encryption_algorithm(*it).into()).collect()
+}
+
+pub(super) fn signing_algorithms(kind: KeyKind) -> Vec<i32> {
+    kind.signing_algorithms().iter().map(|it| kinds::signing_algorithm(*it).into()).collect()
 }
 
 /// Whether a key is told with its presence on each node.

@@ -4,13 +4,16 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 /// The code that goes with each reason, as the public contract has it.
-const CODES: [(&str, Code); 39] = [
+const CODES: [(&str, Code); 42] = [
     ("VALIDATION", Code::InvalidArgument),
     ("INVALID_ARN", Code::InvalidArgument),
     ("INVALID_MARKER", Code::InvalidArgument),
     ("INVALID_ALIAS_NAME", Code::InvalidArgument),
     ("INVALID_CIPHERTEXT", Code::InvalidArgument),
     ("INCORRECT_KEY", Code::InvalidArgument),
+    ("INVALID_KEY_USAGE", Code::InvalidArgument),
+    ("KMS_INVALID_SIGNATURE", Code::InvalidArgument),
+    ("KMS_INVALID_MAC", Code::InvalidArgument),
     ("INCORRECT_TRUST_ANCHOR", Code::InvalidArgument),
     ("CHECKSUM_MISMATCH", Code::InvalidArgument),
     ("TAG", Code::InvalidArgument),
