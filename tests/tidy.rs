@@ -38,8 +38,8 @@ const IMPORTS: [(&str, &[&str]); 20] = [
     ("cluster", &["node", "host", "link", "records", "clock", "model"]),
     ("node", &["host", "link", "records", "clock", "model"]),
     ("host", &["link", "telemetry", "model", "proto", "tls"]),
-    ("worker", &["link"]),
-    ("link", &[]),
+    ("worker", &["link", "model"]),
+    ("link", &["model"]),
     ("records", &["telemetry", "model"]),
     ("config", &["authz", "cluster", "door", "host", "keys", "keystore", "link", "telemetry", "users", "model", "tls"]),
     ("pki", &["model"]),
@@ -54,7 +54,7 @@ const JOINERS: [&str; 4] = ["app", "cli", "main", "lib"];
 const SEAMS: &str = "seams";
 
 /// Where a secret is read, and how often. A reviewer looks at each place again when a number changes.
-const EXPOSURES: [(&str, usize); 30] = [
+const EXPOSURES: [(&str, usize); 35] = [
     // Passwords, PINs and keys on their way to an HSM, or under the seal.
     ("src/host/admin.rs", 3),
     ("src/host/mod.rs", 1),
@@ -76,6 +76,9 @@ const EXPOSURES: [(&str, usize); 30] = [
     ("src/cluster/connection.rs", 1),
     ("src/door/grpc/convert.rs", 1),
     ("src/door/grpc/crypto.rs", 6),
+    ("src/door/grpc/data_key_pair.rs", 2),
+    ("src/keys/data_key_pair.rs", 1),
+    ("src/keys/rsa.rs", 1),
     // The client's end.
     ("src/cli/bytes.rs", 2),
     ("src/cli/ca.rs", 3),
@@ -83,12 +86,14 @@ const EXPOSURES: [(&str, usize); 30] = [
     ("src/cli/crypto.rs", 6),
     ("src/cli/crypto_user.rs", 6),
     ("src/cli/data_key.rs", 1),
+    ("src/cli/data_key_pair.rs", 2),
     ("src/cli/dev.rs", 2),
     ("src/cli/dev/material.rs", 3),
     ("src/cli/dev/seed/file.rs", 1),
     ("src/cli/dev/seed/mod.rs", 3),
     ("src/cli/key_store.rs", 2),
     ("src/cli/node/init.rs", 1),
+    ("src/cli/sign.rs", 1),
 ];
 
 #[test]

@@ -73,6 +73,13 @@ actions!(
     ReEncryptTo,
     GenerateDataKey,
     GenerateDataKeyWithoutPlaintext,
+    GenerateDataKeyPair,
+    GenerateDataKeyPairWithoutPlaintext,
     GenerateRandom,
+    Sign,
+    Verify,
+    GenerateMac,
+    VerifyMac,
+    GetPublicKey,
     GetServerInfo,
 );

@@ -12,7 +12,8 @@ use crate::pki::AlternativeName;
 
 use super::output::Output;
 use super::{
-    alias, ca, cluster, crypto, crypto_user, data_key, file, health, key, key_store, node, parse, re_encrypt, wait,
+    alias, ca, cluster, crypto, crypto_user, data_key, data_key_pair, file, health, key, key_store, node, parse,
+    re_encrypt, sign, wait,
 };
 
 const EXAMPLES: &str = "\
@@ -109,6 +110,11 @@ pub(super) enum ClientCommand {
     Decrypt(crypto::DecryptArgs),
     ReEncrypt(re_encrypt::ReEncryptArgs),
     GenerateDataKey(data_key::DataKeyArgs),
+    GenerateDataKeyPair(data_key_pair::DataKeyPairArgs),
+    Sign(sign::SignArgs),
+    Verify(sign::VerifyArgs),
+    Mac(sign::MacArgs),
+    VerifyMac(sign::VerifyMacArgs),
     /// Files of any length: encrypt, decrypt
     #[command(subcommand)]
     File(file::FileCommand),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::model::Plaintext;
-use crate::proto::v1::{DecryptRequest, EncryptRequest, GenerateRandomRequest};
+use crate::proto::v1::{DecryptRequest, EncryptRequest, EncryptionAlgorithm, GenerateRandomRequest};
 
 use super::bytes::{self, Form, Secrecy, is_standard};
 use super::connect::{CALL, Client};
@@ -25,6 +25,9 @@ pub(super) struct EncryptArgs {
     /// The key: its id, its ARN, alias/NAME or an alias ARN
     #[arg(long)]
     key: String,
+    /// How, by AWS's name; needed for RSA keys
+    #[arg(long, value_name = "ALGORITHM", value_parser = parse::encryption_algorithm)]
+    algorithm: Option<EncryptionAlgorithm>,
     #[command(flatten)]
     context: ContextArgs,
     /// Write the ciphertext as base64
@@ -44,6 +47,9 @@ pub(super) struct DecryptArgs {
     /// The key it must have been encrypted with; left out, the one the ciphertext names
     #[arg(long, default_value = "", hide_default_value = true)]
     key: String,
+    /// How it was encrypted, by AWS's name; needed for RSA keys, as their --key is
+    #[arg(long, value_name = "ALGORITHM", value_parser = parse::encryption_algorithm)]
+    algorithm: Option<EncryptionAlgorithm>,
     #[command(flatten)]
     context: ContextArgs,
     /// Read the ciphertext as base64
@@ -94,6 +100,7 @@ pub(super) async fn encrypt(client: &Client, args: EncryptArgs) -> Result<(), Fa
     let request = EncryptRequest {
         key_id: args.key,
         encryption_context,
+        encryption_algorithm: args.algorithm.map_or(0, Into::into),
         plaintext_crc32c: Some(crc32c::crc32c(plaintext.expose())),
         plaintext: plaintext.into_exposed(),
         ..Default::default()
@@ -116,6 +123,7 @@ pub(super) async fn decrypt(client: &Client, args: DecryptArgs) -> Result<(), Fa
     let request = DecryptRequest {
         key_id: args.key,
         encryption_context,
+        encryption_algorithm: args.algorithm.map_or(0, Into::into),
         ciphertext_crc32c: Some(crc32c::crc32c(ciphertext.expose())),
         ciphertext: ciphertext.into_exposed(),
         ..Default::default()

@@ -1,11 +1,11 @@
-//! `keyway key …`: create, list, describe, destroy; what is done with a key that is there is in [`key_life`].
+//! `keyway key …`: create, list, describe, destroy, public-key; what is done with a key that is there is in [`key_life`].
 
 use clap::{Args, Subcommand};
 use uuid::Uuid;
 
 use crate::proto::v1::{
-    CreateKeyRequest, CreateKeyResponse, DescribeKeyRequest, DestroyHsmKeyRequest, Key, ListKeysRequest,
-    ListKeysResponse,
+    CreateKeyRequest, CreateKeyResponse, DescribeKeyRequest, DestroyHsmKeyRequest, Key, KeySpec, KeyUsage,
+    ListKeysRequest, ListKeysResponse,
 };
 
 use super::backoff::Backoff;
@@ -13,6 +13,7 @@ use super::connect::{CALL, Client, Daemon};
 use super::failure::Failure;
 use super::output::{self, Output};
 use super::paging::every_page;
+use super::sign::{self, PublicKeyArgs};
 use super::table::{Paint, Table};
 use super::{key_life, key_store, parse, words};
 
@@ -43,6 +44,7 @@ pub(super) enum KeyCommand {
     /// List the tags of a key
     Tags(key_life::WhichKey),
     Destroy(DestroyArgs),
+    PublicKey(PublicKeyArgs),
 }
 
 /// Make a key in the HSMs of a key store, or a crypto user's own under a login
@@ -50,6 +52,7 @@ pub(super) enum KeyCommand {
 #[command(after_help = "\
 Example:
   keyway key create --key-store orders --alias alias/orders --tag team=payments
+  keyway key create --key-store orders --spec ECC_NIST_P256 --usage SIGN_VERIFY --alias alias/releases
   keyway key create --cluster cluster-2abcdefghij --label orders --login-file alice.login
 
 A daemon that is briefly away is asked again; the request id makes sure that one key comes of it.")]
@@ -63,6 +66,12 @@ pub(super) struct CreateArgs {
     /// What your own key is called in the HSMs
     #[arg(long, requires = "cluster")]
     label: Option<String>,
+    /// What kind of key, by AWS's name; what the HSMs can do, `cluster describe` tells [default: SYMMETRIC_DEFAULT]
+    #[arg(long, value_name = "SPEC", value_parser = parse::key_spec)]
+    spec: Option<KeySpec>,
+    /// What it is for, by AWS's name; needed for all but SYMMETRIC_DEFAULT
+    #[arg(long, value_name = "USAGE", value_parser = parse::key_usage)]
+    usage: Option<KeyUsage>,
     /// Words for people
     #[arg(long, default_value = "")]
     description: String,
@@ -123,6 +132,7 @@ impl KeyCommand {
             Self::Untag(args) => key_life::untag(client, args).await,
             Self::Tags(key) => key_life::tags(client, key).await,
             Self::Destroy(args) => destroy(client, args).await,
+            Self::PublicKey(args) => sign::public_key(client, args).await,
         }
     }
 }
@@ -134,11 +144,12 @@ async fn create(client: &Client, args: CreateArgs) -> Result<(), Failure> {
         key_store_id: resolved(&daemon, args.key_store).await?,
         cluster_id: args.cluster.unwrap_or_default(),
         hsm_label: args.label.unwrap_or_default(),
+        key_spec: args.spec.map_or(0, Into::into),
+        key_usage: args.usage.map_or(0, Into::into),
         description: args.description,
         tags,
         alias: args.alias,
         request_id: args.request_id.unwrap_or_else(|| Uuid::new_v4().to_string()),
-        ..Default::default()
     };
     let response = create_once(client, &daemon, request).await?;
     client.output.show(&response, |response, paint| response.key.iter().map(|key| details(key, paint)).collect())
@@ -253,6 +264,7 @@ pub(super) fn details(key: &Key, paint: Paint) -> String {
     fields.field("cluster", key.cluster_id.as_str());
     fields.field("spec", words::key_spec(key.key_spec));
     fields.field("usage", words::key_usage(key.key_usage));
+    fields.field("algorithms", algorithms(key));
     fields.field("version", key.current_version.to_string());
     fields.field("uses", uses(key));
     fields.field("last use", words::time(&key.last_use_time));
@@ -269,6 +281,13 @@ pub(super) fn details(key: &Key, paint: Paint) -> String {
         ]);
     }
     format!("{}\n{}", fields.render(paint), hsms.render(paint))
+}
+
+fn algorithms(key: &Key) -> String {
+    let encryption = key.encryption_algorithms.iter().map(|it| words::encryption_algorithm(*it));
+    let signing = key.signing_algorithms.iter().map(|it| words::signing_algorithm(*it));
+    let mac = key.mac_algorithms.iter().map(|it| words::mac_algorithm(*it));
+    encryption.chain(signing).chain(mac).collect::<Vec<_>>().join(", ")
 }
 
 fn uses(key: &Key) -> String {

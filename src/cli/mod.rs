@@ -21,6 +21,7 @@ mod connect;
 mod crypto;
 mod crypto_user;
 mod data_key;
+mod data_key_pair;
 mod dev;
 mod drift;
 mod failure;
@@ -41,6 +42,7 @@ mod re_encrypt;
 mod serve;
 mod server;
 mod settle;
+mod sign;
 mod softhsm2;
 mod table;
 mod wait;
@@ -118,6 +120,11 @@ impl ClientCommand {
             Self::Key(command) => command.run(client).await,
             Self::Alias(command) => command.run(client).await,
             Self::Encrypt(args) => crypto::encrypt(client, args).await,
+            Self::GenerateDataKeyPair(args) => data_key_pair::generate(client, args).await,
+            Self::Sign(args) => sign::sign(client, args).await,
+            Self::Verify(args) => sign::verify(client, args).await,
+            Self::Mac(args) => sign::mac(client, args).await,
+            Self::VerifyMac(args) => sign::verify_mac(client, args).await,
             Self::Decrypt(args) => crypto::decrypt(client, args).await,
             Self::ReEncrypt(args) => re_encrypt::re_encrypt(client, args).await,
             Self::GenerateDataKey(args) => data_key::generate(client, args).await,

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::keys::DAY;
+use crate::proto::v1;
 
 use super::failure::Failure;
 
@@ -61,9 +62,40 @@ pub(super) fn deletion_day(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A value of the contract's, by the name that AWS has for it, in whatever case.
+macro_rules! by_name {
+    ($($name:ident($type:ident) = $prefix:literal;)*) => {
+        $(pub(super) fn $name(text: &str) -> Result<v1::$type, String> {
+            let text = text.to_ascii_uppercase();
+            let named = v1::$type::from_str_name(&format!("{}{text}", $prefix));
+            named.filter(|value| *value != v1::$type::Unspecified).ok_or_else(|| {
+                let all = (1..).map_while(|number| v1::$type::try_from(number).ok());
+                let names: Vec<_> = all.filter_map(|value| value.as_str_name().strip_prefix($prefix)).collect();
+                format!("give one of {}", names.join(", "))
+            })
+        })*
+    };
+}
+
+by_name! {
+    key_spec(KeySpec) = "KEY_SPEC_";
+    key_usage(KeyUsage) = "KEY_USAGE_";
+    encryption_algorithm(EncryptionAlgorithm) = "ENCRYPTION_ALGORITHM_";
+    signing_algorithm(SigningAlgorithm) = "SIGNING_ALGORITHM_";
+    mac_algorithm(MacAlgorithm) = "MAC_ALGORITHM_";
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_value_goes_by_its_name_and_what_is_none_tells_which_there_are() {
+        assert_eq!(key_spec("rsa_3072"), Ok(v1::KeySpec::Rsa3072));
+        assert_eq!(mac_algorithm("HMAC_SHA_256"), Ok(v1::MacAlgorithm::HmacSha256));
+        let told = "give one of SYMMETRIC_DEFAULT, RSAES_OAEP_SHA_1, RSAES_OAEP_SHA_256";
+        assert_eq!(encryption_algorithm("UNSPECIFIED"), Err(told.to_owned()));
+    }
 
     #[test]
     fn a_pair_is_split_at_its_first_equals_sign() {

@@ -26,6 +26,7 @@ words! {
     connection_error(ConnectionErrorCode) = "CONNECTION_ERROR_CODE_";
     connection_state(ConnectionState) = "CONNECTION_STATE_";
     drift_kind(DriftKind) = "DRIFT_KIND_";
+    encryption_algorithm(EncryptionAlgorithm) = "ENCRYPTION_ALGORITHM_";
     hsm_health(HsmHealth) = "HSM_HEALTH_";
     hsm_state(HsmState) = "HSM_STATE_";
     key_proof(KeyProof) = "KEY_PROOF_";
@@ -33,8 +34,10 @@ words! {
     key_state(KeyState) = "KEY_STATE_";
     key_usage(KeyUsage) = "KEY_USAGE_";
     key_version_state(KeyVersionState) = "KEY_VERSION_STATE_";
+    mac_algorithm(MacAlgorithm) = "MAC_ALGORITHM_";
     password_rotation(PasswordRotation) = "PASSWORD_ROTATION_";
     rule_direction(RuleDirection) = "RULE_DIRECTION_";
+    signing_algorithm(SigningAlgorithm) = "SIGNING_ALGORITHM_";
     sync_mode(SyncMode) = "SYNC_MODE_";
 }
 

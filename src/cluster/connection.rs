@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::Instant;
 
 use crate::link::v1::{self, Request, request::Verb, response::Outcome};
-use crate::model::{CkaId, ClusterId, CryptoUser, HsmId, KeySpec, Plaintext, Probe, Username, Zone};
+use crate::model::{CkaId, ClusterId, CryptoUser, HsmId, KeyKind, Plaintext, Probe, PublicKey, Username, Zone};
 use crate::node::{self, CallError, Change, Common, Credential, Node, Passwords, Status};
 use crate::records::KekRecord;
 
@@ -53,7 +53,7 @@ pub struct Generated {
 /// What a key is made as, on every node alike.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyTemplate {
-    pub spec: KeySpec,
+    pub kind: KeyKind,
     /// Its `CKA_LABEL`.
     pub label: String,
 }
@@ -63,6 +63,8 @@ pub struct KeyTemplate {
 pub struct Made {
     pub wrapped: Vec<u8>,
     pub probe: Probe,
+    /// Of an asymmetric key.
+    pub public_key: Option<PublicKey>,
 }
 
 /// Why a Connection could not do what was asked.
@@ -362,7 +364,7 @@ impl Connection {
 
     /// Repeatable work, on whichever node serves it. `repeat` gives its leave before an HSM is given again what another, or the
     /// same, may have done.
-    async fn run<R: Repeat>(
+    pub(super) async fn run<R: Repeat>(
         &self,
         key: Option<&CkaId>,
         verb: Verb,
@@ -530,9 +532,8 @@ async fn any_changed(statuses: &mut [watch::Receiver<Status>]) {
     let _ = select_all(statuses.iter_mut().map(|status| Box::pin(status.changed()))).await;
 }
 
-/// The kind of object a key spec is in a token.
-pub(super) const fn kind(spec: KeySpec) -> v1::KeyKind {
-    match spec {
-        KeySpec::SymmetricDefault => v1::KeyKind::Aes256,
-    }
+/// A kind of key as the link names it.
+pub(super) fn kind(kind: KeyKind) -> Result<i32, Failure> {
+    let named = v1::KeyKind::of(kind).map(Into::into);
+    named.ok_or_else(|| Failure::Unsupported(format!("{} for {}", kind.spec(), kind.usage())))
 }

@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use crate::model::CkaId;
 use crate::node::{Health, Load, Node};
 
+use super::abilities::Abilities;
 use super::pace::Pace;
 
 /// The members of a Connection, as of some moment.
@@ -37,6 +38,8 @@ pub struct Member {
     stuck: Mutex<Option<(u64, Stuck)>>,
     /// When the canary last answered, and how it has answered lately.
     checks: Mutex<Checks>,
+    /// What kinds of keys it can do.
+    pub(super) abilities: Abilities,
     /// Held while its objects are listed.
     pub(super) listing: tokio::sync::Mutex<()>,
     supervision: Mutex<Option<Supervision>>,
@@ -96,6 +99,7 @@ impl Member {
             slow: AtomicBool::new(false),
             stuck: Mutex::default(),
             checks: Mutex::default(),
+            abilities: Abilities::default(),
             listing: tokio::sync::Mutex::default(),
             supervision: Mutex::default(),
         }

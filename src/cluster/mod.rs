@@ -3,9 +3,10 @@
 //! A [`Connection`] is the only way to use a key. It chooses a node for each request ([`route`]),
 //! decides what a failure means ([`failover`]), proves every node that logs in and gives it the
 //! cluster's key-encryption key (`prove`), looks after each that serves (`health`, `pace`), copies keys
-//! from HSM to HSM (`replicate`) and lists what is in one (`listing`). It knows keys by their `CKA_ID`
+//! from HSM to HSM (`replicate`), finds out what kinds of keys its HSMs can do (`abilities`) and lists what is in one (`listing`). It knows keys by their `CKA_ID`
 //! and probe only; which keys there ought to be is for the rooms above.
 
+mod abilities;
 mod ceremony;
 mod connection;
 mod declared;
@@ -23,7 +24,9 @@ mod replicate;
 mod rotation;
 mod route;
 mod settings;
+mod sign;
 
+pub use abilities::{Needed, withheld};
 pub use connection::{Closing, Connection, Failure, KeyInHsms, KeyTemplate, Made, Sealed, zones};
 pub use declared::{Declared, Undeclarable, differences};
 pub use made::MadeSettings;

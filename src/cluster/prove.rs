@@ -27,6 +27,7 @@ use crate::node::{Health, Node};
 use crate::records::{self, KekRecord, Proof};
 
 use super::Failure;
+use super::abilities;
 use super::ceremony::{self, Spent, Undone};
 use super::connection::Connection;
 use super::failover::Effect;
@@ -125,6 +126,7 @@ async fn keep(connection: &Connection, member: &Member) {
             tokio::select! {
                 _ = status.wait_for(|status| status.login != login || status.health == Health::Unreachable) => {}
                 () = member.doubted.notified() => member.node.not_level(login, "a key was missing; being proved again"),
+                () = abilities::learn(connection, member) => {}
             }
             continue;
         };

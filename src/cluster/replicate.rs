@@ -6,7 +6,7 @@
 use tokio::time::Instant;
 
 use crate::link::v1::{self, presence::Found, request::Verb, response::Outcome};
-use crate::model::{CkaId, Probe};
+use crate::model::{CkaId, Probe, PublicKey};
 use crate::records::KekRecord;
 
 use super::connection::{Connection, Failure, KeyInHsms, KeyTemplate, Made, kind};
@@ -26,11 +26,14 @@ impl Connection {
         let verb = Verb::GenerateKey(v1::GenerateKey {
             cka_id: id.as_bytes().to_vec(),
             label: template.label.clone(),
-            kind: kind(template.spec).into(),
+            kind: kind(template.kind)?,
             kek_cka_id: kek.kek_id.to_vec(),
         });
         match self.ask(member, verb, Effect::Once, deadline).await? {
-            Outcome::NewKey(v1::NewKey { wrapped, probe }) => Ok(Made { wrapped, probe: Probe(probe) }),
+            Outcome::NewKey(v1::NewKey { wrapped, probe, public_key }) => {
+                let public_key = (!public_key.is_empty()).then(|| PublicKey::from_der(public_key));
+                Ok(Made { wrapped, probe: Probe(probe), public_key })
+            }
             _ => Err(Failure::OutOfTurn),
         }
     }
@@ -62,7 +65,7 @@ impl Connection {
         let verb = Verb::UnwrapKey(v1::UnwrapKey {
             cka_id: key.cka_id(),
             label: template.label.clone(),
-            kind: kind(template.spec).into(),
+            kind: kind(template.kind)?,
             wrapped,
             kek_cka_id: kek.kek_id.to_vec(),
             probe: key.probe.0.clone(),

@@ -40,8 +40,8 @@ impl Keys {
         let before = self.resolve(&KeyRef::Alias(name.clone())).await?;
         let before = self.0.records.key(before).await?.ok_or_else(|| Error::NotFound(name.to_string()))?;
         let target = self.allowed(Operation::UpdateAlias, key).await?.record;
-        if before.spec != target.spec {
-            return Err(Error::AliasOfAnotherKind { name, spec: before.spec });
+        if before.kind != target.kind {
+            return Err(Error::AliasOfAnotherKind { name, kind: before.kind });
         }
         let moved = self.0.records.move_alias(&name, target.id, clock::now(), PER_KEY).await?;
         self.0.aliases.forget(&name);

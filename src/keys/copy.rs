@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::cluster::{Connection, KeyInHsms, KeyTemplate, Member};
 use crate::link::v1::presence::Found;
-use crate::model::{CkaId, HsmLabel, KeySpec};
+use crate::model::{CkaId, HsmLabel, KeyKind};
 use crate::records::{Proof, ProvableKey};
 
 /// How long one step on a node may take.
@@ -22,14 +22,14 @@ pub(super) struct Errand {
 impl From<&ProvableKey> for Errand {
     fn from(key: &ProvableKey) -> Self {
         let id = CkaId::of(key.key, key.version);
-        let template = template(key.spec, &id, key.label.as_ref());
+        let template = template(key.kind, &id, key.label.as_ref());
         Self { key: KeyInHsms { id, found: key.found.clone(), probe: key.probe.clone() }, template }
     }
 }
 
 /// What a key is made as: with its user's own label, or one that tells operators which of a key store's it is.
-pub(super) fn template(spec: KeySpec, id: &CkaId, label: Option<&HsmLabel>) -> KeyTemplate {
-    KeyTemplate { spec, label: label.map_or_else(|| id.label(), |label| label.as_str().to_owned()) }
+pub(super) fn template(kind: KeyKind, id: &CkaId, label: Option<&HsmLabel>) -> KeyTemplate {
+    KeyTemplate { kind, label: label.map_or_else(|| id.label(), |label| label.as_str().to_owned()) }
 }
 
 impl Errand {

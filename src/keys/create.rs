@@ -29,8 +29,8 @@ use crate::keystore::lifecycle::Event;
 use crate::keystore::{self, Store};
 use crate::link::v1::presence::Found;
 use crate::model::{
-    AliasName, CkaId, ClusterId, HsmId, HsmKeyMark, HsmLabel, KeyId, KeySpec, KeyState, KeyStoreId, KeyVersion,
-    Username,
+    AliasName, CkaId, ClusterId, HsmId, HsmKeyMark, HsmLabel, KeyId, KeyKind, KeyState, KeyStoreId, KeyVersion,
+    PublicKey, Username,
 };
 use crate::records::{self, BegunKey, KeyLimits, KeyStoreRecord, NewKeyHome, Proof, Unavailable};
 use crate::users::{self, Acting, ShownLogins};
@@ -39,7 +39,7 @@ pub use crate::records::RequestClaim;
 
 use super::describe::hsm_key;
 use super::owner::connection_of_user;
-use super::{Description, Error, Keys, copy};
+use super::{Description, Error, Keys, copy, kinds};
 
 /// Steps of a creation are waited for this long: longer than a worker's patience, so that a step
 /// has either been answered or its worker is gone.
@@ -53,7 +53,7 @@ pub(super) const REQUEST_RETENTION: Duration = Duration::from_secs(24 * 60 * 60)
 #[derive(Debug)]
 pub struct NewKey {
     pub home: NewHome,
-    pub spec: KeySpec,
+    pub kind: KeyKind,
     pub description: String,
     pub tags: BTreeMap<String, String>,
     pub alias: Option<AliasName>,
@@ -189,6 +189,8 @@ impl Keys {
         if !needed.is_met_by(nodes.len(), zones(&nodes)) {
             return Err(Error::TooFewNodes { nodes: nodes.len(), zones: zones(&nodes), needed });
         }
+        // Before anything is begun: what an HSM lacks, it lacks for good.
+        kinds::must_be_able(&connection, new.kind, deadline).await?;
         let id = KeyId::random();
         let (name, label) = match target {
             Target::KeyStore(_) => (id.to_string(), None),
@@ -209,7 +211,7 @@ impl Keys {
             id,
             home,
             cluster,
-            spec: new.spec,
+            kind: new.kind,
             description: new.description,
             tags: new.tags,
             alias: new.alias.clone(),
@@ -218,8 +220,8 @@ impl Keys {
             request,
         };
         let limits = KeyLimits { keys: self.0.settings.per_key_store, request_retention: REQUEST_RETENTION };
-        let template = copy::template(new.spec, &CkaId::of(id, KeyVersion::FIRST), label);
         let version = KeyVersion::FIRST;
+        let template = copy::template(new.kind, &CkaId::of(id, version), label);
         let creation = Creation { id, version, name, template, connection, nodes, needed };
         match self.0.records.begin_key(&row, &limits).await? {
             BegunKey::Begun => Ok(Begun::New(creation, live)),
@@ -287,6 +289,7 @@ impl Keys {
         answer: Answer,
     ) -> Result<Spread, (Answer, Error)> {
         let key = KeyInHsms { id: creation.cka_id(), found: None, probe: made.probe };
+        let public_key = made.public_key;
         let mut copies = creation.copy(&key, &maker, &made.wrapped);
         let mut proven = vec![maker.clone()];
         creation.ask_only(&proven, &key.id);
@@ -308,7 +311,7 @@ impl Keys {
             }
         })
         .await;
-        match self.enable(creation, &key, &proven).await {
+        match self.enable(creation, (&key, public_key.as_ref()), &proven).await {
             Ok(true) => drop(answer.send(Ok(creation.id))),
             // Whether it was written is not known. Reconciling settles it, once no copy is on its way any more.
             unknown @ (Ok(false) | Err(_)) => {
@@ -326,7 +329,12 @@ impl Keys {
         if here.all(|member| member.has(&key.id)) { Ok(Spread::Everywhere) } else { Ok(Spread::Enough) }
     }
 
-    async fn enable(&self, creation: &Creation, key: &KeyInHsms, proven: &[Arc<Member>]) -> Result<bool, Unavailable> {
+    async fn enable(
+        &self,
+        creation: &Creation,
+        (key, public_key): (&KeyInHsms, Option<&PublicKey>),
+        proven: &[Arc<Member>],
+    ) -> Result<bool, Unavailable> {
         let members = creation.ask_only(proven, &key.id);
         let others = members.iter().filter(|member| !is_on_one_of(proven, member));
         let nodes = (&hsms(proven.iter())[..], &hsms(others)[..]);
@@ -336,7 +344,7 @@ impl Keys {
         };
         let (records, version) = (&self.0.records, creation.version);
         let enabled = if version == KeyVersion::FIRST {
-            records.finish_key(creation.id, version, &key.probe, nodes, are_enough, clock::now()).await
+            records.finish_key(creation.id, version, (&key.probe, public_key), nodes, are_enough, clock::now()).await
         } else {
             records.finish_version((creation.id, version), &key.probe, nodes, are_enough, clock::now()).await
         };

@@ -8,12 +8,13 @@ use crate::authz::{Action, Permit, action};
 use crate::cluster::{Connection, Failure, Repeat};
 use crate::keystore::Store;
 use crate::keystore::lifecycle::Event;
-use crate::model::{EncryptionContext, KeyRef, KeyStoreId, KeyVersion, Plaintext};
+use crate::model::{EncryptionAlgorithm, EncryptionContext, KeyRef, KeyStoreId, KeyVersion, Plaintext};
 use crate::records::Proof;
 
 use super::envelope::{self, Envelope};
 use super::holdback::Suspect;
 use super::owner::{Home, Reached};
+use super::rsa::Encryption;
 use super::terms::{Ready, Terms};
 use super::{Error, Key, Keys, NoUse, Version};
 
@@ -60,10 +61,15 @@ impl Keys {
         permit: Permit<action::Encrypt>,
         terms: Terms<'_>,
         key: &KeyRef,
-        plaintext: Plaintext,
+        (plaintext, algorithm): (Plaintext, Option<EncryptionAlgorithm>),
         context: &EncryptionContext,
     ) -> Result<Encrypted, Error> {
-        let ready = self.ready_to_encrypt(&permit, &terms, key).await?;
+        let reached = self.reach(&permit, terms.logins, key, terms.deadline).await?;
+        if let Encryption::Oaep { algorithm, hash, bits } = reached.key.encryption(algorithm, "Encrypt")? {
+            let ready = self.made_ready(&permit, reached)?;
+            return self.encrypt_oaep(terms, &ready, (algorithm, hash, bits), (&plaintext, context));
+        }
+        let ready = self.ready_to_seal(&permit, &terms, reached).await?;
         terms.in_earnest()?;
         self.seal(&permit, &ready, plaintext, context, terms.deadline).await
     }
@@ -74,10 +80,25 @@ impl Keys {
         permit: Permit<action::Decrypt>,
         terms: Terms<'_>,
         key: Option<&KeyRef>,
-        ciphertext: &[u8],
+        (ciphertext, algorithm): (&[u8], Option<EncryptionAlgorithm>),
         context: &EncryptionContext,
     ) -> Result<Decrypted, Error> {
-        let (ready, envelope) = self.ready_to_decrypt(&permit, &terms, key, ciphertext).await?;
+        let named = match key {
+            Some(key) => Some(self.reach(&permit, terms.logins, key, terms.deadline).await?),
+            None if algorithm.is_some_and(|algorithm| algorithm.oaep_hash().is_some()) => {
+                return Err(Error::KeyNotNamed);
+            }
+            None => None,
+        };
+        let encryption = named.as_ref().map(|reached| reached.key.encryption(algorithm, "Decrypt")).transpose()?;
+        let named = match (named, encryption) {
+            (Some(reached), Some(Encryption::Oaep { algorithm, bits, .. })) => {
+                let ready = self.made_ready(&permit, reached)?;
+                return self.decrypt_oaep(&permit, terms, &ready, (algorithm, bits), (ciphertext, context)).await;
+            }
+            (named, _) => named,
+        };
+        let (ready, envelope) = self.ready_to_open(&permit, &terms, named, ciphertext).await?;
         terms.in_earnest()?;
         self.open(&permit, &ready, envelope, context, terms.deadline).await
     }
@@ -156,22 +177,35 @@ impl Keys {
         Ok(NewDataKey { encrypted, plaintext: generated.plaintext })
     }
 
-    /// The key to encrypt with, when it may be used. Whether it has a use left is looked at for a dry run alone: work in
-    /// earnest takes one.
+    /// The symmetric key to encrypt with, when it may be used.
     pub(super) async fn ready_to_encrypt<A: Action>(
         &self,
         permit: &Permit<A>,
         terms: &Terms<'_>,
         key: &KeyRef,
     ) -> Result<Ready, Error> {
-        let ready = self.ready(permit, terms, key).await?;
+        let reached = self.reach(permit, terms.logins, key, terms.deadline).await?;
+        self.ready_to_seal(permit, terms, reached).await
+    }
+
+    /// The same of a key that was found already. Whether it has a use left is looked at for a dry run alone: work in earnest
+    /// takes one.
+    async fn ready_to_seal<A: Action>(
+        &self,
+        permit: &Permit<A>,
+        terms: &Terms<'_>,
+        reached: Reached,
+    ) -> Result<Ready, Error> {
+        reached.key.must_be_symmetric(A::NAME)?;
+        let ready = self.made_ready(permit, reached)?;
         if terms.dry_run {
             CountedUses::of(self, &ready.reached.key)?.look().await?;
         }
         Ok(ready)
     }
 
-    /// The key that encrypted this, when it may be used, and the ciphertext taken apart. Nothing is proved about that yet.
+    /// The symmetric key that encrypted this, when it may be used, and the ciphertext taken apart. Nothing is proved about
+    /// that yet.
     pub(super) async fn ready_to_decrypt<A: Action>(
         &self,
         permit: &Permit<A>,
@@ -180,9 +214,24 @@ impl Keys {
         ciphertext: &[u8],
     ) -> Result<(Ready, Envelope), Error> {
         let named = match key {
-            Some(key) => Some(self.reach(permit, terms.logins, key, terms.deadline).await?),
+            Some(key) => {
+                let reached = self.reach(permit, terms.logins, key, terms.deadline).await?;
+                reached.key.must_be_symmetric(A::NAME)?;
+                Some(reached)
+            }
             None => None,
         };
+        self.ready_to_open(permit, terms, named, ciphertext).await
+    }
+
+    /// The same, with the key that the caller named found already.
+    async fn ready_to_open<A: Action>(
+        &self,
+        permit: &Permit<A>,
+        terms: &Terms<'_>,
+        named: Option<Reached>,
+        ciphertext: &[u8],
+    ) -> Result<(Ready, Envelope), Error> {
         let envelope = envelope::open(ciphertext).map_err(|_| Error::InvalidCiphertext)?;
         let reached = match named {
             Some(reached) if reached.key.id != envelope.key => return Err(Error::IncorrectKey),
@@ -195,6 +244,8 @@ impl Keys {
                 })?
             }
         };
+        // No other key makes such a ciphertext.
+        reached.key.must_be_symmetric(A::NAME).map_err(|_| Error::InvalidCiphertext)?;
         let ready = self.made_ready(permit, reached)?;
         ready.reached.key.version(envelope.version).ok_or(Error::InvalidCiphertext)?;
         Ok((ready, envelope))
@@ -242,7 +293,7 @@ impl Keys {
 
     /// What the HSMs did with a version of a key, as the caller is told it. A failure that was the request's own doing is
     /// remembered.
-    async fn told<A: Action, T>(
+    pub(super) async fn told<A: Action, T>(
         &self,
         permit: &Permit<A>,
         reached: &Reached,
@@ -304,7 +355,7 @@ impl Keys {
         Encrypted { ciphertext, key: self.used(key, version) }
     }
 
-    fn used(&self, key: &Key, version: KeyVersion) -> Used {
+    pub(super) fn used(&self, key: &Key, version: KeyVersion) -> Used {
         match &key.home {
             Home::KeyStore(store) => {
                 Used { name: self.arn(&store.id(), &format!("key/{}", key.id)), version: Some(version) }
@@ -314,7 +365,7 @@ impl Keys {
     }
 }
 
-/// The uses of the version that encrypts. Each attempt of an HSM takes one, also one that fails.
+/// The uses of the version of a symmetric key that encrypts: other keys make no ciphertexts whose IVs could meet. Each attempt of an HSM takes one, also one that fails.
 struct CountedUses<'a> {
     keys: &'a Keys,
     key: &'a Key,
@@ -323,8 +374,7 @@ struct CountedUses<'a> {
 
 impl<'a> CountedUses<'a> {
     fn of(keys: &'a Keys, key: &'a Key) -> Result<Self, Error> {
-        let version = key.version(key.current).ok_or_else(|| Error::NotFound(key.name()))?;
-        Ok(Self { keys, key, version })
+        Ok(Self { keys, key, version: key.current()? })
     }
 
     async fn take(&self) -> Result<(), Error> {

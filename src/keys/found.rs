@@ -16,10 +16,10 @@ use tokio::time::Instant;
 
 use crate::clock;
 use crate::cluster::{Connection, Failure, KeyInHsms, Member};
-use crate::link::v1::KeyKind;
+use crate::link::v1;
 use crate::link::v1::objects::Object;
 use crate::link::v1::presence::Found;
-use crate::model::{CkaId, CryptoUser, HsmId, HsmKeyMark, HsmLabel, KeyId, KeySpec, KeyState, KeyVersion};
+use crate::model::{CkaId, CryptoUser, HsmId, HsmKeyMark, HsmLabel, KeyId, KeyKind, KeyState, KeyVersion};
 use crate::records::{AdoptedKey, FoundKey, KeyHome, KeyRecord, PresenceRecord, Proof, Unavailable, VersionRecord};
 use crate::users;
 
@@ -54,8 +54,8 @@ impl Sighting {
     fn of(object: &Object) -> Self {
         let unusable = match (object.kind(), HsmKeyMark::id(&object.cka_id)) {
             (_, None) => Some("it has no CKA_ID of 1 to 64 bytes, by which it would be known again: give it one"),
-            (KeyKind::Unspecified, Some(_)) => Some("it is no AES-256 key that both encrypts and decrypts"),
-            (KeyKind::Aes256, Some(_)) => None,
+            (v1::KeyKind::Aes256, Some(_)) => None,
+            (_, Some(_)) => Some("it is no AES-256 key that both encrypts and decrypts"),
         };
         let (cka_id, label) = (object.cka_id.as_slice().into(), object.label.clone());
         Self { cka_id, label, unusable, on: BTreeSet::new() }
@@ -75,12 +75,19 @@ impl Sighting {
             id: id_of(user, &self.cka_id),
             home: KeyHome::Found { username: user.username.clone(), cka_id: self.cka_id },
             cluster: user.cluster.clone(),
-            spec: KeySpec::SymmetricDefault,
+            kind: KeyKind::AES,
             state: KeyState::Enabled,
             description: String::new(),
             created: now,
             current_version: version,
-            versions: vec![VersionRecord { version, probe: None, uses_reserved: 0, created: now, on: on.collect() }],
+            versions: vec![VersionRecord {
+                version,
+                probe: None,
+                public_key: None,
+                uses_reserved: 0,
+                created: now,
+                on: on.collect(),
+            }],
             deletion: None,
             last_used: None,
             rotation: None,
@@ -189,7 +196,7 @@ impl Keys {
             id,
             user,
             cka_id,
-            spec: KeySpec::SymmetricDefault,
+            kind: KeyKind::AES,
             probe: in_hsms.probe,
             found: clock::now(),
             on: hsms(on),

@@ -22,8 +22,9 @@ use crate::records::{NewProof, ObjectName, Oddity, Proof, Unavailable};
 
 use super::Keys;
 
-/// `CKO_SECRET_KEY`: the class of every object that the records explain.
+/// `CKO_SECRET_KEY` and `CKO_PRIVATE_KEY`: the classes of every object that the records explain.
 pub(super) const SECRET_KEY: u64 = 4;
+const PRIVATE_KEY: u64 = 3;
 /// Proven keys are compared with the listing so many at a time.
 const PAGE: u32 = 1_000;
 /// So many strangers that look like keys of ours are looked for once more: one that was being made and was given up
@@ -115,12 +116,12 @@ pub(super) async fn take(
 /// What is odd about an object, if anything is.
 fn oddity(object: Object, known: &HashSet<CkaId>, keks: &HashSet<Vec<u8>>) -> Option<Oddity> {
     let key = CkaId::from_bytes(&object.cka_id).is_some_and(|id| known.contains(&id));
-    let is_secret = object.class == SECRET_KEY;
+    let is_a_keys = [SECRET_KEY, PRIVATE_KEY].contains(&object.class);
     // Half made, whether a worker is at it now or was killed over it: what is left of those goes at the next login.
-    if is_secret && object.cka_id.is_empty() && object.label.is_empty() {
+    if is_a_keys && object.cka_id.is_empty() && object.label.is_empty() {
         return None;
     }
-    let explained = is_secret && (key || keks.contains(&object.cka_id));
+    let explained = is_a_keys && (key || keks.contains(&object.cka_id));
     let Object { class, cka_id, label, differing, kind: _ } = object;
     let object = ObjectName { class, cka_id, label };
     match (explained, differing) {
@@ -192,12 +193,13 @@ mod tests {
         let told = |object| oddity(object, &known, &keks);
         let is_orphan = |object| matches!(told(object), Some(Oddity::Orphan(_)));
         assert_eq!(told(object(SECRET_KEY, id.as_bytes(), "")), None);
+        assert_eq!(told(object(PRIVATE_KEY, id.as_bytes(), "")), None);
         assert_eq!(told(object(SECRET_KEY, b"kek", "")), None);
         assert!(matches!(told(object(SECRET_KEY, id.as_bytes(), "CKA_WRAP")), Some(Oddity::Attributes { .. })));
         assert!(is_orphan(object(SECRET_KEY, stranger.as_bytes(), "")));
         assert!(is_orphan(object(SECRET_KEY, b"", "")));
         assert_eq!(told(Object { label: String::new(), ..object(SECRET_KEY, b"", "") }), None, "it is half made");
-        // A certificate under a key's id is none of ours: the records explain secret keys.
+        // A certificate under a key's id is none of ours: the records explain keys.
         assert!(is_orphan(object(1, id.as_bytes(), "")));
     }
 }

@@ -12,6 +12,7 @@ mod change;
 mod copy;
 mod create;
 mod crypto;
+mod data_key_pair;
 pub mod deletion;
 mod describe;
 mod destroy;
@@ -20,13 +21,16 @@ pub mod envelope;
 mod found;
 mod holdback;
 mod inventory;
+mod kinds;
 mod known;
 mod lifecycle;
 mod owner;
 mod re_encrypt;
 pub mod reconcile;
 pub mod rotation;
+mod rsa;
 mod settings;
+mod sign;
 mod sync;
 mod tags;
 mod tell;
@@ -44,13 +48,15 @@ use tokio::sync::Notify;
 use crate::cluster::{Declared, Failure, KeyInHsms, Quorum};
 use crate::keystore::{self, KeyStores};
 use crate::model::{
-    AliasName, CkaId, ClusterId, ConnectionState, CryptoUser, HsmId, KeyId, KeySpec, KeyState, KeyStoreId, KeyVersion,
+    AliasName, CkaId, ClusterId, ConnectionState, CryptoUser, HsmId, KeyId, KeyKind, KeySpec, KeyState, KeyStoreId,
+    KeyUsage, KeyVersion, PublicKey,
 };
 use crate::records::{KeyHome, KeyRecord, Records, Unavailable};
 use crate::users::{self, Users};
 
 pub use create::{NewHome, NewKey, RequestClaim};
 pub use crypto::{Encrypted, Used};
+pub use data_key_pair::NewDataKeyPair;
 pub use deletion::DeletionWindow;
 pub use describe::{Description, Unusable};
 use describe::{hsm_key, mark_of};
@@ -61,6 +67,7 @@ use owner::Home;
 pub use re_encrypt::{Destination, Source};
 pub use rotation::{RotationPeriod, VersionDescription, VersionState};
 pub use settings::{DAY, Settings};
+pub use sign::{Message, Signed};
 pub use sync::{Repair, Synced};
 pub use terms::Terms;
 use usage::Usage;
@@ -117,12 +124,37 @@ pub enum Error {
     DryRun,
     #[error("key {0} has been used as often as is safe")]
     UseLimit(String),
+    /// An HSM, or every cluster of its kind, cannot do what is asked.
+    #[error("{what} cannot be had here: {}lacks {missing}", .hsm.as_ref().map_or_else(|| "it ".to_owned(), |hsm| format!("{hsm} ")))]
+    Unsupported { what: &'static str, hsm: Option<HsmId>, missing: String },
+    #[error("key {key} is for {usage}, not for {operation}")]
+    WrongUsage { key: String, usage: KeyUsage, operation: &'static str },
+    #[error("algorithm {algorithm} does not fit key {key}, which is {spec} for {usage}")]
+    WrongAlgorithm { key: String, algorithm: &'static str, spec: KeySpec, usage: KeyUsage },
+    #[error("{algorithm} signs digests of {needed} bytes, not {given}")]
+    DigestLength { algorithm: &'static str, needed: usize, given: usize },
+    #[error("encryption_algorithm is required for RSA keys, as {0} is one")]
+    AlgorithmNeeded(String),
+    #[error("algorithm {algorithm} and key spec {spec} cannot encrypt data larger than {room} bytes")]
+    TooLong { algorithm: &'static str, spec: KeySpec, room: usize },
+    #[error("an encryption context is for symmetric keys only")]
+    ContextNotTaken,
+    #[error("the key must be named: a ciphertext of RSA's does not tell it")]
+    KeyNotNamed,
+    #[error("the signature is not the message's under this key")]
+    WrongSignature,
+    #[error("the MAC is not the message's under this key")]
+    WrongMac,
+    #[error("key {0} has no public half")]
+    NoPublicKey(String),
     #[error("alias {0} is in use")]
     AliasInUse(AliasName),
     #[error("the key has {0} aliases already")]
     TooManyAliases(u32),
-    #[error("alias {name} stands for a {spec} key, and moves only to another one of that kind and usage", spec = .spec.as_str())]
-    AliasOfAnotherKind { name: AliasName, spec: KeySpec },
+    #[error("alias {name} stands for a {} key for {}, and moves only to another one of that kind and usage", .kind.spec(), .kind.usage())]
+    AliasOfAnotherKind { name: AliasName, kind: KeyKind },
+    #[error("key {key} is {spec}, and only SYMMETRIC_DEFAULT keys are rotated")]
+    NotRotated { key: KeyId, spec: KeySpec },
     #[error("a key has at most {0} tags")]
     TooManyTags(u32),
     #[error("another version of key {0} is being made, or copied to its last HSMs")]
@@ -181,6 +213,7 @@ struct Inner {
     holdback: Holdback,
     /// Clusters whose keys are being compared for somebody.
     syncing: Mutex<HashSet<ClusterId>>,
+    workshop: data_key_pair::Workshop,
     /// Where work goes on when its caller's connection, and the lane that serves it, are gone.
     runtime: tokio::runtime::Handle,
 }
@@ -190,6 +223,7 @@ struct Inner {
 struct Key {
     id: KeyId,
     home: Home,
+    kind: KeyKind,
     state: KeyState,
     usage: Arc<Usage>,
     current: KeyVersion,
@@ -200,6 +234,8 @@ struct Key {
 struct Version {
     version: KeyVersion,
     in_hsms: KeyInHsms,
+    /// Of an asymmetric key.
+    public_key: Option<PublicKey>,
     uses: Arc<Uses>,
 }
 
@@ -219,6 +255,7 @@ impl Keys {
             unsettled: Notify::new(),
             holdback: Holdback::default(),
             syncing: Mutex::default(),
+            workshop: data_key_pair::Workshop::default(),
             runtime: tokio::runtime::Handle::current(),
         }))
     }
@@ -266,10 +303,12 @@ impl Key {
         let versions = record.versions.into_iter().filter_map(|version| {
             let (id, found) = (CkaId::of(record.id, version.version), record.home.found().cloned());
             let in_hsms = KeyInHsms { id, found, probe: version.probe? };
-            Some(Version { version: version.version, in_hsms, uses: usage.of(version.version) })
+            let public_key = version.public_key;
+            Some(Version { version: version.version, in_hsms, public_key, uses: usage.of(version.version) })
         });
         let versions = versions.collect();
-        Self { id: record.id, home, state: record.state, usage, current: record.current_version, versions }
+        let (id, kind, state, current) = (record.id, record.kind, record.state, record.current_version);
+        Self { id, home, kind, state, usage, current, versions }
     }
 
     /// What callers know it by: they do not know the id of a crypto user's.

@@ -21,7 +21,7 @@ use crate::clock;
 use crate::cluster::{Failure, zones};
 use crate::keystore;
 use crate::keystore::lifecycle::Event;
-use crate::model::{CkaId, KeyId, KeyRef, KeySpec, KeyVersion};
+use crate::model::{CkaId, KeyId, KeyKind, KeyRef, KeyVersion};
 use crate::records::{
     BegunVersion, KeyRecord, NewVersion, PresenceRecord, RequestClaim, RotationCause, RotationDue, RotationLimits,
     Unavailable,
@@ -219,7 +219,7 @@ impl Keys {
         cause: RotationCause,
         request: Option<RequestClaim>,
     ) -> Result<Option<(Creation, Live)>, Error> {
-        let (id, cluster, spec) = (record.id, record.cluster.clone(), record.spec);
+        let (id, cluster, kind) = (record.id, record.cluster.clone(), record.kind);
         let store = record.home.store().ok_or_else(|| Error::NotFound(id.to_string()))?;
         let store = self.0.stores.get(store)?;
         let connection = self.connection_of_store(&store, Event::CreateKey)?;
@@ -248,7 +248,7 @@ impl Keys {
             BegunVersion::TooMany => return Err(Error::TooManyRotations(ON_DEMAND)),
             BegunVersion::Changed => return Err(keystore::Error::Conflict.into()),
         };
-        let template = copy::template(spec, &CkaId::of(id, version), None);
+        let template = copy::template(kind, &CkaId::of(id, version), None);
         Ok(Some((Creation { id, version, name: id.to_string(), template, connection, nodes, needed }, live)))
     }
 
@@ -296,10 +296,9 @@ pub async fn run(keys: Keys) {
     }
 }
 
+/// AWS's rule: whoever has the public half of another key, or has made MACs with it, would have to be told of the new one.
 fn must_be_symmetric(key: &KeyRecord) -> Result<(), Error> {
-    match key.spec {
-        KeySpec::SymmetricDefault => Ok(()),
-    }
+    if key.kind == KeyKind::AES { Ok(()) } else { Err(Error::NotRotated { key: key.id, spec: key.kind.spec() }) }
 }
 
 /// What a request to rotate asks for, however it names the key: a repeat has the same, and no other request has.

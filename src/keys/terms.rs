@@ -6,7 +6,6 @@ use tokio::time::Instant;
 
 use crate::authz::{Action, Permit};
 use crate::cluster::Connection;
-use crate::model::KeyRef;
 use crate::users::ShownLogins;
 
 use super::owner::Reached;
@@ -41,18 +40,7 @@ pub(super) struct Ready {
 }
 
 impl Keys {
-    /// The key that a request names, when the caller may use it and its state allows it.
-    pub(super) async fn ready<A: Action>(
-        &self,
-        permit: &Permit<A>,
-        terms: &Terms<'_>,
-        key: &KeyRef,
-    ) -> Result<Ready, Error> {
-        let reached = self.reach(permit, terms.logins, key, terms.deadline).await?;
-        self.made_ready(permit, reached)
-    }
-
-    /// The same of a key that was found already.
+    /// A key that was found, when the caller may use it now and its state allows it.
     pub(super) fn made_ready<A: Action>(&self, permit: &Permit<A>, reached: Reached) -> Result<Ready, Error> {
         self.check_holdback(permit, &reached.key)?;
         let connection = self.connection_behind(&reached)?;

@@ -4,6 +4,7 @@
 //! [`crate::node`], the worker's is [`crate::worker`].
 
 mod codec;
+mod kinds;
 mod pace;
 mod wipe;
 

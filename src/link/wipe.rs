@@ -43,6 +43,9 @@ impl Zeroize for Verb {
             | Self::DestroyProvenKey(_)
             | Self::SweepUnfinished(_)
             | Self::CheckToken(_)
+            | Self::Sign(_)
+            | Self::DecryptOaep(_)
+            | Self::TestAbilities(_)
             | Self::Summon(_) => {}
         }
     }

@@ -28,6 +28,11 @@ impl EncryptionContext {
         Ok(Self(pairs))
     }
 
+    /// Whether nothing is bound to the ciphertext.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The canonical bytes that a ciphertext is bound to: the number of pairs, then each key and
     /// value in order, every number and length a big-endian `u32`. Two contexts give the same
     /// bytes only when they are the same. Final: see `docs/formats.md`.

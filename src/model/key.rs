@@ -1,29 +1,8 @@
-//! What a key is: its spec and usage, and what names and proves it inside an HSM.
+//! What names and proves a key inside an HSM: its versions, and their ids there.
 
 use std::fmt;
 
 use super::KeyId;
-
-/// The kinds of key that can be made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum KeySpec {
-    /// A 256-bit AES key for authenticated encryption (AES-GCM).
-    SymmetricDefault,
-}
-
-impl KeySpec {
-    pub const ALL: [Self; 1] = [Self::SymmetricDefault];
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::SymmetricDefault => "SYMMETRIC_DEFAULT",
-        }
-    }
-
-    pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|spec| spec.as_str() == text)
-    }
-}
 
 /// Counts a key's versions from 1; a ciphertext names the one it was made with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -78,8 +57,8 @@ impl fmt::Debug for CkaId {
     }
 }
 
-/// What any holder of a key must answer: for AES, a ciphertext made when the key was, which
-/// only the same key decrypts. Opaque to everyone but the worker. Not a secret.
+/// What any holder of a key must answer, made when the key was: for AES, a ciphertext which only the same key decrypts.
+/// Opaque to everyone but the worker. Not a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Probe(pub Vec<u8>);
 

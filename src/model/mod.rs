@@ -13,8 +13,10 @@ mod escrow;
 mod hsm_key;
 mod id;
 mod key;
+mod key_spec;
 mod key_state;
 mod place;
+mod public_key;
 mod request;
 mod seal;
 mod secret;
@@ -31,9 +33,14 @@ pub use hsm_key::{CryptoUser, HsmKeyMark, HsmKeyName, HsmLabel};
 pub use id::{
     AccountId, AliasName, ClusterId, HsmId, Invalid, KeyId, KeyRef, KeyStoreId, KeyStoreName, Region, Username, Zone,
 };
-pub use key::{CkaId, KeySpec, KeyVersion, Probe};
+pub use key::{CkaId, KeyVersion, Probe};
+pub use key_spec::{
+    Curve, EncryptionAlgorithm, Hash, KeyKind, KeySpec, KeyUsage, MacAlgorithm, Material, SignatureScheme,
+    SigningAlgorithm,
+};
 pub use key_state::{KeyChange, KeyState, ShownState};
 pub use place::{HostName, HsmPlace, Ports, SubnetId};
+pub use public_key::{PublicKey, oaep_room};
 pub use request::CertificateRequest;
 pub use seal::Sealer;
 pub use secret::{Password, Plaintext, SealingKey};

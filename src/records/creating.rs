@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 use sqlx::{Row, Sqlite, Transaction};
 
 use crate::model::{
-    AliasName, ClusterId, ConnectionState, CryptoUser, HsmId, HsmLabel, KeyId, KeySpec, KeyState, KeyStoreId,
-    KeyVersion, Probe, Username,
+    AliasName, ClusterId, ConnectionState, CryptoUser, HsmId, HsmLabel, KeyId, KeyKind, KeyState, KeyStoreId,
+    KeyVersion, Probe, PublicKey, Username,
 };
 
 use super::keys::{folded, keys_with_versions};
@@ -24,7 +24,7 @@ pub struct NewKey {
     pub id: KeyId,
     pub home: NewKeyHome,
     pub cluster: ClusterId,
-    pub spec: KeySpec,
+    pub kind: KeyKind,
     pub description: String,
     pub tags: BTreeMap<String, String>,
     /// Reserved at once; names the key from when it is enabled.
@@ -117,7 +117,7 @@ impl Records {
         &self,
         key: KeyId,
         version: KeyVersion,
-        probe: &Probe,
+        (probe, public_key): (&Probe, Option<&PublicKey>),
         (proven, others): (&[HsmId], &[HsmId]),
         are_enough: impl Fn(&[HsmId]) -> bool + Send,
         at: SystemTime,
@@ -137,8 +137,9 @@ impl Records {
         if staying.len() < proven.len() && !are_enough(&staying) {
             return Ok(false);
         }
-        sqlx::query("UPDATE key_versions SET probe = ? WHERE key_id = ? AND version = ?")
+        sqlx::query("UPDATE key_versions SET probe = ?, public_key = ? WHERE key_id = ? AND version = ?")
             .bind(probe.0.as_slice())
+            .bind(public_key.map(PublicKey::as_der))
             .bind(key.as_bytes().as_slice())
             .bind(version.0)
             .execute(&mut *change)
@@ -317,15 +318,16 @@ async fn insert(change: &mut Transaction<'_, Sqlite>, new: &NewKey) -> Result<()
     };
     sqlx::query(
         "INSERT INTO keys
-           (id, cluster_id, username, store_id, hsm_label, spec, state, description, created, current_version)
-         VALUES (?, ?, ?, ?, ?, ?, 'CREATING', ?, ?, ?)",
+           (id, cluster_id, username, store_id, hsm_label, spec, usage, state, description, created, current_version)
+         VALUES (?, ?, ?, ?, ?, ?, ?, 'CREATING', ?, ?, ?)",
     )
     .bind(id)
     .bind(new.cluster.as_str())
     .bind(username.as_str())
     .bind(store)
     .bind(label)
-    .bind(new.spec.as_str())
+    .bind(new.kind.spec().as_str())
+    .bind(new.kind.usage().as_str())
     .bind(&new.description)
     .bind(created)
     .bind(KeyVersion::FIRST.0)

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::model::{CryptoUser, HsmId, KeyId, KeySpec, KeyVersion, Probe};
+use crate::model::{CryptoUser, HsmId, KeyId, KeyKind, KeyVersion, Probe};
 
 use super::presences::put_presence;
 use super::row::{key_id, millis};
@@ -16,7 +16,7 @@ pub struct FoundKey {
     pub id: KeyId,
     pub user: CryptoUser,
     pub cka_id: Arc<[u8]>,
-    pub spec: KeySpec,
+    pub kind: KeyKind,
     pub probe: Probe,
     pub found: SystemTime,
     /// The nodes on which it answers the probe.
@@ -52,14 +52,15 @@ impl Records {
             return Ok(AdoptedKey::TooManyKeys);
         }
         sqlx::query(
-            "INSERT INTO keys (id, cluster_id, username, found_id, spec, state, description, created, current_version)
-             VALUES (?, ?, ?, ?, ?, 'ENABLED', '', ?, ?)",
+            "INSERT INTO keys (id, cluster_id, username, found_id, spec, usage, state, description, created, current_version)
+             VALUES (?, ?, ?, ?, ?, ?, 'ENABLED', '', ?, ?)",
         )
         .bind(id)
         .bind(cluster)
         .bind(user)
         .bind(&*found.cka_id)
-        .bind(found.spec.as_str())
+        .bind(found.kind.spec().as_str())
+        .bind(found.kind.usage().as_str())
         .bind(millis(found.found))
         .bind(KeyVersion::FIRST.0)
         .execute(&mut *change)

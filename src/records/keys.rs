@@ -7,10 +7,10 @@ use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
 use crate::model::{
-    ClusterId, CryptoUser, HsmLabel, KeyId, KeySpec, KeyState, KeyStoreId, KeyVersion, Probe, Username,
+    ClusterId, CryptoUser, HsmLabel, KeyId, KeyKind, KeyState, KeyStoreId, KeyVersion, Probe, PublicKey, Username,
 };
 
-use super::row::{key_id, named, number, parsed, time, time_if_any};
+use super::row::{key_id, key_kind, named, number, parsed, time, time_if_any};
 use super::{PresenceRecord, Proof, Records, Unavailable};
 
 /// Whose a key is: in whose tokens it is, and so through which Connection it is used.
@@ -54,7 +54,7 @@ pub struct KeyRecord {
     pub id: KeyId,
     pub home: KeyHome,
     pub cluster: ClusterId,
-    pub spec: KeySpec,
+    pub kind: KeyKind,
     pub state: KeyState,
     pub description: String,
     pub created: SystemTime,
@@ -80,6 +80,8 @@ pub struct VersionRecord {
     pub version: KeyVersion,
     /// Set once the key exists.
     pub probe: Option<Probe>,
+    /// Of an asymmetric key, once it exists.
+    pub public_key: Option<PublicKey>,
     /// Uses that were reserved, and so count as made.
     pub uses_reserved: u64,
     pub created: SystemTime,
@@ -91,7 +93,8 @@ pub struct VersionRecord {
 macro_rules! keys_with_versions {
     ($keys:literal) => {
         concat!(
-            "SELECT page.*, v.version, v.probe, v.uses_reserved, v.created AS version_created, p.hsm_id, p.proof, p.time
+            "SELECT page.*, v.version, v.probe, v.public_key, v.uses_reserved, v.created AS version_created, p.hsm_id, p.proof,
+                    p.time
              FROM (",
             $keys,
             ") page JOIN key_versions v ON v.key_id = page.id
@@ -191,7 +194,7 @@ fn bare_key(row: &SqliteRow) -> Result<KeyRecord, Unavailable> {
         id: key_id(row, "id")?,
         home: home(row)?,
         cluster: parsed(row, "cluster_id")?,
-        spec: named(row, "spec", KeySpec::parse)?,
+        kind: key_kind(row)?,
         state: named(row, "state", KeyState::parse)?,
         description: row.try_get("description")?,
         created: time(row, "created")?,
@@ -220,6 +223,7 @@ fn bare_version(row: &SqliteRow, version: KeyVersion) -> Result<VersionRecord, U
     Ok(VersionRecord {
         version,
         probe: row.try_get::<Option<Vec<u8>>, _>("probe")?.map(Probe),
+        public_key: row.try_get::<Option<Vec<u8>>, _>("public_key")?.map(PublicKey::from_der),
         uses_reserved: row.try_get::<i64, _>("uses_reserved")?.unsigned_abs(),
         created: time(row, "version_created")?,
         on: Vec::new(),

@@ -7,9 +7,9 @@ use std::time::SystemTime;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
-use crate::model::{CkaId, CryptoUser, HsmId, HsmLabel, KeyId, KeySpec, KeyVersion, Probe};
+use crate::model::{CkaId, CryptoUser, HsmId, HsmLabel, KeyId, KeyKind, KeyVersion, Probe};
 
-use super::row::{json, key_id, millis, named, number};
+use super::row::{json, key_id, key_kind, millis, number};
 use super::{Records, Unavailable};
 
 /// A key version with what it takes to prove or copy it.
@@ -17,7 +17,7 @@ use super::{Records, Unavailable};
 pub struct ProvableKey {
     pub key: KeyId,
     pub version: KeyVersion,
-    pub spec: KeySpec,
+    pub kind: KeyKind,
     /// A crypto user's own key has the label that he gave it.
     pub label: Option<HsmLabel>,
     /// The `CKA_ID` under which it was found, and is only looked for.
@@ -26,7 +26,8 @@ pub struct ProvableKey {
 }
 
 // The planner is told where to begin: with what the node lacks, not with all keys.
-pub(super) const LACKING: &str = "SELECT v.key_id, v.version, v.probe, k.spec, k.hsm_label, k.found_id FROM presences p
+pub(super) const LACKING: &str =
+    "SELECT v.key_id, v.version, v.probe, k.spec, k.usage, k.hsm_label, k.found_id FROM presences p
      CROSS JOIN keys k ON k.id = p.key_id
      CROSS JOIN key_versions v ON v.key_id = p.key_id AND v.version = p.version
      WHERE p.cluster_id = ? AND p.username = ? AND p.hsm_id = ? AND p.proof <> 'USED'
@@ -35,7 +36,7 @@ pub(super) const LACKING: &str = "SELECT v.key_id, v.version, v.probe, k.spec, k
      ORDER BY p.key_id, p.version LIMIT ?";
 
 // The first comparison of ids is what the index serves: without it each page is read from the cluster's first key.
-pub(super) const ACKNOWLEDGED: &str = "SELECT v.key_id, v.version, v.probe, k.spec, k.hsm_label, k.found_id
+pub(super) const ACKNOWLEDGED: &str = "SELECT v.key_id, v.version, v.probe, k.spec, k.usage, k.hsm_label, k.found_id
      FROM keys k JOIN key_versions v ON v.key_id = k.id
      WHERE k.cluster_id = ? AND k.username = ? AND k.state <> 'CREATING' AND k.id >= ? AND (k.id > ? OR v.version > ?)
        AND v.probe IS NOT NULL
@@ -164,7 +165,7 @@ fn provable(row: &SqliteRow) -> Result<ProvableKey, Unavailable> {
     let (key, version) = name(row)?;
     let label: Option<String> = row.try_get("hsm_label")?;
     let label = label.map(|label| label.parse().map_err(|_| Unavailable::row("hsm_label"))).transpose()?;
-    let spec = named(row, "spec", KeySpec::parse)?;
+    let kind = key_kind(row)?;
     let found = row.try_get::<Option<Vec<u8>>, _>("found_id")?.map(Arc::from);
-    Ok(ProvableKey { key, version, spec, label, found, probe: Probe(row.try_get("probe")?) })
+    Ok(ProvableKey { key, version, kind, label, found, probe: Probe(row.try_get("probe")?) })
 }

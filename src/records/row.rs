@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
-use crate::model::{HsmId, KeyId};
+use crate::model::{HsmId, KeyId, KeyKind, KeySpec, KeyUsage};
 
 use super::Unavailable;
 
@@ -38,6 +38,12 @@ pub(super) fn named<T>(
 ) -> Result<T, Unavailable> {
     let text: String = row.try_get(column)?;
     parse(&text).ok_or(Unavailable::row(column))
+}
+
+/// What a row of `keys` says the key is.
+pub(super) fn key_kind(row: &SqliteRow) -> Result<KeyKind, Unavailable> {
+    let (spec, usage) = (named(row, "spec", KeySpec::parse)?, named(row, "usage", KeyUsage::parse)?);
+    KeyKind::new(spec, usage).ok_or(Unavailable::row("usage"))
 }
 
 pub(super) fn key_id(row: &SqliteRow, column: &'static str) -> Result<KeyId, Unavailable> {

@@ -2,7 +2,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::*;
 use crate::model::{
-    AliasName, CkaId, ClusterId, ConnectionErrorCode, ConnectionState, CryptoUser, HsmId, KeyId, KeySpec, KeyState,
+    AliasName, CkaId, ClusterId, ConnectionErrorCode, ConnectionState, CryptoUser, HsmId, KeyId, KeyKind, KeyState,
     KeyStoreId, KeyVersion, Password, PasswordVersion, Probe, Realm, TrustAnchor, Username,
 };
 
@@ -108,7 +108,7 @@ fn new_key(store: &KeyStoreRecord) -> NewKey {
         id: KeyId::random(),
         home: NewKeyHome::KeyStore { store: store.id.clone(), state: ConnectionState::Connected },
         cluster: store.cluster.clone(),
-        spec: KeySpec::SymmetricDefault,
+        kind: KeyKind::AES,
         description: "d".to_owned(),
         tags: [("k".to_owned(), "v".to_owned())].into(),
         alias: None,
@@ -122,7 +122,9 @@ async fn enabled_key(records: &Records, store: &KeyStoreRecord) -> KeyId {
     let new = new_key(store);
     assert_eq!(records.begin_key(&new, &LIMITS).await.unwrap(), BegunKey::Begun);
     let proven = [hsm(1), hsm(2)];
-    assert!(records.finish_key(new.id, V1, &Probe(vec![1]), (&proven, &[hsm(3)]), |_| true, at(3)).await.unwrap());
+    assert!(
+        records.finish_key(new.id, V1, (&Probe(vec![1]), None), (&proven, &[hsm(3)]), |_| true, at(3)).await.unwrap()
+    );
     new.id
 }
 
@@ -416,9 +418,17 @@ async fn a_key_that_is_being_made_is_neither_listed_nor_named() {
     let taken = NewKey { alias: Some(alias.clone()), ..new_key(&record) };
     assert_eq!(records.begin_key(&taken, &LIMITS).await.unwrap(), BegunKey::AliasInUse);
 
-    assert!(records.finish_key(new.id, V1, &Probe(vec![1]), (&[hsm(1), hsm(2)], &[]), |_| true, at(3)).await.unwrap());
+    assert!(
+        records
+            .finish_key(new.id, V1, (&Probe(vec![1]), None), (&[hsm(1), hsm(2)], &[]), |_| true, at(3))
+            .await
+            .unwrap()
+    );
     assert_eq!(records.key_id_of_alias(&alias).await.unwrap(), Some(new.id));
-    assert!(!records.finish_key(new.id, V1, &Probe(vec![2]), (&[], &[]), |_| true, at(4)).await.unwrap(), "only once");
+    assert!(
+        !records.finish_key(new.id, V1, (&Probe(vec![2]), None), (&[], &[]), |_| true, at(4)).await.unwrap(),
+        "only once"
+    );
     let left = records.clear_creating(new.id, &hsm(3)).await.unwrap();
     assert_eq!(left.hsms, 3, "an enabled key is not cleared");
 }
@@ -463,7 +473,12 @@ async fn an_abandoned_key_goes_with_its_last_node_and_frees_its_alias_and_its_re
         assert_eq!(records.clear_creating(abandoned.id, &hsm(node)).await.unwrap().hsms, left);
     }
     assert!(records.key(abandoned.id).await.unwrap().is_none());
-    assert!(!records.finish_key(abandoned.id, V1, &Probe(vec![1]), (&[hsm(1)], &[]), |_| true, at(3)).await.unwrap());
+    assert!(
+        !records
+            .finish_key(abandoned.id, V1, (&Probe(vec![1]), None), (&[hsm(1)], &[]), |_| true, at(3))
+            .await
+            .unwrap()
+    );
     // A node that answers late finds nothing to write to, and that is no failure of the records.
     records.set_presence(abandoned.id, V1, (&cluster('a'), &hsm(1)), Proof::Used, at(4)).await.unwrap();
     assert!(records.key(abandoned.id).await.unwrap().is_none());
@@ -546,7 +561,7 @@ async fn what_a_node_lacks_is_what_was_never_proven_there() {
     let first = lacking(3, None, 2).await;
     let names: Vec<_> = first.iter().map(|lacking| (lacking.key, lacking.version)).collect();
     assert_eq!(names, [(keys[0], V1), (keys[1], V1)]);
-    assert_eq!((first[0].spec, &first[0].probe), (KeySpec::SymmetricDefault, &Probe(vec![1])));
+    assert_eq!((first[0].kind, &first[0].probe), (KeyKind::AES, &Probe(vec![1])));
     assert_eq!(lacking(3, Some(names[1]), 10).await.len(), 3);
     records.set_presence(keys[0], V1, (&cluster('a'), &hsm(3)), Proof::Used, at(9)).await.unwrap();
     assert_eq!(lacking(3, None, 10).await.len(), 4);

@@ -38,7 +38,7 @@ impl Board {
     /// Notes on its seat that a thread begins a request.
     pub fn begin(&self, seat: usize, id: u64, pace: Pace) -> Instant {
         self.seats[seat].id.store(id, Relaxed);
-        self.seats[seat].is_slow.store(pace == Pace::Slow, Relaxed);
+        self.seats[seat].is_slow.store(pace != Pace::Quick, Relaxed);
         self.seats[seat].stopwatch.start()
     }
 

@@ -329,5 +329,5 @@ fn is_alive(session: &mut Session) -> bool {
 }
 
 fn is_slow(request: &Request) -> bool {
-    request.verb.as_ref().is_some_and(|verb| Pace::of(verb) == Pace::Slow)
+    request.verb.as_ref().is_some_and(|verb| Pace::of(verb) != Pace::Quick)
 }

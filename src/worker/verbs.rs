@@ -2,13 +2,14 @@
 
 use zeroize::Zeroizing;
 
+use crate::link::v1;
 use crate::link::v1::presence::Found;
 use crate::link::v1::request::Verb;
 use crate::link::v1::response::Outcome;
-use crate::link::v1::{self, KeyKind};
+use crate::model::{EncryptionAlgorithm, KeyKind, MacAlgorithm, SigningAlgorithm};
 
 use super::log;
-use super::pkcs11::{Canary, Fault, Listed, NewKey, Page, Pin, Presence, Session};
+use super::pkcs11::{Ability, Canary, Fault, Listed, NewKey, Page, Pin, Presence, Session};
 
 /// Does what the verb asks, on this session.
 pub fn perform(session: &mut Session, verb: Verb) -> Result<Outcome, Fault> {
@@ -25,6 +26,9 @@ pub fn perform(session: &mut Session, verb: Verb) -> Result<Outcome, Fault> {
         Verb::ListObjects(ask) => list_objects(session, &ask),
         Verb::FindKeys(ask) => find_keys(session, &ask),
         Verb::MakeProbe(ask) => Ok(opaque(session.make_probe(&ask.cka_id)?)),
+        Verb::Sign(ask) => sign(session, &ask),
+        Verb::DecryptOaep(ask) => decrypt_oaep(session, &ask),
+        Verb::TestAbilities(ask) => test_abilities(session, &ask),
         Verb::DestroyProvenKey(ask) => Ok(presence(session.destroy_proven(&ask.cka_id, &ask.probe)?)),
         Verb::SweepUnfinished(_) => sweep_unfinished(session),
         Verb::CheckToken(ask) => check_token(session, &ask),
@@ -68,14 +72,39 @@ fn generate_random(session: &mut Session, ask: &v1::GenerateRandom) -> Result<Ou
 }
 
 fn generate_key(session: &mut Session, ask: &v1::GenerateKey) -> Result<Outcome, Fault> {
-    check_kind(ask.kind())?;
-    let created = session.create(NewKey { cka_id: &ask.cka_id, label: &ask.label, kek: named(&ask.kek_cka_id) })?;
-    Ok(Outcome::NewKey(v1::NewKey { wrapped: created.wrapped, probe: created.probe }))
+    let kind = kind(ask.kind())?;
+    let new = NewKey { kind, cka_id: &ask.cka_id, label: &ask.label, kek: named(&ask.kek_cka_id) };
+    let created = session.create(new)?;
+    let public_key = created.public_key.map(|key| key.as_der().to_vec()).unwrap_or_default();
+    Ok(Outcome::NewKey(v1::NewKey { wrapped: created.wrapped, probe: created.probe, public_key }))
+}
+
+fn sign(session: &mut Session, ask: &v1::Sign) -> Result<Outcome, Fault> {
+    if let Some(algorithm) = MacAlgorithm::parse(&ask.algorithm) {
+        return Ok(opaque(session.mac(&ask.cka_id, algorithm, &ask.input, &ask.probe)?));
+    }
+    let algorithm = SigningAlgorithm::parse(&ask.algorithm).ok_or_else(unknown_algorithm)?;
+    Ok(opaque(session.sign(&ask.cka_id, algorithm, &ask.input, &ask.probe)?))
+}
+
+fn decrypt_oaep(session: &mut Session, ask: &v1::DecryptOaep) -> Result<Outcome, Fault> {
+    let algorithm = EncryptionAlgorithm::parse(&ask.algorithm).ok_or_else(unknown_algorithm)?;
+    let mut plaintext = session.decrypt_oaep(&ask.cka_id, algorithm, &ask.ciphertext, &ask.probe)?;
+    Ok(opaque(std::mem::take(&mut *plaintext)))
+}
+
+fn test_abilities(session: &mut Session, ask: &v1::TestAbilities) -> Result<Outcome, Fault> {
+    let abilities = session.abilities(&ask.kek_cka_id)?;
+    let told = |ability: Ability| v1::abilities::Ability {
+        of: ability.of.to_owned(),
+        missing: ability.missing.unwrap_or_default(),
+    };
+    Ok(Outcome::Abilities(v1::Abilities { abilities: abilities.into_iter().map(told).collect() }))
 }
 
 fn unwrap_key(session: &mut Session, ask: &v1::UnwrapKey) -> Result<Outcome, Fault> {
-    check_kind(ask.kind())?;
-    let new = NewKey { cka_id: &ask.cka_id, label: &ask.label, kek: named(&ask.kek_cka_id) };
+    let kind = kind(ask.kind())?;
+    let new = NewKey { kind, cka_id: &ask.cka_id, label: &ask.label, kek: named(&ask.kek_cka_id) };
     Ok(presence(session.take_in(new, &ask.wrapped, &ask.probe)?))
 }
 
@@ -97,7 +126,7 @@ fn find_keys(session: &mut Session, ask: &v1::FindKeys) -> Result<Outcome, Fault
 }
 
 fn listed(it: Listed) -> v1::objects::Object {
-    let kind = if it.is_usable { KeyKind::Aes256 } else { KeyKind::Unspecified };
+    let kind = if it.is_usable { v1::KeyKind::Aes256 } else { v1::KeyKind::Unspecified };
     v1::objects::Object {
         class: it.class,
         cka_id: it.cka_id,
@@ -130,11 +159,12 @@ pub fn check_token(session: &mut Session, ask: &v1::CheckToken) -> Result<Outcom
     }
 }
 
-fn check_kind(kind: KeyKind) -> Result<(), Fault> {
-    match kind {
-        KeyKind::Aes256 => Ok(()),
-        KeyKind::Unspecified => Err(Fault::bad_input("the kind of key is not known here")),
-    }
+fn kind(named: v1::KeyKind) -> Result<KeyKind, Fault> {
+    named.kind().ok_or_else(|| Fault::bad_input("the kind of key is not known here"))
+}
+
+fn unknown_algorithm() -> Fault {
+    Fault::bad_input("the algorithm is not known here")
 }
 
 fn named(kek_cka_id: &[u8]) -> Option<&[u8]> {

@@ -161,7 +161,8 @@ fn wipe(response: &mut Response) {
             | Outcome::Objects(_)
             | Outcome::JoinOffer(_)
             | Outcome::Checked(_)
-            | Outcome::HostFault(_),
+            | Outcome::HostFault(_)
+            | Outcome::Abilities(_),
         )
         | None => {}
     }

@@ -28,6 +28,7 @@ mod formats;
 #[path = "../gameday/mod.rs"]
 mod gameday;
 mod key_life;
+mod key_specs;
 mod lifecycle;
 mod main_job;
 mod making_clusters;

@@ -11,7 +11,7 @@ use crate::clock;
 use crate::keys::{DeletionWindow, RotationPeriod};
 use crate::keystore;
 use crate::model::{
-    EncryptionContext, KeyDescription, KeyRef, KeySpec, KeyStoreId, Password, Plaintext, Tags, TrustAnchor, Username,
+    EncryptionContext, KeyDescription, KeyRef, KeyStoreId, Password, Plaintext, Tags, TrustAnchor, Username,
 };
 use crate::proto::v1 as pb;
 use crate::users::{self, LoginToken, ShownLogins};
@@ -158,7 +158,7 @@ pub(super) fn ciphertext(bytes: Vec<u8>, crc32c: Option<u32>) -> Result<Vec<u8>,
     Ok(bytes)
 }
 
-fn checksum(field: &str, bytes: &[u8], expected: Option<u32>) -> Result<(), Status> {
+pub(super) fn checksum(field: &str, bytes: &[u8], expected: Option<u32>) -> Result<(), Status> {
     match expected {
         Some(expected) if expected != crc32c::crc32c(bytes) => Err(status::field_reason(
             &format!("{field}_crc32c"),
@@ -166,19 +166,6 @@ fn checksum(field: &str, bytes: &[u8], expected: Option<u32>) -> Result<(), Stat
             format!("is not the CRC-32C of {field}: the bytes changed on their way here"),
         )),
         Some(_) | None => Ok(()),
-    }
-}
-
-/// For AES keys nothing else is possible, and nothing need be said.
-pub(super) fn encryption_algorithm(value: i32) -> Result<(), Status> {
-    encryption_algorithm_in("encryption_algorithm", value)
-}
-
-pub(super) fn encryption_algorithm_in(field: &str, value: i32) -> Result<(), Status> {
-    use pb::EncryptionAlgorithm as A;
-    match A::try_from(value) {
-        Ok(A::Unspecified | A::SymmetricDefault) => Ok(()),
-        _ => Err(status::field(field, "is SYMMETRIC_DEFAULT for symmetric keys")),
     }
 }
 
@@ -197,18 +184,6 @@ pub(super) fn number_of_random_bytes(number: i32) -> Result<u32, Status> {
     match u32::try_from(number) {
         Ok(bytes) if (1..=MAX_RANDOM).contains(&number) => Ok(bytes),
         _ => Err(status::field("number_of_bytes", format!("is 1 to {MAX_RANDOM}, not {number}"))),
-    }
-}
-
-pub(super) fn key_spec(spec: i32, usage: i32) -> Result<KeySpec, Status> {
-    let spec = match pb::KeySpec::try_from(spec) {
-        Ok(pb::KeySpec::Unspecified | pb::KeySpec::SymmetricDefault) => KeySpec::SymmetricDefault,
-        Ok(other) => return Err(status::unsupported_key_spec(other.as_str_name())),
-        Err(_) => return Err(status::field("key_spec", "is not a key spec")),
-    };
-    match pb::KeyUsage::try_from(usage) {
-        Ok(pb::KeyUsage::Unspecified | pb::KeyUsage::EncryptDecrypt) => Ok(spec),
-        _ => Err(status::field("key_usage", "is ENCRYPT_DECRYPT for SYMMETRIC_DEFAULT")),
     }
 }
 

@@ -8,7 +8,7 @@ use crate::keys::{Destination, Encrypted, Source, Terms, Used};
 use crate::proto::v1 as pb;
 use crate::proto::v1::crypto_service_server::CryptoService;
 
-use super::{Faces, convert, deadline, pipeline, status};
+use super::{Faces, convert, data_key_pair, deadline, kinds, pipeline, sign, status};
 
 #[derive(Clone)]
 pub(super) struct Service(pub(super) Faces);
@@ -22,16 +22,16 @@ impl CryptoService for Service {
         let plaintext = convert::plaintext(asked.plaintext, asked.plaintext_crc32c)?;
         let key = convert::key_ref(&asked.key_id)?;
         let context = convert::context(asked.encryption_context)?;
-        convert::encryption_algorithm(asked.encryption_algorithm)?;
+        let algorithm = kinds::asked_encryption_algorithm(asked.encryption_algorithm)?;
         let terms = Terms { logins: &logins, deadline, dry_run: asked.dry_run };
-        let encrypted = self.0.0.keys.encrypt(permit, terms, &key, plaintext, &context).await;
+        let encrypted = self.0.0.keys.encrypt(permit, terms, &key, (plaintext, algorithm), &context).await;
         let Encrypted { ciphertext, key } = encrypted.map_err(status::key)?;
         Ok(Response::new(pb::EncryptResponse {
             ciphertext_crc32c: crc32c::crc32c(&ciphertext),
             ciphertext,
             key_version: version(&key),
             key_id: key.name,
-            encryption_algorithm: pb::EncryptionAlgorithm::SymmetricDefault.into(),
+            encryption_algorithm: kinds::encryption_algorithm(algorithm.unwrap_or_default()).into(),
             verified_plaintext_crc32c: asked.plaintext_crc32c.is_some(),
         }))
     }
@@ -43,16 +43,17 @@ impl CryptoService for Service {
         let ciphertext = convert::ciphertext(asked.ciphertext, asked.ciphertext_crc32c)?;
         let key = convert::key_ref_if_any("key_id", &asked.key_id)?;
         let context = convert::context(asked.encryption_context)?;
-        convert::encryption_algorithm(asked.encryption_algorithm)?;
+        let algorithm = kinds::asked_encryption_algorithm(asked.encryption_algorithm)?;
         let terms = Terms { logins: &logins, deadline, dry_run: asked.dry_run };
-        let decrypted = self.0.0.keys.decrypt(permit, terms, key.as_ref(), &ciphertext, &context).await;
+        let (key, ciphertext) = (key.as_ref(), &ciphertext[..]);
+        let decrypted = self.0.0.keys.decrypt(permit, terms, key, (ciphertext, algorithm), &context).await;
         let decrypted = decrypted.map_err(status::key)?;
         Ok(Response::new(pb::DecryptResponse {
             plaintext_crc32c: crc32c::crc32c(decrypted.plaintext.expose()),
             plaintext: decrypted.plaintext.into_exposed(),
             key_version: version(&decrypted.key),
             key_id: decrypted.key.name,
-            encryption_algorithm: pb::EncryptionAlgorithm::SymmetricDefault.into(),
+            encryption_algorithm: kinds::encryption_algorithm(algorithm.unwrap_or_default()).into(),
             verified_ciphertext_crc32c: asked.ciphertext_crc32c.is_some(),
         }))
     }
@@ -148,6 +149,42 @@ impl CryptoService for Service {
         }))
     }
 
+    async fn sign(&self, request: Request<pb::SignRequest>) -> Result<Response<pb::SignResponse>, Status> {
+        sign::sign(&self.0, request).await
+    }
+
+    async fn verify(&self, request: Request<pb::VerifyRequest>) -> Result<Response<pb::VerifyResponse>, Status> {
+        sign::verify(&self.0, request).await
+    }
+
+    async fn generate_mac(
+        &self,
+        request: Request<pb::GenerateMacRequest>,
+    ) -> Result<Response<pb::GenerateMacResponse>, Status> {
+        sign::generate_mac(&self.0, request).await
+    }
+
+    async fn verify_mac(
+        &self,
+        request: Request<pb::VerifyMacRequest>,
+    ) -> Result<Response<pb::VerifyMacResponse>, Status> {
+        sign::verify_mac(&self.0, request).await
+    }
+
+    async fn generate_data_key_pair(
+        &self,
+        request: Request<pb::GenerateDataKeyPairRequest>,
+    ) -> Result<Response<pb::GenerateDataKeyPairResponse>, Status> {
+        data_key_pair::generate(&self.0, request).await
+    }
+
+    async fn generate_data_key_pair_without_plaintext(
+        &self,
+        request: Request<pb::GenerateDataKeyPairWithoutPlaintextRequest>,
+    ) -> Result<Response<pb::GenerateDataKeyPairWithoutPlaintextResponse>, Status> {
+        data_key_pair::generate_without_plaintext(&self.0, request).await
+    }
+
     async fn generate_random(
         &self,
         request: Request<pb::GenerateRandomRequest>,
@@ -174,6 +211,6 @@ impl CryptoService for Service {
 }
 
 /// 0 for a key that has no versions to tell apart.
-fn version(key: &Used) -> i32 {
+pub(super) fn version(key: &Used) -> i32 {
     key.version.map_or(0, |version| version.0.cast_signed())
 }

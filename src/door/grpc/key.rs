@@ -11,7 +11,7 @@ use crate::proto::v1 as pb;
 use crate::proto::v1::key_service_server::KeyService;
 
 use super::tell::Nodes;
-use super::{Faces, convert, deadline, status, tell};
+use super::{Faces, convert, deadline, kinds, sign, status, tell};
 
 #[derive(Clone)]
 pub(super) struct Service(pub(super) Faces);
@@ -33,7 +33,7 @@ impl KeyService for Service {
         });
         let new = NewKey {
             home: new_home(&asked)?,
-            spec: convert::key_spec(asked.key_spec, asked.key_usage)?,
+            kind: kinds::new_kind(asked.key_spec, asked.key_usage)?,
             description: convert::description(asked.description)?,
             tags: convert::tags(asked.tags)?,
             alias: alias_name("alias", &asked.alias)?,
@@ -179,7 +179,7 @@ impl KeyService for Service {
         let (record, found) = listed.map_err(status::key)?;
         let (found, next_page_token) = cut(found, limit, |version| version.version.0.to_string());
         let cluster = self.0.0.clusters.get(&record.cluster);
-        let versions = found.iter().map(|version| tell::key_version(version, cluster.as_deref())).collect();
+        let versions = found.iter().map(|version| tell::key_version(version, record.kind, cluster.as_deref())).collect();
         Ok(Response::new(pb::ListKeyVersionsResponse { versions, next_page_token }))
     }
 
@@ -227,6 +227,13 @@ impl KeyService for Service {
         };
         self.0.0.keys.destroy(permit, &logins, name, deadline).await.map_err(status::key)?;
         Ok(Response::new(pb::DestroyHsmKeyResponse {}))
+    }
+
+    async fn get_public_key(
+        &self,
+        request: Request<pb::GetPublicKeyRequest>,
+    ) -> Result<Response<pb::GetPublicKeyResponse>, Status> {
+        sign::get_public_key(&self.0, request).await
     }
 
     async fn create_alias(

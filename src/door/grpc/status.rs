@@ -16,7 +16,7 @@ use crate::cluster::Failure;
 use crate::keys;
 use crate::keystore::{self, KmsuserInUse, prerequisites};
 use crate::making;
-use crate::model::{HsmId, ShownState, Username};
+use crate::model::{HsmId, MacAlgorithm, ShownState, SigningAlgorithm, Username};
 use crate::records::Unavailable;
 use crate::users::{self, Unproved};
 
@@ -103,11 +103,6 @@ pub(super) fn denied(denied: Denied) -> Status {
         .with("caller", denied.caller)
         .with("action", denied.action)
         .status()
-}
-
-pub(super) fn unsupported_key_spec(spec: &str) -> Status {
-    let message = format!("key_spec: this release makes SYMMETRIC_DEFAULT keys, not {spec}");
-    Refusal::new(Code::Unimplemented, "UNSUPPORTED_OPERATION", message).field("key_spec").with("keySpec", spec).status()
 }
 
 /// A stream that has more to tell ends because the daemon does.
@@ -310,12 +305,57 @@ impl From<keys::Error> for Refusal {
             E::InvalidCiphertext => Self::new(Code::InvalidArgument, "INVALID_CIPHERTEXT", message).field("ciphertext"),
             E::IncorrectKey => Self::new(Code::InvalidArgument, "INCORRECT_KEY", message).field("key_id"),
             E::DryRun => Self::new(Code::FailedPrecondition, "DRY_RUN_OPERATION", message),
+            E::Unsupported { what, hsm, missing } => {
+                let way_out = "ask for another key spec, or use a cluster whose HSMs have it";
+                let refusal = Self::new(Code::Unimplemented, "UNSUPPORTED_OPERATION", format!("{message}; {way_out}"))
+                    .with("what", what)
+                    .with("missingMechanism", missing);
+                hsm.into_iter().fold(refusal, |refusal, hsm| refusal.with("hsmId", hsm))
+            }
+            E::NoPublicKey(key) => {
+                Self::new(Code::Unimplemented, "UNSUPPORTED_OPERATION", message).field("key_id").with("keyId", key)
+            }
+            E::WrongUsage { key, usage, operation } => Self::new(Code::InvalidArgument, "INVALID_KEY_USAGE", message)
+                .field("key_id")
+                .with("keyId", key)
+                .with("keyUsage", usage)
+                .with("operation", operation),
+            E::WrongAlgorithm { key, algorithm, spec, usage } => {
+                Self::new(Code::InvalidArgument, "INVALID_KEY_USAGE", message)
+                    .field(algorithm_field(algorithm))
+                    .with("keyId", key)
+                    .with("algorithm", algorithm)
+                    .with("keySpec", spec)
+                    .with("keyUsage", usage)
+            }
+            E::DigestLength { algorithm, needed, given } => Self::new(Code::InvalidArgument, "VALIDATION", message)
+                .field("message")
+                .with("algorithm", algorithm)
+                .with("neededBytes", needed)
+                .with("givenBytes", given),
+            E::AlgorithmNeeded(key) => {
+                Self::new(Code::InvalidArgument, "VALIDATION", message).field("encryption_algorithm").with("keyId", key)
+            }
+            E::TooLong { algorithm, spec, room } => Self::new(Code::InvalidArgument, "VALIDATION", message)
+                .field("plaintext")
+                .with("algorithm", algorithm)
+                .with("keySpec", spec)
+                .with("mostBytes", room),
+            E::ContextNotTaken => Self::new(Code::InvalidArgument, "VALIDATION", message).field("encryption_context"),
+            E::KeyNotNamed => Self::new(Code::InvalidArgument, "VALIDATION", message).field("key_id"),
+            E::WrongSignature => Self::new(Code::InvalidArgument, "KMS_INVALID_SIGNATURE", message).field("signature"),
+            E::WrongMac => Self::new(Code::InvalidArgument, "KMS_INVALID_MAC", message).field("mac"),
             E::UseLimit(key) => Self::new(Code::FailedPrecondition, "KEY_USE_LIMIT", message).with("keyId", key),
             E::AliasInUse(alias) => Self::new(Code::AlreadyExists, "ALREADY_EXISTS", message).with("aliasName", alias),
-            E::AliasOfAnotherKind { name, spec } => Self::new(Code::InvalidArgument, "INVALID_KEY_USAGE", message)
+            E::NotRotated { key, spec } => Self::new(Code::Unimplemented, "UNSUPPORTED_OPERATION", message)
+                .field("key_id")
+                .with("keyId", key)
+                .with("keySpec", spec),
+            E::AliasOfAnotherKind { name, kind } => Self::new(Code::InvalidArgument, "INVALID_KEY_USAGE", message)
                 .field("target_key_id")
                 .with("aliasName", name)
-                .with("keySpec", spec.as_str()),
+                .with("keySpec", kind.spec())
+                .with("keyUsage", kind.usage()),
             E::TooManyTags(quota) => {
                 Self::new(Code::InvalidArgument, "TAG", message).field("tags").with("quota", quota)
             }
@@ -510,7 +550,7 @@ impl From<Failure> for Refusal {
             Failure::Busy => Self::new(Code::ResourceExhausted, "SESSIONS_EXHAUSTED", message).retry(),
             Failure::Late => Self::new(Code::DeadlineExceeded, "DEADLINE", message),
             Failure::Unsupported(what) => {
-                Self::new(Code::Unimplemented, "UNSUPPORTED_OPERATION", message).with("mechanism", what)
+                Self::new(Code::Unimplemented, "UNSUPPORTED_OPERATION", message).with("missingMechanism", what)
             }
             Failure::OutcomeUnknown => Self::new(Code::Aborted, "OUTCOME_UNKNOWN", message),
             Failure::BadInput | Failure::Poisonous | Failure::OutOfTurn => {
@@ -550,6 +590,17 @@ pub(super) fn re_encrypt(error: keys::Error) -> Status {
     let refusal = Refusal::from(error);
     let named_otherwise = refusal.field.as_deref() == Some("key_id");
     if named_otherwise { refusal.field("source_key_id") } else { refusal }.status()
+}
+
+/// The field that an algorithm is asked for in.
+fn algorithm_field(algorithm: &str) -> &'static str {
+    if MacAlgorithm::parse(algorithm).is_some() {
+        "mac_algorithm"
+    } else if SigningAlgorithm::parse(algorithm).is_some() {
+        "signing_algorithm"
+    } else {
+        "encryption_algorithm"
+    }
 }
 
 /// What to do about a store that is in the way.

@@ -5,12 +5,12 @@ use std::time::SystemTime;
 use crate::cluster::{Connection, Member, NodeSettings};
 use crate::keys::{Description, Unusable, VersionDescription, VersionState};
 use crate::keystore::{ConnectPhase, Progress, Store};
-use crate::model::{ConnectionErrorCode, ConnectionState, HsmId, KeySpec, PasswordVersion, ShownState};
+use crate::model::{ConnectionErrorCode, ConnectionState, HsmId, KeyKind, PasswordVersion, ShownState};
 use crate::node::{Health, LoginRefusal, Reach, Status};
 use crate::proto::v1 as pb;
 use crate::records::{AliasRecord, ConnectionFault, KeyStoreRecord, PresenceRecord, Proof};
 
-use super::{Pages, topology};
+use super::{Pages, kinds, topology};
 
 pub(super) fn key_store(
     record: &KeyStoreRecord,
@@ -200,12 +200,14 @@ fn connect_step(progress: Progress) -> pb::ConnectStep {
 pub(super) fn key(description: &Description, nodes: Nodes<'_>) -> pb::Key {
     let record = &description.record;
     let current = record.versions.iter().find(|version| version.version == record.current_version);
-    let (key_spec, key_usage) = match (description.unavailable, record.spec) {
+    let kind = match description.unavailable {
         // What it is, only its maker knows.
-        (Some(Unusable::Found(_)), _) => (pb::KeySpec::Unspecified, pb::KeyUsage::Unspecified),
-        (Some(Unusable::KeyStore(_)) | None, KeySpec::SymmetricDefault) => {
-            (pb::KeySpec::SymmetricDefault, pb::KeyUsage::EncryptDecrypt)
-        }
+        Some(Unusable::Found(_)) => None,
+        Some(Unusable::KeyStore(_)) | None => Some(record.kind),
+    };
+    let (key_spec, key_usage) = match kind {
+        Some(kind) => (kinds::key_spec(kind.spec()), kinds::key_usage(kind.usage())),
+        None => (pb::KeySpec::Unspecified, pb::KeyUsage::Unspecified),
     };
     let state = match description.state() {
         ShownState::Creating => pb::KeyState::Creating,
@@ -239,22 +241,31 @@ pub(super) fn key(description: &Description, nodes: Nodes<'_>) -> pb::Key {
             Some(Unusable::Found(why)) => why.to_owned(),
             None => String::new(),
         },
-        encryption_algorithms: match key_usage {
-            pb::KeyUsage::EncryptDecrypt => vec![pb::EncryptionAlgorithm::SymmetricDefault.into()],
-            _ => Vec::new(),
+        encryption_algorithms: kind.map(encryption_algorithms).unwrap_or_default(),
+        signing_algorithms: kind.map(signing_algorithms).unwrap_or_default(),
+        mac_algorithms: {
+            let of_kind = kind.map(KeyKind::mac_algorithms).unwrap_or_default();
+            of_kind.iter().map(|it| kinds::mac_algorithm(*it).into()).collect()
         },
-        signing_algorithms: Vec::new(),
-        mac_algorithms: Vec::new(),
         rotation_period_days: record.rotation.map_or(0, |plan| count(plan.days)),
         next_rotation_time: record.rotation.and_then(|plan| time(plan.next)),
         uses: current.map_or(0, |version| i64::try_from(version.uses_reserved).unwrap_or(i64::MAX)),
-        use_limit: 1 << 32,
+        use_limit: kind.map_or(0, use_limit),
         last_use_time: record.last_used.and_then(time),
         hsm_label: description.label.clone(),
     }
 }
 
-pub(super) fn key_version(version: &VersionDescription, cluster: Option<&crate::cluster::Settings>) -> pb::KeyVersion {
+/// Uses of other keys are not counted, since there is no limit to them.
+fn use_limit(kind: KeyKind) -> i64 {
+    if kind == KeyKind::AES { 1 << 32 } else { 0 }
+}
+
+pub(super) fn key_version(
+    version: &VersionDescription,
+    kind: KeyKind,
+    cluster: Option<&crate::cluster::Settings>,
+) -> pb::KeyVersion {
     let state = match version.state {
         VersionState::Creating => pb::KeyVersionState::Creating,
         VersionState::Current => pb::KeyVersionState::Current,
@@ -266,9 +277,17 @@ pub(super) fn key_version(version: &VersionDescription, cluster: Option<&crate::
         state: state.into(),
         create_time: time(version.created),
         uses: i64::try_from(version.uses).unwrap_or(i64::MAX),
-        use_limit: 1 << 32,
+        use_limit: use_limit(kind),
         nodes: version.on.iter().map(|presence| key_on_hsm(presence, cluster)).collect(),
     }
+}
+
+pub(super) fn encryption_algorithms(kind: KeyKind) -> Vec<i32> {
+    kind.encryption_algorithms().iter().map(|it| kinds::encryption_algorithm(*it).into()).collect()
+}
+
+pub(super) fn signing_algorithms(kind: KeyKind) -> Vec<i32> {
+    kind.signing_algorithms().iter().map(|it| kinds::signing_algorithm(*it).into()).collect()
 }
 
 /// Whether a key is told with its presence on each node.

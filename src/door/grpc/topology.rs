@@ -8,7 +8,7 @@ use crate::node::Health;
 use crate::proto::v1 as pb;
 use crate::telemetry::{Page, catalogue};
 
-use super::{Faces, tell};
+use super::{Faces, kinds, tell};
 
 /// A cluster as it is now.
 pub(super) fn cluster(faces: &Faces, id: &ClusterId, settings: &clusters::Settings) -> pb::Cluster {
@@ -16,9 +16,9 @@ pub(super) fn cluster(faces: &Faces, id: &ClusterId, settings: &clusters::Settin
     let store = key_stores.on_cluster(id);
     let connection = store.as_ref().and_then(|store| store.nodes().borrow().clone());
     let certificate = settings.certificate.as_ref();
-    // No more is known of a cluster that nobody has logged in to.
-    let proved = connection.as_ref().is_some_and(|connection| connection.any_proved());
-    let key_specs = if proved { vec![pb::KeySpec::SymmetricDefault.into()] } else { Vec::new() };
+    // Nothing is known of a cluster that nobody has logged in to.
+    let key_specs = connection.as_ref().map(|connection| connection.key_specs()).unwrap_or_default();
+    let key_specs = key_specs.into_iter().map(|spec| kinds::key_spec(spec).into()).collect();
     pb::Cluster {
         cluster_id: id.to_string(),
         state: cluster_state(settings.state).into(),

@@ -15,7 +15,10 @@ async fn users_key(records: &Records, user: &CryptoUser, label: &str) -> KeyId {
     let new = labelled(user, label);
     assert_eq!(records.begin_key(&new, &LIMITS).await.unwrap(), BegunKey::Begun);
     assert!(
-        records.finish_key(new.id, V1, &Probe(vec![1]), (&[hsm(1), hsm(2)], &[hsm(3)]), |_| true, at(3)).await.unwrap()
+        records
+            .finish_key(new.id, V1, (&Probe(vec![1]), None), (&[hsm(1), hsm(2)], &[hsm(3)]), |_| true, at(3))
+            .await
+            .unwrap()
     );
     new.id
 }
@@ -154,7 +157,7 @@ async fn a_found_key_is_written_down_once_counted_and_expected_nowhere_but_where
         id: KeyId::from_bytes([number; 16]),
         user: alice.clone(),
         cka_id: [number].as_slice().into(),
-        spec: KeySpec::SymmetricDefault,
+        kind: KeyKind::AES,
         probe: Probe(vec![number]),
         found: at(1),
         on: vec![hsm(1)],

@@ -39,9 +39,12 @@ async fn a_key_is_not_acknowledged_on_an_hsm_that_is_being_removed() {
 
     let two = |staying: &[HsmId]| staying.len() >= 2;
     let on_two = (&[hsm(1), hsm(2)][..], &[hsm(3)][..]);
-    assert!(!records.finish_key(one.id, V1, &Probe(vec![1]), on_two, two, at(3)).await.unwrap(), "on one that stays");
+    assert!(
+        !records.finish_key(one.id, V1, (&Probe(vec![1]), None), on_two, two, at(3)).await.unwrap(),
+        "on one that stays"
+    );
     assert_eq!(records.creating_keys(&kmsuser(&id)).await.unwrap().len(), 2, "it is still to be settled");
-    assert!(records.finish_key(other.id, V1, &Probe(vec![1]), (&all, &[]), two, at(3)).await.unwrap());
+    assert!(records.finish_key(other.id, V1, (&Probe(vec![1]), None), (&all, &[]), two, at(3)).await.unwrap());
 
     records.forget_made_hsm(&id, &hsm(2)).await.unwrap();
     records.set_presence(other.id, V1, (&id, &hsm(2)), Proof::Used, at(4)).await.unwrap();

@@ -94,8 +94,10 @@ async fn to_a_related_cluster_go_the_keys_and_the_kek_and_nothing_that_is_known_
     // What may be on the first cluster's nodes of a key that was never acknowledged is to be destroyed there.
     assert_eq!(records.creating_keys(&kmsuser(&there.cluster)).await.unwrap().len(), 0);
     assert_eq!(records.creating_keys(&kmsuser(&before.cluster)).await.unwrap()[0].id, creating);
-    let late =
-        records.finish_key(creating, V1, &Probe(vec![1]), (&[hsm(1), hsm(2)], &[]), |_| true, at(9)).await.unwrap();
+    let late = records
+        .finish_key(creating, V1, (&Probe(vec![1]), None), (&[hsm(1), hsm(2)], &[]), |_| true, at(9))
+        .await
+        .unwrap();
     assert!(!late, "acknowledged in a cluster that the store has left");
     let place = (&there.cluster, &hsm(1));
     records.set_presence(key, V1, place, Proof::Missing, at(10)).await.unwrap();

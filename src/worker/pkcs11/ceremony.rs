@@ -24,9 +24,12 @@ use cryptoki::mechanism::rsa::{PkcsMgfType, PkcsOaepParams, PkcsOaepSource};
 use cryptoki::mechanism::{Mechanism, MechanismType};
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 
+use crate::model::KeyKind;
+
 use super::fault::{Bucket, Kind};
 use super::key::{NewKey, check_name};
 use super::lookup::Lookup;
+use super::mechanism::Sort;
 use super::raw::Limits;
 use super::{Fault, Pin, Session};
 
@@ -147,7 +150,7 @@ impl Session {
     /// Whether the user has the KEK already, with all its marks.
     fn user_has(&mut self, user_pin: &Pin, kek: Kek<'_>) -> Result<bool, Fault> {
         self.log_in(user_pin)?;
-        let presence = self.look(kek.cka_id).and_then(|found| match found {
+        let presence = self.look(kek.cka_id, Sort::AES).and_then(|found| match found {
             Lookup::Missing => Ok(false),
             Lookup::Found(key) if self.is_trusted_kek(key)? => Ok(true),
             Lookup::Found(_) | Lookup::Different => Err(untrusted("another object has the KEK's CKA_ID")),
@@ -248,7 +251,7 @@ fn oaep() -> Mechanism<'static> {
 }
 
 fn check(kek: Kek<'_>) -> Result<(), Fault> {
-    check_name(&NewKey { cka_id: kek.cka_id, label: kek.label, kek: None })
+    check_name(&NewKey { kind: KeyKind::AES, cka_id: kek.cka_id, label: kek.label, kek: None })
 }
 
 fn untrusted(why: &'static str) -> Fault {

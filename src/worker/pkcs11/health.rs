@@ -10,6 +10,7 @@ use cryptoki::object::ObjectHandle;
 use super::fault::{After, Bucket, Kind};
 use super::handles::{Proof, Recalled};
 use super::lookup::{Lookup, missing};
+use super::mechanism::Sort;
 use super::probe::{self, Answer};
 use super::{Fault, Session};
 
@@ -37,7 +38,7 @@ impl Session {
                 heard => return heard,
             }
         }
-        match self.look(canary.cka_id)? {
+        match self.look(canary.cka_id, Sort::AES)? {
             Lookup::Found(key) => self.hear(canary, key),
             Lookup::Missing => Err(missing("the canary is missing")),
             Lookup::Different => Err(missing("the canary's CKA_ID is another object's, or more than one's")),

@@ -6,12 +6,13 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
+use cryptoki::object::{Attribute, AttributeType, ObjectClass, ObjectHandle};
 
 use super::fault::{Bucket, Kind};
 use super::handles::{Era, MOST};
 use super::key::{COMPARED, MAX_LABEL, differing, is_usable};
 use super::lookup::check_cka_id;
+use super::mechanism::Sort;
 use super::{Fault, Session};
 
 /// How the label of every object of ours begins, but for the keys that crypto users name themselves.
@@ -31,7 +32,7 @@ pub struct Listed {
     pub class: u64,
     pub cka_id: Vec<u8>,
     pub label: String,
-    /// What keyway makes otherwise, for an AES key labelled as ours.
+    /// What keyway makes otherwise, for a key labelled as ours.
     pub differing: String,
     /// Whether it is a key that keyway could use as one of its own.
     pub is_usable: bool,
@@ -74,7 +75,7 @@ struct Described {
     key: Option<Use>,
 }
 
-/// What a secret key's id stands for.
+/// What the id of a secret or private key stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Use {
     /// It may be a key of ours, which its probe tells before its first use.
@@ -197,13 +198,18 @@ impl From<Vec<Attribute>> for Described {
                 _ => {}
             }
         }
-        let is_secret = has(&Attribute::Class(ObjectClass::SECRET_KEY)) && has(&Attribute::Token(true));
-        let is_aes = has(&Attribute::KeyType(KeyType::AES));
-        let key = is_secret.then_some(if is_aes { Use::Possible } else { Use::Impossible });
+        let is_of_class = |class| has(&Attribute::Class(class)) && has(&Attribute::Token(true));
+        let (is_secret, is_private) = (is_of_class(ObjectClass::SECRET_KEY), is_of_class(ObjectClass::PRIVATE_KEY));
+        let sort = Sort::told_by(&attributes);
+        let possible = if sort.is_some() { Use::Possible } else { Use::Impossible };
+        let key = (is_secret || is_private).then_some(possible);
         listed.is_usable = is_secret && is_usable(&attributes);
         // Only the SO gives this mark: it is the key-encryption key, which is made otherwise.
-        if is_aes && listed.label.starts_with(OUR_LABEL) && !has(&Attribute::Trusted(true)) {
-            let names = differing(&attributes).into_iter().map(|kind| kind.to_string());
+        if let Some(sort) = sort
+            && listed.label.starts_with(OUR_LABEL)
+            && !has(&Attribute::Trusted(true))
+        {
+            let names = differing(sort, &attributes).into_iter().map(|kind| kind.to_string());
             listed.differing = names.collect::<Vec<_>>().join(", ");
         }
         Self { listed, key }

@@ -4,22 +4,25 @@
 //! finds missing is only ever reported: the token may have been emptied or swapped.
 
 use cryptoki::mechanism::Mechanism;
-use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
+use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectHandle};
+
+use crate::model::{KeyKind, KeyUsage, Material, PublicKey};
 
 use super::fault::{After, Bucket, Kind};
 use super::handles::{Handle, MOST, Proof, Recalled};
 use super::lookup::{Lookup, check_cka_id, missing};
+use super::mechanism::{self, AES_256_BYTES, Making, Sort};
 use super::probe::{self, Answer};
 use super::{Fault, Session};
 
 pub(super) const MAX_LABEL: usize = 128;
-const AES_256_BYTES: u64 = 32;
-/// A 256-bit key wrapped is 40 bytes long; nothing this room unwraps comes near.
+/// A 256-bit key wrapped is 40 bytes long, an RSA key of 4,096 bits some 2,400.
 const MAX_WRAPPED: usize = 4 * 1024;
 
 /// What a key is called in the token, and what it travels under.
 #[derive(Debug, Clone, Copy)]
 pub struct NewKey<'a> {
+    pub kind: KeyKind,
     pub cka_id: &'a [u8],
     pub label: &'a str,
     /// The key-encryption key's `CKA_ID`. Without one the key can never leave its token, wrapped or not.
@@ -32,6 +35,8 @@ pub struct Created {
     /// Empty without a key-encryption key.
     pub wrapped: Vec<u8>,
     pub probe: Vec<u8>,
+    /// Of an asymmetric key.
+    pub public_key: Option<PublicKey>,
 }
 
 /// Whether a key is in the token.
@@ -45,15 +50,26 @@ pub enum Presence {
 }
 
 impl Session {
-    /// Makes an AES-256 key, wraps it if a key-encryption key is named, and has it answer its probe. A key that fails
-    /// any of this is destroyed again.
+    /// Makes a key, wraps it if a key-encryption key is named, and has it answer its probe. A key that fails any of this is
+    /// destroyed again. Of a pair only the private half stays in the token.
     pub fn create(&mut self, new: NewKey<'_>) -> Result<Created, Fault> {
         check_name(&new)?;
-        let mut template = data_key(&new);
-        template.push(Attribute::ValueLen(AES_256_BYTES.into()));
-        let key =
-            self.make_one(new.cka_id, |session| Ok(session.raw.generate_key(&Mechanism::AesKeyGen, &template)?))?;
-        let created = self.wrap_and_prove(&new, key).map_err(|fault| self.undo(key, new.cka_id, fault))?;
+        let (making, mut template) = (Making::of(new.kind)?, lasting_key(&new));
+        let mut public_key = None;
+        let key = self.make_one(new.cka_id, |session| match making {
+            Making::Secret { mechanism, bytes } => {
+                template.push(Attribute::ValueLen(bytes.into()));
+                Ok(session.raw.generate_key(&mechanism, &template)?)
+            }
+            Making::Pair { mechanism, public } => {
+                let (public, private) =
+                    session.make_pair(new.kind.spec().material(), &mechanism, &public, &template)?;
+                public_key = Some(public);
+                Ok(private)
+            }
+        })?;
+        let created = self.wrap_and_prove(&new, key, public_key);
+        let created = created.map_err(|fault| self.undo(key, new.cka_id, fault))?;
         self.token.handles().remember(self.era, new.cka_id, key, Proof::Answered);
         Ok(created)
     }
@@ -74,7 +90,7 @@ impl Session {
             Presence::Missing => {}
             there @ (Presence::Proven | Presence::Different) => return Ok(there),
         }
-        let template = data_key(&new);
+        let template = lasting_key(&new);
         let key = self.with_kek(kek, |session, kek| {
             session.make_one(new.cka_id, |session| {
                 Ok(session.raw.unwrap_key(&Mechanism::AesKeyWrapPad, kek, wrapped, &template)?)
@@ -104,8 +120,10 @@ impl Session {
             return Ok(presence);
         }
         self.token.handles().forget(cka_id);
-        let key = match self.look(cka_id)? {
+        let key = match self.look(cka_id, probe::sort(probe)?)? {
             Lookup::Found(key) => key,
+            // Without a probe nobody knows of which sort it is to be.
+            Lookup::Missing if probe.is_empty() && self.is_taken(cka_id)? => return Ok(Presence::Different),
             Lookup::Missing => return Ok(Presence::Missing),
             Lookup::Different => return Ok(Presence::Different),
         };
@@ -161,7 +179,7 @@ impl Session {
 
     /// Makes a probe with a key that another program made, and has it answer.
     pub fn make_probe(&mut self, cka_id: &[u8]) -> Result<Vec<u8>, Fault> {
-        let key = match self.look(cka_id)? {
+        let key = match self.look(cka_id, Sort::AES)? {
             Lookup::Found(key) => key,
             Lookup::Missing => return Err(missing("no such key in the token")),
             Lookup::Different => return Err(missing("under this CKA_ID is another object, or more than one")),
@@ -169,7 +187,7 @@ impl Session {
         if !is_usable(&self.raw.get_attributes(key, &USED)?) {
             return Err(Fault::bad_input("the key is no AES-256 key that encrypts and decrypts"));
         }
-        let probe = probe::make(self, cka_id, key)?;
+        let probe = probe::make(self, cka_id, key, KeyKind::AES, None)?;
         match probe::ask(self, cka_id, key, &probe)? {
             Answer::Right => {
                 self.token.handles().remember(self.era, cka_id, key, Proof::Answered);
@@ -184,7 +202,7 @@ impl Session {
         if probe.is_empty() {
             return Err(Fault::bad_input("a key that another program made is destroyed by its probe"));
         }
-        let key = match self.look(cka_id)? {
+        let key = match self.look(cka_id, probe::sort(probe)?)? {
             Lookup::Found(key) => key,
             Lookup::Missing => return Ok(Presence::Missing),
             Lookup::Different => return Ok(Presence::Different),
@@ -211,14 +229,55 @@ impl Session {
         make(self)
     }
 
-    fn wrap_and_prove(&mut self, new: &NewKey<'_>, key: ObjectHandle) -> Result<Created, Fault> {
+    /// Makes a pair, and keeps its private half alone. What fails midway leaves neither.
+    pub(super) fn make_pair(
+        &self,
+        material: Material,
+        mechanism: &Mechanism<'_>,
+        public: &[Attribute],
+        private: &[Attribute],
+    ) -> Result<(PublicKey, ObjectHandle), Fault> {
+        let (public, private) = self.raw.generate_key_pair(mechanism, public, private)?;
+        let read = self.read_public_half(material, public);
+        let cleared = self.raw.destroy_object(public);
+        match read.and_then(|read| Ok(cleared.map(|()| read)?)) {
+            Ok(read) => Ok((read, private)),
+            Err(fault) if self.raw.destroy_object(private).is_ok() => Err(fault),
+            Err(fault) => Err(not_undone(fault)),
+        }
+    }
+
+    fn read_public_half(&self, material: Material, public: ObjectHandle) -> Result<PublicKey, Fault> {
+        let wanted = [AttributeType::Modulus, AttributeType::PublicExponent, AttributeType::EcPoint];
+        let (mut modulus, mut exponent, mut point) = (Vec::new(), Vec::new(), Vec::new());
+        for attribute in self.raw.get_attributes(public, &wanted)? {
+            match attribute {
+                Attribute::Modulus(told) => modulus = told,
+                Attribute::PublicExponent(told) => exponent = told,
+                Attribute::EcPoint(told) => point = told,
+                _ => {}
+            }
+        }
+        let read = match material {
+            Material::Ec(curve) => PublicKey::of_point(curve, &point),
+            _ => PublicKey::of_rsa(&modulus, &exponent),
+        };
+        read.ok_or_else(|| Fault::refused(Bucket::Node, Kind::Device, "the public half of a new pair cannot be read"))
+    }
+
+    fn wrap_and_prove(
+        &mut self,
+        new: &NewKey<'_>,
+        key: ObjectHandle,
+        public_key: Option<PublicKey>,
+    ) -> Result<Created, Fault> {
         let wrapped = match new.kek {
             Some(kek) => self.with_kek(kek, |session, kek| session.wrap_under(kek, key))?,
             None => Vec::new(),
         };
-        let probe = probe::make(self, new.cka_id, key)?;
+        let probe = probe::make(self, new.cka_id, key, new.kind, public_key.as_ref())?;
         match probe::ask(self, new.cka_id, key, &probe)? {
-            Answer::Right => Ok(Created { wrapped, probe }),
+            Answer::Right => Ok(Created { wrapped, probe, public_key }),
             Answer::Wrong => Err(Fault::refused(Bucket::Node, Kind::Device, "a new key does not answer its own probe")),
         }
     }
@@ -233,7 +292,7 @@ impl Session {
         let undone = if fault.session == After::Renew { None } else { self.unmake(object, cka_id).ok() };
         match undone {
             Some(()) => fault,
-            None => Fault { bucket: Bucket::Unknown, session: fault.session.max(After::Reopen), ..fault },
+            None => not_undone(fault),
         }
     }
 
@@ -250,15 +309,27 @@ impl Session {
     }
 }
 
-/// The attributes of a key at hand that are not as keyway makes them.
-pub(super) fn differing(has: &[Attribute]) -> Vec<AttributeType> {
-    let wanted = data_key(&NewKey { cka_id: b"", label: "", kek: Some(b"") });
+/// A call failed, and nobody knows whether what it had made is gone.
+fn not_undone(fault: Fault) -> Fault {
+    Fault { bucket: Bucket::Unknown, session: fault.session.max(After::Reopen), ..fault }
+}
+
+/// The attributes of a key at hand that are not as keyway makes those of its sort.
+pub(super) fn differing(sort: Sort, has: &[Attribute]) -> Vec<AttributeType> {
+    let decrypts = has.contains(&Attribute::Decrypt(true));
+    // Keys of one sort and usage differ in their size alone, which is not compared here.
+    let is_it = |kind: &KeyKind| {
+        Sort::of(kind.spec().material()) == Some(sort) && (kind.usage() == KeyUsage::EncryptDecrypt) == decrypts
+    };
+    let kind = KeyKind::all().find(is_it).unwrap_or(KeyKind::AES);
+    let wanted = lasting_key(&NewKey { kind, cka_id: b"", label: "", kek: Some(b"") });
     let own = wanted.iter().filter(|it| !matches!(it, Attribute::Id(_) | Attribute::Label(_)));
     let mut differing: Vec<_> =
         own.filter(|attribute| !has.contains(attribute)).map(Attribute::attribute_type).collect();
     // SoftHSM2 does not know the length of a key that it unwrapped, and says 0.
     let fits = |length: u64| length == 0 || length == AES_256_BYTES;
-    if has.iter().any(|attribute| matches!(attribute, Attribute::ValueLen(length) if !fits(**length))) {
+    let is_of_a_length = sort == Sort::AES;
+    if is_of_a_length && has.iter().any(|it| matches!(it, Attribute::ValueLen(length) if !fits(**length))) {
         differing.push(AttributeType::ValueLen);
     }
     differing
@@ -277,7 +348,7 @@ pub(super) fn is_usable(has: &[Attribute]) -> bool {
 }
 
 /// The attributes that every key of ours has alike, for [`differing`].
-pub(super) const COMPARED: [AttributeType; 14] = [
+pub(super) const COMPARED: [AttributeType; 17] = [
     AttributeType::Class,
     AttributeType::KeyType,
     AttributeType::Token,
@@ -287,6 +358,9 @@ pub(super) const COMPARED: [AttributeType; 14] = [
     AttributeType::WrapWithTrusted,
     AttributeType::Encrypt,
     AttributeType::Decrypt,
+    AttributeType::Sign,
+    AttributeType::SignRecover,
+    AttributeType::Verify,
     AttributeType::Wrap,
     AttributeType::Unwrap,
     AttributeType::Derive,
@@ -294,26 +368,30 @@ pub(super) const COMPARED: [AttributeType; 14] = [
     AttributeType::ValueLen,
 ];
 
-/// What every data key is made or unwrapped with. `WRAP_WITH_TRUSTED` can only be set here, and is what keeps the user
-/// himself from exporting the key; a copy could be made without it, so there are no copies.
-fn data_key(new: &NewKey<'_>) -> Vec<Attribute> {
-    let mut template = vec![
-        Attribute::Class(ObjectClass::SECRET_KEY),
-        Attribute::KeyType(KeyType::AES),
+/// What every key that lasts is made or unwrapped with.
+fn lasting_key(new: &NewKey<'_>) -> Vec<Attribute> {
+    let mut template = guarded(new.kind, new.kek.is_some());
+    template.extend([
         Attribute::Token(true),
-        Attribute::Private(true),
-        Attribute::Sensitive(true),
-        Attribute::Extractable(new.kek.is_some()),
-        Attribute::WrapWithTrusted(true),
-        Attribute::Encrypt(true),
-        Attribute::Decrypt(true),
-        Attribute::Wrap(false),
-        Attribute::Unwrap(false),
-        Attribute::Derive(false),
         Attribute::Id(new.cka_id.to_vec()),
         Attribute::Label(new.label.as_bytes().to_vec()),
-    ];
-    if new.kek.is_some() {
+    ]);
+    template
+}
+
+/// What guards a key, and what it may do. `WRAP_WITH_TRUSTED` can only be set when it is made, and is what keeps the user
+/// himself from exporting it; a copy could be made without it, so there are no copies.
+pub(super) fn guarded(kind: KeyKind, travels: bool) -> Vec<Attribute> {
+    let sort = Sort::of(kind.spec().material()).unwrap_or(Sort::AES);
+    let mut template = sort.attributes().to_vec();
+    template.extend([
+        Attribute::Private(true),
+        Attribute::Sensitive(true),
+        Attribute::Extractable(travels),
+        Attribute::WrapWithTrusted(true),
+    ]);
+    template.extend(mechanism::abilities(kind));
+    if travels {
         template.push(Attribute::Copyable(false));
     }
     template
@@ -331,38 +409,52 @@ pub(super) fn check_name(new: &NewKey<'_>) -> Result<(), Fault> {
 mod tests {
     use super::*;
 
+    const ALONE: NewKey<'static> = NewKey { kind: KeyKind::AES, cka_id: b"id", label: "keyway:a", kek: None };
+
+    fn made() -> impl Iterator<Item = KeyKind> {
+        KeyKind::all().filter(|kind| Sort::of(kind.spec().material()).is_some())
+    }
+
     #[test]
     fn a_key_without_a_key_encryption_key_can_never_be_extracted() {
-        let alone = NewKey { cka_id: b"id", label: "keyway:a", kek: None };
-        assert!(data_key(&alone).contains(&Attribute::Extractable(false)));
-        let travelling = data_key(&NewKey { kek: Some(b"kek"), ..alone });
-        assert!(travelling.contains(&Attribute::WrapWithTrusted(true)));
-        assert!(travelling.contains(&Attribute::Copyable(false)));
+        for kind in made() {
+            let alone = NewKey { kind, ..ALONE };
+            assert!(lasting_key(&alone).contains(&Attribute::Extractable(false)));
+            let travelling = lasting_key(&NewKey { kek: Some(b"kek"), ..alone });
+            assert!(travelling.contains(&Attribute::WrapWithTrusted(true)));
+            assert!(travelling.contains(&Attribute::Copyable(false)));
+        }
     }
 
     #[test]
     fn a_key_is_compared_with_how_it_would_be_made() {
-        let mut key = data_key(&NewKey { cka_id: b"id", label: "keyway:a", kek: Some(b"kek") });
-        key.push(Attribute::ValueLen(AES_256_BYTES.into()));
-        assert_eq!(differing(&key), []);
-        assert!(COMPARED.iter().all(|kind| key.iter().any(|attribute| attribute.attribute_type() == *kind)));
-        let loose: Vec<_> = key
-            .into_iter()
-            .filter(|attribute| *attribute != Attribute::Copyable(false))
-            .map(|attribute| if attribute == Attribute::Wrap(false) { Attribute::Wrap(true) } else { attribute })
-            .collect();
-        assert_eq!(differing(&loose), [AttributeType::Wrap, AttributeType::Copyable]);
+        let own = [AttributeType::Id, AttributeType::Label];
+        for kind in made() {
+            let key = lasting_key(&NewKey { kind, kek: Some(b"kek"), ..ALONE });
+            let sort = Sort::told_by(&key).unwrap();
+            assert_eq!(differing(sort, &key), [], "{kind:?}");
+            let compared = |it: &Attribute| COMPARED.contains(&it.attribute_type());
+            assert!(key.iter().all(|it| compared(it) || own.contains(&it.attribute_type())), "{kind:?}");
+            let loose: Vec<_> = key
+                .into_iter()
+                .filter(|attribute| *attribute != Attribute::Copyable(false))
+                .map(|it| if it == Attribute::Unwrap(false) { Attribute::Unwrap(true) } else { it })
+                .collect();
+            assert_eq!(differing(sort, &loose), [AttributeType::Unwrap, AttributeType::Copyable]);
+        }
+        let mut short = lasting_key(&NewKey { kek: Some(b"kek"), ..ALONE });
+        short.push(Attribute::ValueLen(16.into()));
+        assert_eq!(differing(Sort::AES, &short), [AttributeType::ValueLen]);
     }
 
     #[test]
     fn a_key_that_could_not_be_found_again_is_not_made() {
-        let good = NewKey { cka_id: b"id", label: "keyway:a", kek: None };
-        assert!(check_name(&good).is_ok());
+        assert!(check_name(&ALONE).is_ok());
         for bad in [
-            NewKey { cka_id: b"", ..good },
-            NewKey { cka_id: &[0; 65], ..good },
-            NewKey { label: "", ..good },
-            NewKey { label: &"a".repeat(129), ..good },
+            NewKey { cka_id: b"", ..ALONE },
+            NewKey { cka_id: &[0; 65], ..ALONE },
+            NewKey { label: "", ..ALONE },
+            NewKey { label: &"a".repeat(129), ..ALONE },
         ] {
             assert_eq!(check_name(&bad).unwrap_err().kind, Kind::BadInput);
         }

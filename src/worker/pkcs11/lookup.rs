@@ -10,10 +10,11 @@
 //!
 //! A handle that names another key encrypts without a complaint, and what it encrypts is lost.
 
-use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
+use cryptoki::object::{Attribute, AttributeType, ObjectHandle};
 
 use super::fault::{Bucket, Kind};
 use super::handles::{Proof, Recalled};
+use super::mechanism::Sort;
 use super::probe::{self, Answer};
 use super::{Fault, Session};
 
@@ -42,6 +43,14 @@ impl Test<'_> {
             Self::Probe([]) => Proof::Unproven,
             Self::Probe(_) => Proof::Answered,
             Self::Marks => Proof::Marked,
+        }
+    }
+
+    /// What is looked for. Without a probe it is an AES key, as every key-encryption key is.
+    fn sort(self) -> Result<Sort, Fault> {
+        match self {
+            Self::Probe(probe) => probe::sort(probe),
+            Self::Marks => Ok(Sort::AES),
         }
     }
 
@@ -104,7 +113,7 @@ impl Session {
     }
 
     fn search_and_test(&mut self, cka_id: &[u8], test: Test<'_>) -> Result<ObjectHandle, Fault> {
-        let key = match self.look(cka_id)? {
+        let key = match self.look(cka_id, test.sort()?)? {
             Lookup::Found(key) => key,
             Lookup::Missing => return Err(missing("no such key in the token")),
             Lookup::Different => return Err(missing("under this CKA_ID is another object, or more than one")),
@@ -134,11 +143,11 @@ impl Session {
     }
 
     /// Searches, past what is remembered.
-    pub(super) fn look(&mut self, cka_id: &[u8]) -> Result<Lookup, Fault> {
+    pub(super) fn look(&mut self, cka_id: &[u8], sort: Sort) -> Result<Lookup, Fault> {
         check_cka_id(cka_id)?;
         let token = self.token.clone();
         let _unchanging = token.unchanging(&self.stopwatch);
-        let found = self.find(cka_id)?;
+        let found = self.find(cka_id, sort)?;
         if found == Lookup::Missing {
             token.handles().vacate(self.era, cka_id);
         }
@@ -150,23 +159,27 @@ impl Session {
         if self.token.handles().recall(self.era, cka_id) == Recalled::Free {
             return Ok(());
         }
-        match self.find(cka_id)? {
-            Lookup::Missing => Ok(()),
-            Lookup::Found(_) | Lookup::Different => {
-                Err(Fault::bad_input("there is an object with this CKA_ID already"))
-            }
+        if self.is_taken(cka_id)? {
+            return Err(Fault::bad_input("there is an object with this CKA_ID already"));
         }
+        self.sees_the_token()
     }
 
-    fn find(&self, cka_id: &[u8]) -> Result<Lookup, Fault> {
+    /// Whether an object of any class has this id.
+    pub(super) fn is_taken(&self, cka_id: &[u8]) -> Result<bool, Fault> {
+        Ok(!self.search(&[Attribute::Token(true), Attribute::Id(cka_id.to_vec())], 1)?.is_empty())
+    }
+
+    /// Other people's public keys and certificates may go by the same id: only the class that is looked for counts.
+    fn find(&self, cka_id: &[u8], sort: Sort) -> Result<Lookup, Fault> {
         let id = Attribute::Id(cka_id.to_vec());
-        let template = [Attribute::Class(ObjectClass::SECRET_KEY), Attribute::Token(true), id];
+        let template = [Attribute::Class(sort.class), Attribute::Token(true), id];
         match self.search(&template, 2)?[..] {
             [] => {
                 self.sees_the_token()?;
                 Ok(Lookup::Missing)
             }
-            [one] if self.is_aes(one)? => Ok(Lookup::Found(one)),
+            [one] if self.is_of(one, sort)? => Ok(Lookup::Found(one)),
             [..] => Ok(Lookup::Different),
         }
     }
@@ -175,9 +188,9 @@ impl Session {
         self.token.module().calls.find(&self.raw, template, most)
     }
 
-    fn is_aes(&self, object: ObjectHandle) -> Result<bool, Fault> {
+    fn is_of(&self, object: ObjectHandle, sort: Sort) -> Result<bool, Fault> {
         let attributes = self.raw.get_attributes(object, &[AttributeType::KeyType])?;
-        Ok(attributes.contains(&Attribute::KeyType(KeyType::AES)))
+        Ok(attributes.contains(&Attribute::KeyType(sort.key_type)))
     }
 }
 

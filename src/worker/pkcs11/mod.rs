@@ -9,6 +9,7 @@
 //! Every answer of the library is read once, in [`fault`]. Nothing here knows the link's verbs,
 //! reads a clock or starts a thread. Only [`raw`] has unsafe code.
 
+mod abilities;
 mod ceremony;
 mod ckr;
 mod fault;
@@ -17,15 +18,18 @@ mod health;
 mod inventory;
 mod key;
 mod lookup;
+mod mechanism;
 mod module;
 mod pin;
 mod probe;
 mod raw;
 mod session;
+mod sign;
 mod stopwatch;
 mod token;
 mod unfinished;
 
+pub use abilities::Ability;
 pub use ceremony::{Kek, Offer};
 pub use fault::{Bucket, Fault, Kind};
 pub use health::Canary;

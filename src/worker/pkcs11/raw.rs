@@ -58,6 +58,8 @@ pub struct Calls {
     encrypt: Work,
     decrypt_init: Init,
     decrypt: Work,
+    sign_init: Init,
+    sign: Work,
     generate_key: Generate,
     unwrap_key: Unwrap,
     read_attributes: ReadAttributes,
@@ -90,7 +92,7 @@ impl Limits<'_> {
     }
 }
 
-/// One of the two halves of AES-GCM.
+/// An operation of one part: what begins it, and what does it.
 struct Direction {
     init: (Init, Function),
     work: (Work, Function),
@@ -115,6 +117,8 @@ impl Calls {
             encrypt: list.C_Encrypt.ok_or_else(lacking)?,
             decrypt_init: list.C_DecryptInit.ok_or_else(lacking)?,
             decrypt: list.C_Decrypt.ok_or_else(lacking)?,
+            sign_init: list.C_SignInit.ok_or_else(lacking)?,
+            sign: list.C_Sign.ok_or_else(lacking)?,
             generate_key: list.C_GenerateKey.ok_or_else(lacking)?,
             unwrap_key: list.C_UnwrapKey.ok_or_else(lacking)?,
             read_attributes: list.C_GetAttributeValue.ok_or_else(lacking)?,
@@ -135,8 +139,8 @@ impl Calls {
         aad: &[u8],
         plaintext: &[u8],
     ) -> Result<Vec<u8>, Fault> {
-        let encrypt =
-            Direction { init: (self.encrypt_init, Function::EncryptInit), work: (self.encrypt, Function::Encrypt) };
+        let (init, work) = ((self.encrypt_init, Function::EncryptInit), (self.encrypt, Function::Encrypt));
+        let encrypt = Direction { init, work };
         let mut sealed = gcm(&encrypt, session, key, nonce, aad, plaintext)?;
         Ok(std::mem::take(&mut *sealed))
     }
@@ -150,9 +154,37 @@ impl Calls {
         aad: &[u8],
         sealed: &[u8],
     ) -> Result<Zeroizing<Vec<u8>>, Fault> {
-        let decrypt =
-            Direction { init: (self.decrypt_init, Function::DecryptInit), work: (self.decrypt, Function::Decrypt) };
-        gcm(&decrypt, session, key, &mut nonce.clone(), aad, sealed)
+        gcm(&self.decryption(), session, key, &mut nonce.clone(), aad, sealed)
+    }
+
+    /// The plaintext of a ciphertext, of at most `most` bytes.
+    pub(super) fn decrypt(
+        &self,
+        session: &Session,
+        key: ObjectHandle,
+        mechanism: &Mechanism<'_>,
+        ciphertext: &[u8],
+        most: usize,
+    ) -> Result<Zeroizing<Vec<u8>>, Fault> {
+        once(&self.decryption(), session, key, CK_MECHANISM::from(mechanism), ciphertext, most)
+    }
+
+    /// A signature or a MAC, of at most `most` bytes.
+    pub(super) fn sign(
+        &self,
+        session: &Session,
+        key: ObjectHandle,
+        mechanism: &Mechanism<'_>,
+        input: &[u8],
+        most: usize,
+    ) -> Result<Vec<u8>, Fault> {
+        let sign = Direction { init: (self.sign_init, Function::SignInit), work: (self.sign, Function::Sign) };
+        let mut signature = once(&sign, session, key, CK_MECHANISM::from(mechanism), input, most)?;
+        Ok(std::mem::take(&mut *signature))
+    }
+
+    fn decryption(&self) -> Direction {
+        Direction { init: (self.decrypt_init, Function::DecryptInit), work: (self.decrypt, Function::Decrypt) }
     }
 
     /// Makes an AES key that wraps others within `limits`.
@@ -293,19 +325,31 @@ fn gcm(
         ulAADLen: aad.len() as CK_ULONG,
         ulTagBits: (TAG_LEN * 8) as CK_ULONG,
     };
-    let mut mechanism = CK_MECHANISM {
+    let mechanism = CK_MECHANISM {
         mechanism: CKM_AES_GCM,
         pParameter: (&raw mut parameters).cast::<c_void>(),
         ulParameterLen: size_of::<CK_GCM_PARAMS>() as CK_ULONG,
     };
+    once(direction, session, key, mechanism, input, input.len() + 2 * TAG_LEN)
+}
+
+/// Begins an operation and does it, with room for `capacity` bytes of answer. What the mechanism points to must outlive
+/// this call.
+fn once(
+    direction: &Direction,
+    session: &Session,
+    key: ObjectHandle,
+    mut mechanism: CK_MECHANISM,
+    input: &[u8],
+    capacity: usize,
+) -> Result<Zeroizing<Vec<u8>>, Fault> {
     let (init, function) = direction.init;
     // SAFETY: the parameters and what they point to outlive the operation, which ends in this function;
-    // PKCS#11 only reads the AAD. Session and key are numbers that the library checks.
+    // PKCS#11 only reads them. Session and key are numbers that the library checks.
     let ckr = unsafe { init(session.handle(), &raw mut mechanism, key.handle()) };
     if ckr != CKR_OK {
         return Err(Fault::read(function, ckr));
     }
-    let capacity = input.len() + 2 * TAG_LEN;
     let mut output = Zeroizing::new(Vec::with_capacity(capacity));
     let mut length = capacity as CK_ULONG;
     let (work, function) = direction.work;

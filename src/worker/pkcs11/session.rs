@@ -128,7 +128,7 @@ impl Session {
         self.token.module().calls.decrypt_gcm(&self.raw, key, nonce, aad, sealed)
     }
 
-    fn tell_apart(&mut self, cka_id: &[u8], key: ObjectHandle, probe: &[u8], fault: Fault) -> Fault {
+    pub(super) fn tell_apart(&mut self, cka_id: &[u8], key: ObjectHandle, probe: &[u8], fault: Fault) -> Fault {
         if probe.is_empty() {
             return Fault { bucket: Bucket::Unknown, ..fault };
         }

@@ -5,6 +5,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use cryptoki::mechanism::{MechanismInfo, MechanismType};
 use cryptoki::session::{SessionState, UserType};
 use cryptoki::slot::{Slot, TokenInfo};
 
@@ -135,6 +136,11 @@ impl Token {
     /// Every mechanism number the token lists, known to us or not.
     pub fn mechanisms(&self) -> Result<Vec<u64>, Fault> {
         self.module().calls.mechanisms(self.0.slot)
+    }
+
+    /// What the token tells of one of them.
+    pub(super) fn mechanism_info(&self, mechanism: MechanismType) -> Result<MechanismInfo, Fault> {
+        Ok(self.module().library.get_mechanism_info(self.0.slot, mechanism)?)
     }
 
     pub(super) fn module(&self) -> &Module {

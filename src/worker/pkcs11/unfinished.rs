@@ -26,7 +26,7 @@ enum Told {
 }
 
 impl Session {
-    /// Destroys secret keys with neither id nor label, and objects without even a class, and tells how many. Some say that
+    /// Destroys secret and private keys with neither id nor label, and objects without even a class, and tells how many. Some say that
     /// they are no objects of the token: SoftHSM2 writes its defaults first. A worker that serves has no objects of a session.
     pub fn sweep_unfinished(&mut self) -> Result<usize, Fault> {
         let token = self.token.clone();
@@ -53,10 +53,15 @@ impl Session {
     }
 
     fn is_nameless_key(&self, object: ObjectHandle) -> Result<bool, Fault> {
-        Ok(self.tells(object, AttributeType::Id)? == Told::Empty
+        let is_nameless = self.tells(object, AttributeType::Id)? == Told::Empty
             && self.tells(object, AttributeType::Label)? == Told::Empty
-            && self.tells(object, AttributeType::Class)? == Told::Something
-            && self.raw.get_attributes(object, &[AttributeType::Class])? == [Attribute::Class(ObjectClass::SECRET_KEY)])
+            && self.tells(object, AttributeType::Class)? == Told::Something;
+        if !is_nameless {
+            return Ok(false);
+        }
+        let class = self.raw.get_attributes(object, &[AttributeType::Class])?;
+        let ours = [ObjectClass::SECRET_KEY, ObjectClass::PRIVATE_KEY];
+        Ok(ours.into_iter().any(|ours| class == [Attribute::Class(ours)]))
     }
 
     /// What is whole has a class, and is found as an object of the token. Reading and searching must agree that it is not:

@@ -58,7 +58,7 @@ async fn what_cannot_be_encrypted_is_refused_field_by_field() {
         (
             "an algorithm for RSA",
             but(&|it| it.set_encryption_algorithm(pb::EncryptionAlgorithm::RsaesOaepSha256)),
-            "VALIDATION",
+            "INVALID_KEY_USAGE",
             "encryption_algorithm",
         ),
         (

@@ -90,8 +90,8 @@ async fn a_request_that_is_too_long_garbled_or_not_served_is_told_so() {
     let status = refused("over 1 MiB", too_long, "VALIDATION", "(message)");
     assert!(status.message().contains("1048576"), "{}", status.message());
 
-    let sign = clients.crypto.sign(pb::SignRequest { key_id: key_id.clone(), ..Default::default() }).await;
-    refused("Sign", sign, "UNSUPPORTED_OPERATION", "");
+    let encapsulate = pb::EncapsulateRequest { key_id: key_id.clone(), ..Default::default() };
+    refused("Encapsulate", clients.crypto.encapsulate(encapsulate).await, "UNSUPPORTED_OPERATION", "");
     let disable = clients.keys.disable_key(pb::DisableKeyRequest { key_id: key_id.clone() }).await;
     refused("DisableKey", disable, "UNSUPPORTED_OPERATION", "");
 

@@ -4,6 +4,7 @@ mod absence;
 mod bounds;
 mod crash;
 mod found;
+mod kinds;
 
 use tonic::Request;
 use tonic::metadata::MetadataValue;

@@ -4,7 +4,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 /// The code that goes with each reason, as the public contract has it.
-const CODES: [(&str, Code); 41] = [
+const CODES: [(&str, Code); 43] = [
     ("VALIDATION", Code::InvalidArgument),
     ("INVALID_ARN", Code::InvalidArgument),
     ("INVALID_MARKER", Code::InvalidArgument),
@@ -12,6 +12,8 @@ const CODES: [(&str, Code); 41] = [
     ("INVALID_CIPHERTEXT", Code::InvalidArgument),
     ("INCORRECT_KEY", Code::InvalidArgument),
     ("INVALID_KEY_USAGE", Code::InvalidArgument),
+    ("KMS_INVALID_SIGNATURE", Code::InvalidArgument),
+    ("KMS_INVALID_MAC", Code::InvalidArgument),
     ("INCORRECT_TRUST_ANCHOR", Code::InvalidArgument),
     ("CHECKSUM_MISMATCH", Code::InvalidArgument),
     ("TAG", Code::InvalidArgument),
