@@ -1,6 +1,7 @@
 //! HSMs in containers, each in its zone's own network: hosts that are killed, frozen and cut off as hosts are.
 //!
-//! Without an engine that runs containers these tests are passed over, and say so.
+//! Without an engine that runs containers these tests are passed over, and say so. Each has threads for its callers: what is
+//! done to a host keeps the test's own waiting, sometimes longer than callers have.
 
 mod compose;
 mod daemon;

@@ -41,7 +41,7 @@ async fn make_keys(mut clients: Clients, store: String, count: usize) -> Vec<Str
     made
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_password_changed_under_load_refuses_callers_only_while_the_store_is_not_connected_and_says_so() {
     let Some(_) = engine() else { return };
     let (_rig, mut clients, store) = Rig::new().rotating().contained().connected().await;

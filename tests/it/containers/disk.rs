@@ -4,7 +4,7 @@ use super::callers;
 use crate::failing::node;
 use crate::rig::{Rig, engine, kill, pb};
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_whose_disk_is_full_serves_the_keys_it_has_and_spends_no_login_until_there_is_room_again() {
     let Some(_) = engine() else { return };
     let (mut rig, mut clients, store) = Rig::new().contained_with_little_disks().connected().await;

@@ -4,7 +4,7 @@ use super::callers;
 use crate::failing::node;
 use crate::rig::{Declaring, Rig, engine, pb};
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_host_that_is_declared_joins_under_load_takes_every_key_and_serves_alone() {
     let Some(_) = engine() else { return };
     let (mut cluster, mut clients) = Declaring::over(Rig::new().contained()).await;

@@ -5,37 +5,40 @@ use std::time::{Duration, Instant};
 use super::{BACK_WITHIN, callers_at_half};
 use crate::rig::{HostOfOne, Rig, Weather, engine, pb};
 
-#[tokio::test]
+/// Until an HSM that holds nothing has what the others have, beside the making of a key pair by its library.
+const REFILLED_WITHIN: Duration = Duration::from_secs(10);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_that_is_killed_is_unnoticed_by_callers_and_serves_soon_after_its_return() {
     lost_and_found(HostOfOne::kill, HostOfOne::start).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_that_is_stopped_is_unnoticed_by_callers_and_serves_soon_after_its_return() {
     lost_and_found(|host| host.container().stop(), HostOfOne::start).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_that_is_frozen_is_unnoticed_by_callers_and_serves_soon_after_its_return() {
     lost_and_found(|host| host.container().freeze(), |host| host.container().thaw()).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_whose_cable_is_pulled_is_unnoticed_by_callers_and_serves_soon_after_its_return() {
     lost_and_found(|host| host.container().disconnect(), |host| host.container().connect()).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_that_falls_silent_is_unnoticed_by_callers_and_serves_soon_after_it_speaks_again() {
     lost_and_found(|host| host.network(Weather::Silent), |host| host.network(Weather::Fair)).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_whose_connections_are_cut_is_unnoticed_by_callers_and_serves_soon_after_it_can_be_reached() {
     lost_and_found(|host| host.network(Weather::Cut), |host| host.network(Weather::Fair)).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_restored_empty_is_refilled_without_an_operator_while_the_others_serve() {
     let Some(_) = engine() else { return };
     let (mut rig, mut clients, store) = Rig::new().contained().connected().await;
@@ -58,7 +61,8 @@ async fn a_host_restored_empty_is_refilled_without_an_operator_while_the_others_
     clients.all_healthy(&store).await;
     let (back, pair) = (returned.elapsed(), making_key_pairs(&rig, "hsm-2") - made_before);
     assert!(pair > Duration::ZERO, "it was given the key-encryption key");
-    assert!(back < BACK_WITHIN + pair, "it served after {back:?}, of which its library took {pair:?} for a key pair");
+    let limit = REFILLED_WITHIN + pair;
+    assert!(back < limit, "it served after {back:?}, of which its library took {pair:?} for a key pair");
     load.more(20).await;
     assert!(load.unharmed().await > 0);
     for hsm in ["hsm-1", "hsm-3"] {

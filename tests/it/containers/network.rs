@@ -8,7 +8,7 @@ use crate::rig::{Loss, Rig, Weather, engine};
 /// Of each chunk, in each direction.
 const FAR: Duration = Duration::from_millis(200);
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_that_is_200_ms_away_costs_hurried_callers_no_error_and_most_of_them_no_time() {
     let Some(_) = engine() else { return };
     let (mut rig, mut clients, store) = Rig::new().contained().connected().await;
@@ -32,7 +32,7 @@ async fn a_host_that_is_200_ms_away_costs_hurried_callers_no_error_and_most_of_t
     assert!(load.unharmed().await > 0);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_network_that_loses_one_packet_in_twenty_costs_callers_no_error() {
     let Some(_) = engine() else { return };
     let (mut rig, mut clients, store) = Rig::new().contained().connected().await;

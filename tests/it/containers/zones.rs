@@ -5,7 +5,7 @@ use tonic::Code;
 use super::callers;
 use crate::rig::{Rig, engine, pb, reason};
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_zone_that_is_lost_costs_callers_nothing_and_new_keys_wait_for_a_second_zone() {
     let Some(_) = engine() else { return };
     let (mut rig, mut clients, store) = Rig::new().nodes(4).zones(2).contained().connected().await;
@@ -33,7 +33,7 @@ async fn a_zone_that_is_lost_costs_callers_nothing_and_new_keys_wait_for_a_secon
     assert!(load.unharmed().await > 0);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_every_host_was_lost_the_first_that_returns_serves_everything() {
     let Some(_) = engine() else { return };
     let (mut rig, mut clients, store) = Rig::new().contained().connected().await;
