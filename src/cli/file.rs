@@ -96,7 +96,12 @@ impl FileCommand {
         };
         tokio::select! {
             done = working => done,
-            () = interrupted => Err(Failure::local("interrupted")),
+            () = interrupted => {
+                if output::stderr_is_watched() {
+                    output::note(""); // a progress bar may stand in the line
+                }
+                Err(Failure::local("interrupted"))
+            }
         }
     }
 }
@@ -106,6 +111,7 @@ async fn encrypt(client: &Client, args: EncryptArgs) -> Result<(), Failure> {
     let context = EncryptionContext::new(pairs.clone()).map_err(|why| Failure::usage(why.to_string()))?;
     // Both ends first: without them, no data key is needed.
     let work = Work::begin(client, &args.files, Secrecy::Ciphertext)?;
+    let _goes_with_us = work.to.partial();
     let daemon = client.connect(CALL).await?;
     let request = GenerateDataKeyRequest {
         key_id: args.key,
@@ -126,7 +132,13 @@ async fn encrypt(client: &Client, args: EncryptArgs) -> Result<(), Failure> {
 async fn decrypt(client: &Client, args: DecryptArgs) -> Result<(), Failure> {
     let pairs = parse::distinct("--context", args.context.pairs)?;
     let mut work = Work::begin(client, &args.files, Secrecy::Plaintext)?;
-    let header = Header::read(&mut work.from).map_err(|broken| told(&work.name, broken))?;
+    let _goes_with_us = work.to.partial();
+    let (work, header) = beside(move || {
+        let header = Header::read(&mut work.from);
+        (work, header)
+    })
+    .await?;
+    let header = header.map_err(|broken| told(&work.name, broken))?;
     let context = header.context.pairs();
     if let Some((name, _)) = pairs.iter().find(|(name, value)| context.get(*name) != Some(value)) {
         let message = format!("{}: its encryption context does not have this {name}", work.name);
@@ -188,7 +200,7 @@ impl Work {
                 if metadata.is_dir() {
                     return Err(unreadable(io::ErrorKind::IsADirectory.into()));
                 }
-                (Box::new(BufReader::new(file)), metadata.is_file().then(|| metadata.len()))
+                (Box::new(BufReader::new(file)), metadata.is_file().then_some(metadata.len()))
             }
         };
         let to = Target::new(to, secrecy).map_err(|error| Failure::usage(format!("{to_name}: {error}")))?;
@@ -196,27 +208,29 @@ impl Work {
         Ok(Self { name, from, to_name, to, progress: Progress::new(total, watched) })
     }
 
-    /// Does it in a thread of its own, so that whoever ends the command meanwhile is heard.
     async fn done_by(
         self,
         way: impl FnOnce(Box<dyn Read + Send>, &mut Target, &mut Progress) -> Result<(), Broken> + Send + 'static,
     ) -> Result<(), Failure> {
         let Self { name, from, to_name, mut to, mut progress } = self;
-        let _goes_with_us = to.partial();
-        let (done, working) = tokio::sync::oneshot::channel();
-        std::thread::spawn(move || {
-            let worked = way(from, &mut to, &mut progress);
-            drop(progress);
-            let _ = done.send(worked.and_then(|()| to.finish().map_err(Broken::Write)));
+        let worked = beside(move || {
+            way(from, &mut to, &mut progress)?;
+            to.finish().map_err(Broken::Write)
         });
-        match working.await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(Broken::Write(error))) if to_name == STDOUT => Err(Failure::output(&error)),
-            Ok(Err(Broken::Write(error))) => Err(Failure::local(format!("{to_name}: {error}"))),
-            Ok(Err(broken)) => Err(told(&name, broken)),
-            Err(_) => Err(Failure::local("the work ended in a panic")),
-        }
+        worked.await?.map_err(|broken| match broken {
+            Broken::Write(error) if to_name == STDOUT => Failure::output(&error),
+            Broken::Write(error) => Failure::local(format!("{to_name}: {error}")),
+            broken => told(&name, broken),
+        })
     }
+}
+
+/// In a thread of its own, so that whoever ends the command meanwhile is heard; it ends with the command, also when it still
+/// waits for input.
+async fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+    let (done, working) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || drop(done.send(work())));
+    working.await.map_err(|_| Failure::local("the work ended in a panic"))
 }
 
 /// Resolves at SIGINT and SIGTERM.

@@ -32,7 +32,8 @@ pub struct ReEncrypted {
 }
 
 impl Keys {
-    /// Either key's refusal comes before anything is asked of an HSM, the source's first.
+    /// What refuses either key is told before one of them is used, the source's first. What only its HSM can tell of the
+    /// ciphertext comes after both.
     pub async fn re_encrypt(
         &self,
         (from, to): (Permit<action::ReEncryptFrom>, Permit<action::ReEncryptTo>),

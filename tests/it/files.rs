@@ -189,5 +189,16 @@ async fn a_command_that_is_ended_midway_leaves_no_half_file() {
         assert_eq!(ended.status.code(), Some(1), "{}", String::from_utf8_lossy(&ended.stderr));
         assert_eq!(desk.names(), [""; 0]);
         drop(input);
+
+        // And one that still waits for the file to begin.
+        let mut command = desk.rig.keyway(&["file", "decrypt", "-", "out"]);
+        let mut child =
+            command.current_dir(desk.path("")).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let input = child.stdin.take().unwrap();
+        wait(|| desk.names().pop());
+        signal(child.id(), kind);
+        assert_eq!(child.wait_with_output().unwrap().status.code(), Some(1));
+        assert_eq!(desk.names(), [""; 0]);
+        drop(input);
     }
 }
