@@ -15,7 +15,10 @@ use super::{OpeningError, WorkerSpec};
 
 /// Every HSM's count. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Tallies(Arc<Mutex<BTreeMap<(ClusterId, HsmId), Arc<Tally>>>>);
+pub struct Tallies(Arc<Mutex<BTreeMap<Hsm, Arc<Tally>>>>);
+
+/// HSMs of two clusters may go by one name.
+type Hsm = (ClusterId, HsmId);
 
 /// One HSM's.
 #[derive(Debug, Default)]
@@ -192,7 +195,7 @@ impl Tallies {
 
     /// Puts all of it on the page. HSMs that are `known` are there from the beginning, with nothing counted, so that a first
     /// time shows. Others are forgotten once nobody counts for them: HSMs come and go.
-    pub fn tell(&self, page: &mut Page, known: impl IntoIterator<Item = (ClusterId, HsmId)>) {
+    pub fn tell(&self, page: &mut Page, known: impl IntoIterator<Item = Hsm>) {
         let known: BTreeSet<_> = known.into_iter().collect();
         let all = {
             let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
