@@ -117,6 +117,9 @@ impl App {
         let made_clusters = MadeClusters::new(users.clone(), key_stores.clone(), records.clone(), host);
         let keys = Keys::new(config.keys, clusters.clone(), records, key_stores.clone(), users.clone());
         tokio::spawn(keys::reconcile::run(keys.clone(), to_reconcile));
+        tokio::spawn(keys::deletion::run(keys.clone()));
+        tokio::spawn(keys::rotation::run(keys.clone()));
+        tokio::spawn(keys::usage::keep_written(keys.clone()));
         key_stores.take_up().await?;
         key_stores.look_out();
         made_clusters.take_up().await?;

@@ -1,8 +1,10 @@
-//! `keyway alias …`: create, list.
+//! `keyway alias …`: create, update, delete, list.
 
 use clap::{Args, Subcommand};
 
-use crate::proto::v1::{Alias, CreateAliasRequest, ListAliasesRequest, ListAliasesResponse};
+use crate::proto::v1::{
+    Alias, CreateAliasRequest, DeleteAliasRequest, ListAliasesRequest, ListAliasesResponse, UpdateAliasRequest,
+};
 
 use super::connect::{CALL, Client};
 use super::failure::Failure;
@@ -13,6 +15,8 @@ use super::words;
 #[derive(Debug, Subcommand)]
 pub(super) enum AliasCommand {
     Create(CreateArgs),
+    Update(UpdateArgs),
+    Delete(DeleteArgs),
     List(ListArgs),
 }
 
@@ -30,6 +34,25 @@ pub(super) struct CreateArgs {
     target_key_id: String,
 }
 
+/// Point an alias at another key of the same kind
+#[derive(Debug, Args)]
+pub(super) struct UpdateArgs {
+    /// The alias, alias/NAME
+    #[arg(value_name = "NAME")]
+    alias_name: String,
+    /// The key it shall stand for: its id or ARN
+    #[arg(value_name = "KEY")]
+    target_key_id: String,
+}
+
+/// Delete an alias; its key stays
+#[derive(Debug, Args)]
+pub(super) struct DeleteArgs {
+    /// The alias, alias/NAME
+    #[arg(value_name = "NAME")]
+    alias_name: String,
+}
+
 /// List aliases
 #[derive(Debug, Args)]
 pub(super) struct ListArgs {
@@ -42,6 +65,8 @@ impl AliasCommand {
     pub(super) async fn run(self, client: &Client) -> Result<(), Failure> {
         match self {
             Self::Create(args) => create(client, args).await,
+            Self::Update(args) => update(client, args).await,
+            Self::Delete(args) => delete(client, args).await,
             Self::List(args) => list(client, args).await,
         }
     }
@@ -52,6 +77,20 @@ async fn create(client: &Client, args: CreateArgs) -> Result<(), Failure> {
     let request = CreateAliasRequest { alias_name: args.alias_name, target_key_id: args.target_key_id };
     let response = daemon.keys().create_alias(daemon.request(request)).await?.into_inner();
     client.output.show(&response, |response, paint| table(&response.alias, paint))
+}
+
+async fn update(client: &Client, args: UpdateArgs) -> Result<(), Failure> {
+    let daemon = client.connect(CALL).await?;
+    let request = UpdateAliasRequest { alias_name: args.alias_name, target_key_id: args.target_key_id };
+    let response = daemon.keys().update_alias(daemon.request(request)).await?.into_inner();
+    client.output.show(&response, |response, paint| table(&response.alias, paint))
+}
+
+async fn delete(client: &Client, args: DeleteArgs) -> Result<(), Failure> {
+    let daemon = client.connect(CALL).await?;
+    let request = DeleteAliasRequest { alias_name: args.alias_name.clone() };
+    let response = daemon.keys().delete_alias(daemon.request(request)).await?.into_inner();
+    client.output.show(&response, |_, _| format!("deleted {}\n", args.alias_name))
 }
 
 async fn list(client: &Client, args: ListArgs) -> Result<(), Failure> {

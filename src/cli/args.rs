@@ -194,6 +194,10 @@ pub struct DevArgs {
     #[arg(long, value_name = "HOW", default_value = "none")]
     pub password_rotation: DevRotation,
 
+    /// How long a day of a key's deletion window is, 10ms to 24h: with 1s a window of 7 days has passed in 7 seconds
+    #[arg(long, value_name = "LENGTH", default_value = "24h", value_parser = super::parse::deletion_day)]
+    pub deletion_day: Duration,
+
     /// How many PKCS#11 sessions each node has
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub pool_size: u16,

@@ -157,7 +157,7 @@ fn prepare(args: &DevArgs) -> Result<Ready, DevError> {
             zone: None,
             escrow: assets.daemon().join("escrow"),
         },
-        keys: keys::Settings { per_key_store: 100_000 },
+        keys: keys::Settings { per_key_store: 100_000, deletion_day: args.deletion_day },
         node_client: None,
         crypto_users: users::Settings { max_logins: 32 },
         made_clusters: Some(made_clusters(&assets, module, (args, &shape))),

@@ -1,4 +1,4 @@
-//! `keyway key …`: create, list, describe, destroy.
+//! `keyway key …`: create, list, describe, destroy; what is done with a key that is there is in [`key_life`].
 
 use clap::{Args, Subcommand};
 use uuid::Uuid;
@@ -14,7 +14,7 @@ use super::failure::Failure;
 use super::output::{self, Output};
 use super::paging::every_page;
 use super::table::{Paint, Table};
-use super::{key_store, parse, words};
+use super::{key_life, key_store, parse, words};
 
 /// How often a create is sent before the daemon's trouble becomes the caller's.
 const ATTEMPTS: usize = 5;
@@ -24,6 +24,24 @@ pub(super) enum KeyCommand {
     Create(CreateArgs),
     List(ListArgs),
     Describe(DescribeArgs),
+    Update(key_life::UpdateArgs),
+    /// Let a key be used again
+    Enable(key_life::WhichKey),
+    /// Let a key be used by nobody until it is enabled
+    Disable(key_life::WhichKey),
+    ScheduleDeletion(key_life::ScheduleDeletionArgs),
+    /// Keep a key that is pending deletion; it is disabled then
+    CancelDeletion(key_life::WhichKey),
+    Rotate(key_life::RotateArgs),
+    EnableRotation(key_life::EnableRotationArgs),
+    /// Have a key rotate by itself no more
+    DisableRotation(key_life::WhichKey),
+    /// List the versions of a key, newest first
+    Versions(key_life::WhichKey),
+    Tag(key_life::TagArgs),
+    Untag(key_life::UntagArgs),
+    /// List the tags of a key
+    Tags(key_life::WhichKey),
     Destroy(DestroyArgs),
 }
 
@@ -92,6 +110,18 @@ impl KeyCommand {
             Self::Create(args) => create(client, args).await,
             Self::List(args) => list(client, args).await,
             Self::Describe(args) => describe(client, args).await,
+            Self::Update(args) => key_life::update(client, args).await,
+            Self::Enable(key) => key_life::enable(client, key).await,
+            Self::Disable(key) => key_life::disable(client, key).await,
+            Self::ScheduleDeletion(args) => key_life::schedule_deletion(client, args).await,
+            Self::CancelDeletion(key) => key_life::cancel_deletion(client, key).await,
+            Self::Rotate(args) => key_life::rotate(client, args).await,
+            Self::EnableRotation(args) => key_life::enable_rotation(client, args).await,
+            Self::DisableRotation(key) => key_life::disable_rotation(client, key).await,
+            Self::Versions(key) => key_life::versions(client, key).await,
+            Self::Tag(args) => key_life::tag(client, args).await,
+            Self::Untag(args) => key_life::untag(client, args).await,
+            Self::Tags(key) => key_life::tags(client, key).await,
             Self::Destroy(args) => destroy(client, args).await,
         }
     }
@@ -120,16 +150,29 @@ async fn create_once(
     daemon: &Daemon,
     request: CreateKeyRequest,
 ) -> Result<CreateKeyResponse, Failure> {
+    let created = until_answered(client, daemon, async || {
+        Ok(daemon.keys().create_key(daemon.request(request.clone())).await?.into_inner())
+    });
+    let what = "the key may exist: repeat the command";
+    created.await.map_err(|failure| with_way_back(failure, what, &request.request_id))
+}
+
+/// Asks again while the daemon's trouble passes. Only of what a request id makes harmless.
+pub(super) async fn until_answered<T>(
+    client: &Client,
+    daemon: &Daemon,
+    ask: impl AsyncFn() -> Result<T, Failure>,
+) -> Result<T, Failure> {
     let mut backoff = Backoff::until(daemon.deadline);
     let mut attempts_left = ATTEMPTS;
     loop {
-        let failure: Failure = match daemon.keys().create_key(daemon.request(request.clone())).await {
-            Ok(response) => return Ok(response.into_inner()),
-            Err(status) => status.into(),
+        let failure = match ask().await {
+            Ok(response) => return Ok(response),
+            Err(failure) => failure,
         };
         attempts_left -= 1;
         if attempts_left == 0 || !failure.is_passing() || backoff.pause(failure.retry_after()).await.is_err() {
-            return Err(with_way_back(failure, &request.request_id));
+            return Err(failure);
         }
         if client.output == Output::Table {
             output::note(&format!("{}; asking again", failure.message()));
@@ -137,14 +180,13 @@ async fn create_once(
     }
 }
 
-/// A key that may have been made is found by asking for it again, in the same words.
-fn with_way_back(failure: Failure, request_id: &str) -> Failure {
+/// What may have been done is found by asking for it again, in the same words.
+pub(super) fn with_way_back(failure: Failure, what: &str, request_id: &str) -> Failure {
     if !failure.leaves_doubt() {
         return failure;
     }
-    failure.with("requestId", request_id).advise(format!(
-        "the key may exist: repeat the command with --request-id {request_id}, which makes no second one"
-    ))
+    let advice = format!("{what} with --request-id {request_id}, which makes no second one");
+    failure.with("requestId", request_id).advise(advice)
 }
 
 async fn list(client: &Client, args: ListArgs) -> Result<(), Failure> {
@@ -199,7 +241,7 @@ fn table(keys: &[Key], paint: Paint) -> String {
     table.render(paint)
 }
 
-fn details(key: &Key, paint: Paint) -> String {
+pub(super) fn details(key: &Key, paint: Paint) -> String {
     let mut fields = Table::of_fields();
     fields.field("id", key.key_id.as_str());
     fields.field("arn", key.arn.as_str());
@@ -213,6 +255,8 @@ fn details(key: &Key, paint: Paint) -> String {
     fields.field("usage", words::key_usage(key.key_usage));
     fields.field("version", key.current_version.to_string());
     fields.field("uses", uses(key));
+    fields.field("last use", words::time(&key.last_use_time));
+    fields.field("rotation", words::time(&key.next_rotation_time));
     fields.field("created", words::time(&key.create_time));
     fields.field("deletion", words::time(&key.deletion_time));
     let mut hsms = Table::new(["HSM", "ZONE", "PROOF", "SEEN"]);

@@ -26,6 +26,7 @@ mod drift;
 mod failure;
 mod health;
 mod key;
+mod key_life;
 mod key_store;
 mod making;
 mod named;

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use crate::keys::DAY;
+
 use super::failure::Failure;
 
 /// `name=value`; the value may hold further `=` and may be empty.
@@ -48,6 +50,14 @@ pub(super) fn timeout(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         Duration::ZERO => Err("nothing can be done in no time".to_owned()),
         length => Ok(length),
+    }
+}
+
+/// How long a day of a deletion window is.
+pub(super) fn deletion_day(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        day if (Duration::from_millis(10)..=DAY).contains(&day) => Ok(day),
+        _ => Err("10ms to 24h".to_owned()),
     }
 }
 

@@ -32,6 +32,7 @@ words! {
     key_spec(KeySpec) = "KEY_SPEC_";
     key_state(KeyState) = "KEY_STATE_";
     key_usage(KeyUsage) = "KEY_USAGE_";
+    key_version_state(KeyVersionState) = "KEY_VERSION_STATE_";
     password_rotation(PasswordRotation) = "PASSWORD_ROTATION_";
     rule_direction(RuleDirection) = "RULE_DIRECTION_";
     sync_mode(SyncMode) = "SYNC_MODE_";
@@ -47,7 +48,9 @@ fn short(name: &str, prefix: &str) -> String {
 /// A state's word in the colour of what it means.
 pub(super) fn state(word: String) -> Cell {
     let tone = match word.as_str() {
-        "CONNECTED" | "HEALTHY" | "ENABLED" | "ACTIVE" | "USED" | "VENDOR" | "PASSED" | "SERVING" => Tone::Good,
+        "CONNECTED" | "HEALTHY" | "ENABLED" | "ACTIVE" | "USED" | "VENDOR" | "PASSED" | "SERVING" | "CURRENT" => {
+            Tone::Good
+        }
         "FAILED" | "UNREACHABLE" | "LOGIN_REFUSED" | "WRONG_IDENTITY" | "MISSING" | "UNAVAILABLE" | "DEGRADED"
         | "DIFFERENT_MATERIAL" => Tone::Bad,
         "CONNECTING" | "DISCONNECTING" | "SLOW" | "SYNCING" | "DRAINED" | "CREATING" | "PENDING_DELETION"

@@ -188,7 +188,8 @@ fn key_stores(key_stores: &mut Section<'_>) -> Option<keystore::Settings> {
 
 fn keys(keys: &mut Section<'_>) -> Option<keys::Settings> {
     let per_key_store = keys.defaulted("per_key_store", 100_000, number(1..=10_000_000));
-    Some(keys::Settings { per_key_store: per_key_store? })
+    // In production a day is a day.
+    Some(keys::Settings { per_key_store: per_key_store?, deletion_day: keys::DAY })
 }
 
 fn crypto_users(crypto_users: &mut Section<'_>) -> Option<users::Settings> {

@@ -47,7 +47,7 @@ const STEP: Duration = Duration::from_secs(10 * 60);
 /// Once two zones have the key, the other nodes get this long before the caller is told.
 const GRACE: Duration = Duration::from_millis(250);
 /// How long a request id is remembered.
-const REQUEST_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
+pub(super) const REQUEST_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What a caller asks for.
 #[derive(Debug)]
@@ -77,17 +77,18 @@ enum Target {
     User { acting: Acting, label: HsmLabel },
 }
 
-/// A key on its way.
-struct Creation {
-    id: KeyId,
+/// A key on its way, or a new version of one that is there ([`super::rotation`]).
+pub(super) struct Creation {
+    pub(super) id: KeyId,
+    pub(super) version: KeyVersion,
     /// What callers know it by.
-    name: String,
-    template: KeyTemplate,
-    connection: Arc<Connection>,
+    pub(super) name: String,
+    pub(super) template: KeyTemplate,
+    pub(super) connection: Arc<Connection>,
     /// The nodes named in the record, in the order they are asked.
-    nodes: Vec<Arc<Member>>,
+    pub(super) nodes: Vec<Arc<Member>>,
     /// So many must have proved the key before anybody is told of it.
-    needed: Quorum,
+    pub(super) needed: Quorum,
 }
 
 impl Keys {
@@ -118,19 +119,9 @@ impl Keys {
                 let _ = answer.send(Err(error));
             }
         });
-        let outcome = tokio::time::timeout_at(deadline, answered).await;
-        match outcome {
-            Ok(Ok(Ok(id))) => {
-                let record = self.0.records.key(id).await?.ok_or_else(|| Error::NotFound(id.to_string()))?;
-                Ok(self.describe_record(record))
-            }
-            Ok(Ok(Err(error))) => Err(error),
-            // The deadline passed, or the task panicked.
-            Ok(Err(_)) | Err(_) => match name.await {
-                Ok(name) => Err(Error::OutcomeUnknown(name)),
-                Err(_) => Err(Error::Hsm(Failure::Late)),
-            },
-        }
+        let id = outcome(answered, name, deadline).await?;
+        let record = self.0.records.key(id).await?.ok_or_else(|| Error::NotFound(id.to_string()))?;
+        Ok(self.describe_record(record))
     }
 
     /// Answers through `answer` as soon as the key is enabled, and goes on to the nodes that are still missing it.
@@ -152,13 +143,24 @@ impl Keys {
         let _ = begun.send(creation.name.clone());
         #[cfg(debug_assertions)]
         crate::seams::stop_point("create-begun");
-        let (maker, made) = match self.make(&creation).await {
+        self.carry_out(&creation, live, answer, "create-made").await
+    }
+
+    /// From the first node to the last one. Tests can have it stop in between.
+    pub(super) async fn carry_out(
+        &self,
+        creation: &Creation,
+        live: Live,
+        answer: Answer,
+        #[cfg_attr(not(debug_assertions), expect(unused_variables))] stop: &'static str,
+    ) -> Result<(), (Answer, Error)> {
+        let (maker, made) = match self.make(creation).await {
             Ok(made) => made,
             Err(error) => return Err((answer, error)),
         };
         #[cfg(debug_assertions)]
-        crate::seams::stop_point("create-made");
-        let spread = self.spread(&creation, maker, made, answer).await?;
+        crate::seams::stop_point(stop);
+        let spread = self.spread(creation, maker, made, answer).await?;
         if spread == Spread::Everywhere {
             live.settled();
         }
@@ -217,14 +219,15 @@ impl Keys {
         };
         let limits = KeyLimits { keys: self.0.settings.per_key_store, request_retention: REQUEST_RETENTION };
         let template = copy::template(new.spec, &CkaId::of(id, KeyVersion::FIRST), label);
-        let creation = Creation { id, name, template, connection, nodes, needed };
+        let version = KeyVersion::FIRST;
+        let creation = Creation { id, version, name, template, connection, nodes, needed };
         match self.0.records.begin_key(&row, &limits).await? {
             BegunKey::Begun => Ok(Begun::New(creation, live)),
-            BegunKey::Replay { id, state: KeyState::Enabled } => Ok(Begun::Replay(id)),
             BegunKey::Replay { id, state: KeyState::Creating } => {
                 let told = if label.is_some() { creation.name } else { id.to_string() };
                 Err(Error::StillCreating(told))
             }
+            BegunKey::Replay { id, state: _ } => Ok(Begun::Replay(id)),
             BegunKey::RequestReused => Err(Error::RequestReused),
             BegunKey::AliasInUse => Err(Error::AliasInUse(new.alias.expect("only a named alias can be in use"))),
             BegunKey::LabelInUse => Err(Error::LabelInUse { name: creation.name, hsm: None }),
@@ -259,7 +262,7 @@ impl Keys {
     /// Makes the key on the first node that does. A node that refused before it began is passed over;
     /// an answer that was lost ends the creation, for the key may be there.
     async fn make(&self, creation: &Creation) -> Result<(Arc<Member>, Made), Error> {
-        let cka = CkaId::of(creation.id, KeyVersion::FIRST);
+        let cka = creation.cka_id();
         let mut last = Failure::NoNode;
         for member in &creation.nodes {
             match creation.connection.make_key(member, cka, &creation.template, Instant::now() + STEP).await {
@@ -283,7 +286,7 @@ impl Keys {
         made: Made,
         answer: Answer,
     ) -> Result<Spread, (Answer, Error)> {
-        let key = KeyInHsms { id: CkaId::of(creation.id, KeyVersion::FIRST), found: None, probe: made.probe };
+        let key = KeyInHsms { id: creation.cka_id(), found: None, probe: made.probe };
         let mut copies = creation.copy(&key, &maker, &made.wrapped);
         let mut proven = vec![maker.clone()];
         creation.ask_only(&proven, &key.id);
@@ -331,8 +334,14 @@ impl Keys {
             let staying: Vec<_> = proven.iter().filter(|it| staying.contains(it.node.hsm())).cloned().collect();
             creation.needed.is_met_by(staying.len(), zones(&staying))
         };
-        let (records, version) = (&self.0.records, KeyVersion::FIRST);
-        let enabled = records.finish_key(creation.id, version, &key.probe, nodes, are_enough, clock::now()).await;
+        let (records, version) = (&self.0.records, creation.version);
+        let enabled = if version == KeyVersion::FIRST {
+            records.finish_key(creation.id, version, &key.probe, nodes, are_enough, clock::now()).await
+        } else {
+            records.finish_version((creation.id, version), &key.probe, nodes, are_enough, clock::now()).await
+        };
+        // Whoever remembers the key does not know this version.
+        self.forget(creation.id);
         // Who has joined meanwhile may have looked at the records before the key stood in them.
         let now = creation.connection.members();
         let has_joined = |member: &&Arc<Member>| !members.iter().any(|before| Arc::ptr_eq(before, member));
@@ -346,7 +355,7 @@ impl Keys {
     async fn note_presence(&self, creation: &Creation, member: &Member, proof: Proof) {
         let hsm = member.node.hsm();
         let place = (&creation.connection.cluster, hsm);
-        let noted = self.0.records.set_presence(creation.id, KeyVersion::FIRST, place, proof, clock::now()).await;
+        let noted = self.0.records.set_presence(creation.id, creation.version, place, proof, clock::now()).await;
         if let Err(error) = noted {
             tracing::warn!(%hsm, key = %creation.id, %error, "a copy could not be written down; it is looked for again");
         }
@@ -354,14 +363,19 @@ impl Keys {
 
     /// The key was never acknowledged: destroy what there may be of it, as far as its nodes answer now. The rest is settled when they come back.
     async fn abandon(&self, creation: &Creation) {
-        let cka = CkaId::of(creation.id, KeyVersion::FIRST);
+        let cka = creation.cka_id();
         for member in creation.connection.members().iter() {
             // Nobody asks for it anywhere: there is nothing to remember as missing.
             member.has_now(&cka);
         }
+        let is_first = creation.version == KeyVersion::FIRST;
+        if !is_first && let Err(error) = self.0.records.abandon_version(creation.id, clock::now()).await {
+            tracing::warn!(key = %creation.id, %error, "an abandoned version stays in the records for now");
+        }
         for member in &creation.nodes {
             let destroyed = creation.connection.destroy_key(member, cka, Instant::now() + STEP).await;
             if destroyed.is_ok()
+                && is_first
                 && let Err(error) = self.0.records.clear_creating(creation.id, member.node.hsm()).await
             {
                 tracing::warn!(key = %creation.id, %error, "an abandoned key stays in the records for now");
@@ -389,6 +403,10 @@ async fn decided(connection: &Connection, needed: Quorum) {
 }
 
 impl Creation {
+    fn cka_id(&self) -> CkaId {
+        CkaId::of(self.id, self.version)
+    }
+
     /// Until a node has answered the probe, nothing is asked of it under this key. Who the members are.
     fn ask_only(&self, proven: &[Arc<Member>], key: &CkaId) -> Members {
         let members = self.connection.members();
@@ -446,7 +464,23 @@ fn hsms<'a>(members: impl Iterator<Item = &'a Arc<Member>>) -> Vec<HsmId> {
     members.map(|member| member.node.hsm().clone()).collect()
 }
 
-type Answer = oneshot::Sender<Result<KeyId, Error>>;
+pub(super) type Answer = oneshot::Sender<Result<KeyId, Error>>;
+
+/// What has become of a creation that began under this name, if it began, for a caller who waits no longer than this.
+pub(super) async fn outcome(
+    answered: oneshot::Receiver<Result<KeyId, Error>>,
+    begun: oneshot::Receiver<String>,
+    deadline: Instant,
+) -> Result<KeyId, Error> {
+    match tokio::time::timeout_at(deadline, answered).await {
+        Ok(Ok(answer)) => answer,
+        // The deadline passed, or the task panicked.
+        Ok(Err(_)) | Err(_) => match begun.await {
+            Ok(name) => Err(Error::OutcomeUnknown(name)),
+            Err(_) => Err(Error::Hsm(Failure::Late)),
+        },
+    }
+}
 
 enum Begun {
     New(Creation, Live),
@@ -462,7 +496,7 @@ enum Spread {
 }
 
 /// Marks a creation as this daemon's live work, until it ends however it ends.
-struct Live {
+pub(super) struct Live {
     keys: Keys,
     id: KeyId,
     settled: bool,
@@ -472,6 +506,12 @@ impl Live {
     fn new(keys: Keys, id: KeyId) -> Self {
         keys.lock_creating().insert(id);
         Self { keys, id, settled: false }
+    }
+
+    /// Unless somebody is at work on the key already.
+    pub(super) fn alone(keys: Keys, id: KeyId) -> Option<Self> {
+        let is_alone = keys.lock_creating().insert(id);
+        is_alone.then(|| Self { keys, id, settled: false })
     }
 
     /// Nothing is left for anybody else to do.

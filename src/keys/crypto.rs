@@ -202,6 +202,10 @@ impl Keys {
     ) -> Result<T, Error> {
         let failure = match outcome {
             Err(Error::Hsm(failure)) => failure,
+            Ok(done) => {
+                reached.key.usage.mark();
+                return Ok(done);
+            }
             other => return other,
         };
         let key = &*reached.key;

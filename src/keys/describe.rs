@@ -5,7 +5,9 @@ use tokio::time::Instant;
 use crate::authz::{Permit, action};
 use crate::cluster::{Connection, Failure};
 use crate::keystore::lifecycle::{self, Event};
-use crate::model::{ClusterId, ConnectionState, CryptoUser, HsmKeyMark, HsmKeyName, KeyId, KeyRef, KeyStoreId};
+use crate::model::{
+    ClusterId, ConnectionState, CryptoUser, HsmKeyMark, HsmKeyName, KeyId, KeyRef, KeyStoreId, ShownState,
+};
 use crate::records::{KeyHome, KeyRecord};
 use crate::users::ShownLogins;
 
@@ -20,7 +22,7 @@ pub struct Description {
     pub arn: String,
     /// Its `CKA_LABEL`, of a crypto user's own.
     pub label: String,
-    /// Why the key cannot be used although it is enabled.
+    /// Why the key cannot be used, whatever its own state.
     pub unavailable: Option<Unusable>,
 }
 
@@ -34,6 +36,11 @@ pub enum Unusable {
 }
 
 impl Description {
+    /// As callers are told it. Of a key that keyway cannot use, nothing is kept that could be switched off.
+    pub fn state(&self) -> ShownState {
+        self.record.state.shown(self.unavailable.is_none())
+    }
+
     /// What singles it out among its crypto user's.
     pub fn mark(&self) -> Option<HsmKeyMark> {
         mark_of(&self.record.home)
@@ -60,9 +67,7 @@ impl Keys {
                 return self.describe_users(&acting.connection, name, deadline).await;
             }
         };
-        // A crypto user's is nobody's by its id or an alias.
-        let record = self.0.records.key(id).await?.filter(|record| record.home.store().is_some());
-        Ok(self.describe_record(record.ok_or_else(|| Error::NotFound(id.to_string()))?))
+        self.stores_key(id).await
     }
 
     /// A crypto user's key as the records know it or, of another program's, as the tokens show it. Nothing is written down.
@@ -153,7 +158,8 @@ impl Keys {
         Ok(records.into_iter().map(|record| self.describe_record(record)).collect())
     }
 
-    pub(super) fn describe_record(&self, record: KeyRecord) -> Description {
+    pub(super) fn describe_record(&self, mut record: KeyRecord) -> Description {
+        record.last_used = self.last_use(record.id, record.last_used);
         let KeyHome::KeyStore(store) = &record.home else {
             let label = record.home.label().map(|label| label.as_str().to_owned()).unwrap_or_default();
             return Description { record, arn: String::new(), label, unavailable: None };

@@ -12,16 +12,17 @@
 //! not written down for that.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future;
 use tokio::time::Instant;
 
 use crate::authz::{Permit, action};
+use crate::clock;
 use crate::cluster::{Connection, Failure, KeyInHsms};
 use crate::link::v1::presence::Found;
-use crate::model::{CkaId, HsmId, HsmKeyName, KeyId};
+use crate::model::{CkaId, HsmId, HsmKeyName};
 use crate::node::heard_out;
 use crate::records::{PresenceRecord, Proof};
 use crate::users::ShownLogins;
@@ -76,12 +77,13 @@ impl Keys {
             return Err(Error::StillCreating(key.name()));
         }
         let hsms: Vec<_> = connection.members().iter().map(|member| member.node.hsm().clone()).collect();
-        if !self.0.records.destroy_user_key(&connection.user(), key.id, &hsms).await? {
+        if !self.0.records.destroy_user_key(&connection.user(), key.id, &hsms, clock::now()).await? {
             return Err(Error::NotFound(key.name()));
         }
         #[cfg(debug_assertions)]
         crate::seams::stop_point("destroy-begun");
         self.forget(key.id);
+        self.forget_usage(key.id);
         let versions = key.versions.iter().map(|version| version.in_hsms.id);
         future::join_all(versions.map(|version| destroy_everywhere(connection, version))).await;
         // Whoever keeps the nodes level sees to it that no copy came back meanwhile.
@@ -96,6 +98,7 @@ impl Keys {
         self.destroy_proven(&key.name(), &version.in_hsms, &known, connection).await?;
         self.0.records.forget_found_key(&connection.user(), key.id).await?;
         self.forget(key.id);
+        self.forget_usage(key.id);
         Ok(())
     }
 
@@ -135,10 +138,6 @@ impl Keys {
         }
         Ok(())
     }
-
-    pub(super) fn forget(&self, id: KeyId) {
-        self.0.known.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
-    }
 }
 
 /// What is destroyed.
@@ -149,7 +148,7 @@ enum Doomed {
 }
 
 /// On every node that answers.
-async fn destroy_everywhere(connection: &Connection, key: CkaId) {
+pub(super) async fn destroy_everywhere(connection: &Connection, key: CkaId) {
     for member in &*connection.members() {
         // Who has just found the key asks for it nowhere any more, and finds no fault with a node that lacks it.
         member.lacks([key]);

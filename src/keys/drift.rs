@@ -33,7 +33,7 @@ impl Keys {
         let being_made = self.lock_creating().clone();
         let is_made = |drift: &DriftRecord| match &drift.difference {
             Difference::Unproven { key, .. } => !being_made.contains(key),
-            Difference::Odd(_) => true,
+            Difference::Odd(_) | Difference::Destroyed { .. } => true,
         };
         let drifts = found.into_iter().map(|(_, drift)| drift).filter(is_made).collect();
         Ok(Drifts { drifts, next })

@@ -80,7 +80,10 @@ impl Sighting {
             description: String::new(),
             created: now,
             current_version: version,
-            versions: vec![VersionRecord { version, probe: None, uses_reserved: 0, on: on.collect() }],
+            versions: vec![VersionRecord { version, probe: None, uses_reserved: 0, created: now, on: on.collect() }],
+            deletion: None,
+            last_used: None,
+            rotation: None,
         }
     }
 }

@@ -85,7 +85,12 @@ pub(super) async fn take(
             // What else its user has there is his.
             continue;
         }
-        let found: Vec<Oddity> = page.into_iter().filter_map(|object| oddity(object, &known, &keks)).collect();
+        // What is on its way out is a difference of its own, and a version on its way in is none.
+        let mut passing = records.destroyed_keys(&user, hsm).await?;
+        passing.extend(records.versions_being_made(&user).await?);
+        let is_passing = |object: &Object| CkaId::from_bytes(&object.cka_id).is_some_and(|id| passing.contains(&id));
+        let page = page.into_iter().filter(|object| !is_passing(object));
+        let found: Vec<Oddity> = page.filter_map(|object| oddity(object, &known, &keks)).collect();
         let mut odd = Vec::new();
         for oddity in found {
             if !is_gone(connection, member, &oddity, &mut again).await {

@@ -1,14 +1,18 @@
 //! Keys: made once, found by id, alias or label, told (`describe`), used through the Connection of their key store or of
-//! their crypto user's login (`owner`).
+//! their crypto user's login (`owner`), as far as their state lets that happen (`lifecycle`).
 //!
 //! The records are the truth about keys; the HSMs are the truth about their material. This room
-//! holds the two together: `create` makes a key in both or in neither, `destroy` takes a crypto user's out of both, [`reconcile`]
+//! holds the two together: `create` makes a key in both or in neither, `destroy` takes a crypto user's out of both, and
+//! [`deletion`] a key store's, when its window has ended; [`rotation`] gives one another version; [`reconcile`]
 //! settles what a crash left and gives returning nodes what they lack, `inventory` says what tokens hold beyond that, `sync`
 //! compares all. Nothing that a token fails to show ever deletes a record.
 
+mod aliases;
+mod change;
 mod copy;
 mod create;
 mod crypto;
+pub mod deletion;
 mod describe;
 mod destroy;
 mod drift;
@@ -16,44 +20,46 @@ pub mod envelope;
 mod found;
 mod holdback;
 mod inventory;
+mod known;
+mod lifecycle;
 mod owner;
 pub mod reconcile;
+pub mod rotation;
 mod settings;
 mod sync;
+mod tags;
+pub mod usage;
 mod uses;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex};
 
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::authz::{Permit, action};
-use crate::clock;
 use crate::cluster::{Declared, Failure, KeyInHsms, Quorum};
 use crate::keystore::{self, KeyStores};
 use crate::model::{
-    AliasName, CkaId, ClusterId, ConnectionState, CryptoUser, HsmId, KeyId, KeyRef, KeyState, KeyStoreId, KeyVersion,
+    AliasName, CkaId, ClusterId, ConnectionState, CryptoUser, HsmId, KeyId, KeySpec, KeyState, KeyStoreId, KeyVersion,
 };
-use crate::records::{AliasRecord, CreatedAlias, KeyHome, KeyRecord, Records, Unavailable};
+use crate::records::{KeyHome, KeyRecord, Records, Unavailable};
 use crate::users::{self, Users};
 
 pub use create::{NewHome, NewKey, RequestClaim};
 pub use crypto::{Encrypted, Used};
+pub use deletion::DeletionWindow;
 pub use describe::{Description, Unusable};
 use describe::{hsm_key, mark_of};
 pub use drift::Drifts;
 use holdback::Holdback;
+use known::Known;
 use owner::Home;
-pub use settings::Settings;
+pub use rotation::{RotationPeriod, VersionDescription, VersionState};
+pub use settings::{DAY, Settings};
 pub use sync::{Repair, Synced};
+use usage::Usage;
 use uses::{NoUse, Uses};
-
-/// AWS's bound: so many aliases point at one key.
-const ALIASES_PER_KEY: u32 = 50;
-/// Aliases remembered; beyond that, all are forgotten and looked up anew.
-const ALIASES_REMEMBERED: usize = 100_000;
 
 /// Why a key could not be made, found or used.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +87,12 @@ pub enum Error {
     /// A key that exists cannot be used, since its store is not connected.
     #[error("key {key} is UNAVAILABLE: its key store {store} is {state}")]
     Unavailable { key: KeyId, store: KeyStoreId, state: ConnectionState },
+    #[error("key {0} is disabled")]
+    Disabled(KeyId),
+    #[error("key {0} is pending deletion")]
+    PendingDeletion(KeyId),
+    #[error("key {0} is not pending deletion")]
+    NotPendingDeletion(KeyId),
     /// Nothing brings its HSMs back until it is declared again.
     #[error("cluster {cluster} of key store {store} is not declared")]
     Undeclared { store: KeyStoreId, cluster: ClusterId },
@@ -101,6 +113,14 @@ pub enum Error {
     AliasInUse(AliasName),
     #[error("the key has {0} aliases already")]
     TooManyAliases(u32),
+    #[error("alias {name} stands for a {spec} key, and moves only to another one of that kind and usage", spec = .spec.as_str())]
+    AliasOfAnotherKind { name: AliasName, spec: KeySpec },
+    #[error("a key has at most {0} tags")]
+    TooManyTags(u32),
+    #[error("another version of key {0} is being made, or copied to its last HSMs")]
+    BeingRotated(KeyId),
+    #[error("a key is rotated at most {0} times by request")]
+    TooManyRotations(u32),
     #[error("there is a key {name} already{}", on(.hsm.as_ref()))]
     LabelInUse { name: String, hsm: Option<HsmId> },
     #[error("there are {0} keys already, as many as one key store or crypto user may have")]
@@ -140,9 +160,11 @@ struct Inner {
     records: Records,
     stores: KeyStores,
     users: Users,
-    /// Enabled keys that were asked for since the start. Bounded by the quotas of keys.
-    known: RwLock<HashMap<KeyId, Arc<Key>>>,
-    aliases: RwLock<HashMap<AliasName, KeyId>>,
+    /// Acknowledged keys that were asked for since the start. Bounded by the quotas of keys.
+    known: Known<KeyId, Arc<Key>>,
+    aliases: Known<AliasName, KeyId>,
+    /// Of keys that were used since the start. Bounded likewise.
+    usages: Mutex<HashMap<KeyId, Arc<Usage>>>,
     /// Keys that this daemon is making right now: nobody else settles them.
     creating: Mutex<HashSet<KeyId>>,
     /// There is something to settle or bring level: a creation ended midway, a key was destroyed or adopted, or a node
@@ -155,11 +177,13 @@ struct Inner {
     runtime: tokio::runtime::Handle,
 }
 
-/// An enabled key, ready for use.
+/// An acknowledged key, ready for use as far as its state allows.
 #[derive(Debug)]
 struct Key {
     id: KeyId,
     home: Home,
+    state: KeyState,
+    usage: Arc<Usage>,
     current: KeyVersion,
     versions: Vec<Version>,
 }
@@ -168,7 +192,7 @@ struct Key {
 struct Version {
     version: KeyVersion,
     in_hsms: KeyInHsms,
-    uses: Uses,
+    uses: Arc<Uses>,
 }
 
 impl Keys {
@@ -180,8 +204,9 @@ impl Keys {
             records,
             stores,
             users,
-            known: RwLock::default(),
-            aliases: RwLock::default(),
+            known: Known::default(),
+            aliases: Known::default(),
+            usages: Mutex::default(),
             creating: Mutex::default(),
             unsettled: Notify::new(),
             holdback: Holdback::default(),
@@ -190,54 +215,9 @@ impl Keys {
         }))
     }
 
-    pub async fn create_alias(
-        &self,
-        _permit: Permit<action::CreateAlias>,
-        name: AliasName,
-        key: &KeyRef,
-    ) -> Result<AliasRecord, Error> {
-        let key = self.resolve(key).await?;
-        self.must_be_a_stores(key).await?;
-        let now = clock::now();
-        match self.0.records.create_alias(&name, key, now, ALIASES_PER_KEY).await? {
-            CreatedAlias::Created => Ok(AliasRecord { name, key, created: now, updated: now }),
-            CreatedAlias::InUse => Err(Error::AliasInUse(name)),
-            CreatedAlias::TooMany => Err(Error::TooManyAliases(ALIASES_PER_KEY)),
-            CreatedAlias::NoSuchKey => Err(Error::NotFound(key.to_string())),
-        }
-    }
-
-    /// Aliases, of one key or all, ordered by name.
-    pub async fn list_aliases(
-        &self,
-        _permit: Permit<action::ListAliases>,
-        key: Option<&KeyRef>,
-        after: Option<&AliasName>,
-        limit: u32,
-    ) -> Result<Vec<AliasRecord>, Error> {
-        let key = match key {
-            Some(key) => Some(self.resolve(key).await?),
-            None => None,
-        };
-        Ok(self.0.records.list_aliases(key, after, limit).await?)
-    }
-
     /// How many keys each store has, in any state.
     pub async fn count(&self, store: &KeyStoreId) -> Result<u64, Error> {
         Ok(self.0.records.count_keys(store).await?)
-    }
-
-    /// The ARN under which SDKs know an alias of a key.
-    pub async fn alias_arn(&self, alias: &AliasRecord) -> Result<String, Error> {
-        let store = self.must_be_a_stores(alias.key).await?;
-        Ok(self.arn(&store, &alias.name.to_string()))
-    }
-
-    /// The key store of a key that is one's.
-    async fn must_be_a_stores(&self, key: KeyId) -> Result<KeyStoreId, Error> {
-        let record = self.0.records.key(key).await?;
-        let store = record.and_then(|record| record.home.store().cloned());
-        store.ok_or_else(|| Error::NotFound(key.to_string()))
     }
 
     /// By where the store was made, so that a key keeps its name whatever is declared, and wherever the store goes.
@@ -246,34 +226,15 @@ impl Keys {
         realm.map_or_else(|| format!("arn:aws:kms:::{resource}"), |realm| realm.arn(resource))
     }
 
-    async fn resolve(&self, key: &KeyRef) -> Result<KeyId, Error> {
-        let name = match key {
-            KeyRef::Id(id) => return Ok(*id),
-            KeyRef::Alias(name) => name,
-            // Only a login says whose it is.
-            KeyRef::Hsm(name) => return Err(Error::NotFound(name.to_string())),
-        };
-        if let Some(id) = self.0.aliases.read().unwrap_or_else(PoisonError::into_inner).get(name) {
-            return Ok(*id);
-        }
-        let id = self.0.records.key_id_of_alias(name).await?.ok_or_else(|| Error::NotFound(name.to_string()))?;
-        let mut aliases = self.0.aliases.write().unwrap_or_else(PoisonError::into_inner);
-        if aliases.len() >= ALIASES_REMEMBERED {
-            aliases.clear();
-        }
-        aliases.insert(name.clone(), id);
-        Ok(id)
-    }
-
-    /// An enabled key, from memory or from the records.
+    /// An acknowledged key, from memory or from the records.
     async fn find(&self, id: KeyId) -> Result<Arc<Key>, Error> {
-        if let Some(key) = self.0.known.read().unwrap_or_else(PoisonError::into_inner).get(&id) {
-            return Ok(key.clone());
-        }
+        let since = match self.0.known.get(&id) {
+            Ok(key) => return Ok(key),
+            Err(since) => since,
+        };
         let record = self.0.records.key(id).await?.ok_or_else(|| Error::NotFound(id.to_string()))?;
-        match record.state {
-            KeyState::Enabled => {}
-            KeyState::Creating => return Err(Error::NotFound(id.to_string())),
+        if record.state == KeyState::Creating {
+            return Err(Error::NotFound(id.to_string()));
         }
         let home = match &record.home {
             KeyHome::KeyStore(store) => Home::KeyStore(self.0.stores.get(store)?),
@@ -282,19 +243,25 @@ impl Keys {
                 mark: mark_of(&record.home).ok_or_else(|| Error::NotFound(id.to_string()))?,
             },
         };
-        let key = Arc::new(Key::new(record, home));
-        Ok(self.0.known.write().unwrap_or_else(PoisonError::into_inner).entry(id).or_insert(key).clone())
+        let key = Arc::new(Key::new(record, home, self.usage_of(id)));
+        Ok(self.0.known.remember(since, id, key, usize::MAX))
+    }
+
+    /// After something has changed of a key, or of where it is.
+    fn forget(&self, id: KeyId) {
+        self.0.known.forget(&id);
     }
 }
 
 impl Key {
-    fn new(record: KeyRecord, home: Home) -> Self {
+    fn new(record: KeyRecord, home: Home, usage: Arc<Usage>) -> Self {
         let versions = record.versions.into_iter().filter_map(|version| {
             let (id, found) = (CkaId::of(record.id, version.version), record.home.found().cloned());
             let in_hsms = KeyInHsms { id, found, probe: version.probe? };
-            Some(Version { version: version.version, in_hsms, uses: Uses::none() })
+            Some(Version { version: version.version, in_hsms, uses: usage.of(version.version) })
         });
-        Self { id: record.id, home, current: record.current_version, versions: versions.collect() }
+        let versions = versions.collect();
+        Self { id: record.id, home, state: record.state, usage, current: record.current_version, versions }
     }
 
     /// What callers know it by: they do not know the id of a crypto user's.

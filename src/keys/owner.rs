@@ -16,7 +16,10 @@ use crate::model::{CkaId, ClusterId, CryptoUser, HsmKeyMark, HsmKeyName, KeyId, 
 use crate::records::Unavailable;
 use crate::users::{self, Acting, ShownLogins};
 
+use super::change::refused;
+use super::describe::Unusable;
 use super::found::Sighting;
+use super::lifecycle::{self, Operation};
 use super::{Error, Key, Keys};
 
 /// Whose a key is, as this daemon knows them.
@@ -75,14 +78,16 @@ impl Keys {
         }
     }
 
-    /// The Connection to use the key through.
+    /// The Connection to use the key through, when the key's state lets it be used.
     pub(super) fn connection_behind(&self, reached: &Reached) -> Result<Arc<Connection>, Error> {
-        match self.connection_of(&reached.owner, Event::Use) {
-            Err(Error::StoreNotConnected { store, state }) => {
-                Err(Error::Unavailable { key: reached.key.id, store, state })
-            }
-            other => other,
-        }
+        let connection = self.connection_of(&reached.owner, Event::Use);
+        let unavailable = match &connection {
+            Err(Error::StoreNotConnected { store, state }) => Some((store.clone(), Unusable::KeyStore(*state))),
+            Ok(_) | Err(_) => None,
+        };
+        let state = reached.key.state.shown(unavailable.is_none());
+        lifecycle::check(Operation::Use, state).map_err(|refusal| refused(refusal, reached.key.id, unavailable))?;
+        connection
     }
 
     /// As whom the caller is logged in to the cluster.

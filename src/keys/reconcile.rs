@@ -8,7 +8,7 @@
 //!
 //! Keys that are still CREATING and nobody's live work were never acknowledged, so what a node may
 //! hold of them is destroyed and, once no node is left to look at, their record goes. So is what it holds of keys that
-//! their user has destroyed. Enabled keys that the node lacks are copied to it from a sibling. Objects without a record are left alone: a missing record proves nothing.
+//! their user has destroyed, or whose deletion was due. Acknowledged keys that the node lacks are copied to it from a sibling. Objects without a record are left alone: a missing record proves nothing.
 //!
 //! Only what the records say is lacking is looked at. A node with a thousand keys to take in delays no other.
 

@@ -58,7 +58,7 @@ pub struct Synced {
 }
 
 /// A cluster has one at a time; the next may begin when this is dropped.
-struct Turn {
+pub(super) struct Turn {
     keys: Keys,
     cluster: ClusterId,
 }
@@ -114,7 +114,7 @@ impl Keys {
 }
 
 impl Turn {
-    fn take(keys: &Keys, cluster: &ClusterId) -> Result<Self, Error> {
+    pub(super) fn take(keys: &Keys, cluster: &ClusterId) -> Result<Self, Error> {
         if keys.lock_syncing().insert(cluster.clone()) {
             Ok(Self { keys: keys.clone(), cluster: cluster.clone() })
         } else {

@@ -1,4 +1,4 @@
-//! What a key is: its spec and usage, its states, and what names and proves it inside an HSM.
+//! What a key is: its spec and usage, and what names and proves it inside an HSM.
 
 use std::fmt;
 
@@ -31,33 +31,6 @@ pub struct KeyVersion(pub u32);
 
 impl KeyVersion {
     pub const FIRST: Self = Self(1);
-}
-
-/// A key's stored state. UNAVAILABLE is not stored: it is what an enabled key of a key store that is not connected reports.
-///
-/// ```text
-///   Creating ──probe answered in two zones──▶ Enabled
-///      └──settled: never acknowledged──▶ (gone)
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum KeyState {
-    Creating,
-    Enabled,
-}
-
-impl KeyState {
-    pub const ALL: [Self; 2] = [Self::Creating, Self::Enabled];
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Creating => "CREATING",
-            Self::Enabled => "ENABLED",
-        }
-    }
-
-    pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|state| state.as_str() == text)
-    }
 }
 
 /// The `CKA_ID` of a key version in every HSM: the key id's 16 bytes, then the version as a

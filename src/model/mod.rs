@@ -13,6 +13,7 @@ mod escrow;
 mod hsm_key;
 mod id;
 mod key;
+mod key_state;
 mod place;
 mod request;
 mod seal;
@@ -30,7 +31,8 @@ pub use hsm_key::{CryptoUser, HsmKeyMark, HsmKeyName, HsmLabel};
 pub use id::{
     AccountId, AliasName, ClusterId, HsmId, Invalid, KeyId, KeyRef, KeyStoreId, KeyStoreName, Region, Username, Zone,
 };
-pub use key::{CkaId, KeySpec, KeyState, KeyVersion, Probe};
+pub use key::{CkaId, KeySpec, KeyVersion, Probe};
+pub use key_state::{KeyChange, KeyState, ShownState};
 pub use place::{HostName, HsmPlace, Ports, SubnetId};
 pub use request::CertificateRequest;
 pub use seal::Sealer;

@@ -2,6 +2,9 @@
 
 use std::time::SystemTime;
 
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Sqlite, Transaction};
+
 use crate::model::{AliasName, KeyId};
 
 use super::row::{key_id, millis, parsed, time};
@@ -19,6 +22,15 @@ pub struct AliasRecord {
 pub enum CreatedAlias {
     Created,
     InUse,
+    TooMany,
+    NoSuchKey,
+}
+
+/// What became of pointing an alias at another key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MovedAlias {
+    Moved(AliasRecord),
+    NoSuchAlias,
     TooMany,
     NoSuchKey,
 }
@@ -47,22 +59,14 @@ impl Records {
         per_key: u32,
     ) -> Result<CreatedAlias, Unavailable> {
         let mut change = self.begin().await?;
-        let there = sqlx::query("SELECT 1 FROM keys WHERE id = ? AND state <> 'CREATING'")
-            .bind(key.as_bytes().as_slice())
-            .fetch_optional(&mut *change)
-            .await?;
-        if there.is_none() {
+        if !is_acknowledged(&mut change, key).await? {
             return Ok(CreatedAlias::NoSuchKey);
         }
         let taken = sqlx::query("SELECT 1 FROM aliases WHERE name = ?").bind(name.as_str());
         if taken.fetch_optional(&mut *change).await?.is_some() {
             return Ok(CreatedAlias::InUse);
         }
-        let aliases: i64 = sqlx::query_scalar("SELECT count(*) FROM aliases WHERE key_id = ?")
-            .bind(key.as_bytes().as_slice())
-            .fetch_one(&mut *change)
-            .await?;
-        if aliases >= i64::from(per_key) {
+        if count_of_key(&mut change, key).await? >= i64::from(per_key) {
             return Ok(CreatedAlias::TooMany);
         }
         sqlx::query("INSERT INTO aliases (name, key_id, created, updated) VALUES (?, ?, ?, ?)")
@@ -74,6 +78,49 @@ impl Records {
             .await?;
         change.commit().await?;
         Ok(CreatedAlias::Created)
+    }
+
+    /// Points an alias of an acknowledged key at another one. At the key that it stands for already, it only gets the time.
+    pub async fn move_alias(
+        &self,
+        name: &AliasName,
+        key: KeyId,
+        at: SystemTime,
+        per_key: u32,
+    ) -> Result<MovedAlias, Unavailable> {
+        let mut change = self.begin().await?;
+        let found = sqlx::query(
+            "SELECT a.* FROM aliases a JOIN keys k ON k.id = a.key_id WHERE a.name = ? AND k.state <> 'CREATING'",
+        )
+        .bind(name.as_str())
+        .fetch_optional(&mut *change)
+        .await?;
+        let Some(before) = found.as_ref().map(alias).transpose()? else { return Ok(MovedAlias::NoSuchAlias) };
+        if !is_acknowledged(&mut change, key).await? {
+            return Ok(MovedAlias::NoSuchKey);
+        }
+        if before.key != key && count_of_key(&mut change, key).await? >= i64::from(per_key) {
+            return Ok(MovedAlias::TooMany);
+        }
+        sqlx::query("UPDATE aliases SET key_id = ?, updated = ? WHERE name = ?")
+            .bind(key.as_bytes().as_slice())
+            .bind(millis(at))
+            .bind(name.as_str())
+            .execute(&mut *change)
+            .await?;
+        change.commit().await?;
+        Ok(MovedAlias::Moved(AliasRecord { key, updated: at, ..before }))
+    }
+
+    /// `false`: there is none of an acknowledged key's.
+    pub async fn delete_alias(&self, name: &AliasName) -> Result<bool, Unavailable> {
+        let deleted = sqlx::query(
+            "DELETE FROM aliases WHERE name = ? AND key_id IN (SELECT id FROM keys WHERE state <> 'CREATING')",
+        )
+        .bind(name.as_str())
+        .execute(&self.0.write)
+        .await?;
+        Ok(deleted.rows_affected() > 0)
     }
 
     /// Aliases after `after`, by name; those of one key when one is named.
@@ -89,14 +136,25 @@ impl Records {
             None => sqlx::query(PAGE),
         };
         let rows = page.bind(after).bind(limit).fetch_all(&self.0.read).await?;
-        let alias = |row: &_| {
-            Ok(AliasRecord {
-                name: parsed(row, "name")?,
-                key: key_id(row, "key_id")?,
-                created: time(row, "created")?,
-                updated: time(row, "updated")?,
-            })
-        };
         rows.iter().map(alias).collect()
     }
+}
+
+fn alias(row: &SqliteRow) -> Result<AliasRecord, Unavailable> {
+    Ok(AliasRecord {
+        name: parsed(row, "name")?,
+        key: key_id(row, "key_id")?,
+        created: time(row, "created")?,
+        updated: time(row, "updated")?,
+    })
+}
+
+async fn is_acknowledged(change: &mut Transaction<'_, Sqlite>, key: KeyId) -> Result<bool, Unavailable> {
+    let there = sqlx::query("SELECT 1 FROM keys WHERE id = ? AND state <> 'CREATING'");
+    Ok(there.bind(key.as_bytes().as_slice()).fetch_optional(&mut **change).await?.is_some())
+}
+
+async fn count_of_key(change: &mut Transaction<'_, Sqlite>, key: KeyId) -> Result<i64, Unavailable> {
+    let count = sqlx::query_scalar("SELECT count(*) FROM aliases WHERE key_id = ?");
+    Ok(count.bind(key.as_bytes().as_slice()).fetch_one(&mut **change).await?)
 }

@@ -237,10 +237,7 @@ async fn in_the_way(
                 .bind(state.as_str())
                 .bind(new.cluster.as_str());
             let is_unchanged = unchanged.fetch_optional(&mut **change).await?.is_some();
-            let keys: i64 = sqlx::query_scalar("SELECT count(*) FROM keys WHERE store_id = ?")
-                .bind(store.as_str())
-                .fetch_one(&mut **change)
-                .await?;
+            let keys = count_of_store(change, store, &new.cluster).await?;
             ((!is_unchanged).then_some(BegunKey::StoreChanged), keys)
         }
         NewKeyHome::User { username, label } => {
@@ -262,6 +259,19 @@ async fn in_the_way(
         }
     }
     Ok(None)
+}
+
+/// How many keys the store has, in any state; or how many that were destroyed are still to go from an HSM of its cluster, if
+/// those are more: what the records keep is bounded.
+async fn count_of_store(
+    change: &mut Transaction<'_, Sqlite>,
+    store: &KeyStoreId,
+    cluster: &ClusterId,
+) -> Result<i64, Unavailable> {
+    let keys = "SELECT max(
+           (SELECT count(*) FROM keys WHERE store_id = ?1),
+           (SELECT count(DISTINCT cka_id) FROM destroyed_keys WHERE cluster_id = ?2 AND username = 'kmsuser'))";
+    Ok(sqlx::query_scalar(keys).bind(store.as_str()).bind(cluster.as_str()).fetch_one(&mut **change).await?)
 }
 
 async fn users_in_the_way(

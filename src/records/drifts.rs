@@ -1,5 +1,5 @@
 //! Where the HSMs and the records of key stores disagree: what a token holds beyond the records, and what it lacks of them.
-//! What else crypto users have in their own tokens is theirs, and no disagreement.
+//! What was destroyed and may still be on an HSM is one, too. What else crypto users have in their own tokens is theirs, and no disagreement.
 //!
 //! Strangers and odd attributes are written down as a listing showed them, and go when a later one
 //! shows them no more. What a node lacks is no row of its own: it is every acknowledged version whose presence there is not proven.
@@ -44,6 +44,11 @@ pub enum Difference {
         proof: Proof,
     },
     Odd(Oddity),
+    /// A version that was destroyed, and may still be there.
+    Destroyed {
+        key: KeyId,
+        version: KeyVersion,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,11 +59,12 @@ pub struct DriftRecord {
     pub found: SystemTime,
 }
 
-/// Where a page of drifts ended. At one time what is unproven comes before what is odd.
+/// Where a page of drifts ended. At one time what is unproven comes before what is odd, and that before what was destroyed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DriftCursor {
     Unproven { found: i64, hsm: String, key: KeyId, version: u32 },
     Odd { found: i64, seq: i64 },
+    Destroyed { found: i64, hsm: String, cka_id: [u8; 20] },
 }
 
 // The plus keeps the planner from reading node by node, which it would have to sort.
@@ -75,6 +81,12 @@ pub(super) const ODD: &str = "SELECT * FROM drifts d
          SELECT 1 FROM presences p WHERE p.key_id = substr(d.cka_id, 1, 16)
            AND p.cluster_id = d.cluster_id AND p.hsm_id = d.hsm_id AND p.proof = 'USED' AND printf('%08X', p.version) = hex(substr(d.cka_id, 17))))
      ORDER BY d.found, d.seq LIMIT ?";
+
+// The plus does here what it does above.
+pub(super) const AWAITING: &str = "SELECT d.time AS found, d.hsm_id, d.cka_id FROM destroyed_keys d
+     WHERE d.cluster_id = ? AND d.username = 'kmsuser' AND (d.time, d.hsm_id, d.cka_id) > (?, ?, ?)
+       AND +d.hsm_id IN (SELECT value FROM json_each(?) page)
+     ORDER BY d.time, d.hsm_id, d.cka_id LIMIT ?";
 
 impl Records {
     /// Writes down what a listing of the node shows, which may come in pages. What was seen before keeps its time.
@@ -133,6 +145,7 @@ impl Records {
     ) -> Result<Vec<(DriftCursor, DriftRecord)>, Unavailable> {
         let mut drifts = self.unproven(cluster, hsms, after, limit).await?;
         drifts.extend(self.list_oddities(cluster, hsms, after, limit).await?);
+        drifts.extend(self.awaiting_deletion(cluster, hsms, after, limit).await?);
         drifts.sort_by_cached_key(|(cursor, _)| cursor.order());
         drifts.truncate(limit as usize);
         Ok(drifts)
@@ -150,7 +163,9 @@ impl Records {
             Some(DriftCursor::Unproven { found, hsm, key, version }) => {
                 (*found, hsm.as_str(), key.as_bytes().to_vec(), *version)
             }
-            Some(DriftCursor::Odd { found, .. }) => (found.saturating_add(1), "", Vec::new(), 0),
+            Some(DriftCursor::Odd { found, .. } | DriftCursor::Destroyed { found, .. }) => {
+                (found.saturating_add(1), "", Vec::new(), 0)
+            }
         };
         let page = sqlx::query(UNPROVEN).bind(cluster.as_str()).bind(found).bind(hsm).bind(key).bind(version);
         let rows = page.bind(json(hsms)).bind(limit).fetch_all(&self.0.read).await?;
@@ -169,10 +184,40 @@ impl Records {
             None => (i64::MIN, 0),
             Some(DriftCursor::Unproven { found, .. }) => (*found, 0),
             Some(DriftCursor::Odd { found, seq }) => (*found, *seq),
+            Some(DriftCursor::Destroyed { found, .. }) => (found.saturating_add(1), 0),
         };
         let page = sqlx::query(ODD).bind(cluster.as_str()).bind(found).bind(seq).bind(json(hsms)).bind(limit);
         page.fetch_all(&self.0.read).await?.iter().map(odd).collect()
     }
+}
+
+impl Records {
+    async fn awaiting_deletion(
+        &self,
+        cluster: &ClusterId,
+        hsms: &[HsmId],
+        after: Option<&DriftCursor>,
+        limit: u32,
+    ) -> Result<Vec<(DriftCursor, DriftRecord)>, Unavailable> {
+        let (found, hsm, cka_id) = match after {
+            None => (i64::MIN, "", &[][..]),
+            Some(DriftCursor::Unproven { found, .. } | DriftCursor::Odd { found, .. }) => (*found, "", &[][..]),
+            Some(DriftCursor::Destroyed { found, hsm, cka_id }) => (*found, hsm.as_str(), &cka_id[..]),
+        };
+        let page = sqlx::query(AWAITING).bind(cluster.as_str()).bind(found).bind(hsm).bind(cka_id);
+        page.bind(json(hsms)).bind(limit).fetch_all(&self.0.read).await?.iter().map(awaiting).collect()
+    }
+}
+
+fn awaiting(row: &SqliteRow) -> Result<(DriftCursor, DriftRecord), Unavailable> {
+    let bad = || Unavailable::row("cka_id");
+    let cka_id: Vec<u8> = row.try_get("cka_id")?;
+    let (key, version) = CkaId::parse(&cka_id).ok_or_else(bad)?;
+    let hsm: HsmId = parsed(row, "hsm_id")?;
+    let cka_id = cka_id.try_into().map_err(|_| bad())?;
+    let cursor = DriftCursor::Destroyed { found: row.try_get("found")?, hsm: hsm.to_string(), cka_id };
+    let difference = Difference::Destroyed { key, version };
+    Ok((cursor, DriftRecord { hsm, difference, found: time(row, "found")? }))
 }
 
 fn columns(oddity: &Oddity) -> (&'static str, &ObjectName, &str) {
@@ -218,7 +263,9 @@ impl DriftCursor {
     /// Time first; the order of the variants is the order at one time.
     fn order(&self) -> (i64, Self) {
         match self {
-            Self::Unproven { found, .. } | Self::Odd { found, .. } => (*found, self.clone()),
+            Self::Unproven { found, .. } | Self::Odd { found, .. } | Self::Destroyed { found, .. } => {
+                (*found, self.clone())
+            }
         }
     }
 }
@@ -228,6 +275,10 @@ impl fmt::Display for DriftCursor {
         match self {
             Self::Unproven { found, hsm, key, version } => write!(f, "{found}/{hsm}/{key}/{version}"),
             Self::Odd { found, seq } => write!(f, "{found}/{seq}"),
+            Self::Destroyed { found, hsm, cka_id } => {
+                write!(f, "{found}/{hsm}/")?;
+                cka_id.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+            }
         }
     }
 }
@@ -240,6 +291,11 @@ impl FromStr for DriftCursor {
         let parts: Vec<&str> = text.split('/').collect();
         match parts[..] {
             [found, seq] => Ok(Self::Odd { found: number(found)?, seq: number(seq)? }),
+            [found, hsm, cka_id] => Ok(Self::Destroyed {
+                found: number(found)?,
+                hsm: hsm.parse::<HsmId>().map_err(drop)?.to_string(),
+                cka_id: twenty_bytes(cka_id).ok_or(())?,
+            }),
             [found, hsm, key, version] => Ok(Self::Unproven {
                 found: number(found)?,
                 hsm: hsm.parse::<HsmId>().map_err(drop)?.to_string(),
@@ -249,4 +305,16 @@ impl FromStr for DriftCursor {
             [..] => Err(()),
         }
     }
+}
+
+/// Forty hexadecimal digits.
+fn twenty_bytes(digits: &str) -> Option<[u8; 20]> {
+    if digits.len() != 40 || !digits.is_ascii() {
+        return None;
+    }
+    let mut bytes = [0; 20];
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&digits[at * 2..at * 2 + 2], 16).ok()?;
+    }
+    Some(bytes)
 }

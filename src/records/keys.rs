@@ -10,7 +10,7 @@ use crate::model::{
     ClusterId, CryptoUser, HsmLabel, KeyId, KeySpec, KeyState, KeyStoreId, KeyVersion, Probe, Username,
 };
 
-use super::row::{key_id, named, number, parsed, time};
+use super::row::{key_id, named, number, parsed, time, time_if_any};
 use super::{PresenceRecord, Proof, Records, Unavailable};
 
 /// Whose a key is: in whose tokens it is, and so through which Connection it is used.
@@ -60,6 +60,19 @@ pub struct KeyRecord {
     pub created: SystemTime,
     pub current_version: KeyVersion,
     pub versions: Vec<VersionRecord>,
+    /// When it is to be destroyed: only while it is PENDING_DELETION.
+    pub deletion: Option<SystemTime>,
+    /// As far as it is written down.
+    pub last_used: Option<SystemTime>,
+    /// When it rotates by itself, if it does.
+    pub rotation: Option<RotationPlan>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RotationPlan {
+    /// How many days lie between two rotations.
+    pub days: u32,
+    pub next: SystemTime,
 }
 
 #[derive(Debug, Clone)]
@@ -69,6 +82,7 @@ pub struct VersionRecord {
     pub probe: Option<Probe>,
     /// Uses that were reserved, and so count as made.
     pub uses_reserved: u64,
+    pub created: SystemTime,
     pub on: Vec<PresenceRecord>,
 }
 
@@ -77,7 +91,7 @@ pub struct VersionRecord {
 macro_rules! keys_with_versions {
     ($keys:literal) => {
         concat!(
-            "SELECT page.*, v.version, v.probe, v.uses_reserved, p.hsm_id, p.proof, p.time
+            "SELECT page.*, v.version, v.probe, v.uses_reserved, v.created AS version_created, p.hsm_id, p.proof, p.time
              FROM (",
             $keys,
             ") page JOIN key_versions v ON v.key_id = page.id
@@ -183,6 +197,12 @@ fn bare_key(row: &SqliteRow) -> Result<KeyRecord, Unavailable> {
         created: time(row, "created")?,
         current_version: KeyVersion(number(row, "current_version")?),
         versions: Vec::new(),
+        deletion: time_if_any(row, "deletion")?,
+        last_used: time_if_any(row, "last_used")?,
+        rotation: match time_if_any(row, "rotation_due")? {
+            Some(next) => Some(RotationPlan { days: number(row, "rotation_days")?, next }),
+            None => None,
+        },
     })
 }
 
@@ -201,6 +221,7 @@ fn bare_version(row: &SqliteRow, version: KeyVersion) -> Result<VersionRecord, U
         version,
         probe: row.try_get::<Option<Vec<u8>>, _>("probe")?.map(Probe),
         uses_reserved: row.try_get::<i64, _>("uses_reserved")?.unsigned_abs(),
+        created: time(row, "version_created")?,
         on: Vec::new(),
     })
 }

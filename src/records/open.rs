@@ -100,6 +100,8 @@ pub(super) fn migrations() -> Migrator {
         step(12, "logins' passwords", include_str!("migrations/0012_login_passwords.sql").into_sql_str()),
         step(13, "hsm keys", include_str!("migrations/0013_hsm_keys.sql").into_sql_str()),
         step(14, "made clusters", include_str!("migrations/0014_made_clusters.sql").into_sql_str()),
+        step(15, "key life", include_str!("migrations/0015_key_life.sql").into_sql_str()),
+        step(17, "key rotations", include_str!("migrations/0017_rotations.sql").into_sql_str()),
     ];
     Migrator { migrations: Cow::Owned(steps), ..Migrator::DEFAULT }
 }

@@ -10,10 +10,12 @@ mod clusters;
 mod crypto_users;
 mod drifts;
 mod hsm_keys;
+mod key_life;
 mod made_hsms;
 mod opening;
 mod passwords;
 mod plans;
+mod rotations;
 mod updates;
 
 const V1: KeyVersion = KeyVersion::FIRST;

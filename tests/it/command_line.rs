@@ -118,3 +118,45 @@ fn dev_data_is_removed_by_reset_and_a_strangers_directory_is_not() {
     rig.start_daemon_with(&["--reset"]);
     assert_ne!(rig.cluster_id(), before);
 }
+
+#[test]
+fn the_whole_life_of_a_key_can_be_typed() {
+    let rig = Rig::new().nodes(2).zones(2).deletion_day("300ms").start();
+    create_store(&rig, "typed");
+    ok(&rig, &["key-store", "connect", "--name", "typed", "--wait"]);
+    let made = json(&rig, &["key", "create", "--key-store", "typed", "--alias", "alias/typed", "--tag", "team=red"]);
+    let id = made["key"]["keyId"].as_str().unwrap();
+    let other = json(&rig, &["key", "create", "--key-store", "typed"]);
+    let other = other["key"]["keyId"].as_str().unwrap();
+
+    assert!(ok(&rig, &["key", "disable", "alias/typed"]).contains("DISABLED"));
+    assert!(ok(&rig, &["key", "enable", "alias/typed"]).contains("ENABLED"));
+    ok(&rig, &["key", "update", id, "--description", "orders of the shop"]);
+    ok(&rig, &["key", "tag", id, "stage=test", "team=blue"]);
+    ok(&rig, &["key", "untag", id, "stage"]);
+    let tags = ok(&rig, &["key", "tags", id]);
+    assert!(tags.contains("blue") && !tags.contains("stage"), "{tags}");
+
+    let rotated = json(&rig, &["key", "rotate", "alias/typed"]);
+    assert_eq!(
+        (&rotated["key"]["currentVersion"], &rotated["key"]["description"]),
+        (&2.into(), &"orders of the shop".into())
+    );
+    let versions = ok(&rig, &["key", "versions", id]);
+    assert!(versions.contains("CURRENT") && versions.contains("DECRYPT_ONLY"), "{versions}");
+    let rotating = json(&rig, &["key", "enable-rotation", id, "--days", "90"]);
+    assert_eq!(rotating["key"]["rotationPeriodDays"], 90);
+    ok(&rig, &["key", "disable-rotation", id]);
+
+    ok(&rig, &["alias", "update", "alias/typed", other]);
+    assert!(ok(&rig, &["alias", "list", "--key", other]).contains("alias/typed"));
+    ok(&rig, &["alias", "delete", "alias/typed"]);
+    assert!(!ok(&rig, &["alias", "list"]).contains("alias/typed"));
+
+    assert!(ok(&rig, &["key", "schedule-deletion", other]).contains("PENDING_DELETION"));
+    assert!(ok(&rig, &["key", "cancel-deletion", other]).contains("DISABLED"));
+    ok(&rig, &["key", "schedule-deletion", id, "--days", "7"]);
+    crate::rig::wait(|| (!run(&rig, &["key", "describe", id]).status.success()).then_some(()));
+    let refused = run(&rig, &["key", "schedule-deletion", other, "--days", "6"]);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+}

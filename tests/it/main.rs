@@ -26,6 +26,7 @@ mod faulty_library;
 mod formats;
 #[path = "../gameday/mod.rs"]
 mod gameday;
+mod key_life;
 mod lifecycle;
 mod main_job;
 mod making_clusters;

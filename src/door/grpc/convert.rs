@@ -8,6 +8,7 @@ use tonic::Status;
 use tonic::metadata::MetadataMap;
 
 use crate::clock;
+use crate::keys::{DeletionWindow, RotationPeriod};
 use crate::keystore;
 use crate::model::{
     EncryptionContext, KeyDescription, KeyRef, KeySpec, KeyStoreId, Password, Plaintext, Tags, TrustAnchor, Username,
@@ -202,6 +203,33 @@ pub(super) fn note(text: String) -> Result<String, Status> {
 
 pub(super) fn tags(tags: HashMap<String, String>) -> Result<BTreeMap<String, String>, Status> {
     Tags::new(tags).map(Tags::into_map).map_err(|why| status::field_reason("tags", "TAG", why))
+}
+
+/// Names of tags that are to go.
+pub(super) fn tag_keys(keys: Vec<String>) -> Result<Vec<String>, Status> {
+    let bad = |why: &str| Err(status::field_reason("tag_keys", "TAG", why));
+    if keys.is_empty() || keys.len() > 50 {
+        return bad("are 1 to 50");
+    }
+    if keys.iter().any(|key| key.is_empty() || key.chars().count() > 128) {
+        return bad("have 1 to 128 characters each");
+    }
+    if keys.iter().any(|key| key.to_ascii_lowercase().starts_with("aws:")) {
+        return bad("have none among them that start with aws:");
+    }
+    Ok(keys)
+}
+
+/// How long a key waits for its deletion.
+pub(super) fn deletion_window(days: i32) -> Result<DeletionWindow, Status> {
+    let why = || status::field("pending_window_days", format!("is 7 to 30 days, or 0 for 30, not {days}"));
+    DeletionWindow::of_days(days).ok_or_else(why)
+}
+
+/// How many days lie between automatic rotations.
+pub(super) fn rotation_period(days: i32) -> Result<RotationPeriod, Status> {
+    let why = || status::field("rotation_period_days", format!("is 90 to 2,560 days, or 0 for 365, not {days}"));
+    RotationPeriod::of_days(days).ok_or_else(why)
 }
 
 pub(super) fn request_id(text: &str) -> Result<Option<String>, Status> {

@@ -85,6 +85,13 @@ fn told(cluster: &ClusterId, drift: &DriftRecord) -> pb::Drift {
             pb::DriftKind::DifferentAttributes,
             format!("its attributes are not as keyway makes them: {differing}"),
         ),
+        Difference::Destroyed { key, version } => {
+            let detail = format!(
+                "its version {} was destroyed, and the HSM may still hold it; it goes as soon as the HSM is in service",
+                version.0
+            );
+            (key.to_string(), pb::DriftKind::AwaitingDeletion, detail)
+        }
     };
     pb::Drift { key_id, hsm_id: drift.hsm.to_string(), kind: kind.into(), detail, found_time: tell::time(drift.found) }
 }

@@ -5,8 +5,8 @@ use prost::Message;
 use tonic::{Request, Response, Status};
 
 use crate::authz::action;
-use crate::keys::{Description, NewHome, NewKey, RequestClaim};
-use crate::model::{AliasName, HsmKeyMark, HsmKeyName, KeyId, KeyRef};
+use crate::keys::{self, Description, NewHome, NewKey, RequestClaim};
+use crate::model::{AliasName, HsmKeyMark, HsmKeyName, KeyId, KeyRef, KeyVersion};
 use crate::proto::v1 as pb;
 use crate::proto::v1::key_service_server::KeyService;
 
@@ -83,6 +83,138 @@ impl KeyService for Service {
         Ok(Response::new(pb::ListKeysResponse { keys, next_page_token }))
     }
 
+    async fn update_key_description(
+        &self,
+        request: Request<pb::UpdateKeyDescriptionRequest>,
+    ) -> Result<Response<pb::UpdateKeyDescriptionResponse>, Status> {
+        let permit = self.0.permit::<action::UpdateKeyDescription, _>(&request)?;
+        let asked = request.into_inner();
+        let key = stores_key(&asked.key_id)?;
+        let description = convert::description(asked.description)?;
+        let changed = self.0.0.keys.update_description(permit, &key, &description).await;
+        Ok(Response::new(pb::UpdateKeyDescriptionResponse { key: Some(self.told(changed)?) }))
+    }
+
+    async fn enable_key(
+        &self,
+        request: Request<pb::EnableKeyRequest>,
+    ) -> Result<Response<pb::EnableKeyResponse>, Status> {
+        let permit = self.0.permit::<action::EnableKey, _>(&request)?;
+        let changed = self.0.0.keys.enable_key(permit, &stores_key(&request.get_ref().key_id)?).await;
+        Ok(Response::new(pb::EnableKeyResponse { key: Some(self.told(changed)?) }))
+    }
+
+    async fn disable_key(
+        &self,
+        request: Request<pb::DisableKeyRequest>,
+    ) -> Result<Response<pb::DisableKeyResponse>, Status> {
+        let permit = self.0.permit::<action::DisableKey, _>(&request)?;
+        let changed = self.0.0.keys.disable_key(permit, &stores_key(&request.get_ref().key_id)?).await;
+        Ok(Response::new(pb::DisableKeyResponse { key: Some(self.told(changed)?) }))
+    }
+
+    async fn schedule_key_deletion(
+        &self,
+        request: Request<pb::ScheduleKeyDeletionRequest>,
+    ) -> Result<Response<pb::ScheduleKeyDeletionResponse>, Status> {
+        let permit = self.0.permit::<action::ScheduleKeyDeletion, _>(&request)?;
+        let asked = request.into_inner();
+        let key = stores_key(&asked.key_id)?;
+        let window = convert::deletion_window(asked.pending_window_days)?;
+        let changed = self.0.0.keys.schedule_deletion(permit, &key, window).await;
+        Ok(Response::new(pb::ScheduleKeyDeletionResponse { key: Some(self.told(changed)?) }))
+    }
+
+    async fn cancel_key_deletion(
+        &self,
+        request: Request<pb::CancelKeyDeletionRequest>,
+    ) -> Result<Response<pb::CancelKeyDeletionResponse>, Status> {
+        let permit = self.0.permit::<action::CancelKeyDeletion, _>(&request)?;
+        let changed = self.0.0.keys.cancel_deletion(permit, &stores_key(&request.get_ref().key_id)?).await;
+        Ok(Response::new(pb::CancelKeyDeletionResponse { key: Some(self.told(changed)?) }))
+    }
+
+    async fn rotate_key_on_demand(
+        &self,
+        request: Request<pb::RotateKeyOnDemandRequest>,
+    ) -> Result<Response<pb::RotateKeyOnDemandResponse>, Status> {
+        let permit = self.0.permit::<action::RotateKeyOnDemand, _>(&request)?;
+        let deadline = deadline(&request);
+        let asked = request.into_inner();
+        let (key, request_id) = (stores_key(&asked.key_id)?, convert::request_id(&asked.request_id)?);
+        let rotated = self.0.0.keys.rotate_on_demand(permit, &key, request_id, deadline).await;
+        Ok(Response::new(pb::RotateKeyOnDemandResponse { key: Some(self.told(rotated)?) }))
+    }
+
+    async fn enable_key_rotation(
+        &self,
+        request: Request<pb::EnableKeyRotationRequest>,
+    ) -> Result<Response<pb::EnableKeyRotationResponse>, Status> {
+        let permit = self.0.permit::<action::EnableKeyRotation, _>(&request)?;
+        let asked = request.into_inner();
+        let key = stores_key(&asked.key_id)?;
+        let period = convert::rotation_period(asked.rotation_period_days)?;
+        let changed = self.0.0.keys.enable_rotation(permit, &key, period).await;
+        Ok(Response::new(pb::EnableKeyRotationResponse { key: Some(self.told(changed)?) }))
+    }
+
+    async fn disable_key_rotation(
+        &self,
+        request: Request<pb::DisableKeyRotationRequest>,
+    ) -> Result<Response<pb::DisableKeyRotationResponse>, Status> {
+        let permit = self.0.permit::<action::DisableKeyRotation, _>(&request)?;
+        let changed = self.0.0.keys.disable_rotation(permit, &stores_key(&request.get_ref().key_id)?).await;
+        Ok(Response::new(pb::DisableKeyRotationResponse { key: Some(self.told(changed)?) }))
+    }
+
+    async fn list_key_versions(
+        &self,
+        request: Request<pb::ListKeyVersionsRequest>,
+    ) -> Result<Response<pb::ListKeyVersionsResponse>, Status> {
+        let permit = self.0.permit::<action::ListKeyVersions, _>(&request)?;
+        let asked = request.into_inner();
+        let (key, limit) = (stores_key(&asked.key_id)?, convert::page_size(asked.page_size)?);
+        let before = convert::page_token::<u32>(&asked.page_token)?.map(KeyVersion);
+        let listed = self.0.0.keys.list_versions(permit, &key, before, limit + 1).await;
+        let (record, found) = listed.map_err(status::key)?;
+        let (found, next_page_token) = cut(found, limit, |version| version.version.0.to_string());
+        let cluster = self.0.0.clusters.get(&record.cluster);
+        let versions = found.iter().map(|version| tell::key_version(version, cluster.as_deref())).collect();
+        Ok(Response::new(pb::ListKeyVersionsResponse { versions, next_page_token }))
+    }
+
+    async fn tag_resource(
+        &self,
+        request: Request<pb::TagResourceRequest>,
+    ) -> Result<Response<pb::TagResourceResponse>, Status> {
+        let permit = self.0.permit::<action::TagResource, _>(&request)?;
+        let asked = request.into_inner();
+        let (key, tags) = (stores_key(&asked.key_id)?, convert::tags(asked.tags)?);
+        self.0.0.keys.tag(permit, &key, &tags).await.map_err(status::key)?;
+        Ok(Response::new(pb::TagResourceResponse {}))
+    }
+
+    async fn untag_resource(
+        &self,
+        request: Request<pb::UntagResourceRequest>,
+    ) -> Result<Response<pb::UntagResourceResponse>, Status> {
+        let permit = self.0.permit::<action::UntagResource, _>(&request)?;
+        let asked = request.into_inner();
+        let (key, names) = (stores_key(&asked.key_id)?, convert::tag_keys(asked.tag_keys)?);
+        self.0.0.keys.untag(permit, &key, &names).await.map_err(status::key)?;
+        Ok(Response::new(pb::UntagResourceResponse {}))
+    }
+
+    async fn list_resource_tags(
+        &self,
+        request: Request<pb::ListResourceTagsRequest>,
+    ) -> Result<Response<pb::ListResourceTagsResponse>, Status> {
+        let permit = self.0.permit::<action::ListResourceTags, _>(&request)?;
+        let key = stores_key(&request.get_ref().key_id)?;
+        let tags = self.0.0.keys.list_tags(permit, &key).await.map_err(status::key)?;
+        Ok(Response::new(pb::ListResourceTagsResponse { tags: tags.into_iter().collect() }))
+    }
+
     async fn destroy_hsm_key(
         &self,
         request: Request<pb::DestroyHsmKeyRequest>,
@@ -103,20 +235,32 @@ impl KeyService for Service {
     ) -> Result<Response<pb::CreateAliasResponse>, Status> {
         let permit = self.0.permit::<action::CreateAlias, _>(&request)?;
         let asked = request.into_inner();
-        let name = alias_name("alias_name", &asked.alias_name)?
-            .ok_or_else(|| status::field_reason("alias_name", "INVALID_ALIAS_NAME", "is required"))?;
-        let target: KeyRef = match asked.target_key_id.as_str() {
-            alias if alias.starts_with("alias/") || alias.contains(":alias/") => {
-                return Err(status::field("target_key_id", "is a key id or key ARN, not an alias"));
-            }
-            hsm if HsmKeyName::is_meant_by(hsm) => {
-                return Err(status::field("target_key_id", "is a key store's key: hsm: keys have no aliases"));
-            }
-            id => convert::parse("target_key_id", id)?,
-        };
+        let (name, target) = (named_alias(&asked.alias_name)?, alias_target(&asked.target_key_id)?);
         let record = self.0.0.keys.create_alias(permit, name, &target).await.map_err(status::key)?;
         let arn = self.0.0.keys.alias_arn(&record).await.map_err(status::key)?;
         Ok(Response::new(pb::CreateAliasResponse { alias: Some(tell::alias(&record, arn)) }))
+    }
+
+    async fn update_alias(
+        &self,
+        request: Request<pb::UpdateAliasRequest>,
+    ) -> Result<Response<pb::UpdateAliasResponse>, Status> {
+        let permit = self.0.permit::<action::UpdateAlias, _>(&request)?;
+        let asked = request.into_inner();
+        let (name, target) = (named_alias(&asked.alias_name)?, alias_target(&asked.target_key_id)?);
+        let record = self.0.0.keys.update_alias(permit, name, &target).await.map_err(status::key)?;
+        let arn = self.0.0.keys.alias_arn(&record).await.map_err(status::key)?;
+        Ok(Response::new(pb::UpdateAliasResponse { alias: Some(tell::alias(&record, arn)) }))
+    }
+
+    async fn delete_alias(
+        &self,
+        request: Request<pb::DeleteAliasRequest>,
+    ) -> Result<Response<pb::DeleteAliasResponse>, Status> {
+        let permit = self.0.permit::<action::DeleteAlias, _>(&request)?;
+        let name = named_alias(&request.get_ref().alias_name)?;
+        self.0.0.keys.delete_alias(permit, name).await.map_err(status::key)?;
+        Ok(Response::new(pb::DeleteAliasResponse {}))
     }
 
     async fn list_aliases(
@@ -139,6 +283,41 @@ impl KeyService for Service {
             aliases.push(tell::alias(alias, arn));
         }
         Ok(Response::new(pb::ListAliasesResponse { aliases, next_page_token }))
+    }
+}
+
+impl Service {
+    /// A key that was changed, with its nodes.
+    fn told(&self, changed: Result<Description, keys::Error>) -> Result<pb::Key, Status> {
+        let key = changed.map_err(status::key)?;
+        let cluster = self.0.0.clusters.get(&key.record.cluster);
+        Ok(tell::key(&key, Nodes::Of(cluster.as_deref())))
+    }
+}
+
+/// What calls take that are about key stores' keys alone.
+fn stores_key(text: &str) -> Result<KeyRef, Status> {
+    match convert::key_ref(text)? {
+        KeyRef::Hsm(_) => Err(status::field("key_id", "is a key store's key: this call takes no hsm: keys")),
+        key => Ok(key),
+    }
+}
+
+fn named_alias(text: &str) -> Result<AliasName, Status> {
+    let name = alias_name("alias_name", text)?;
+    name.ok_or_else(|| status::field_reason("alias_name", "INVALID_ALIAS_NAME", "is required"))
+}
+
+/// Aliases stand for keys, not for one another.
+fn alias_target(text: &str) -> Result<KeyRef, Status> {
+    match text {
+        alias if alias.starts_with("alias/") || alias.contains(":alias/") => {
+            Err(status::field("target_key_id", "is a key id or key ARN, not an alias"))
+        }
+        hsm if HsmKeyName::is_meant_by(hsm) => {
+            Err(status::field("target_key_id", "is a key store's key: hsm: keys have no aliases"))
+        }
+        id => convert::parse("target_key_id", id),
     }
 }
 

@@ -14,7 +14,7 @@ use crate::cluster::Failure;
 use crate::keys;
 use crate::keystore::{self, KmsuserInUse, prerequisites};
 use crate::making;
-use crate::model::{HsmId, Username};
+use crate::model::{HsmId, ShownState, Username};
 use crate::records::Unavailable;
 use crate::users::{self, Unproved};
 
@@ -169,7 +169,7 @@ impl From<keystore::Error> for Refusal {
             E::HasKeys(keys) => Self::new(
                 Code::FailedPrecondition,
                 "CUSTOM_KEY_STORE_HAS_CMKS",
-                format!("{message}; only one without keys can be deleted, and this release cannot delete keys: keep it, disconnected"),
+                format!("{message}; only one without keys can be deleted: schedule their deletion, and come back when they are gone"),
             )
             .with("keys", keys),
             E::Conflict => Self::new(Code::Aborted, "CONFLICT", message).retry(),
@@ -247,6 +247,17 @@ impl From<keys::Error> for Refusal {
                     .with("keyStoreId", store)
                     .with("connectionState", state)
             }
+            E::Disabled(key) => Self::new(Code::FailedPrecondition, "DISABLED", format!("{message}; enable it first"))
+                .with("keyId", key),
+            E::PendingDeletion(key) => {
+                let way_out = "cancel its deletion first, and enable it";
+                Self::new(Code::FailedPrecondition, "KMS_INVALID_STATE", format!("{message}; {way_out}"))
+                    .with("keyId", key)
+                    .with("keyState", ShownState::PendingDeletion)
+            }
+            E::NotPendingDeletion(key) => {
+                Self::new(Code::FailedPrecondition, "KMS_INVALID_STATE", message).with("keyId", key)
+            }
             E::Undeclared { store, cluster } => {
                 let way_out = "declare it in the daemon's configuration again, and send the daemon SIGHUP";
                 Self::new(Code::FailedPrecondition, "KMS_INVALID_STATE", format!("{message}; {way_out}"))
@@ -270,11 +281,18 @@ impl From<keys::Error> for Refusal {
             E::IncorrectKey => Self::new(Code::InvalidArgument, "INCORRECT_KEY", message).field("key_id"),
             E::UseLimit(key) => Self::new(Code::FailedPrecondition, "KEY_USE_LIMIT", message).with("keyId", key),
             E::AliasInUse(alias) => Self::new(Code::AlreadyExists, "ALREADY_EXISTS", message).with("aliasName", alias),
+            E::AliasOfAnotherKind { name, spec } => Self::new(Code::InvalidArgument, "INVALID_KEY_USAGE", message)
+                .field("target_key_id")
+                .with("aliasName", name)
+                .with("keySpec", spec.as_str()),
+            E::TooManyTags(quota) => {
+                Self::new(Code::InvalidArgument, "TAG", message).field("tags").with("quota", quota)
+            }
             E::LabelInUse { name, hsm } => {
                 let refusal = Self::new(Code::AlreadyExists, "ALREADY_EXISTS", message).with("keyId", name);
                 hsm.into_iter().fold(refusal, |refusal, hsm| refusal.with("hsmId", hsm))
             }
-            E::TooManyAliases(quota) | E::TooManyKeys(quota) => {
+            E::TooManyAliases(quota) | E::TooManyKeys(quota) | E::TooManyRotations(quota) => {
                 Self::new(Code::ResourceExhausted, "LIMIT_EXCEEDED", message).with("quota", quota)
             }
             E::RequestReused => Self::new(Code::InvalidArgument, "REQUEST_ID_REUSED", message).field("request_id"),
@@ -285,6 +303,7 @@ impl From<keys::Error> for Refusal {
             )
             .with("clusterId", cluster),
             E::Syncing(cluster) => Self::new(Code::Aborted, "CONFLICT", message).with("clusterId", cluster).retry(),
+            E::BeingRotated(key) => Self::new(Code::Aborted, "CONFLICT", message).with("keyId", key).retry(),
             E::StillCreating(key) => Self::new(Code::Aborted, "CONFLICT", message).with("keyId", key).retry(),
             E::HolderAway { key, hsm } => {
                 Self::new(Code::Unavailable, "NO_NODE", message).with("keyId", key).with("hsmId", hsm).retry()

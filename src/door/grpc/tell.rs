@@ -3,9 +3,9 @@
 use std::time::SystemTime;
 
 use crate::cluster::{Connection, Member, NodeSettings};
-use crate::keys::{Description, Unusable};
+use crate::keys::{Description, Unusable, VersionDescription, VersionState};
 use crate::keystore::{ConnectPhase, Progress, Store};
-use crate::model::{ConnectionErrorCode, ConnectionState, HsmId, KeySpec, KeyState, PasswordVersion};
+use crate::model::{ConnectionErrorCode, ConnectionState, HsmId, KeySpec, PasswordVersion, ShownState};
 use crate::node::{Health, LoginRefusal, Reach, Status};
 use crate::proto::v1 as pb;
 use crate::records::{AliasRecord, ConnectionFault, KeyStoreRecord, PresenceRecord, Proof};
@@ -202,10 +202,12 @@ pub(super) fn key(description: &Description, nodes: Nodes<'_>) -> pb::Key {
             (pb::KeySpec::SymmetricDefault, pb::KeyUsage::EncryptDecrypt)
         }
     };
-    let state = match (record.state, description.unavailable) {
-        (KeyState::Creating, _) => pb::KeyState::Creating,
-        (KeyState::Enabled, Some(_)) => pb::KeyState::Unavailable,
-        (KeyState::Enabled, None) => pb::KeyState::Enabled,
+    let state = match description.state() {
+        ShownState::Creating => pb::KeyState::Creating,
+        ShownState::Enabled => pb::KeyState::Enabled,
+        ShownState::Disabled => pb::KeyState::Disabled,
+        ShownState::PendingDeletion => pb::KeyState::PendingDeletion,
+        ShownState::Unavailable => pb::KeyState::Unavailable,
     };
     pb::Key {
         key_id: description.key_id(),
@@ -218,7 +220,7 @@ pub(super) fn key(description: &Description, nodes: Nodes<'_>) -> pb::Key {
         description: record.description.clone(),
         // Of a key that another program made, nobody here knows.
         create_time: record.home.found().map_or_else(|| time(record.created), |_| None),
-        deletion_time: None,
+        deletion_time: record.deletion.and_then(time),
         // A crypto user's own key has no versions to tell apart.
         current_version: record.home.store().map_or(0, |_| count(record.current_version.0)),
         nodes: match (nodes, current) {
@@ -238,12 +240,29 @@ pub(super) fn key(description: &Description, nodes: Nodes<'_>) -> pb::Key {
         },
         signing_algorithms: Vec::new(),
         mac_algorithms: Vec::new(),
-        rotation_period_days: 0,
-        next_rotation_time: None,
+        rotation_period_days: record.rotation.map_or(0, |plan| count(plan.days)),
+        next_rotation_time: record.rotation.and_then(|plan| time(plan.next)),
         uses: current.map_or(0, |version| i64::try_from(version.uses_reserved).unwrap_or(i64::MAX)),
         use_limit: 1 << 32,
-        last_use_time: None,
+        last_use_time: record.last_used.and_then(time),
         hsm_label: description.label.clone(),
+    }
+}
+
+pub(super) fn key_version(version: &VersionDescription, cluster: Option<&crate::cluster::Settings>) -> pb::KeyVersion {
+    let state = match version.state {
+        VersionState::Creating => pb::KeyVersionState::Creating,
+        VersionState::Current => pb::KeyVersionState::Current,
+        VersionState::DecryptOnly => pb::KeyVersionState::DecryptOnly,
+        VersionState::Exhausted => pb::KeyVersionState::Exhausted,
+    };
+    pb::KeyVersion {
+        version: count(version.version.0),
+        state: state.into(),
+        create_time: time(version.created),
+        uses: i64::try_from(version.uses).unwrap_or(i64::MAX),
+        use_limit: 1 << 32,
+        nodes: version.on.iter().map(|presence| key_on_hsm(presence, cluster)).collect(),
     }
 }
 

@@ -87,9 +87,9 @@ async fn a_destroyed_key_is_gone_at_once_and_remembered_for_every_hsm_that_may_h
     let records = home.open().await;
     let (alice, bob) = (user("alice"), user("bob"));
     let key = users_key(&records, &alice, "a").await;
-    assert!(!records.destroy_user_key(&bob, key, &[hsm(1)]).await.unwrap(), "it is not his");
-    assert!(records.destroy_user_key(&alice, key, &[hsm(3), hsm(4)]).await.unwrap());
-    assert!(!records.destroy_user_key(&alice, key, &[hsm(1)]).await.unwrap());
+    assert!(!records.destroy_user_key(&bob, key, &[hsm(1)], at(9)).await.unwrap(), "it is not his");
+    assert!(records.destroy_user_key(&alice, key, &[hsm(3), hsm(4)], at(9)).await.unwrap());
+    assert!(!records.destroy_user_key(&alice, key, &[hsm(1)], at(9)).await.unwrap());
     assert!(records.key(key).await.unwrap().is_none());
     drop(records);
 
@@ -114,7 +114,7 @@ async fn keys_that_are_still_to_go_from_an_hsm_are_as_many_as_the_quota_and_none
     let narrow = KeyLimits { keys: 2, ..LIMITS };
     for label in ["a", "b"] {
         let key = users_key(&records, &alice, label).await;
-        assert!(records.destroy_user_key(&alice, key, &[hsm(3)]).await.unwrap());
+        assert!(records.destroy_user_key(&alice, key, &[hsm(3)], at(9)).await.unwrap());
     }
     assert_eq!(records.begin_key(&labelled(&alice, "c"), &narrow).await.unwrap(), BegunKey::TooManyKeys);
     let all = [hsm(1), hsm(2), hsm(3)];
@@ -137,9 +137,9 @@ async fn a_key_that_is_being_made_and_a_key_stores_are_not_destroyed_as_a_users(
     let creating = labelled(&alice, "a");
     records.begin_key(&creating, &LIMITS).await.unwrap();
     let stores = enabled_key(&records, &record).await;
-    assert!(!records.destroy_user_key(&alice, creating.id, &[]).await.unwrap());
+    assert!(!records.destroy_user_key(&alice, creating.id, &[], at(9)).await.unwrap());
     for user in [&alice, &kmsuser(&record.cluster)] {
-        assert!(!records.destroy_user_key(user, stores, &[]).await.unwrap());
+        assert!(!records.destroy_user_key(user, stores, &[], at(9)).await.unwrap());
     }
     assert!(records.key(stores).await.unwrap().is_some());
     assert!(records.destroyed_keys(&kmsuser(&record.cluster), &hsm(1)).await.unwrap().is_empty());
@@ -185,7 +185,10 @@ async fn a_found_key_is_written_down_once_counted_and_expected_nowhere_but_where
     assert!(labels(&records, &alice).await.is_empty());
     assert_eq!(records.reserve_uses(key, V1, 10, 100).await.unwrap(), Reserved::Block { from: 1, to: 11 });
 
-    assert!(!records.destroy_user_key(&alice, key, &[hsm(1)]).await.unwrap(), "it is not for every HSM to destroy");
+    assert!(
+        !records.destroy_user_key(&alice, key, &[hsm(1)], at(9)).await.unwrap(),
+        "it is not for every HSM to destroy"
+    );
     records.forget_found_key(&user("bob"), key).await.unwrap();
     assert!(records.key(key).await.unwrap().is_some());
     records.forget_found_key(&alice, key).await.unwrap();
@@ -208,7 +211,7 @@ async fn a_user_who_is_deleted_takes_his_keys_along_and_makes_none_on_his_way() 
     records.add_crypto_user(&new, &[hsm(1)], 10).await.unwrap();
     let (kept, destroyed) = (users_key(&records, &alice, "a").await, users_key(&records, &alice, "b").await);
     let stores = enabled_key(&records, &record).await;
-    records.destroy_user_key(&alice, destroyed, &[]).await.unwrap();
+    records.destroy_user_key(&alice, destroyed, &[], at(9)).await.unwrap();
     records.begin_removing_crypto_user(&alice.cluster, &alice.username, &[hsm(1)]).await.unwrap();
     assert_eq!(records.begin_key(&labelled(&alice, "c"), &LIMITS).await.unwrap(), BegunKey::UserLeaves);
     assert!(records.key(kept).await.unwrap().is_some(), "he is not gone yet");

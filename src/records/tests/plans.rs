@@ -1,7 +1,7 @@
 //! Plans, not times: a query that reads what it does not need grows with the number of keys.
 
 use super::*;
-use crate::records::{aliases, creating, drifts, keys, presences, replicas};
+use crate::records::{aliases, creating, drifts, key_life, keys, presences, replicas, rotations};
 
 const KEYS: u32 = 20_000;
 
@@ -37,6 +37,10 @@ async fn with_many_keys_every_page_is_read_from_where_it_starts() {
     ];
     assert_steps(&records, drifts::UNPROVEN, &unproven).await;
     assert_steps(&records, drifts::ODD, &["drifts_by_time (cluster_id=? AND found>?)"]).await;
+    let awaiting = ["destroyed_keys_by_time (cluster_id=? AND username=? AND (time,hsm_id,cka_id)>(?,?,?))"];
+    assert_steps(&records, drifts::AWAITING, &awaiting).await;
+    assert_steps(&records, key_life::DUE, &["keys_pending_deletion (deletion<?)"]).await;
+    assert_steps(&records, rotations::DUE, &["keys_by_rotation (rotation_due<?)"]).await;
     assert_steps(&records, presences::DOUBT, &["keys_by_user (cluster_id=? AND username=?)", "presences_1 (key_id=?)"])
         .await;
     assert_steps(&records, keys::ONE, &["keys_1 (id=?)", "key_versions_1 (key_id=?)"]).await;
@@ -78,7 +82,9 @@ async fn fill(records: &Records, store: &KeyStoreRecord) {
     let mut change = records.begin().await.unwrap();
     sqlx::query(
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)
-         INSERT INTO keys SELECT randomblob(16), ?, 'kmsuser', ?, NULL, NULL, 'SYMMETRIC_DEFAULT', 'ENABLED', '', 0, 1 FROM n",
+         INSERT INTO keys
+           (id, cluster_id, username, store_id, hsm_label, found_id, spec, state, description, created, current_version)
+         SELECT randomblob(16), ?, 'kmsuser', ?, NULL, NULL, 'SYMMETRIC_DEFAULT', 'ENABLED', '', 0, 1 FROM n",
     )
     .bind(KEYS)
     .bind(store.cluster.as_str())
@@ -87,7 +93,7 @@ async fn fill(records: &Records, store: &KeyStoreRecord) {
     .await
     .unwrap();
     for rest in [
-        "INSERT INTO key_versions SELECT id, 1, x'01', 1, 0 FROM keys",
+        "INSERT INTO key_versions (key_id, version, probe, uses_reserved, created) SELECT id, 1, x'01', 1, 0 FROM keys",
         "INSERT INTO presences SELECT id, 1, cluster_id, 'kmsuser', 'hsm-1', 'USED', 0 FROM keys",
     ] {
         sqlx::query(rest).execute(&mut *change).await.unwrap();

@@ -58,6 +58,8 @@ pub struct Rig {
     zones: u8,
     faulty: bool,
     rotating: bool,
+    /// How long a day of a deletion window is, as dev takes it.
+    deletion_day: Option<&'static str>,
     /// What the daemon is started from.
     binary: PathBuf,
     daemon: Option<Child>,
@@ -73,6 +75,7 @@ pub struct Builder {
     seams: bool,
     faulty: bool,
     rotating: bool,
+    deletion_day: Option<&'static str>,
     hosts: Option<Made>,
 }
 
@@ -88,7 +91,7 @@ impl Rig {
     pub fn new() -> Builder {
         let remote = std::thread::current().name().is_some_and(|test| test.starts_with(REMOTELY));
         let hosts = remote.then_some(Made::Processes);
-        Builder { nodes: 3, zones: 3, seams: false, faulty: false, rotating: false, hosts }
+        Builder { nodes: 3, zones: 3, seams: false, faulty: false, rotating: false, deletion_day: None, hosts }
     }
 
     /// A daemon's certificate with this name on it, from the CA that nodes believe.
@@ -209,6 +212,9 @@ impl Rig {
         }
         if self.rotating {
             command.args(["--password-rotation", "set-pin"]);
+        }
+        if let Some(day) = self.deletion_day {
+            command.args(["--deletion-day", day]);
         }
         let daemon = command
             .args(flags)
@@ -565,6 +571,12 @@ impl Builder {
         self
     }
 
+    /// Deletion windows pass sooner: each of their days takes so long.
+    pub fn deletion_day(mut self, day: &'static str) -> Self {
+        self.deletion_day = Some(day);
+        self
+    }
+
     /// With each node on a host of its own: see `Rig::host`.
     pub fn remote(mut self) -> Self {
         self.hosts = Some(Made::Processes);
@@ -586,10 +598,11 @@ impl Builder {
 
     pub fn start(self) -> Rig {
         let home = tempfile::Builder::new().prefix("keyway-it-").tempdir().expect("a temporary directory");
-        let Self { nodes, zones, seams: _, faulty, rotating, hosts: _ } = self;
+        let Self { nodes, zones, seams: _, faulty, rotating, deletion_day, hosts: _ } = self;
         let binary = PathBuf::from(env!("CARGO_BIN_EXE_keyway"));
         let (daemon, announced) = (None, Value::Null);
-        let mut rig = Rig { home, nodes, zones, faulty, rotating, binary, daemon, announced, hosts: None };
+        let mut rig =
+            Rig { home, nodes, zones, faulty, rotating, deletion_day, binary, daemon, announced, hosts: None };
         if self.seams {
             std::fs::create_dir_all(rig.path("daemon/seams")).expect("our directory");
         }

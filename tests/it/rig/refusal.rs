@@ -4,13 +4,14 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 /// The code that goes with each reason, as the public contract has it.
-const CODES: [(&str, Code); 39] = [
+const CODES: [(&str, Code); 41] = [
     ("VALIDATION", Code::InvalidArgument),
     ("INVALID_ARN", Code::InvalidArgument),
     ("INVALID_MARKER", Code::InvalidArgument),
     ("INVALID_ALIAS_NAME", Code::InvalidArgument),
     ("INVALID_CIPHERTEXT", Code::InvalidArgument),
     ("INCORRECT_KEY", Code::InvalidArgument),
+    ("INVALID_KEY_USAGE", Code::InvalidArgument),
     ("INCORRECT_TRUST_ANCHOR", Code::InvalidArgument),
     ("CHECKSUM_MISMATCH", Code::InvalidArgument),
     ("TAG", Code::InvalidArgument),
@@ -29,6 +30,7 @@ const CODES: [(&str, Code); 39] = [
     ("CUSTOM_KEY_STORE_INVALID_STATE", Code::FailedPrecondition),
     ("CUSTOM_KEY_STORE_HAS_CMKS", Code::FailedPrecondition),
     ("KMS_INVALID_STATE", Code::FailedPrecondition),
+    ("DISABLED", Code::FailedPrecondition),
     ("DRY_RUN_OPERATION", Code::FailedPrecondition),
     ("ACCESS_DENIED", Code::PermissionDenied),
     ("DEADLINE", Code::DeadlineExceeded),
