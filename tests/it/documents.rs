@@ -97,5 +97,6 @@ fn reasons() -> BTreeSet<String> {
 }
 
 fn is_reason(text: &str) -> bool {
-    text.len() > 2 && text.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_')
+    // What ends with an underscore is the beginning of a name.
+    text.len() > 2 && !text.ends_with('_') && text.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_')
 }

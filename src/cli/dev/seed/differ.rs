@@ -28,7 +28,7 @@ fn conclude(differences: Vec<String>) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::usage(format!(
-        "the seed differs from what is there and cannot be changed: {}",
+        "the seed differs from what is there, which it does not change: {}",
         differences.join("; ")
     ))
     .advise("correct the seed, or begin anew with --reset, without what is there"))
@@ -72,7 +72,7 @@ fn of_user(name: &Username, user: &User, present: &BTreeMap<HsmLabel, v1::Key>) 
     present.iter().flat_map(of_one).collect()
 }
 
-/// What is said of the key and is not so. Of tags nothing is told, so that they are not compared.
+/// What is said of the key and is not so. Tags are not compared: a key does not tell them.
 fn of_key(field: &str, wanted: &NewKey, present: &v1::Key) -> Vec<String> {
     let mut found = Vec::new();
     let (spec, usage) = (wire_spec(wanted.spec), wanted.usage.unwrap_or(present.key_usage()));

@@ -1,7 +1,7 @@
 //! `keyway dev --seed`: fixtures for other projects, made by the calls that anybody would make them with.
 //!
 //! To be repeated at each start, like [`super::making`]: what is there is left as it is, what is missing is made, and what
-//! is there otherwise than the file says, and cannot be changed, is refused before anything else is made.
+//! is there otherwise than the file says is refused before anything else is made.
 //!
 //! ```text
 //!   file ─▶ look ─▶ differ ─▶ clusters ─▶ crypto users ─▶ key stores, connected ─▶ keys ─▶ users' own keys
