@@ -78,7 +78,9 @@ async fn fill(records: &Records, store: &KeyStoreRecord) {
     let mut change = records.begin().await.unwrap();
     sqlx::query(
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)
-         INSERT INTO keys SELECT randomblob(16), ?, 'kmsuser', ?, NULL, NULL, 'SYMMETRIC_DEFAULT', 'ENABLED', '', 0, 1 FROM n",
+         INSERT INTO keys
+           (id, cluster_id, username, store_id, spec, state, description, created, current_version)
+           SELECT randomblob(16), ?, 'kmsuser', ?, 'SYMMETRIC_DEFAULT', 'ENABLED', '', 0, 1 FROM n",
     )
     .bind(KEYS)
     .bind(store.cluster.as_str())
@@ -87,7 +89,7 @@ async fn fill(records: &Records, store: &KeyStoreRecord) {
     .await
     .unwrap();
     for rest in [
-        "INSERT INTO key_versions SELECT id, 1, x'01', 1, 0 FROM keys",
+        "INSERT INTO key_versions (key_id, version, probe, uses_reserved, created) SELECT id, 1, x'01', 1, 0 FROM keys",
         "INSERT INTO presences SELECT id, 1, cluster_id, 'kmsuser', 'hsm-1', 'USED', 0 FROM keys",
     ] {
         sqlx::query(rest).execute(&mut *change).await.unwrap();
