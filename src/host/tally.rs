@@ -55,10 +55,14 @@ pub enum Operation {
     SweepUnfinished,
     CheckToken,
     SetPin,
+    /// A signature, or a MAC.
+    Sign,
+    DecryptOaep,
+    TestAbilities,
 }
 
 impl Operation {
-    const ALL: [(Self, &str); 16] = [
+    const ALL: [(Self, &str); 19] = [
         (Self::Encrypt, "encrypt"),
         (Self::Decrypt, "decrypt"),
         (Self::GenerateDataKey, "generate_data_key"),
@@ -75,6 +79,9 @@ impl Operation {
         (Self::SweepUnfinished, "sweep_unfinished"),
         (Self::CheckToken, "check_token"),
         (Self::SetPin, "set_pin"),
+        (Self::Sign, "sign"),
+        (Self::DecryptOaep, "decrypt_oaep"),
+        (Self::TestAbilities, "test_abilities"),
     ];
 
     /// `None` for a ping, and for what no pool is asked.
@@ -96,6 +103,9 @@ impl Operation {
             Verb::SweepUnfinished(_) => Self::SweepUnfinished,
             Verb::CheckToken(_) => Self::CheckToken,
             Verb::SetPin(_) => Self::SetPin,
+            Verb::Sign(_) => Self::Sign,
+            Verb::DecryptOaep(_) => Self::DecryptOaep,
+            Verb::TestAbilities(_) => Self::TestAbilities,
             Verb::Ping(_)
             | Verb::Open(_)
             | Verb::LogIn(_)

@@ -32,7 +32,7 @@ impl Dev {
 
     fn command(&self, flags: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_keyway"));
-        command.args(["dev", "--grpc-addr", "off", "--nodes", "2", "--zones", "2"]).args(flags);
+        command.args(["dev", "--grpc-addr", "off", "--http-addr", "off", "--nodes", "2", "--zones", "2"]).args(flags);
         command.args(["--data-dir", "dev", "--seed", "seed.toml"]).current_dir(self.home.path()).stdin(Stdio::null());
         command
     }

@@ -69,10 +69,10 @@ impl CryptoService for Service {
         let ciphertext = convert::ciphertext(asked.ciphertext, asked.ciphertext_crc32c)?;
         let source_key = convert::key_ref_if_any("source_key_id", &asked.source_key_id)?;
         let source_context = convert::context_in("source_encryption_context", asked.source_encryption_context)?;
-        convert::encryption_algorithm_in("source_encryption_algorithm", asked.source_encryption_algorithm)?;
+        kinds::asked_symmetric_algorithm("source_encryption_algorithm", asked.source_encryption_algorithm)?;
         let key = convert::key_ref_in("destination_key_id", &asked.destination_key_id)?;
         let context = convert::context_in("destination_encryption_context", asked.destination_encryption_context)?;
-        convert::encryption_algorithm_in("destination_encryption_algorithm", asked.destination_encryption_algorithm)?;
+        kinds::asked_symmetric_algorithm("destination_encryption_algorithm", asked.destination_encryption_algorithm)?;
         let source = Source { ciphertext: &ciphertext, key: source_key.as_ref(), context: &source_context };
         let destination = Destination { key: &key, context: &context };
         let terms = Terms { logins: &logins, deadline, dry_run: asked.dry_run };

@@ -67,6 +67,14 @@ pub(super) fn asked_encryption_algorithm(value: i32) -> Result<Option<Encryption
     read_encryption_algorithm(value).map_err(|()| status::field("encryption_algorithm", "is not an algorithm"))
 }
 
+/// For what is done with AES keys alone, where nothing else is possible and nothing need be said.
+pub(super) fn asked_symmetric_algorithm(field: &str, value: i32) -> Result<(), Status> {
+    match read_encryption_algorithm(value) {
+        Ok(None | Some(EncryptionAlgorithm::SymmetricDefault)) => Ok(()),
+        _ => Err(status::field(field, "is SYMMETRIC_DEFAULT: only symmetric keys are re-encrypted from and to")),
+    }
+}
+
 fn needed<T>(read: Result<Option<T>, ()>, field: &str) -> Result<T, Status> {
     match read {
         Ok(Some(value)) => Ok(value),

@@ -83,8 +83,8 @@ async fn fill(records: &Records, store: &KeyStoreRecord) {
     sqlx::query(
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)
          INSERT INTO keys
-           (id, cluster_id, username, store_id, hsm_label, found_id, spec, state, description, created, current_version)
-         SELECT randomblob(16), ?, 'kmsuser', ?, NULL, NULL, 'SYMMETRIC_DEFAULT', 'ENABLED', '', 0, 1 FROM n",
+           (id, cluster_id, username, store_id, spec, state, description, created, current_version)
+         SELECT randomblob(16), ?, 'kmsuser', ?, 'SYMMETRIC_DEFAULT', 'ENABLED', '', 0, 1 FROM n",
     )
     .bind(KEYS)
     .bind(store.cluster.as_str())

@@ -412,7 +412,7 @@ mod tests {
     const ALONE: NewKey<'static> = NewKey { kind: KeyKind::AES, cka_id: b"id", label: "keyway:a", kek: None };
 
     fn made() -> impl Iterator<Item = KeyKind> {
-        KeyKind::all().filter(|kind| Sort::of(kind.spec().material()).is_some())
+        KeyKind::all().filter(|kind| crate::link::v1::KeyKind::of(*kind).is_some())
     }
 
     #[test]
