@@ -157,7 +157,7 @@ pub enum Error {
     NotRotated { key: KeyId, spec: KeySpec },
     #[error("a key has at most {0} tags")]
     TooManyTags(u32),
-    #[error("another version of key {0} is being made, or copied to its last HSMs")]
+    #[error("a version of key {0} is being made, or copied to its last HSMs")]
     BeingRotated(KeyId),
     #[error("a key is rotated at most {0} times by request")]
     TooManyRotations(u32),

@@ -22,7 +22,7 @@ impl Keys {
     ) -> Result<(), Error> {
         let key = self.allowed(Operation::TagResource, key).await?.record.id;
         match self.0.records.tag_key(key, tags, PER_KEY).await? {
-            Tagged::Tagged => Ok(()),
+            Tagged::Done => Ok(()),
             Tagged::TooMany => Err(Error::TooManyTags(PER_KEY)),
             Tagged::NoSuchKey => Err(Error::NotFound(key.to_string())),
         }

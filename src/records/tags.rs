@@ -11,7 +11,7 @@ use super::{Records, Unavailable};
 /// What became of tagging a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tagged {
-    Tagged,
+    Done,
     /// It would have more than it may.
     TooMany,
     NoSuchKey,
@@ -48,7 +48,7 @@ impl Records {
             return Ok(Tagged::TooMany);
         }
         change.commit().await?;
-        Ok(Tagged::Tagged)
+        Ok(Tagged::Done)
     }
 
     /// Those it has of these names.

@@ -7,7 +7,7 @@ mod states;
 
 use tonic::Status;
 
-use crate::rig::{Clients, Rig, pb, refused, wait_async};
+use crate::rig::{Clients, Rig, pb, reason, refused, wait_async};
 
 const HSMS: [&str; 3] = ["hsm-1", "hsm-2", "hsm-3"];
 /// The key-encryption key and the canary in each token.
@@ -32,6 +32,22 @@ impl Clients {
     async fn cancel_deletion(&mut self, key: &str) -> Result<pb::Key, Status> {
         let request = pb::CancelKeyDeletionRequest { key_id: key.to_owned() };
         Ok(self.keys.cancel_key_deletion(request).await?.into_inner().key.expect("it is told"))
+    }
+
+    async fn try_rotate(&mut self, key: &str, request_id: &str) -> Result<pb::Key, Status> {
+        let request = pb::RotateKeyOnDemandRequest { key_id: key.to_owned(), request_id: request_id.to_owned() };
+        Ok(self.keys.rotate_key_on_demand(request).await?.into_inner().key.expect("it is told"))
+    }
+
+    /// Again, as long as the version before is on its way to the last HSMs.
+    async fn rotate(&mut self, key: &str, request_id: &str) -> Result<pb::Key, Status> {
+        let clients = self.clone();
+        wait_async(|| async {
+            let answer = clients.clone().try_rotate(key, request_id).await;
+            let comes_back = answer.as_ref().is_err_and(|status| reason(status).1 == "CONFLICT");
+            (!comes_back).then_some(answer)
+        })
+        .await
     }
 
     async fn described(&mut self, key: &str) -> Result<pb::Key, Status> {

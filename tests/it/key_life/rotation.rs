@@ -3,11 +3,6 @@
 use super::*;
 
 impl Clients {
-    async fn rotate(&mut self, key: &str, request_id: &str) -> Result<pb::Key, Status> {
-        let request = pb::RotateKeyOnDemandRequest { key_id: key.to_owned(), request_id: request_id.to_owned() };
-        Ok(self.keys.rotate_key_on_demand(request).await?.into_inner().key.expect("it is told"))
-    }
-
     /// All of them, in pages of one: so that the pages meet.
     async fn versions(&mut self, key: &str) -> Vec<pb::KeyVersion> {
         let (mut versions, mut page_token) = (Vec::new(), String::new());
@@ -118,7 +113,7 @@ async fn a_rotation_that_was_killed_midway_leaves_the_key_as_it_was_and_its_numb
         rig.wait_until_stopped_at(point).await;
         let versions = clients.versions(&key).await;
         assert_eq!((versions[0].version, versions[0].state()), (2, pb::KeyVersionState::Creating), "{point}");
-        refused("one at a time", clients.rotate(&key, "other").await, "CONFLICT", "");
+        refused("one at a time", clients.try_rotate(&key, "other").await, "CONFLICT", "");
         rig.kill_daemon();
         assert!(call.await.unwrap().is_err());
 
