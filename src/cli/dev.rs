@@ -335,12 +335,7 @@ fn announce(
     assets.write_json(assets::ANNOUNCEMENT, &announcement)
 }
 
-fn welcome(
-    assets: &Assets,
-    cluster: &Cluster,
-    (bound, http): (&Bound, Option<SocketAddr>),
-    seed: Option<&Seed>,
-) {
+fn welcome(assets: &Assets, cluster: &Cluster, (bound, http): (&Bound, Option<SocketAddr>), seed: Option<&Seed>) {
     let (root, id) = (assets.root().display(), &cluster.cluster_id);
     println!("\nkeyway dev is ready: cluster {id}");
     for hsm in &cluster.hsms {

@@ -307,6 +307,7 @@ mod tests {
     use prost::Message;
     use tonic_types::StatusExt as _;
 
+    use super::super::kinds;
     use super::*;
 
     /// Whatever comes in, the answer to it is a value or a refusal that names one of these fields.
@@ -336,7 +337,8 @@ mod tests {
                 assert!(context.canonical().len() <= EncryptionContext::LONGEST_CANONICAL);
             }
         }
-        takes(encryption_algorithm(request.source_encryption_algorithm), &["encryption_algorithm"]);
+        let field = "source_encryption_algorithm";
+        takes(kinds::asked_symmetric_algorithm(field, request.source_encryption_algorithm), &[field]);
     }
 
     proptest! {

@@ -179,7 +179,8 @@ impl KeyService for Service {
         let (record, found) = listed.map_err(status::key)?;
         let (found, next_page_token) = cut(found, limit, |version| version.version.0.to_string());
         let cluster = self.0.0.clusters.get(&record.cluster);
-        let versions = found.iter().map(|version| tell::key_version(version, record.kind, cluster.as_deref())).collect();
+        let versions =
+            found.iter().map(|version| tell::key_version(version, record.kind, cluster.as_deref())).collect();
         Ok(Response::new(pb::ListKeyVersionsResponse { versions, next_page_token }))
     }
 
