@@ -3,7 +3,7 @@
 use pulldown_cmark::{CowStr, Event, Options, Parser, Tag, html as markdown};
 
 /// Each page's name, and its text.
-const PAGES: [(&str, &str); 13] = [
+const PAGES: [(&str, &str); 16] = [
     ("README", include_str!("../../../docs/README.md")),
     ("clusters", include_str!("../../../docs/clusters.md")),
     ("configuration", include_str!("../../../docs/configuration.md")),
@@ -12,11 +12,14 @@ const PAGES: [(&str, &str); 13] = [
     ("errors", include_str!("../../../docs/errors.md")),
     ("formats", include_str!("../../../docs/formats.md")),
     ("gamedays", include_str!("../../../docs/gamedays.md")),
+    ("keys", include_str!("../../../docs/keys.md")),
+    ("keys-and-algorithms", include_str!("../../../docs/keys-and-algorithms.md")),
     ("metrics", include_str!("../../../docs/metrics.md")),
     ("nodes", include_str!("../../../docs/nodes.md")),
     ("passwords", include_str!("../../../docs/passwords.md")),
     ("performance", include_str!("../../../docs/performance.md")),
     ("reliability", include_str!("../../../docs/reliability.md")),
+    ("rigs", include_str!("../../../docs/rigs.md")),
 ];
 
 const STYLE: &str = "body{max-width:52em;margin:2em auto;padding:0 1em;font:16px/1.5 sans-serif}\
