@@ -100,10 +100,10 @@ pub(super) enum ClientCommand {
     /// Crypto users: create, list, delete, change and reset passwords; log in as one
     #[command(subcommand)]
     CryptoUser(crypto_user::CryptoUserCommand),
-    /// Keys: create, list, describe; destroy a crypto user's own
+    /// Keys: create, list, describe, change, enable, disable, rotate, delete; destroy a crypto user's own
     #[command(subcommand)]
     Key(key::KeyCommand),
-    /// Aliases: create, list
+    /// Aliases: create, update, delete, list
     #[command(subcommand)]
     Alias(alias::AliasCommand),
     Encrypt(crypto::EncryptArgs),

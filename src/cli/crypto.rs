@@ -20,7 +20,7 @@ Examples:
   keyway encrypt --key alias/orders --context order=1234 letter.txt letter.enc
   echo attack at dawn | keyway encrypt --key alias/orders --base64
 
-More than 4,096 bytes are encrypted under a data key: see keyway generate-data-key.")]
+More than 4,096 bytes: see keyway file encrypt.")]
 pub(super) struct EncryptArgs {
     /// The key: its id, its ARN, alias/NAME or an alias ARN
     #[arg(long)]

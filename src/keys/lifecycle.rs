@@ -8,7 +8,7 @@ use crate::model::ShownState;
 /// What is done with a key, by the name of its call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Operation {
-    /// Every call of `CryptoService` that names a key, or takes what one has made.
+    /// Every call of `CryptoService` that names a key, or takes what one has made; and GetPublicKey.
     Use,
     DescribeKey,
     EnableKey,

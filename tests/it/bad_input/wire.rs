@@ -92,8 +92,8 @@ async fn a_request_that_is_too_long_garbled_or_not_served_is_told_so() {
 
     let encapsulate = pb::EncapsulateRequest { key_id: key_id.clone(), ..Default::default() };
     refused("Encapsulate", clients.crypto.encapsulate(encapsulate).await, "UNSUPPORTED_OPERATION", "");
-    let disable = clients.keys.disable_key(pb::DisableKeyRequest { key_id: key_id.clone() }).await;
-    refused("DisableKey", disable, "UNSUPPORTED_OPERATION", "");
+    let grant = pb::CreateGrantRequest { key_id: key_id.clone(), ..Default::default() };
+    refused("CreateGrant", clients.keys.create_grant(grant).await, "UNSUPPORTED_OPERATION", "");
 
     let good = encrypt(8).encode_to_vec();
     let path = "/keyway.v1.CryptoService/Encrypt";
