@@ -180,6 +180,11 @@ impl Connection {
         })
     }
 
+    /// Whether a node that serves has said that it can do it.
+    pub fn any_can(&self, needed: Needed) -> bool {
+        self.members().iter().any(|member| member.is_proved() && member.abilities.lacks(needed) == Ok(None))
+    }
+
     /// The key specs that every node that serves can do, as far as they have said.
     pub fn key_specs(&self) -> Vec<KeySpec> {
         let members = self.members();

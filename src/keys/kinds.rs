@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use crate::cluster::{self, Connection, Needed};
+use crate::cluster::{self, Connection, Failure, Needed};
 use crate::model::{KeyKind, KeyUsage};
 
 use super::{Error, Key, Version};
@@ -23,6 +23,14 @@ pub(super) fn must_have(connection: &Connection, needed: Needed) -> Result<(), E
         None => Ok(()),
         Some(lack) => Err(Error::Unsupported { what: needed.name(), hsm: Some(lack.hsm), missing: lack.missing }),
     }
+}
+
+/// That an HSM of those that serve has said that it can do it, and none that it cannot: what is done outside, an HSM must
+/// be able to undo.
+pub(super) async fn must_be_undoable(connection: &Connection, needed: Needed, deadline: Instant) -> Result<(), Error> {
+    connection.told(needed, deadline).await;
+    must_have(connection, needed)?;
+    if connection.any_can(needed) { Ok(()) } else { Err(Error::Hsm(Failure::NoNode)) }
 }
 
 impl Key {
