@@ -14,6 +14,7 @@ use crate::model::{CkaId, ClusterId, CryptoUser, HsmId, KeyKind, Plaintext, Prob
 use crate::node::{self, CallError, Change, Common, Credential, Node, Passwords, Status};
 use crate::records::KekRecord;
 
+use super::abilities::Learnt;
 use super::failover::{Effect, History, Next};
 use super::member::{Member, Members, Supervision};
 use super::repeat::{Freely, Repeat};
@@ -108,6 +109,8 @@ pub struct Connection {
     /// Those of now, in the order of their HSMs. Exchanged as a whole by [`super::membership`].
     pub(super) members: watch::Sender<Members>,
     pub(super) common: Common,
+    /// What the HSMs can do.
+    pub(super) learnt: Learnt,
     /// The daemon's own availability zone, if it has one.
     zone: Option<Zone>,
     /// The cluster's key-encryption key, once it is made for good.
@@ -132,12 +135,19 @@ enum Stage {
 
 impl Connection {
     /// A Connection whose nodes are known and at rest. Nobody is logged in until [`Connection::bring_up`].
-    pub fn new(cluster: ClusterId, nodes: Vec<Arc<Node>>, common: Common, zone: Option<Zone>) -> Arc<Self> {
-        let members: Members = nodes.into_iter().map(|node| Arc::new(Member::new(node))).collect();
+    pub fn new(
+        cluster: ClusterId,
+        nodes: Vec<Arc<Node>>,
+        common: Common,
+        zone: Option<Zone>,
+        learnt: Learnt,
+    ) -> Arc<Self> {
+        let members: Members = nodes.into_iter().map(|node| Arc::new(Member::new(node, &learnt))).collect();
         Arc::new(Self {
             cluster,
             members: watch::Sender::new(members),
             common,
+            learnt,
             zone,
             kek: OnceLock::new(),
             ceremony: tokio::sync::Mutex::default(),
