@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::link::Pace;
 use crate::link::v1::{self, Request, request::Verb, response::Outcome};
 use crate::model::{
-    ClusterId, EncryptionAlgorithm, HsmId, KeyKind, KeySpec, KeyUsage, SignatureScheme, SigningAlgorithm,
+    CkaId, ClusterId, EncryptionAlgorithm, HsmId, KeyKind, KeySpec, KeyUsage, SignatureScheme, SigningAlgorithm,
 };
 use crate::node::{CallError, Node};
 
@@ -236,6 +236,14 @@ async fn test(node: &Node, kek_cka_id: Vec<u8>) -> Result<v1::Abilities, Untold>
     }
 }
 
+impl Member {
+    /// What it lacks for it, as far as it has said.
+    pub(super) fn lack(&self, needed: Needed) -> Option<Lack> {
+        let missing = self.abilities.lacks(needed).ok().flatten()?;
+        Some(Lack { hsm: self.node.hsm().clone(), missing })
+    }
+}
+
 impl Connection {
     /// Waits until each node that serves has said whether it can do it, but not for long: one that hangs holds up no other.
     pub async fn told(&self, needed: Needed, deadline: Instant) {
@@ -253,10 +261,14 @@ impl Connection {
     pub fn lack(&self, needed: Needed) -> Option<Lack> {
         let members = self.members();
         let mut serving = members.iter().filter(|member| member.is_proved());
-        serving.find_map(|member| {
-            let missing = member.abilities.lacks(needed).ok().flatten()?;
-            Some(Lack { hsm: member.node.hsm().clone(), missing })
-        })
+        serving.find_map(|member| member.lack(needed))
+    }
+
+    /// The same, when every node that serves and has the key has said that it cannot do it.
+    pub fn lack_of_holders(&self, key: &CkaId, needed: Needed) -> Option<Lack> {
+        let members = self.members();
+        let holders = members.iter().filter(|member| member.is_proved() && member.has(key));
+        first_if_all(holders.map(|member| member.lack(needed)))
     }
 
     /// Whether a node that serves has said that it can do it.
@@ -271,6 +283,11 @@ impl Connection {
         let can = |spec| serving.iter().all(|member| member.abilities.lacks(Needed::Spec(spec)) == Ok(None));
         if serving.is_empty() { Vec::new() } else { KeySpec::ALL.into_iter().filter(|spec| can(*spec)).collect() }
     }
+}
+
+fn first_if_all<T>(mut some: impl Iterator<Item = Option<T>>) -> Option<T> {
+    let first = some.next()??;
+    some.all(|other| other.is_some()).then_some(first)
 }
 
 /// What no cluster that copies keys wrapped can do, and why.
@@ -327,6 +344,14 @@ mod tests {
         assert!(!abilities.is_to_be_asked(&token("a")));
         assert!(abilities.lacks(Needed::Spec(KeySpec::Hmac256)).unwrap().is_some());
         assert_eq!(abilities.lacks(Needed::Spec(KeySpec::SymmetricDefault)), Ok(None));
+    }
+
+    #[test]
+    fn one_that_lacks_nothing_or_has_not_said_is_enough() {
+        assert_eq!(first_if_all([Some(1), Some(2)].into_iter()), Some(1));
+        assert_eq!(first_if_all([Some(1), None].into_iter()), None);
+        assert_eq!(first_if_all([None, Some(2)].into_iter()), None);
+        assert_eq!(first_if_all(std::iter::empty::<Option<u8>>()), None);
     }
 
     #[test]

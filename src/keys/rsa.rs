@@ -81,8 +81,8 @@ impl Keys {
         if ciphertext.len() != bits / 8 {
             return Err(Error::InvalidCiphertext);
         }
-        kinds::must_have(connection, Needed::Encryption(algorithm))?;
         let version = key.current()?;
+        kinds::one_must_have(connection, &version.in_hsms.id, Needed::Encryption(algorithm))?;
         terms.in_earnest()?;
         let opened = connection.decrypt_oaep(&version.in_hsms, algorithm, ciphertext.to_vec(), terms.deadline).await;
         let plaintext = self.told(permit, reached, version.version, connection, opened.map_err(Error::Hsm)).await?;
