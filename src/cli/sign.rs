@@ -171,6 +171,7 @@ pub(super) async fn verify(client: &Client, args: VerifyArgs) -> Result<(), Fail
     };
     let response = daemon.crypto().verify(daemon.request(request)).await?.into_inner();
     checksum_was_used(response.verified_message_crc32c && response.verified_signature_crc32c)?;
+    must_be_valid(response.signature_valid, "signature")?;
     client.output.show(&response, |_, _| "the signature is right\n".to_owned())
 }
 
@@ -208,6 +209,7 @@ pub(super) async fn verify_mac(client: &Client, args: VerifyMacArgs) -> Result<(
     };
     let response = daemon.crypto().verify_mac(daemon.request(request)).await?.into_inner();
     checksum_was_used(response.verified_message_crc32c && response.verified_mac_crc32c)?;
+    must_be_valid(response.mac_valid, "MAC")?;
     client.output.show(&response, |_, _| "the MAC is right\n".to_owned())
 }
 
@@ -222,6 +224,13 @@ pub(super) async fn public_key(client: &Client, args: PublicKeyArgs) -> Result<(
         response.public_key.clear();
     }
     client.output.show(&response, |_, _| String::new())
+}
+
+/// The daemon answers a wrong one with an error; an answer that does not say that it is right is no proof either.
+fn must_be_valid(is_valid: bool, what: &str) -> Result<(), Failure> {
+    let unsaid =
+        || Failure::refused("DATA_LOSS", "NOT_VALID", format!("the daemon does not say that the {what} is valid"));
+    if is_valid { Ok(()) } else { Err(unsaid()) }
 }
 
 /// Whether it was written; otherwise it stands in the JSON.
@@ -252,6 +261,11 @@ fn pem(der: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_an_answer_that_says_so_makes_a_signature_valid() {
+        assert!(must_be_valid(true, "MAC").is_ok() && must_be_valid(false, "MAC").is_err());
+    }
 
     #[test]
     fn a_public_key_is_written_in_lines_of_64() {

@@ -1,24 +1,30 @@
 //! What the HSMs of a Connection can do with keys beside AES-256, which every one of them has shown with its canary.
 //!
-//! Each node's worker tries it once for its token, after the node was proved and beside its work: a library that dies of the
-//! question costs a restart, and is not asked a third time. What a node can do is remembered as long as its token is the same,
-//! in serial number and firmware.
+//! A worker of each HSM tries it once for its token, after the node was proved and beside its work: a library that dies of the
+//! question costs a restart, and is not asked a third time. What an HSM can do is remembered for all Connections, as long as
+//! the daemon runs and the token is the same.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::link::v1::{self, request::Verb, response::Outcome};
-use crate::model::{EncryptionAlgorithm, HsmId, KeyKind, KeySpec, KeyUsage, SignatureScheme, SigningAlgorithm};
+use crate::link::Pace;
+use crate::link::v1::{self, Request, request::Verb, response::Outcome};
+use crate::model::{
+    CkaId, ClusterId, EncryptionAlgorithm, HsmId, KeyKind, KeySpec, KeyUsage, SignatureScheme, SigningAlgorithm,
+};
+use crate::node::{CallError, Node};
 
-use super::Failure;
 use super::connection::Connection;
-use super::failover::Effect;
 use super::member::Member;
 
-/// How long one try may take.
+/// One try may take as long as an RSA pair, and this for all else.
 const STEP: Duration = Duration::from_secs(60);
+/// While nobody waits for it, a node that came into service is asked after this: others have more urgent work for it.
+const SETTLING: Duration = Duration::from_secs(1);
 /// Whoever is about to make a key waits this long for a node that has not said what it can.
 const TELLING: Duration = Duration::from_secs(10);
 /// The pause before a node that did not say is asked again; doubled each time.
@@ -43,18 +49,65 @@ pub enum Needed {
     Encryption(EncryptionAlgorithm),
 }
 
-/// What is known of one node.
+/// What is known of every HSM that was in service since the daemon began, whoever was logged in. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Learnt(Arc<Mutex<BTreeMap<Hsm, Arc<Abilities>>>>);
+
+/// HSMs of two clusters may go by one name.
+type Hsm = (ClusterId, HsmId);
+
+/// What is known of one HSM.
 #[derive(Debug, Default)]
-pub(super) struct Abilities(Mutex<Known>);
+pub(super) struct Abilities {
+    known: Mutex<Known>,
+    /// Whether somebody has waited for it.
+    wanted: watch::Sender<bool>,
+    /// Held while it is asked: one Connection asks for all.
+    asking: Arc<tokio::sync::Mutex<()>>,
+}
 
 #[derive(Debug, Default)]
 struct Known {
-    /// Of which token: its serial number and firmware.
-    token: Option<(String, String)>,
-    /// How often its worker was asked and has not answered.
-    unanswered: u32,
+    token: Option<Token>,
+    /// How often a worker has died of the question.
+    deaths: u32,
     /// By name, what is missing for it; nothing, if it can. `None` until it was told.
     told: Option<Arc<[(String, String)]>>,
+}
+
+/// What the answer holds for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Token {
+    /// Empty where each user has a token of his own: they are alike.
+    serial: String,
+    model: String,
+    firmware: String,
+}
+
+/// Why a node has not told what it can do.
+#[derive(Debug, thiserror::Error)]
+enum Untold {
+    #[error(transparent)]
+    Call(#[from] CallError),
+    #[error("the worker answered out of turn")]
+    OutOfTurn,
+}
+
+impl Learnt {
+    pub(super) fn of(&self, node: &Node) -> Arc<Abilities> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those of HSMs that are gone, before another comes.
+        all.retain(|_, abilities| Arc::strong_count(abilities) > 1 || abilities.lock().told.is_some());
+        all.entry((node.spec.cluster.clone(), node.hsm().clone())).or_default().clone()
+    }
+}
+
+impl Token {
+    fn of(node: &Node) -> Option<Self> {
+        let facts = node.status().borrow().token.clone()?;
+        let serial = if node.spec.location.manages_users() { String::new() } else { facts.serial };
+        Some(Self { serial, model: facts.model, firmware: facts.firmware_version })
+    }
 }
 
 impl Needed {
@@ -89,61 +142,68 @@ impl Abilities {
         Ok((!missing.is_empty()).then_some(missing))
     }
 
-    /// Whether the token is to be asked. It counts as unanswered until it has told.
-    fn ask(&self, token: (String, String)) -> bool {
+    /// Whether the token is to be asked.
+    fn is_to_be_asked(&self, token: &Token) -> bool {
         let mut known = self.lock();
-        if known.token.as_ref() != Some(&token) {
-            *known = Known { token: Some(token), ..Known::default() };
+        if known.token.as_ref() != Some(token) {
+            *known = Known { token: Some(token.clone()), ..Known::default() };
         }
-        if known.told.is_some() {
-            return false;
-        }
-        if known.unanswered >= DEATHS {
+        if known.told.is_none() && known.deaths >= DEATHS {
             known.told = Some(Arc::from([]));
-            return false;
         }
-        known.unanswered += 1;
-        true
+        known.told.is_none()
     }
 
-    /// The question was not what kept the answer away.
-    fn acquit(&self) {
+    /// Takes the answer down, if it is still this token's. Only a worker's death speaks against the question: whatever else
+    /// kept the answer away may be gone when it is asked again.
+    fn note(&self, token: &Token, answer: &Result<v1::Abilities, Untold>) {
         let mut known = self.lock();
-        known.unanswered = known.unanswered.saturating_sub(1);
+        if known.token.as_ref() != Some(token) {
+            return;
+        }
+        match answer {
+            Ok(told) => {
+                known.told = Some(told.abilities.iter().map(|it| (it.of.clone(), it.missing.clone())).collect());
+            }
+            Err(Untold::Call(CallError::Died)) => known.deaths += 1,
+            Err(_) => {}
+        }
     }
 
-    fn tell(&self, told: v1::Abilities) {
-        self.lock().told = Some(told.abilities.into_iter().map(|it| (it.of, it.missing)).collect());
+    /// Resolves when somebody waits for it, or the node has settled.
+    async fn is_time(&self) {
+        let _ = tokio::time::timeout(SETTLING, self.wanted.subscribe().wait_for(|wanted| *wanted)).await;
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Finds out what a proved node can do, unless it is known, and then does nothing more.
 pub(super) async fn learn(connection: &Connection, member: &Member) {
+    let abilities = &member.abilities;
     let mut pause = FIRST_PAUSE;
-    loop {
-        let facts = member.node.status().borrow().token.clone();
-        let Some(facts) = facts else { return std::future::pending().await };
-        if !member.abilities.ask((facts.serial, facts.firmware_version)) {
+    let Some(token) = Token::of(&member.node) else { return std::future::pending().await };
+    if abilities.is_to_be_asked(&token) {
+        abilities.is_time().await;
+    }
+    while abilities.is_to_be_asked(&token) {
+        let asking = abilities.asking.clone().lock_owned().await;
+        if !abilities.is_to_be_asked(&token) {
             break;
         }
-        match test(connection, member).await {
-            Ok(told) => {
-                let lacking = told.abilities.iter().filter(|it| !it.missing.is_empty());
-                for v1::abilities::Ability { of, missing } in lacking {
-                    tracing::debug!(hsm = %member.node.hsm(), of, missing, "the HSM cannot do this");
-                }
-                member.abilities.tell(told);
+        if let Ok(kek) = connection.kek().await {
+            // In a task of its own: how it ends is noted also when the login that it was asked through is gone.
+            let (node, abilities, token) = (member.node.clone(), abilities.clone(), token.clone());
+            let trial = tokio::spawn(async move {
+                let answer = test(&node, kek.kek_id.to_vec()).await;
+                abilities.note(&token, &answer);
+                drop(asking);
+                answer.is_ok()
+            });
+            if trial.await.unwrap_or(false) {
                 break;
-            }
-            // The worker may have died of it.
-            Err(Failure::OutcomeUnknown | Failure::Poisonous) => {}
-            Err(failure) => {
-                tracing::debug!(hsm = %member.node.hsm(), %failure, "what the HSM can do is not known yet");
-                member.abilities.acquit();
             }
         }
         tokio::time::sleep(pause).await;
@@ -153,18 +213,45 @@ pub(super) async fn learn(connection: &Connection, member: &Member) {
     std::future::pending().await
 }
 
-async fn test(connection: &Connection, member: &Member) -> Result<v1::Abilities, Failure> {
-    let kek = connection.kek().await?;
-    let verb = Verb::TestAbilities(v1::TestAbilities { kek_cka_id: kek.kek_id.to_vec() });
-    match connection.ask(member, verb, Effect::Once, Instant::now() + STEP).await? {
-        Outcome::Abilities(told) => Ok(told),
-        _ => Err(Failure::OutOfTurn),
+async fn test(node: &Node, kek_cka_id: Vec<u8>) -> Result<v1::Abilities, Untold> {
+    let hsm = node.hsm();
+    let began = Instant::now();
+    let mut request =
+        Request { verb: Some(Verb::TestAbilities(v1::TestAbilities { kek_cka_id })), ..Request::default() };
+    let answer = node.call(&mut request, began + node.spec.patience.with(Pace::Primes) + STEP).await;
+    let took = began.elapsed();
+    match answer {
+        Ok(Outcome::Abilities(told)) => {
+            tracing::debug!(%hsm, ?took, "the HSM was tried for what it can do");
+            for v1::abilities::Ability { of, missing } in told.abilities.iter().filter(|it| !it.missing.is_empty()) {
+                tracing::debug!(%hsm, of, missing, "the HSM cannot do this");
+            }
+            Ok(told)
+        }
+        Ok(_) => Err(Untold::OutOfTurn),
+        Err(error) => {
+            tracing::debug!(%hsm, ?took, %error, "what the HSM can do is not known yet");
+            Err(error.into())
+        }
+    }
+}
+
+impl Member {
+    /// What it lacks for it, as far as it has said.
+    pub(super) fn lack(&self, needed: Needed) -> Option<Lack> {
+        let missing = self.abilities.lacks(needed).ok().flatten()?;
+        Some(Lack { hsm: self.node.hsm().clone(), missing })
     }
 }
 
 impl Connection {
     /// Waits until each node that serves has said whether it can do it, but not for long: one that hangs holds up no other.
     pub async fn told(&self, needed: Needed, deadline: Instant) {
+        for member in self.members().iter() {
+            if member.abilities.lacks(needed).is_err() {
+                member.abilities.wanted.send_replace(true);
+            }
+        }
         let all_told = || self.members().iter().all(|it| !it.is_proved() || it.abilities.lacks(needed).is_ok());
         let until = deadline.min(Instant::now() + TELLING);
         let _ = tokio::time::timeout_at(until, self.until(|| all_told() || self.is_closed())).await;
@@ -174,10 +261,19 @@ impl Connection {
     pub fn lack(&self, needed: Needed) -> Option<Lack> {
         let members = self.members();
         let mut serving = members.iter().filter(|member| member.is_proved());
-        serving.find_map(|member| {
-            let missing = member.abilities.lacks(needed).ok().flatten()?;
-            Some(Lack { hsm: member.node.hsm().clone(), missing })
-        })
+        serving.find_map(|member| member.lack(needed))
+    }
+
+    /// The same, when every node that serves and has the key has said that it cannot do it.
+    pub fn lack_of_holders(&self, key: &CkaId, needed: Needed) -> Option<Lack> {
+        let members = self.members();
+        let holders = members.iter().filter(|member| member.is_proved() && member.has(key));
+        first_if_all(holders.map(|member| member.lack(needed)))
+    }
+
+    /// Whether a node that serves has said that it can do it.
+    pub fn any_can(&self, needed: Needed) -> bool {
+        self.members().iter().any(|member| member.is_proved() && member.abilities.lacks(needed) == Ok(None))
     }
 
     /// The key specs that every node that serves can do, as far as they have said.
@@ -187,6 +283,11 @@ impl Connection {
         let can = |spec| serving.iter().all(|member| member.abilities.lacks(Needed::Spec(spec)) == Ok(None));
         if serving.is_empty() { Vec::new() } else { KeySpec::ALL.into_iter().filter(|spec| can(*spec)).collect() }
     }
+}
+
+fn first_if_all<T>(mut some: impl Iterator<Item = Option<T>>) -> Option<T> {
+    let first = some.next()??;
+    some.all(|other| other.is_some()).then_some(first)
 }
 
 /// What no cluster that copies keys wrapped can do, and why.
@@ -205,12 +306,14 @@ pub fn withheld(kind: KeyKind) -> Option<&'static str> {
 mod tests {
     use super::*;
 
-    fn token(serial: &str) -> (String, String) {
-        (serial.to_owned(), "2.6".to_owned())
+    fn token(serial: &str) -> Token {
+        Token { serial: serial.to_owned(), model: "model".to_owned(), firmware: "2.6".to_owned() }
     }
 
-    fn ability(of: &str, missing: &str) -> v1::abilities::Ability {
-        v1::abilities::Ability { of: of.to_owned(), missing: missing.to_owned() }
+    fn told(abilities: &[(&str, &str)]) -> Result<v1::Abilities, Untold> {
+        let ability =
+            |(of, missing): &(&str, &str)| v1::abilities::Ability { of: (*of).into(), missing: (*missing).into() };
+        Ok(v1::Abilities { abilities: abilities.iter().map(ability).collect() })
     }
 
     #[test]
@@ -219,24 +322,47 @@ mod tests {
         let p256 = Needed::Spec(KeySpec::EccNistP256);
         assert_eq!(abilities.lacks(p256), Err(()));
         assert_eq!(abilities.lacks(Needed::Spec(KeySpec::SymmetricDefault)), Ok(None));
-        assert!(abilities.ask(token("a")));
-        abilities.tell(v1::Abilities { abilities: vec![ability("ECC_NIST_P256", ""), ability("RSA_2048", "it")] });
+        assert!(abilities.is_to_be_asked(&token("a")));
+        abilities.note(&token("a"), &told(&[("ECC_NIST_P256", ""), ("RSA_2048", "it")]));
         assert_eq!(abilities.lacks(p256), Ok(None));
         assert_eq!(abilities.lacks(Needed::Spec(KeySpec::Rsa2048)), Ok(Some("it".to_owned())));
         assert!(abilities.lacks(Needed::Spec(KeySpec::MlKem512)).unwrap().is_some(), "of which nothing was said");
-        assert!(!abilities.ask(token("a")));
-        assert!(abilities.ask(token("b")));
-        assert_eq!(abilities.lacks(p256), Err(()));
+        assert!(!abilities.is_to_be_asked(&token("a")));
+        assert!(abilities.is_to_be_asked(&token("b")));
+        abilities.note(&token("a"), &told(&[("ECC_NIST_P256", "")]));
+        assert_eq!(abilities.lacks(p256), Err(()), "the answer of a token that is gone");
     }
 
     #[test]
     fn a_token_whose_worker_died_twice_over_the_question_is_taken_to_lack_everything_else() {
         let abilities = Abilities::default();
-        assert!(abilities.ask(token("a")));
-        abilities.acquit();
-        assert!(abilities.ask(token("a")) && abilities.ask(token("a")));
-        assert!(!abilities.ask(token("a")));
+        let died = || Err(Untold::Call(CallError::Died));
+        for _ in 0..DEATHS {
+            assert!(abilities.is_to_be_asked(&token("a")));
+            abilities.note(&token("a"), &died());
+        }
+        assert!(!abilities.is_to_be_asked(&token("a")));
         assert!(abilities.lacks(Needed::Spec(KeySpec::Hmac256)).unwrap().is_some());
         assert_eq!(abilities.lacks(Needed::Spec(KeySpec::SymmetricDefault)), Ok(None));
+    }
+
+    #[test]
+    fn one_that_lacks_nothing_or_has_not_said_is_enough() {
+        assert_eq!(first_if_all([Some(1), Some(2)].into_iter()), Some(1));
+        assert_eq!(first_if_all([Some(1), None].into_iter()), None);
+        assert_eq!(first_if_all([None, Some(2)].into_iter()), None);
+        assert_eq!(first_if_all(std::iter::empty::<Option<u8>>()), None);
+    }
+
+    #[test]
+    fn an_answer_that_is_late_or_lost_or_a_fault_is_asked_for_again() {
+        let abilities = Abilities::default();
+        let fault = || CallError::Fault(v1::Fault::default());
+        for error in [CallError::LateAfter, CallError::Cut, CallError::NotServing, fault(), fault(), fault()] {
+            abilities.is_to_be_asked(&token("a"));
+            abilities.note(&token("a"), &Err(error.into()));
+        }
+        abilities.note(&token("a"), &Err(Untold::OutOfTurn));
+        assert!(abilities.is_to_be_asked(&token("a")));
     }
 }

@@ -14,6 +14,7 @@ use crate::model::{CkaId, ClusterId, CryptoUser, HsmId, KeyKind, Plaintext, Prob
 use crate::node::{self, CallError, Change, Common, Credential, Node, Passwords, Status};
 use crate::records::KekRecord;
 
+use super::abilities::{Learnt, Needed};
 use super::failover::{Effect, History, Next};
 use super::member::{Member, Members, Supervision};
 use super::repeat::{Freely, Repeat};
@@ -108,6 +109,8 @@ pub struct Connection {
     /// Those of now, in the order of their HSMs. Exchanged as a whole by [`super::membership`].
     pub(super) members: watch::Sender<Members>,
     pub(super) common: Common,
+    /// What the HSMs can do.
+    pub(super) learnt: Learnt,
     /// The daemon's own availability zone, if it has one.
     zone: Option<Zone>,
     /// The cluster's key-encryption key, once it is made for good.
@@ -132,12 +135,19 @@ enum Stage {
 
 impl Connection {
     /// A Connection whose nodes are known and at rest. Nobody is logged in until [`Connection::bring_up`].
-    pub fn new(cluster: ClusterId, nodes: Vec<Arc<Node>>, common: Common, zone: Option<Zone>) -> Arc<Self> {
-        let members: Members = nodes.into_iter().map(|node| Arc::new(Member::new(node))).collect();
+    pub fn new(
+        cluster: ClusterId,
+        nodes: Vec<Arc<Node>>,
+        common: Common,
+        zone: Option<Zone>,
+        learnt: Learnt,
+    ) -> Arc<Self> {
+        let members: Members = nodes.into_iter().map(|node| Arc::new(Member::new(node, &learnt))).collect();
         Arc::new(Self {
             cluster,
             members: watch::Sender::new(members),
             common,
+            learnt,
             zone,
             kek: OnceLock::new(),
             ceremony: tokio::sync::Mutex::default(),
@@ -302,7 +312,7 @@ impl Connection {
             plaintext: plaintext.into_exposed(),
             probe: key.probe.0.clone(),
         });
-        match self.run(Some(&key.id), verb, deadline, uses).await? {
+        match self.run(Wanted::with(&key.id), verb, deadline, uses).await? {
             Outcome::Sealed(v1::Sealed { iv, sealed }) => Ok(Sealed { iv, sealed }),
             _ => Err(Failure::OutOfTurn.into()),
         }
@@ -322,7 +332,7 @@ impl Connection {
             sealed: sealed.sealed,
             probe: key.probe.0.clone(),
         });
-        match self.run(Some(&key.id), verb, deadline, &Freely).await? {
+        match self.run(Wanted::with(&key.id), verb, deadline, &Freely).await? {
             Outcome::Opaque(opaque) => Ok(Plaintext::new(opaque.bytes)),
             _ => Err(Failure::OutOfTurn),
         }
@@ -346,7 +356,7 @@ impl Connection {
             with_plaintext,
             probe: key.probe.0.clone(),
         });
-        match self.run(Some(&key.id), verb, deadline, uses).await? {
+        match self.run(Wanted::with(&key.id), verb, deadline, uses).await? {
             Outcome::DataKey(v1::DataKey { plaintext, iv, sealed }) => {
                 Ok(Generated { plaintext: Plaintext::new(plaintext), sealed: Sealed { iv, sealed } })
             }
@@ -356,7 +366,7 @@ impl Connection {
 
     pub async fn generate_random(&self, number_of_bytes: u32, deadline: Instant) -> Result<Plaintext, Failure> {
         let verb = Verb::GenerateRandom(v1::GenerateRandom { number_of_bytes });
-        match self.run(None, verb, deadline, &Freely).await? {
+        match self.run(Wanted::default(), verb, deadline, &Freely).await? {
             Outcome::Opaque(opaque) => Ok(Plaintext::new(opaque.bytes)),
             _ => Err(Failure::OutOfTurn),
         }
@@ -366,7 +376,7 @@ impl Connection {
     /// same, may have done.
     pub(super) async fn run<R: Repeat>(
         &self,
-        key: Option<&CkaId>,
+        wanted: Wanted<'_>,
         verb: Verb,
         deadline: Instant,
         repeat: &R,
@@ -379,8 +389,8 @@ impl Connection {
         let mut may_be_done = false;
         loop {
             // Those of now: one that has joined since the request began may be all there is.
-            let Some((member, others)) = again.take().or_else(|| self.choose(key, &asked)) else {
-                return Err(history.exhausted(self.why_nobody(key)).into());
+            let Some((member, others)) = again.take().or_else(|| self.choose(wanted, &asked)) else {
+                return Err(history.exhausted(self.why_nobody(wanted)).into());
             };
             if history.is_suspect() && suspicion.is_none() {
                 suspicion = Some(self.alone(deadline).await?);
@@ -394,7 +404,7 @@ impl Connection {
                 Ok(outcome) => return Ok(outcome),
                 Err(error) => error,
             };
-            heed(&member, key, &error);
+            heed(&member, wanted.key, &error);
             may_be_done |= error.was_handed_over();
             match history.after(&error, Effect::Repeatable, Instant::now() >= deadline) {
                 Next::SameNode => again = Some((member, others)),
@@ -423,11 +433,11 @@ impl Connection {
     }
 
     /// The one to ask next, and how many others could be asked after it.
-    fn choose(&self, key: Option<&CkaId>, asked: &[Arc<Member>]) -> Option<(Arc<Member>, usize)> {
+    fn choose(&self, wanted: Wanted<'_>, asked: &[Arc<Member>]) -> Option<(Arc<Member>, usize)> {
         let members = self.members();
         let mut candidates = 0;
         let chosen = route::choose(
-            self.candidates(&members, key, asked).inspect(|_| candidates += 1),
+            self.candidates(&members, wanted, asked).inspect(|_| candidates += 1),
             self.turn.fetch_add(1, Relaxed),
             members.len(),
         );
@@ -437,14 +447,11 @@ impl Connection {
     fn candidates(
         &self,
         members: &[Arc<Member>],
-        key: Option<&CkaId>,
+        wanted: Wanted<'_>,
         asked: &[Arc<Member>],
     ) -> impl Iterator<Item = Candidate> {
         let was_asked = |member| asked.iter().any(|asked| Arc::ptr_eq(asked, member));
-        let able = members
-            .iter()
-            .enumerate()
-            .filter(move |(_, member)| !was_asked(member) && key.is_none_or(|key| member.has(key)));
+        let able = members.iter().enumerate().filter(move |(_, member)| !was_asked(member) && wanted.is_met_by(member));
         able.filter_map(|(index, member)| {
             Some(Candidate {
                 index,
@@ -455,9 +462,13 @@ impl Connection {
         })
     }
 
-    fn why_nobody(&self, key: Option<&CkaId>) -> Failure {
-        match key {
-            Some(_) if self.any_proved() => Failure::KeyUnavailable,
+    fn why_nobody(&self, wanted: Wanted<'_>) -> Failure {
+        let Wanted { key, ability } = wanted;
+        match (key, ability) {
+            (Some(key), Some(needed)) if self.lack_of_holders(key, needed).is_some() => {
+                Failure::Unsupported(needed.name().to_owned())
+            }
+            (Some(_), _) if self.any_proved() => Failure::KeyUnavailable,
             _ => Failure::NoNode,
         }
     }
@@ -496,12 +507,34 @@ impl Connection {
     /// The nodes a new key can be made on or copied to, in the order in which they are asked.
     pub fn ready_for_new_keys(&self) -> Vec<Arc<Member>> {
         let members = self.members();
-        let ready = self.candidates(&members, None, &[]);
+        let ready = self.candidates(&members, Wanted::default(), &[]);
         let in_order = route::in_order(ready, self.turn.fetch_add(1, Relaxed), members.len());
         let mut nodes: Vec<_> = in_order.into_iter().map(|index| members[index].clone()).collect();
         // One that could not take a key would leave it unknown whether it had made the next.
         nodes.sort_by_key(|member| !member.is_level());
         nodes
+    }
+}
+
+/// What a node must have, and be able to do, to be asked.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Wanted<'a> {
+    key: Option<&'a CkaId>,
+    /// One that has not said whether it can may be asked.
+    ability: Option<Needed>,
+}
+
+impl<'a> Wanted<'a> {
+    pub(super) const fn with(key: &'a CkaId) -> Self {
+        Self { key: Some(key), ability: None }
+    }
+
+    pub(super) const fn that_can(self, needed: Needed) -> Self {
+        Self { ability: Some(needed), ..self }
+    }
+
+    fn is_met_by(self, member: &Member) -> bool {
+        self.key.is_none_or(|key| member.has(key)) && self.ability.is_none_or(|needed| member.lack(needed).is_none())
     }
 }
 

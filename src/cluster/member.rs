@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use crate::model::CkaId;
 use crate::node::{Health, Load, Node};
 
-use super::abilities::Abilities;
+use super::abilities::{Abilities, Learnt};
 use super::pace::Pace;
 
 /// The members of a Connection, as of some moment.
@@ -38,8 +38,8 @@ pub struct Member {
     stuck: Mutex<Option<(u64, Stuck)>>,
     /// When the canary last answered, and how it has answered lately.
     checks: Mutex<Checks>,
-    /// What kinds of keys it can do.
-    pub(super) abilities: Abilities,
+    /// What kinds of keys its HSM can do, for all Connections.
+    pub(super) abilities: Arc<Abilities>,
     /// Held while its objects are listed.
     pub(super) listing: tokio::sync::Mutex<()>,
     supervision: Mutex<Option<Supervision>>,
@@ -86,8 +86,9 @@ impl Checks {
 }
 
 impl Member {
-    pub(super) fn new(node: Arc<Node>) -> Self {
+    pub(super) fn new(node: Arc<Node>, learnt: &Learnt) -> Self {
         Self {
+            abilities: learnt.of(&node),
             node,
             proved: AtomicU64::new(0),
             proofs: AtomicU64::new(0),
@@ -99,7 +100,6 @@ impl Member {
             slow: AtomicBool::new(false),
             stuck: Mutex::default(),
             checks: Mutex::default(),
-            abilities: Abilities::default(),
             listing: tokio::sync::Mutex::default(),
             supervision: Mutex::default(),
         }

@@ -24,7 +24,7 @@ impl Connection {
 
     /// Takes a node in, and starts keeping it up. What it lacks is known before anybody sees it, let alone asks it.
     pub async fn join(self: &Arc<Self>, node: Arc<Node>) -> Result<(), Unavailable> {
-        let member = Arc::new(Member::new(node));
+        let member = Arc::new(Member::new(node, &self.learnt));
         prove::note_missing(self, &member).await?;
         self.exchange(|members| {
             let place = members.partition_point(|other| other.node.hsm() < member.node.hsm());

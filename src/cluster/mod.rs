@@ -26,7 +26,7 @@ mod route;
 mod settings;
 mod sign;
 
-pub use abilities::{Needed, withheld};
+pub use abilities::{Lack, Learnt, Needed, withheld};
 pub use connection::{Closing, Connection, Failure, KeyInHsms, KeyTemplate, Made, Sealed, zones};
 pub use declared::{Declared, Undeclarable, differences};
 pub use made::MadeSettings;

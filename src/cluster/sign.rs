@@ -5,7 +5,8 @@ use tokio::time::Instant;
 use crate::link::v1::{self, request::Verb, response::Outcome};
 use crate::model::{EncryptionAlgorithm, MacAlgorithm, Plaintext, SigningAlgorithm};
 
-use super::connection::{Connection, Failure, KeyInHsms};
+use super::abilities::Needed;
+use super::connection::{Connection, Failure, KeyInHsms, Wanted};
 use super::repeat::Freely;
 
 impl Connection {
@@ -17,7 +18,8 @@ impl Connection {
         digest: Vec<u8>,
         deadline: Instant,
     ) -> Result<Vec<u8>, Failure> {
-        self.sign_as(key, algorithm.as_str(), digest, deadline).await
+        let wanted = Wanted::with(&key.id).that_can(Needed::Signing(algorithm));
+        self.sign_as(key, wanted, (algorithm.as_str(), digest), deadline).await
     }
 
     /// The MAC of a message.
@@ -28,7 +30,7 @@ impl Connection {
         message: Vec<u8>,
         deadline: Instant,
     ) -> Result<Vec<u8>, Failure> {
-        self.sign_as(key, algorithm.as_str(), message, deadline).await
+        self.sign_as(key, Wanted::with(&key.id), (algorithm.as_str(), message), deadline).await
     }
 
     /// The plaintext of an RSA-OAEP ciphertext.
@@ -45,14 +47,15 @@ impl Connection {
             ciphertext,
             probe: key.probe.0.clone(),
         });
-        Ok(Plaintext::new(self.run_opaque(key, verb, deadline).await?))
+        let wanted = Wanted::with(&key.id).that_can(Needed::Encryption(algorithm));
+        Ok(Plaintext::new(self.run_opaque(wanted, verb, deadline).await?))
     }
 
     async fn sign_as(
         &self,
         key: &KeyInHsms,
-        algorithm: &str,
-        input: Vec<u8>,
+        wanted: Wanted<'_>,
+        (algorithm, input): (&str, Vec<u8>),
         deadline: Instant,
     ) -> Result<Vec<u8>, Failure> {
         let verb = Verb::Sign(v1::Sign {
@@ -61,11 +64,11 @@ impl Connection {
             input,
             probe: key.probe.0.clone(),
         });
-        self.run_opaque(key, verb, deadline).await
+        self.run_opaque(wanted, verb, deadline).await
     }
 
-    async fn run_opaque(&self, key: &KeyInHsms, verb: Verb, deadline: Instant) -> Result<Vec<u8>, Failure> {
-        match self.run(Some(&key.id), verb, deadline, &Freely).await? {
+    async fn run_opaque(&self, wanted: Wanted<'_>, verb: Verb, deadline: Instant) -> Result<Vec<u8>, Failure> {
+        match self.run(wanted, verb, deadline, &Freely).await? {
             Outcome::Opaque(opaque) => Ok(opaque.bytes),
             _ => Err(Failure::OutOfTurn),
         }

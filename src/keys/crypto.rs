@@ -67,7 +67,7 @@ impl Keys {
         let reached = self.reach(&permit, terms.logins, key, terms.deadline).await?;
         if let Encryption::Oaep { algorithm, hash, bits } = reached.key.encryption(algorithm, "Encrypt")? {
             let ready = self.made_ready(&permit, reached)?;
-            return self.encrypt_oaep(terms, &ready, (algorithm, hash, bits), (&plaintext, context));
+            return self.encrypt_oaep(&permit, terms, &ready, (algorithm, hash, bits), (&plaintext, context)).await;
         }
         let ready = self.ready_to_seal(&permit, &terms, reached).await?;
         terms.in_earnest()?;
@@ -301,12 +301,24 @@ impl Keys {
         connection: &Connection,
         outcome: Result<T, Error>,
     ) -> Result<T, Error> {
+        let outcome = self.told_of(permit, reached, version, connection, outcome).await;
+        if outcome.is_ok() {
+            reached.key.usage.mark();
+        }
+        outcome
+    }
+
+    /// The same, when the key has not done its work yet, or not for its caller.
+    pub(super) async fn told_of<A: Action, T>(
+        &self,
+        permit: &Permit<A>,
+        reached: &Reached,
+        version: KeyVersion,
+        connection: &Connection,
+        outcome: Result<T, Error>,
+    ) -> Result<T, Error> {
         let failure = match outcome {
             Err(Error::Hsm(failure)) => failure,
-            Ok(done) => {
-                reached.key.usage.mark();
-                return Ok(done);
-            }
             other => return other,
         };
         let key = &*reached.key;

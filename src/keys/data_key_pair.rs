@@ -77,6 +77,7 @@ impl Keys {
     ) -> Result<NewDataKeyPair, Error> {
         // Before the work: it would be for nothing.
         let ready = self.ready_to_encrypt(permit, &terms, key).await?;
+        must_be_made(spec)?;
         terms.in_earnest()?;
         let (private_key, public_key) = self.make_pair(spec, terms.deadline).await?;
         let sealed = Plaintext::new(private_key.expose().to_vec());
@@ -95,15 +96,23 @@ impl Keys {
             made
         });
         let made = tokio::time::timeout_at(deadline, making).await.map_err(late)?;
-        made.ok().flatten().ok_or_else(|| Error::Unsupported {
-            what: spec.as_str(),
-            hsm: None,
-            missing: "support for such data key pairs in this release of keyway".to_owned(),
-        })
+        made.ok().flatten().ok_or(Error::PairNotMade(spec))
     }
 }
 
-/// `None`: no pairs are made of this spec.
+/// That pairs of this spec are made.
+fn must_be_made(spec: KeySpec) -> Result<(), Error> {
+    match spec.material() {
+        Material::Rsa(_) | Material::Ec(_) | Material::Edwards => Ok(()),
+        Material::Aes | Material::Hmac(_) | Material::MlDsa | Material::MlKem => Err(Error::Unsupported {
+            what: spec.as_str(),
+            hsm: None,
+            missing: "support for such data key pairs in this release of keyway".to_owned(),
+        }),
+    }
+}
+
+/// `None`: it failed, or no pairs are made of this spec.
 fn make(spec: KeySpec) -> Option<(Plaintext, PublicKey)> {
     match spec.material() {
         Material::Rsa(bits) => {
@@ -146,5 +155,19 @@ const fn signing(curve: Curve) -> &'static EcdsaSigningAlgorithm {
         Curve::P384 => &signature::ECDSA_P384_SHA384_ASN1_SIGNING,
         Curve::P521 => &signature::ECDSA_P521_SHA512_ASN1_SIGNING,
         Curve::P256k1 => &signature::ECDSA_P256K1_SHA256_ASN1_SIGNING,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_are_made_of_every_spec_that_is_not_refused_and_of_no_other() {
+        // Of one size of RSA's alone, since larger ones take seconds.
+        let specs = KeySpec::ALL.into_iter().filter(|spec| !matches!(spec, KeySpec::Rsa3072 | KeySpec::Rsa4096));
+        for spec in specs {
+            assert_eq!(must_be_made(spec).is_ok(), make(spec).is_some(), "{spec}");
+        }
     }
 }

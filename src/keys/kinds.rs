@@ -2,8 +2,8 @@
 
 use tokio::time::Instant;
 
-use crate::cluster::{self, Connection, Needed};
-use crate::model::{KeyKind, KeyUsage};
+use crate::cluster::{self, Connection, Failure, Lack, Needed};
+use crate::model::{CkaId, KeyKind, KeyUsage};
 
 use super::{Error, Key, Version};
 
@@ -19,10 +19,24 @@ pub(super) async fn must_be_able(connection: &Connection, kind: KeyKind, deadlin
 
 /// That no HSM has said that it cannot do it.
 pub(super) fn must_have(connection: &Connection, needed: Needed) -> Result<(), Error> {
-    match connection.lack(needed) {
-        None => Ok(()),
-        Some(lack) => Err(Error::Unsupported { what: needed.name(), hsm: Some(lack.hsm), missing: lack.missing }),
-    }
+    connection.lack(needed).map_or(Ok(()), |lack| Err(lacking(needed, lack)))
+}
+
+/// That not every HSM that has the key has said that it cannot do it.
+pub(super) fn one_must_have(connection: &Connection, key: &CkaId, needed: Needed) -> Result<(), Error> {
+    connection.lack_of_holders(key, needed).map_or(Ok(()), |lack| Err(lacking(needed, lack)))
+}
+
+/// That an HSM of those that serve has said that it can do it, and none that it cannot: what is done outside, an HSM must
+/// be able to undo.
+pub(super) async fn must_be_undoable(connection: &Connection, needed: Needed, deadline: Instant) -> Result<(), Error> {
+    connection.told(needed, deadline).await;
+    must_have(connection, needed)?;
+    if connection.any_can(needed) { Ok(()) } else { Err(Error::Hsm(Failure::NoNode)) }
+}
+
+fn lacking(needed: Needed, lack: Lack) -> Error {
+    Error::Unsupported { what: needed.name(), hsm: Some(lack.hsm), missing: lack.missing }
 }
 
 impl Key {

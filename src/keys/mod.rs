@@ -147,6 +147,8 @@ pub enum Error {
     WrongMac,
     #[error("key {0} has no public half")]
     NoPublicKey(String),
+    #[error("a key pair of spec {0} could not be made")]
+    PairNotMade(KeySpec),
     #[error("alias {0} is in use")]
     AliasInUse(AliasName),
     #[error("the key has {0} aliases already")]

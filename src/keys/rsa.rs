@@ -1,6 +1,7 @@
 //! Encryption to the public half of an RSA key, and decryption with the private one.
 //!
-//! Encrypting needs no secret, and is done here with the public key that the record holds, but only if the HSMs can undo it.
+//! Encrypting needs no secret, and is done here with the public key that the record holds, but only
+//! when an HSM has said that it can undo it: what is encrypted otherwise may be lost.
 //! There is no envelope: the ciphertext is RSA's own, so that others can make it. Whatever is wrong with one, callers are told
 //! the same.
 
@@ -42,8 +43,9 @@ impl Key {
 }
 
 impl Keys {
-    pub(super) fn encrypt_oaep(
+    pub(super) async fn encrypt_oaep(
         &self,
+        permit: &Permit<action::Encrypt>,
         terms: Terms<'_>,
         Ready { reached, connection }: &Ready,
         (algorithm, hash, bits): (EncryptionAlgorithm, Hash, usize),
@@ -55,8 +57,9 @@ impl Keys {
         if plaintext.len() > room {
             return Err(Error::TooLong { algorithm: algorithm.as_str(), spec: key.kind.spec(), room });
         }
-        kinds::must_have(connection, Needed::Encryption(algorithm))?;
         let version = key.current()?;
+        let undoable = kinds::must_be_undoable(connection, Needed::Encryption(algorithm), terms.deadline).await;
+        self.told_of(permit, reached, version.version, connection, undoable).await?;
         let public_key = version.public_key.as_ref().ok_or_else(|| Error::NoPublicKey(key.name()))?;
         terms.in_earnest()?;
         let ciphertext = public_key.encrypt_oaep(hash, plaintext.expose());
@@ -78,8 +81,8 @@ impl Keys {
         if ciphertext.len() != bits / 8 {
             return Err(Error::InvalidCiphertext);
         }
-        kinds::must_have(connection, Needed::Encryption(algorithm))?;
         let version = key.current()?;
+        kinds::one_must_have(connection, &version.in_hsms.id, Needed::Encryption(algorithm))?;
         terms.in_earnest()?;
         let opened = connection.decrypt_oaep(&version.in_hsms, algorithm, ciphertext.to_vec(), terms.deadline).await;
         let plaintext = self.told(permit, reached, version.version, connection, opened.map_err(Error::Hsm)).await?;

@@ -5,12 +5,14 @@
 //! trouble. A MAC to verify is made again in an HSM and compared here; it goes no further.
 
 use aws_lc_rs::constant_time;
+use zeroize::Zeroizing;
 
 use crate::authz::{Action, Permit, action};
 use crate::cluster::Needed;
-use crate::model::{KeyKind, KeyRef, KeyUsage, MacAlgorithm, PublicKey, SigningAlgorithm};
+use crate::model::{KeyKind, KeyRef, KeyUsage, KeyVersion, MacAlgorithm, PublicKey, SigningAlgorithm};
 
 use super::crypto::Used;
+use super::owner::Reached;
 use super::terms::{Ready, Terms};
 use super::{Error, Key, Keys, kinds};
 
@@ -37,6 +39,13 @@ pub struct Published {
     pub key: Used,
 }
 
+/// A MAC before anybody has it: with it, a wrong one could be mended.
+struct Computed {
+    mac: Zeroizing<Vec<u8>>,
+    reached: Reached,
+    version: KeyVersion,
+}
+
 impl Keys {
     pub async fn sign(
         &self,
@@ -49,7 +58,7 @@ impl Keys {
         let digest = digest_to_sign(&reached.key, message, algorithm, "Sign")?;
         let Ready { reached, connection } = self.made_ready(&permit, reached)?;
         let version = reached.key.current()?;
-        kinds::must_have(&connection, Needed::Signing(algorithm))?;
+        kinds::one_must_have(&connection, &version.in_hsms.id, Needed::Signing(algorithm))?;
         terms.in_earnest()?;
         let signature = connection.sign(&version.in_hsms, algorithm, digest, terms.deadline).await.map_err(Error::Hsm);
         let bytes = self.told(&permit, &reached, version.version, &connection, signature).await?;
@@ -86,7 +95,9 @@ impl Keys {
         key: &KeyRef,
         (message, algorithm): (Vec<u8>, MacAlgorithm),
     ) -> Result<Signed, Error> {
-        self.mac(&permit, terms, key, (message, algorithm)).await
+        let Computed { mac, reached, version } = self.mac(&permit, terms, key, (message, algorithm)).await?;
+        reached.key.usage.mark();
+        Ok(Signed { bytes: mac.to_vec(), key: self.used(&reached.key, version) })
     }
 
     pub async fn verify_mac(
@@ -98,10 +109,9 @@ impl Keys {
         mac: &[u8],
     ) -> Result<Used, Error> {
         let made = self.mac(&permit, terms, key, (message, algorithm)).await?;
-        match constant_time::verify_slices_are_equal(&made.bytes, mac) {
-            Ok(()) => Ok(made.key),
-            Err(_) => Err(Error::WrongMac),
-        }
+        constant_time::verify_slices_are_equal(&made.mac, mac).map_err(|_| Error::WrongMac)?;
+        made.reached.key.usage.mark();
+        Ok(self.used(&made.reached.key, made.version))
     }
 
     /// The public half, also while no HSM answers: the record has it.
@@ -124,7 +134,7 @@ impl Keys {
         terms: Terms<'_>,
         key: &KeyRef,
         (message, algorithm): (Vec<u8>, MacAlgorithm),
-    ) -> Result<Signed, Error> {
+    ) -> Result<Computed, Error> {
         let reached = self.reach(permit, terms.logins, key, terms.deadline).await?;
         let key = &reached.key;
         key.must_be_for(KeyUsage::GenerateVerifyMac, A::NAME)?;
@@ -135,8 +145,9 @@ impl Keys {
         let version = reached.key.current()?;
         terms.in_earnest()?;
         let mac = connection.mac(&version.in_hsms, algorithm, message, terms.deadline).await.map_err(Error::Hsm);
-        let bytes = self.told(permit, &reached, version.version, &connection, mac).await?;
-        Ok(Signed { bytes, key: self.used(&reached.key, version.version) })
+        let version = version.version;
+        let mac = Zeroizing::new(self.told_of(permit, &reached, version, &connection, mac).await?);
+        Ok(Computed { mac, reached, version })
     }
 }
 

@@ -111,7 +111,8 @@ impl KeyStores {
             nodes.push(self.node(blueprint, &passwords).await?);
         }
         let common = Common::new(self.0.host.clone(), self.0.records.clone(), passwords);
-        let connection = Connection::new(cluster.clone(), nodes, common, self.0.settings.zone.clone());
+        let (zone, learnt) = (self.0.settings.zone.clone(), self.0.learnt.clone());
+        let connection = Connection::new(cluster.clone(), nodes, common, zone, learnt);
         self.0.connections.send_modify(|connections| connections.push(connection.clone()));
         let (this, followed) = (self.clone(), connection.clone());
         self.0.runtime.spawn(async move { this.follow(followed, owner).await });

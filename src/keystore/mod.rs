@@ -31,7 +31,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 use crate::authz::{Permit, action};
-use crate::cluster::{self, Closing, Connection, Declared, Lineages};
+use crate::cluster::{self, Closing, Connection, Declared, Learnt, Lineages};
 use crate::host::Host;
 use crate::model::{ClusterId, ConnectionState, HsmId, KeyStoreId, KeyStoreName, Username};
 use crate::node::{Reach, heard_out};
@@ -83,6 +83,8 @@ struct Inner {
     connections: watch::Sender<Vec<Arc<Connection>>>,
     /// Counts stores made, deleted, and moved to another cluster.
     listed: watch::Sender<u64>,
+    /// What the HSMs can do, for every Connection.
+    learnt: Learnt,
     /// HSMs that an operator drained, with the notes.
     drained: RwLock<BTreeMap<(ClusterId, HsmId), String>>,
     /// Held while an HSM is drained or resumed, and while a Connection is made or a node joins one: neither misses the other.
@@ -120,6 +122,7 @@ impl KeyStores {
             opened,
             connections: watch::Sender::default(),
             listed,
+            learnt: Learnt::default(),
             drained: RwLock::new(drained),
             maintenance: tokio::sync::Mutex::default(),
             reach: watch::Sender::default(),

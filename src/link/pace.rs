@@ -32,6 +32,7 @@ impl Pace {
     pub fn of(verb: &Verb) -> Self {
         match verb {
             Verb::GenerateKey(ask) if makes_primes(ask) => Self::Primes,
+            Verb::TestAbilities(_) => Self::Primes,
             Verb::GenerateKey(_)
             | Verb::WrapKey(_)
             | Verb::UnwrapKey(_)
@@ -42,8 +43,7 @@ impl Pace {
             | Verb::MakeProbe(_)
             | Verb::DestroyProvenKey(_)
             | Verb::SweepUnfinished(_)
-            | Verb::SetPin(_)
-            | Verb::TestAbilities(_) => Self::Slow,
+            | Verb::SetPin(_) => Self::Slow,
             Verb::Ping(_)
             | Verb::CheckToken(_)
             | Verb::Encrypt(_)
@@ -60,7 +60,7 @@ impl Pace {
             | Verb::SealKek(_)
             | Verb::AcceptKek(_)
             | Verb::GiveUser(_)
-        | Verb::Summon(_) => Self::Quick,
+            | Verb::Summon(_) => Self::Quick,
         }
     }
 }
@@ -93,6 +93,7 @@ mod tests {
     fn an_rsa_pair_may_take_longer_than_other_keys() {
         let of = |kind: KeyKind| Pace::of(&Verb::GenerateKey(GenerateKey { kind: kind.into(), ..Default::default() }));
         assert_eq!((of(KeyKind::Rsa2048Signing), of(KeyKind::P256Signing)), (Pace::Primes, Pace::Slow));
+        assert_eq!(Pace::of(&Verb::TestAbilities(Default::default())), Pace::Primes, "an RSA pair is part of it");
         let patience = Patience { quick: Duration::from_secs(5), slow: Duration::from_secs(30) };
         assert_eq!(patience.with(Pace::Primes), Duration::from_secs(120));
         assert_eq!(patience.longest(), Duration::from_secs(30));

@@ -68,6 +68,8 @@ pub struct Link {
     depth: u32,
     queue_limit: u32,
     places: Arc<Semaphore>,
+    /// One request at a time looks for primes: it may have its token to itself for a minute.
+    primes: Arc<Semaphore>,
     waiting: AtomicU32,
     next_id: AtomicU64,
     pending: Mutex<HashMap<u64, Pending>>,
@@ -102,7 +104,14 @@ struct Pending {
     /// `None` when its caller was told already that there will be no answer.
     reply: Option<oneshot::Sender<Outcome>>,
     pace: Pace,
+    _held: Held,
+}
+
+/// What a request keeps until it is answered, whether or not its caller waits for that.
+#[derive(Debug, Default)]
+struct Held {
     _place: Option<OwnedSemaphorePermit>,
+    _primes: Option<OwnedSemaphorePermit>,
 }
 
 #[derive(Debug, Default)]
@@ -128,6 +137,7 @@ impl Link {
             depth,
             queue_limit: queue_limit.get(),
             places: Arc::new(Semaphore::new(depth as usize)),
+            primes: Arc::new(Semaphore::new(1)),
             waiting: AtomicU32::new(0),
             next_id: AtomicU64::new(1),
             pending: Mutex::default(),
@@ -185,13 +195,19 @@ impl Link {
         deadline: Instant,
         took: &mut Option<Duration>,
     ) -> Result<Outcome, CallError> {
-        let place = self.place(deadline).await?;
+        let pace = pace(request);
+        // Before the place, which others can use meanwhile.
+        let primes = match pace {
+            Pace::Primes => Some(self.one_of(&self.primes, deadline).await?),
+            Pace::Quick | Pace::Slow => None,
+        };
+        let place = self.one_of(&self.places, deadline).await?;
         let began = Instant::now();
         if deadline <= began {
             return Err(CallError::LateBefore);
         }
-        let pace = pace(request);
-        let answer = self.hand_over(request, Some(place), deadline)?;
+        let held = Held { _place: Some(place), _primes: primes };
+        let answer = self.hand_over(request, held, deadline)?;
         let called = self.answered(answer, deadline).await;
         let now = Instant::now();
         *took = Some(now - began);
@@ -205,7 +221,7 @@ impl Link {
     /// place is taken. Whoever calls this calls it one at a time.
     pub(super) async fn call_beside(&self, request: &mut Request, deadline: Instant) -> Result<Outcome, CallError> {
         let counting = self.tally.begin(request.verb.as_ref());
-        let handed_over = self.hand_over(request, None, deadline);
+        let handed_over = self.hand_over(request, Held::default(), deadline);
         let began = handed_over.is_ok().then(Instant::now);
         let called = match handed_over {
             Ok(answer) => self.answered(answer, deadline).await,
@@ -247,7 +263,7 @@ impl Link {
 
     /// Takes no further requests, and waits until those handed over are answered: at most `limit`.
     pub(super) async fn finish(&self, limit: Duration) {
-        self.places.close();
+        self.take_no_more();
         let nothing_left = async {
             while !self.lock_pending().is_empty() {
                 tokio::time::sleep(Duration::from_millis(2)).await;
@@ -276,7 +292,7 @@ impl Link {
     /// Closes the link, and whoever waits learns now that there will be no answer. What was handed over is still done.
     pub fn cut_off(&self) {
         self.close();
-        self.places.close();
+        self.take_no_more();
         for pending in self.lock_pending().values_mut() {
             pending.reply = None;
         }
@@ -297,12 +313,17 @@ impl Link {
         self.process.cut().map_or_else(|| "its worker ended".to_owned(), |cut| cut.to_string())
     }
 
-    async fn place(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, CallError> {
-        if let Ok(place) = self.places.clone().try_acquire_owned() {
+    fn take_no_more(&self) {
+        self.places.close();
+        self.primes.close();
+    }
+
+    async fn one_of(&self, places: &Arc<Semaphore>, deadline: Instant) -> Result<OwnedSemaphorePermit, CallError> {
+        if let Ok(place) = places.clone().try_acquire_owned() {
             return Ok(place);
         }
         let _waiting = Waiting::enter(&self.waiting, self.queue_limit)?;
-        match tokio::time::timeout_at(deadline, self.places.clone().acquire_owned()).await {
+        match tokio::time::timeout_at(deadline, places.clone().acquire_owned()).await {
             Ok(Ok(place)) => Ok(place),
             Ok(Err(_)) => Err(CallError::NotServing),
             Err(_) => Err(CallError::LateBefore),
@@ -312,7 +333,7 @@ impl Link {
     fn hand_over(
         &self,
         request: &mut Request,
-        place: Option<OwnedSemaphorePermit>,
+        held: Held,
         deadline: Instant,
     ) -> Result<oneshot::Receiver<Outcome>, CallError> {
         let remaining = deadline.saturating_duration_since(Instant::now()).as_millis();
@@ -327,7 +348,7 @@ impl Link {
         // Before the first byte leaves: an answer must find whom it is for.
         let in_flight = {
             let mut pending = self.lock_pending();
-            pending.insert(request.id, Pending { reply: Some(reply), pace: pace(request), _place: place });
+            pending.insert(request.id, Pending { reply: Some(reply), pace: pace(request), _held: held });
             pending.len()
         };
         if in_flight <= WRITE_AT_ONCE {
@@ -388,7 +409,7 @@ impl Link {
         }
         self.lock_out().closed = true;
         self.wake_writer.notify_one();
-        self.places.close();
+        self.take_no_more();
         self.lock_pending().clear();
         self.ended.send_replace(true);
     }
@@ -445,7 +466,7 @@ impl Link {
     async fn ping(&self) -> Option<Pong> {
         let asked = Instant::now();
         let ping = &mut Request { verb: Some(Verb::Ping(Ping {})), ..Request::default() };
-        let mut answer = self.hand_over(ping, None, asked + self.patience.longest()).ok()?;
+        let mut answer = self.hand_over(ping, Held::default(), asked + self.patience.longest()).ok()?;
         if let Ok(pong) = tokio::time::timeout(PING_PATIENCE, &mut answer).await {
             return self.heed(pong);
         }

@@ -312,6 +312,10 @@ impl From<keys::Error> for Refusal {
                     .with("missingMechanism", missing);
                 hsm.into_iter().fold(refusal, |refusal, hsm| refusal.with("hsmId", hsm))
             }
+            E::PairNotMade(_) => {
+                tracing::error!(message, "internal error");
+                Self::new(Code::Internal, "KMS_INTERNAL", message)
+            }
             E::NoPublicKey(key) => {
                 Self::new(Code::Unimplemented, "UNSUPPORTED_OPERATION", message).field("key_id").with("keyId", key)
             }

@@ -45,13 +45,13 @@ impl Session {
             let missing = match spec.material() {
                 // The canary is one.
                 Material::Aes => None,
-                Material::Hmac(_) | Material::Ec(_) => self.outcome(|session| session.try_kind(kek, spec))?,
+                Material::Hmac(_) | Material::Ec(_) => self.outcome(|session| session.try_kind(kek, spec))?.err(),
                 // Below, all sizes together.
                 Material::Rsa(_) => continue,
-                Material::Edwards => match self.outcome(|session| session.try_edwards(kek))? {
-                    None => Some(NOT_USED.to_owned()),
-                    missing => missing,
-                },
+                Material::Edwards => {
+                    let tried = self.outcome(|session| session.try_edwards(kek))?;
+                    Some(tried.err().unwrap_or_else(|| NOT_USED.to_owned()))
+                }
                 Material::MlDsa => Some(unlisted("CKM_ML_DSA_KEY_PAIR_GEN", ML_DSA_KEY_PAIR_GEN, &listed)),
                 Material::MlKem => Some(unlisted("CKM_ML_KEM_KEY_PAIR_GEN", ML_KEM_KEY_PAIR_GEN, &listed)),
             };
@@ -61,82 +61,139 @@ impl Session {
         Ok(abilities)
     }
 
-    /// What is missing, when `attempt` shows that something is.
-    fn outcome(&mut self, attempt: impl FnOnce(&mut Self) -> Result<(), Fault>) -> Result<Option<String>, Fault> {
-        match attempt(self) {
-            Ok(()) => Ok(None),
-            Err(fault) if says_no(&fault) => {
-                let missing = match fault.function.as_ref() {
-                    "" => fault.detail.to_string(),
-                    function => format!("{function}, which returns {}", fault.detail),
-                };
-                // Not for all sessions: what it came of is a key of this one.
-                self.suffer(&Fault { session: fault.session.min(After::Reopen), ..fault });
-                Ok(Some(missing))
+    /// What `attempt` brings, or what is missing for it. What may be the session's trouble, or a moment's, is tried once more
+    /// in another one.
+    fn outcome<T>(
+        &mut self,
+        mut attempt: impl FnMut(&mut Self) -> Result<T, Fault>,
+    ) -> Result<Result<T, String>, Fault> {
+        let mut fault = match attempt(self) {
+            Ok(done) => return Ok(Ok(done)),
+            Err(fault) => fault,
+        };
+        if says_anything(&fault) {
+            self.spoil(&fault);
+            // Where no more sessions are to be had, this one must do.
+            let mut fresh = self.token.open_session().ok().map(|fresh| fresh.timed_by(self.stopwatch.clone()));
+            let session = fresh.as_mut().unwrap_or(self);
+            fault = match attempt(session) {
+                Ok(done) => return Ok(Ok(done)),
+                Err(fault) => fault,
+            };
+            if says_anything(&fault) {
+                session.spoil(&fault);
+                // The token is in trouble, and may be able to do it when it is well.
+                session.is_logged_in()?;
             }
-            Err(fault) => Err(fault),
         }
+        if !says_no(&fault) {
+            return Err(fault);
+        }
+        self.spoil(&fault);
+        Ok(Err(match fault.function.as_ref() {
+            "" => fault.detail.to_string(),
+            function => format!("{function}, which returns {}", fault.detail),
+        }))
+    }
+
+    /// Does what the fault asks for, but not for all sessions: what it came of is a key of this one.
+    fn spoil(&mut self, fault: &Fault) {
+        self.suffer(&Fault { session: fault.session.min(After::Reopen), ..fault.clone() });
     }
 
     fn try_kind(&mut self, kek: &[u8], spec: KeySpec) -> Result<(), Fault> {
         let kind = *spec.usages().first().expect("every spec has a usage");
         let kind = KeyKind::new(spec, kind).expect("it is one of the spec's");
-        let making = Making::of(kind)?;
-        self.with_trial(kek, kind, making, |session, key, public_key| session.try_use(kind, key, public_key))
+        let (making, template) = (Making::of(kind)?, trial_key(kind));
+        self.with_trial(kek, (spec.material(), making, template), |session, key, public_key| {
+            session.try_use(kind, key, public_key)
+        })
     }
 
     /// The specs and algorithms of RSA: each size's making by what the mechanism tells, and all else with one small key.
     fn try_rsa(&mut self, kek: &[u8], abilities: &mut Vec<Ability>) -> Result<(), Fault> {
-        let mut sizes = (0, 0);
-        let told = self.outcome(|session| {
+        let sizes = self.outcome(|session| {
             let mechanism = session.token.mechanism_info(MechanismType::RSA_PKCS_KEY_PAIR_GEN)?;
-            sizes = (mechanism.min_key_size() as u64, mechanism.max_key_size() as u64);
-            Ok(())
+            Ok((mechanism.min_key_size() as u64, mechanism.max_key_size() as u64))
         })?;
-        let smallest = sizes.0.max(SMALLEST_RSA);
-        let mut missing = [told.clone(), told];
-        if missing[0].is_none() {
-            for (usage, missing) in [KeyUsage::SignVerify, KeyUsage::EncryptDecrypt].into_iter().zip(&mut missing) {
-                let kind = KeyKind::new(KeySpec::Rsa2048, usage).expect("RSA has both usages");
-                let making = Making::rsa(smallest, usage);
-                *missing = self.outcome(|session| {
-                    session.with_trial(kek, kind, making, |session, key, public_key| {
-                        session.try_rsa_use(kind, key, public_key, abilities)
-                    })
-                })?;
-            }
-        }
-        let missing = missing.into_iter().flatten().next();
+        let (sizes, missing) = match sizes {
+            Ok(sizes) => (sizes, self.try_rsa_pairs(kek, sizes.0.max(SMALLEST_RSA), abilities)?),
+            Err(missing) => ((0, 0), Some(missing)),
+        };
         for spec in KeySpec::ALL {
             let Material::Rsa(bits) = spec.material() else { continue };
-            let (least, most) = sizes;
-            let is_made = (least..=most).contains(&(bits as u64));
-            let too_large = (!is_made).then(|| format!("a modulus of {bits} bits: it makes {least} to {most}"));
-            abilities.push(Ability { of: spec.as_str(), missing: missing.clone().or(too_large) });
+            let missing = missing.clone().or_else(|| too_large(bits as u64, sizes));
+            abilities.push(Ability { of: spec.as_str(), missing });
         }
         Ok(())
     }
 
-    fn try_rsa_use(
+    /// Tries both usages with one pair, since its primes are what takes long; with a pair each, where no pair may have both,
+    /// which no key that is kept has.
+    fn try_rsa_pairs(&mut self, kek: &[u8], bits: u64, abilities: &mut Vec<Ability>) -> Result<Option<String>, Fault> {
+        let both = [KeyUsage::SignVerify, KeyUsage::EncryptDecrypt];
+        if let Ok(told) = self.try_rsa_pair(kek, bits, &both)? {
+            abilities.extend(told);
+            return Ok(None);
+        }
+        let mut lacking = None;
+        for usage in both {
+            match self.try_rsa_pair(kek, bits, &[usage])? {
+                Ok(told) => abilities.extend(told),
+                Err(missing) => lacking = lacking.or(Some(missing)),
+            }
+        }
+        Ok(lacking)
+    }
+
+    fn try_rsa_pair(
         &mut self,
-        kind: KeyKind,
+        kek: &[u8],
+        bits: u64,
+        usages: &[KeyUsage],
+    ) -> Result<Result<Vec<Ability>, String>, Fault> {
+        let (signs, encrypts) = (usages.contains(&KeyUsage::SignVerify), usages.contains(&KeyUsage::EncryptDecrypt));
+        self.outcome(|session| {
+            let kind = KeyKind::new(KeySpec::Rsa2048, usages[0]).expect("RSA has both usages");
+            let template = trial_key(kind).into_iter().map(|attribute| match attribute {
+                Attribute::Sign(_) => Attribute::Sign(signs),
+                Attribute::Decrypt(_) => Attribute::Decrypt(encrypts),
+                other => other,
+            });
+            let pair = (kind.spec().material(), Making::rsa(bits, (signs, encrypts)), template.collect());
+            session.with_trial(kek, pair, |session, key, public_key| {
+                let mut told = Vec::new();
+                if signs {
+                    session.try_rsa_signing(key, &mut told)?;
+                }
+                if encrypts {
+                    session.try_rsa_decrypting(key, public_key, &mut told)?;
+                }
+                Ok(told)
+            })
+        })
+    }
+
+    fn try_rsa_signing(&mut self, key: ObjectHandle, abilities: &mut Vec<Ability>) -> Result<(), Fault> {
+        for scheme in [SignatureScheme::Pkcs1, SignatureScheme::Pss] {
+            // A small key has no room for the longest digests; the mechanism takes them all or none.
+            let algorithms = SigningAlgorithm::ALL.into_iter();
+            let algorithm = algorithms.clone().find(|it| it.of_digest() == Some((scheme, Hash::Sha256)));
+            let algorithm = algorithm.expect("both are with SHA-256");
+            let digest = Hash::Sha256.of(TRIAL_LABEL);
+            let missing = self.outcome(|session| session.sign_with(key, algorithm, &digest).map(drop))?.err();
+            let of_scheme = algorithms.filter(|it| it.of_digest().is_some_and(|(other, _)| other == scheme));
+            abilities.extend(of_scheme.map(|it| Ability { of: it.as_str(), missing: missing.clone() }));
+        }
+        Ok(())
+    }
+
+    fn try_rsa_decrypting(
+        &mut self,
         key: ObjectHandle,
         public_key: &PublicKey,
         abilities: &mut Vec<Ability>,
     ) -> Result<(), Fault> {
-        if kind.usage() == KeyUsage::SignVerify {
-            for scheme in [SignatureScheme::Pkcs1, SignatureScheme::Pss] {
-                // A small key has no room for the longest digests; the mechanism takes them all or none.
-                let algorithms = SigningAlgorithm::ALL.into_iter();
-                let algorithm = algorithms.clone().find(|it| it.of_digest() == Some((scheme, Hash::Sha256)));
-                let algorithm = algorithm.expect("both are with SHA-256");
-                let missing =
-                    self.outcome(|session| session.sign_with(key, algorithm, &Hash::Sha256.of(TRIAL_LABEL)).map(drop))?;
-                let of_scheme = algorithms.filter(|it| it.of_digest().is_some_and(|(other, _)| other == scheme));
-                abilities.extend(of_scheme.map(|it| Ability { of: it.as_str(), missing: missing.clone() }));
-            }
-            return Ok(());
-        }
         for algorithm in EncryptionAlgorithm::ALL {
             let Some(hash) = algorithm.oaep_hash() else { continue };
             let missing = self.outcome(|session| {
@@ -149,7 +206,7 @@ impl Session {
                     None => session.try_form(key, algorithm),
                 }
             })?;
-            abilities.push(Ability { of: algorithm.as_str(), missing });
+            abilities.push(Ability { of: algorithm.as_str(), missing: missing.err() });
         }
         Ok(())
     }
@@ -159,7 +216,7 @@ impl Session {
         match self.decrypt_oaep_with(key, algorithm, &[1; SMALLEST_RSA as usize / 8]) {
             // It had begun.
             Err(fault) if fault.function == "C_Decrypt" && says_no(&fault) => {
-                self.suffer(&Fault { session: fault.session.min(After::Reopen), ..fault });
+                self.spoil(&fault);
                 Ok(())
             }
             other => other.map(drop),
@@ -179,18 +236,16 @@ impl Session {
     }
 
     /// Makes a key of this session, wraps it, unwraps it as another, and does `work` with that one.
-    fn with_trial(
+    fn with_trial<T>(
         &mut self,
         kek: &[u8],
-        kind: KeyKind,
-        making: Making,
-        work: impl FnOnce(&mut Self, ObjectHandle, &PublicKey) -> Result<(), Fault>,
-    ) -> Result<(), Fault> {
+        (material, making, template): (Material, Making, Vec<Attribute>),
+        work: impl FnOnce(&mut Self, ObjectHandle, &PublicKey) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
         let token = self.token.clone();
         // Before anything is locked: looking for the key-encryption key takes the same lock.
         let kek = self.with_kek(kek, |_, kek| Ok(kek))?;
         let _alone = token.changing(&self.stopwatch);
-        let template = trial_key(kind);
         let (made, public_key) = match making {
             Making::Secret { mechanism, bytes } => {
                 let mut template = template.clone();
@@ -198,7 +253,7 @@ impl Session {
                 (self.raw.generate_key(&mechanism, &template)?, PublicKey::from_der(Vec::new()))
             }
             Making::Pair { mechanism, public } => {
-                let (public, private) = self.make_pair(kind.spec().material(), &mechanism, &public, &template)?;
+                let (public, private) = self.make_pair(material, &mechanism, &public, &template)?;
                 (private, public)
             }
         };
@@ -239,7 +294,11 @@ impl Session {
         self.then_destroy(public, wrapped).map(drop)
     }
 
+    /// Unless its handle may be another object's by now: then it is gone.
     fn then_destroy<T>(&self, object: ObjectHandle, result: Result<T, Fault>) -> Result<T, Fault> {
+        if result.as_ref().is_err_and(|fault| fault.session == After::Renew) {
+            return result;
+        }
         let destroyed = self.raw.destroy_object(object).map_err(Fault::from);
         // What cannot be destroyed goes with the session.
         let destroyed = destroyed.map_err(|fault| Fault { session: fault.session.max(After::Reopen), ..fault });
@@ -257,7 +316,18 @@ fn trial_key(kind: KeyKind) -> Vec<Attribute> {
 /// Whether a fault says that the HSM cannot do this, and not that it, or the session, is in trouble. Some libraries say
 /// both with one word; nothing else of the session's work fails then.
 fn says_no(fault: &Fault) -> bool {
-    fault.bucket == Bucket::Input || matches!(fault.ckr, CKR_GENERAL_ERROR | CKR_FUNCTION_FAILED)
+    fault.bucket == Bucket::Input || says_anything(fault)
+}
+
+/// Whether it is a word with which libraries say whatever they like.
+const fn says_anything(fault: &Fault) -> bool {
+    matches!(fault.ckr, CKR_GENERAL_ERROR | CKR_FUNCTION_FAILED)
+}
+
+/// Some libraries tell no sizes.
+fn too_large(bits: u64, (least, most): (u64, u64)) -> Option<String> {
+    let is_made = most == 0 || (least..=most).contains(&bits);
+    (!is_made).then(|| format!("a modulus of {bits} bits: it makes {least} to {most}"))
 }
 
 fn wrong() -> Fault {
@@ -266,4 +336,17 @@ fn wrong() -> Fault {
 
 fn unlisted(name: &str, number: u64, listed: &[u64]) -> String {
     if listed.contains(&number) { NOT_USED.to_owned() } else { format!("{name} (0x{number:x})") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_rsa_key_is_too_large_only_where_sizes_are_told() {
+        assert_eq!(too_large(4_096, (0, 0)), None);
+        assert_eq!(too_large(4_096, (512, 16_384)), None);
+        assert!(too_large(4_096, (512, 3_072)).unwrap().contains("512 to 3072"));
+        assert!(too_large(2_048, (3_072, 4_096)).is_some());
+    }
 }

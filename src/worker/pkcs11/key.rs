@@ -238,11 +238,15 @@ impl Session {
         private: &[Attribute],
     ) -> Result<(PublicKey, ObjectHandle), Fault> {
         let (public, private) = self.raw.generate_key_pair(mechanism, public, private)?;
-        let read = self.read_public_half(material, public);
-        let cleared = self.raw.destroy_object(public);
-        match read.and_then(|read| Ok(cleared.map(|()| read)?)) {
+        // After what may have been a reset, the handles may be other objects': nothing is destroyed by them.
+        let may_be_others = |fault: &Fault| fault.session == After::Renew;
+        let read = match self.read_public_half(material, public) {
+            Err(fault) if may_be_others(&fault) => Err(fault),
+            read => self.raw.destroy_object(public).map_err(Fault::from).and(read),
+        };
+        match read {
             Ok(read) => Ok((read, private)),
-            Err(fault) if self.raw.destroy_object(private).is_ok() => Err(fault),
+            Err(fault) if !may_be_others(&fault) && self.raw.destroy_object(private).is_ok() => Err(fault),
             Err(fault) => Err(not_undone(fault)),
         }
     }

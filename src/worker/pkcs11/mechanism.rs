@@ -9,6 +9,7 @@ use crate::model::{
 };
 
 use super::Fault;
+use super::fault::{Bucket, Kind};
 
 pub(super) const AES_256_BYTES: u64 = 32;
 const PUBLIC_EXPONENT: [u8; 3] = [1, 0, 1];
@@ -67,7 +68,10 @@ impl Making {
         match kind.spec().material() {
             Material::Aes => Ok(secret(Mechanism::AesKeyGen, AES_256_BYTES)),
             Material::Hmac(bytes) => Ok(secret(Mechanism::GenericSecretKeyGen, bytes as u64)),
-            Material::Rsa(bits) => Ok(Self::rsa(bits as u64, kind.usage())),
+            Material::Rsa(bits) => {
+                let signs = kind.usage() == KeyUsage::SignVerify;
+                Ok(Self::rsa(bits as u64, (signs, !signs)))
+            }
             Material::Ec(curve) => Ok(Self::Pair {
                 mechanism: Mechanism::EccKeyPairGen,
                 public: public_half(vec![Attribute::EcParams(parameters(curve).to_vec()), Attribute::Verify(true)]),
@@ -76,13 +80,12 @@ impl Making {
         }
     }
 
-    pub(super) fn rsa(bits: u64, usage: KeyUsage) -> Self {
-        let signs = usage == KeyUsage::SignVerify;
+    pub(super) fn rsa(bits: u64, (signs, encrypts): (bool, bool)) -> Self {
         let own = vec![
             Attribute::ModulusBits(bits.into()),
             Attribute::PublicExponent(PUBLIC_EXPONENT.to_vec()),
             Attribute::Verify(signs),
-            Attribute::Encrypt(!signs),
+            Attribute::Encrypt(encrypts),
         ];
         Self::Pair { mechanism: Mechanism::RsaPkcsKeyPairGen, public: public_half(own) }
     }
@@ -172,10 +175,22 @@ pub(super) fn signed_form(scheme: SignatureScheme, hash: Hash, digest: &[u8]) ->
 }
 
 /// A signature as the library gave it, in the form that callers get.
-pub(super) fn given_form(scheme: SignatureScheme, signature: Vec<u8>) -> Vec<u8> {
+pub(super) fn given_form(scheme: SignatureScheme, hash: Hash, signature: Vec<u8>) -> Result<Vec<u8>, Fault> {
     match scheme {
-        SignatureScheme::Pss | SignatureScheme::Pkcs1 => signature,
-        SignatureScheme::Ecdsa => ecdsa_der(&signature),
+        SignatureScheme::Pss | SignatureScheme::Pkcs1 => Ok(signature),
+        SignatureScheme::Ecdsa if signature.len() == 2 * coordinate_len(hash) => Ok(ecdsa_der(&signature)),
+        SignatureScheme::Ecdsa => {
+            Err(Fault::refused(Bucket::Node, Kind::Device, "an ECDSA signature is not as long as its curve makes it"))
+        }
+    }
+}
+
+/// Of the curves whose keys sign with this hash, which are equally long.
+const fn coordinate_len(hash: Hash) -> usize {
+    match hash {
+        Hash::Sha1 | Hash::Sha224 | Hash::Sha256 => Curve::P256.coordinate_len(),
+        Hash::Sha384 => Curve::P384.coordinate_len(),
+        Hash::Sha512 => Curve::P521.coordinate_len(),
     }
 }
 
@@ -230,6 +245,22 @@ mod tests {
         assert_eq!(ecdsa_der(&[0; 8]), b"\x30\x06\x02\x01\x00\x02\x01\x00");
         let long = ecdsa_der(&[0xff; 132]);
         assert_eq!((&long[..6], long.len()), (&b"\x30\x81\x8a\x02\x43\x00"[..], 3 + 138));
+    }
+
+    #[test]
+    fn an_ecdsa_signature_of_another_length_than_its_curves_is_the_devices_fault() {
+        for kind in KeyKind::all() {
+            let Material::Ec(curve) = kind.spec().material() else { continue };
+            for algorithm in kind.signing_algorithms() {
+                let (scheme, hash) = algorithm.of_digest().unwrap();
+                let formed = |len| given_form(scheme, hash, vec![1; len]).map_err(|fault| fault.kind);
+                let whole = 2 * curve.coordinate_len();
+                assert!(formed(whole).is_ok(), "{curve:?}");
+                for len in [0, whole - 1, whole + 1, whole + 2] {
+                    assert_eq!(formed(len), Err(Kind::Device), "{curve:?}: {len}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -71,7 +71,7 @@ impl Session {
         let input = mechanism::signed_form(scheme, hash, digest)?;
         let how = mechanism::signing(scheme, hash)?;
         let signature = self.token.module().calls.sign(&self.raw, key, &how, &input, MAX_SIGNATURE)?;
-        Ok(mechanism::given_form(scheme, signature))
+        mechanism::given_form(scheme, hash, signature)
     }
 
     pub(super) fn mac_with(

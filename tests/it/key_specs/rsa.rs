@@ -99,6 +99,13 @@ async fn what_openssl_or_keyway_encrypts_to_an_rsa_key_every_hsm_decrypts_and_no
     let mut nameless = pb::DecryptRequest { ciphertext: theirs, ..Default::default() };
     nameless.set_encryption_algorithm(sha_1);
     refused("no key", crypto.decrypt(nameless).await, "VALIDATION", "key_id");
+
+    for hsm in ["hsm-1", "hsm-2", "hsm-3"] {
+        let drain = pb::DrainHsmRequest { cluster_id: rig.cluster_id(), hsm_id: hsm.to_owned(), ..Default::default() };
+        clients.clusters.clone().drain_hsm(drain).await.expect("it is known");
+    }
+    let unheard = crypto.encrypt(to_encrypt(9, sha_1)).await;
+    refused("no HSM says that it could undo it", unheard, "NO_NODE", "");
 }
 
 fn keyway_says_of_a_bad_ciphertext() -> &'static str {
