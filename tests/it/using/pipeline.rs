@@ -278,6 +278,34 @@ async fn a_client_that_does_not_read_is_not_read_from_and_gets_every_answer_when
 }
 
 #[tokio::test]
+async fn a_caller_has_so_many_streams_and_gets_another_once_one_has_ended() {
+    const MOST: usize = 16;
+    let (_rig, mut clients, store) = Rig::new().connected().await;
+    let key = clients.key(&store).await.key_id;
+    let mut streams = Vec::new();
+    for _ in 0..MOST {
+        streams.push(Pipeline::open(&clients).await);
+    }
+    let (_asking, asked) = mpsc::channel(1);
+    let refused = clients.crypto.clone().pipeline(ReceiverStream::new(asked)).await.unwrap_err();
+    assert_eq!(reason(&refused), (Code::ResourceExhausted, "THROTTLING".to_owned()), "{refused:?}");
+    assert!(refused.get_error_details().retry_info().is_some(), "{refused:?}");
+
+    let answers = streams.pop().expect("there are some").all(vec![item(1, encrypt(&key, b"x"))]).await;
+    assert_eq!(answers.len(), 1, "the others are served");
+    drop(streams.pop()); // without an end
+    for _ in 0..2 {
+        let opened = wait_async(|| {
+            let (_asking, asked) = mpsc::channel(1);
+            let mut crypto = clients.crypto.clone();
+            async move { Some((_asking, crypto.pipeline(ReceiverStream::new(asked)).await.ok()?)) }
+        });
+        let (asking, answers) = opened.await;
+        streams.push(Pipeline { asking, answers: answers.into_inner() });
+    }
+}
+
+#[tokio::test]
 async fn an_hsm_that_is_killed_amid_a_stream_costs_no_item() {
     let (rig, mut clients, store) = Rig::new().connected().await;
     clients.all_healthy(&store).await;
