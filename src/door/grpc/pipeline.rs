@@ -33,6 +33,7 @@ use crate::proto::v1::pipeline_response::Response as Told;
 
 use super::crypto::Service;
 use super::finish::{RequestId, finished};
+use super::tally::{Answer, Tally};
 use super::{DEFAULT_DEADLINE, LONGEST_DEADLINE, caller, convert, status};
 
 /// So many bytes of requests may be unanswered before no more are read: beside the number of items, since each may be as
@@ -54,6 +55,24 @@ pub struct Pipelines(Arc<Mutex<HashMap<String, usize>>>);
 struct Stream {
     among: Pipelines,
     caller: String,
+}
+
+/// What an item can ask for, and which handler of the single call does it.
+macro_rules! each_kind {
+    ($then:ident) => {
+        $then!(
+            Encrypt by encrypt,
+            Decrypt by decrypt,
+            ReEncrypt by re_encrypt,
+            GenerateDataKey by generate_data_key,
+            GenerateDataKeyWithoutPlaintext by generate_data_key_without_plaintext,
+            GenerateRandom by generate_random,
+            Sign by sign,
+            Verify by verify,
+            GenerateMac by generate_mac,
+            VerifyMac by verify_mac,
+        )
+    };
 }
 
 impl Pipelines {
@@ -100,6 +119,8 @@ struct Pipeline {
     /// The logins that were shown, and nothing else.
     metadata: MetadataMap,
     request_id: Option<RequestId>,
+    /// Of the lane it is on.
+    tally: Arc<Tally>,
     /// When the client stops waiting for the stream as a whole, if it said so.
     deadline: Option<Instant>,
 }
@@ -127,6 +148,7 @@ pub(super) fn serve(
         caller,
         metadata: convert::login_metadata(request.metadata()),
         request_id: request.extensions().get::<RequestId>().cloned(),
+        tally: request.extensions().get::<Arc<Tally>>().cloned().unwrap_or_default(),
         deadline: convert::asked_timeout(request.metadata().as_ref()).map(|timeout| Instant::now() + timeout),
         service,
     };
@@ -155,9 +177,9 @@ impl Pipeline {
                 () = at(self.deadline) => {
                     // Nobody waits for them.
                     working.clear();
-                    break Some(status::late());
+                    break Some(self.finished(status::late()));
                 }
-                _ = draining.wait_for(|draining| *draining) => break Some(status::draining()),
+                _ = draining.wait_for(|draining| *draining) => break Some(self.finished(status::draining())),
                 Some(answered) = working.next() => live.take_out(&answered),
                 free = answers.reserve(), if place.is_none() => match free {
                     Ok(free) => place = Some(free),
@@ -168,7 +190,7 @@ impl Pipeline {
                         let place = place.take().expect("it was looked at");
                         match live.put_in(&item) {
                             Ok(bytes) => working.push(self.answer(item, bytes, place)),
-                            Err(refused) => place.send(Ok(self.told(item.id, Err(refused)))),
+                            Err(refused) => place.send(Ok(told(item.id, Err(self.finished(refused))))),
                         }
                     }
                     Ok(None) => break None,
@@ -191,7 +213,12 @@ impl Pipeline {
 
     async fn answer(&self, item: pb::PipelineRequest, bytes: usize, place: Place<'_>) -> Answered {
         let id = item.id;
-        place.send(Ok(self.told(id, self.do_item(item).await)));
+        let counted = item.request.as_ref().map(|asked| self.tally.begin(path(asked)));
+        let done = self.do_item(item).await.map_err(|refused| self.finished(refused));
+        if let Some(counted) = counted {
+            counted.ended(done.as_ref().map_or_else(Answer::refused, |_| Answer::Done));
+        }
+        place.send(Ok(told(id, done)));
         Answered { id, bytes }
     }
 
@@ -201,7 +228,7 @@ impl Pipeline {
         let asked = item.request.ok_or_else(|| status::field("request", "is required: an item says what to do"))?;
         let service = &self.service;
         macro_rules! dispatched {
-            ($($kind:ident by $handler:ident),* $(,)?) => {
+            ($($kind:ident by $handler:ident,)*) => {
                 match asked {
                     $(Asked::$kind(asked) => {
                         let answering = service.$handler(self.request(asked, timeout));
@@ -211,18 +238,7 @@ impl Pipeline {
                 }
             };
         }
-        dispatched!(
-            Encrypt by encrypt,
-            Decrypt by decrypt,
-            ReEncrypt by re_encrypt,
-            GenerateDataKey by generate_data_key,
-            GenerateDataKeyWithoutPlaintext by generate_data_key_without_plaintext,
-            GenerateRandom by generate_random,
-            Sign by sign,
-            Verify by verify,
-            GenerateMac by generate_mac,
-            VerifyMac by verify_mac,
-        )
+        each_kind!(dispatched)
     }
 
     /// How long an item may take, from now.
@@ -242,11 +258,6 @@ impl Pipeline {
         request.extensions_mut().insert(self.caller.clone());
         request.set_timeout(timeout);
         request
-    }
-
-    fn told(&self, id: u32, done: Result<Told, Status>) -> pb::PipelineResponse {
-        let response = done.unwrap_or_else(|refused| Told::Error(status::as_message(&self.finished(refused))));
-        pb::PipelineResponse { id, response: Some(response) }
     }
 
     fn finished(&self, refused: Status) -> Status {
@@ -273,6 +284,23 @@ impl Live {
         self.ids.remove(&answered.id);
         self.bytes -= answered.bytes;
     }
+}
+
+fn told(id: u32, done: Result<Told, Status>) -> pb::PipelineResponse {
+    let response = done.unwrap_or_else(|refused| Told::Error(status::as_message(&refused)));
+    pb::PipelineResponse { id, response: Some(response) }
+}
+
+/// Of the single call.
+const fn path(asked: &Asked) -> &'static str {
+    macro_rules! paths {
+        ($($kind:ident by $handler:ident,)*) => {
+            match asked {
+                $(Asked::$kind(_) => concat!("/keyway.v1.CryptoService/", stringify!($kind)),)*
+            }
+        };
+    }
+    each_kind!(paths)
 }
 
 /// Never, when there is no such time.

@@ -145,7 +145,7 @@ async fn thousands_of_items_of_every_kind_are_each_answered_once_and_by_their_ow
 
 #[tokio::test]
 async fn what_goes_wrong_with_an_item_is_told_as_the_single_call_tells_it_and_ends_nothing() {
-    let (_rig, clients, _store, key) = ready().await;
+    let (rig, clients, _store, key) = ready().await;
     let crypto = || clients.crypto.clone();
     let unknown = pb::EncryptRequest { key_id: "alias/nobody".into(), plaintext: vec![7], ..Default::default() };
     let nothing = pb::EncryptRequest { key_id: key.clone(), ..Default::default() };
@@ -197,6 +197,12 @@ async fn what_goes_wrong_with_an_item_is_told_as_the_single_call_tells_it_and_en
     }
     pipeline.ask(9, encrypt(&key, b"after all this")).await;
     ciphertext(pipeline.answer().await.1);
+
+    // Counted as single calls are, beside these: one foreign ciphertext of each way, and one Encrypt that was done.
+    let foreign = [("rpc", "CryptoService/Decrypt"), ("reason", "INVALID_CIPHERTEXT")];
+    let told = rig.web().until("keyway_requests_total", &foreign, |n| n >= 2.0).await;
+    assert_eq!(told.sum("keyway_requests_total", &foreign), 2.0);
+    assert_eq!(told.sum("keyway_requests_total", &[("rpc", "CryptoService/Encrypt"), ("code", "OK")]), 1.0);
 }
 
 #[tokio::test]
