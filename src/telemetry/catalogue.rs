@@ -31,7 +31,7 @@ metrics! {
     KEY_STORE_KEYS: Gauge "keyway_key_store_keys" ["key_store"]
         "Keys of the key store, in any state";
     KEY_STORE_ATTEMPTS: Counter "keyway_key_store_connect_attempts_total" ["key_store"]
-        "Times that it was told to connect, since it was made";
+        "Times that it was told to connect since it was made, also before the process began";
     CRYPTO_USERS: Gauge "keyway_crypto_users_connected" []
         "Crypto users whom keyway is logged in as";
 
