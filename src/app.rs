@@ -18,7 +18,7 @@ use tonic_health::server::HealthReporter;
 use crate::authz::{Loopback, Policy};
 use crate::cluster::{Closing, Declared, Undeclarable};
 use crate::config::Config;
-use crate::door::grpc::{self, Faces, Foundation, Mode, Pages};
+use crate::door::grpc::{self, Faces, Foundation, Mode, Pages, Pipelines};
 use crate::door::http::{self, Operations, Served, Url};
 use crate::door::{self, Bound, LaneThreads, Lanes, ListenError, Readiness};
 use crate::host::Host;
@@ -154,6 +154,7 @@ impl App {
             draining: until_draining.clone(),
             max_message_bytes: config.grpc.max_message_bytes,
             pipeline_in_flight: config.grpc.pipeline_in_flight,
+            pipelines: Pipelines::default(),
             mode,
             key_store_quota,
             pages: pages(config.http.as_ref().and_then(|http| http.url.clone()), http, mode),

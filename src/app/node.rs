@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use hyper::body::Bytes;
 use tokio::sync::watch;
 
 use crate::config::NodeConfig;
 use crate::door::http::{self, Teller};
 use crate::host::served::{self, Links, Served};
-use crate::telemetry::{Page, catalogue, process};
+use crate::telemetry::{Form, Page, catalogue, process};
 
 use super::{Signals, StartError, make_private, private_process};
 
@@ -29,12 +30,13 @@ impl Teller for NodeOperations {
         (!draining, if draining { "draining\n" } else { "ready\n" }.to_owned())
     }
 
-    async fn metrics(&self) -> Page {
+    /// Few numbers, so that they are written for each who asks.
+    async fn metrics(&self, form: Form) -> Bytes {
         let mut page = Page::default();
         process::tell(&mut page);
         page.level(&catalogue::READY, [], f64::from(u8::from(!*self.draining.borrow())));
         self.links.tell(&mut page);
-        page
+        page.written(form).into()
     }
 }
 

@@ -61,7 +61,7 @@ pub(super) struct EncryptArgs {
 #[command(after_help = "\
 Examples:
   keyway file decrypt dump.sql.kwf dump.sql
-  keyway file decrypt --key alias/backups --context host=db1 dump.sql.kwf - | psql
+  keyway file decrypt --key alias/backups --context host=db1 orders.kwf orders.sql && psql -f orders.sql
 
 A file's own encryption context is in it; pairs that are given here must be among its pairs. OUT is there only once all of
 it is proved. What goes to stdout was proved as well, piece by piece; when the command fails, it was not all of it.")]
@@ -123,6 +123,7 @@ async fn encrypt(client: &Client, args: EncryptArgs) -> Result<(), Failure> {
     checksum_fits(&made.ciphertext, made.ciphertext_crc32c)?;
     checksum_fits(&made.plaintext, made.plaintext_crc32c)?;
     let data_key = Plaintext::new(std::mem::take(&mut made.plaintext));
+    made.plaintext_crc32c = 0;
     let header = Header { data_key: std::mem::take(&mut made.ciphertext), context };
     work.done_by(move |from, to, progress| format::encrypt(&header, &data_key, from, to, |bytes| progress.add(bytes)))
         .await?;
@@ -157,13 +158,14 @@ async fn decrypt(client: &Client, args: DecryptArgs) -> Result<(), Failure> {
     checksum_was_used(opened.verified_ciphertext_crc32c)?;
     checksum_fits(&opened.plaintext, opened.plaintext_crc32c)?;
     let data_key = Plaintext::new(std::mem::take(&mut opened.plaintext));
+    opened.plaintext_crc32c = 0;
     work.done_by(move |from, to, progress| format::decrypt(&header, &data_key, from, to, |bytes| progress.add(bytes)))
         .await?;
     args.files.show(client.output, &opened)
 }
 
 impl FileArgs {
-    /// Which key it was; of the bytes there is nothing left in the message. In JSON alone, and only where stdout is free.
+    /// Which key it was; of the bytes there is nothing left in the message, nor of the data key's checksum. In JSON alone, and only where stdout is free.
     fn show<M: Named>(&self, output: Output, message: &M) -> Result<(), Failure> {
         if is_standard(Some(&self.to)) { Ok(()) } else { output.show(message, |_, _| String::new()) }
     }
@@ -233,14 +235,16 @@ async fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) ->
     working.await.map_err(|_| Failure::local("the work ended in a panic"))
 }
 
-/// Resolves at SIGINT and SIGTERM.
+/// Resolves at SIGINT, SIGTERM, and SIGHUP, which is a terminal that was closed.
 fn interrupted() -> io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut int, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut hup = signal(SignalKind::hangup())?;
     Ok(async move {
         tokio::select! {
             _ = int.recv() => {}
             _ = term.recv() => {}
+            _ = hup.recv() => {}
         }
     })
 }

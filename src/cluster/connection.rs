@@ -385,6 +385,7 @@ impl Connection {
         let mut history = History::default();
         let mut asked = Vec::new();
         let mut again = None;
+        let mut left: Option<Arc<Member>> = None;
         let mut suspicion = None;
         let mut may_be_done = false;
         loop {
@@ -392,6 +393,9 @@ impl Connection {
             let Some((member, others)) = again.take().or_else(|| self.choose(wanted, &asked)) else {
                 return Err(history.exhausted(self.why_nobody(wanted)).into());
             };
+            if let Some(left) = left.take() {
+                self.common.host.tallies().of(&left.node.spec).request_moved_on();
+            }
             if history.is_suspect() && suspicion.is_none() {
                 suspicion = Some(self.alone(deadline).await?);
             }
@@ -410,7 +414,7 @@ impl Connection {
                 Next::SameNode => again = Some((member, others)),
                 Next::OtherNode => {
                     tracing::debug!(hsm = %member.node.hsm(), %error, "asking another node");
-                    self.common.host.tallies().of(&member.node.spec).request_moved_on();
+                    left = Some(member.clone());
                     asked.push(member);
                 }
                 Next::Stop(failure) => {

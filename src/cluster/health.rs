@@ -80,6 +80,8 @@ async fn check(connection: &Connection, member: &Member, login: u64) {
             note_pace(connection, member, login, Canary::Took(took));
         }
         Ok(_) => tracing::error!(hsm = %member.node.hsm(), "a worker's answer is another request's"),
+        // Every thread may be at that, as callers asked, whatever the HSM's pace. That nothing is stuck is the link's care.
+        Err(CallError::LateAfter) if member.node.is_at_slow_work() => {}
         // Behind much else it may be late; but a worker that is at something else answers that.
         Err(CallError::LateAfter) if member.node.silent_for().is_some_and(|silence| silence >= PATIENCE) => {
             note_pace(connection, member, login, Canary::Silent);

@@ -283,6 +283,11 @@ impl Link {
         self.patience.with(slowest.unwrap_or(Pace::Quick))
     }
 
+    /// Whether some of what is handed over may keep a thread for long.
+    pub(super) fn is_at_slow_work(&self) -> bool {
+        self.lock_pending().values().any(|pending| pending.pace != Pace::Quick)
+    }
+
     /// Takes no further requests; the worker sees the link's end, lets its running calls return, and leaves.
     pub fn close(&self) {
         self.lock_out().closed = true;

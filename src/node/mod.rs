@@ -245,6 +245,11 @@ impl Node {
         Some(self.link()?.silent_for())
     }
 
+    /// Whether its worker was given work that takes long by its nature, and has not answered it.
+    pub fn is_at_slow_work(&self) -> bool {
+        self.link().is_some_and(|link| link.is_at_slow_work())
+    }
+
     /// What recent operations took, as the caller of this room waited for them. `None` without any.
     pub fn latency(&self) -> Option<Latency> {
         self.link()?.latency()

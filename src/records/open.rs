@@ -38,7 +38,9 @@ impl Records {
     pub async fn open(settings: &Settings) -> Result<Self, OpenError> {
         let lock = lock(&settings.database).await?;
         let writing = Arc::new(Writing::default());
-        let write = pool(settings, measured(SqlitePoolOptions::new().max_connections(1), &writing)).await?;
+        // It stays for good: sqlx tells nobody of a connection that is new, or that it closes as too old.
+        let writer = SqlitePoolOptions::new().max_connections(1).idle_timeout(None).max_lifetime(None);
+        let write = pool(settings, measured(writer, &writing)).await?;
         migrations().run(&write).await.map_err(|error| unmigrated(settings, error))?;
         let sealer = sealer(&settings.sealing_key, &write).await?;
         let read = pool(settings, SqlitePoolOptions::new().max_connections(READERS)).await?;

@@ -12,9 +12,9 @@ metrics! {
         "1 while /readyz answers 200, else 0";
 
     REQUESTS: Counter "keyway_requests_total" ["rpc", "code", "reason"]
-        "Calls that have ended, by gRPC code and the reason of docs/errors.md; a stream is counted when it begins to answer, and a caller who left as CANCELLED";
+        "Calls that have ended, by gRPC code and the reason of docs/errors.md; a stream is counted when it begins to answer, an item of a Pipeline as the call it is, and a caller who left as CANCELLED";
     REQUEST_SECONDS: Histogram "keyway_request_duration_seconds" ["rpc"]
-        "Time from a call's headers to its answer, without what the network took; streams are not measured";
+        "Time from a call's headers to its answer, without what the network took, and of an item of a Pipeline from when it is read; streams are not measured";
     REQUESTS_IN_FLIGHT: Gauge "keyway_requests_in_flight" ["rpc"]
         "Calls that have not been answered yet, and streams that have not ended";
     CONNECTIONS: Gauge "keyway_connections" []
@@ -31,7 +31,7 @@ metrics! {
     KEY_STORE_KEYS: Gauge "keyway_key_store_keys" ["key_store"]
         "Keys of the key store, in any state";
     KEY_STORE_ATTEMPTS: Counter "keyway_key_store_connect_attempts_total" ["key_store"]
-        "Times that it was told to connect, since it was made";
+        "Times that it was told to connect since it was made, also before the process began";
     CRYPTO_USERS: Gauge "keyway_crypto_users_connected" []
         "Crypto users whom keyway is logged in as";
 

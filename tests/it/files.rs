@@ -116,6 +116,7 @@ async fn files_of_any_length_come_back_through_files_and_pipes() {
     let told: Value = serde_json::from_slice(&json.current_dir(desk.path("")).output().unwrap().stdout).unwrap();
     assert!(told["keyId"].as_str().unwrap().ends_with(&desk.key), "{told}");
     assert_eq!(told.get("plaintext"), None, "the data key is shown: {told}");
+    assert_eq!(told.get("plaintextCrc32c"), None, "32 bits of the data key are shown: {told}");
 }
 
 #[tokio::test]
@@ -175,7 +176,7 @@ async fn a_file_that_was_changed_or_is_another_one_is_refused_and_what_was_there
 #[tokio::test]
 async fn a_command_that_is_ended_midway_leaves_no_half_file() {
     let desk = Desk::new().await;
-    for kind in [rustix::process::Signal::TERM, rustix::process::Signal::INT] {
+    for kind in [rustix::process::Signal::TERM, rustix::process::Signal::INT, rustix::process::Signal::HUP] {
         let mut command = desk.rig.keyway(&["file", "encrypt", "--key", &desk.key, "-", "sealed"]);
         let mut child =
             command.current_dir(desk.path("")).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -151,6 +151,26 @@ async fn a_daemon_without_an_hsm_is_ready_and_without_its_records_is_not() {
     wait_async(|| async { (health(&clients).await == ServingStatus::Serving).then_some(()) }).await;
 }
 
+#[tokio::test]
+async fn metrics_are_told_while_the_records_hang_and_without_them() {
+    let (rig, mut clients, store) = Rig::new().nodes(2).zones(2).connected().await;
+    clients.all_healthy(&store).await;
+    clients.key(&store).await;
+    let web = rig.web();
+    web.until("keyway_key_store_keys", &[], |keys| keys == 1.0).await;
+    let records = format!("sqlite:{}", rig.path("daemon/records.sqlite3").display());
+    let records = sqlx::SqlitePool::connect(&records).await.expect("a database");
+    // Who counts the keys comes to no end.
+    let endless = "CREATE VIEW keys AS WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) \
+                   SELECT gone.* FROM gone, n";
+    for change in ["ALTER TABLE keys RENAME TO gone", endless] {
+        sqlx::query(change).execute(&records).await.expect("it is changed");
+    }
+    let without = web.until("keyway_key_store_keys", &[], |keys| keys == 0.0);
+    let told = tokio::time::timeout(Duration::from_secs(10), without).await.expect("it does not wait for them");
+    assert_eq!(told.sum("keyway_hsm_health", &[("state", "HEALTHY")]), 2.0);
+}
+
 async fn until_status(web: &Web, path: &str, status: u16) -> String {
     wait_async(|| async { Some(web.get(path).await).filter(|told| told.status == status) }).await.body
 }

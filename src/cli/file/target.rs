@@ -37,7 +37,7 @@ impl Target {
         }
         let mut name = std::ffi::OsString::from(".");
         name.push(path.file_name().ok_or(io::ErrorKind::InvalidInput)?);
-        name.push(format!(".{}.partial", std::process::id()));
+        name.push(format!(".{:016x}.partial", random()?));
         let partial = path.with_file_name(name);
         let mut options = OpenOptions::new();
         options.write(true).create_new(true);
@@ -70,6 +70,13 @@ impl Target {
             }
         }
     }
+}
+
+/// A name that nobody can have made before, nor a process that had the same id.
+fn random() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| io::Error::other("no random bytes"))?;
+    Ok(u64::from_be_bytes(bytes))
 }
 
 impl Write for Target {
@@ -133,6 +140,18 @@ mod tests {
         target.finish().unwrap();
         assert!(link.is_symlink());
         assert_eq!((std::fs::read(&path).unwrap(), names(folder.path()).len()), (b"after".to_vec(), 2));
+    }
+
+    #[test]
+    fn two_who_make_the_same_file_are_not_in_each_others_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("letter");
+        let [mut one, mut other] = [(); 2].map(|()| Target::new(Some(&path), Secrecy::Plaintext).unwrap());
+        one.write_all(b"one").unwrap();
+        other.write_all(b"other").unwrap();
+        one.finish().unwrap();
+        other.finish().unwrap();
+        assert_eq!((std::fs::read(&path).unwrap(), names(folder.path()).len()), (b"other".to_vec(), 1));
     }
 
     #[test]

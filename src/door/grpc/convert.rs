@@ -20,6 +20,8 @@ use super::status;
 
 /// AWS's bound on what Encrypt takes.
 const MAX_PLAINTEXT: usize = 4_096;
+/// AWS's bound on what Decrypt and ReEncrypt take.
+const MAX_CIPHERTEXT: usize = 6_144;
 /// AWS's bound on data keys and random bytes.
 const MAX_RANDOM: i32 = 1_024;
 const DEFAULT_PAGE: u32 = 100;
@@ -150,9 +152,14 @@ pub(super) fn plaintext(bytes: Vec<u8>, crc32c: Option<u32>) -> Result<Plaintext
     Ok(plaintext)
 }
 
+/// What Decrypt and ReEncrypt take, its checksum verified when one came along.
 pub(super) fn ciphertext(bytes: Vec<u8>, crc32c: Option<u32>) -> Result<Vec<u8>, Status> {
     if bytes.is_empty() {
         return Err(status::field("ciphertext", "is required"));
+    }
+    if bytes.len() > MAX_CIPHERTEXT {
+        let why = format!("has 1 to {MAX_CIPHERTEXT} bytes, not {}", bytes.len());
+        return Err(status::field("ciphertext", why));
     }
     checksum("ciphertext", &bytes, crc32c)?;
     Ok(bytes)
@@ -410,6 +417,17 @@ mod tests {
         let token = next_page_token("alias/x");
         assert_eq!(page_token::<String>(&token).unwrap().as_deref(), Some("alias/x"));
         assert!(page_token::<String>("made up").is_err());
+    }
+
+    #[test]
+    fn a_ciphertext_has_1_to_6144_bytes() {
+        assert!(ciphertext(vec![0; 6_144], None).is_ok());
+        for length in [0, 6_145, 1 << 20] {
+            let refused = ciphertext(vec![0; length], None).unwrap_err();
+            assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+            assert!(refused.message().starts_with("ciphertext: "), "{}", refused.message());
+        }
+        assert!(ciphertext(vec![0; 6_145], None).unwrap_err().message().contains("6144"), "the bound is told");
     }
 
     #[test]

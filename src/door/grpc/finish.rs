@@ -68,6 +68,10 @@ where
         let counted = self.tally.begin(request.uri().path());
         let id = request_id(&request);
         request.extensions_mut().insert(id.clone());
+        if counted.is_stream() {
+            // The calls within it are counted as well.
+            request.extensions_mut().insert(self.tally.clone());
+        }
         let (max_message_bytes, pages) = (self.max_message_bytes, self.pages.clone());
         // tonic's own timeout stands outside of this layer and would answer without details: ours is made before it, and so fires first.
         let deadline = convert::asked_timeout(request.headers());
@@ -100,8 +104,7 @@ fn with_details(
         return (response, Answer::Done);
     }
     let finished = finished(refused, Some(id), max_message_bytes, pages);
-    let reason = finished.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default();
-    let answer = Answer::Refused { code: finished.code(), reason };
+    let answer = Answer::refused(&finished);
     (finished.into_http(), answer)
 }
 

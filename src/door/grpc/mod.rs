@@ -48,6 +48,7 @@ use super::greet::Io;
 
 pub use health::report as report_health;
 pub use pages::Pages;
+pub use pipeline::Pipelines;
 pub(super) use tally::Tally;
 
 /// A call without a deadline gets this long.
@@ -84,6 +85,7 @@ pub struct Foundation {
     pub max_message_bytes: usize,
     /// Items of a Pipeline that are unanswered at once.
     pub pipeline_in_flight: usize,
+    pub pipelines: Pipelines,
     pub mode: Mode,
     pub key_store_quota: u32,
     /// Where callers find what errors mean.

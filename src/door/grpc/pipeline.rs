@@ -7,9 +7,11 @@
 //! ```
 //!
 //! An item is read only once its answer has a place in a queue of fixed length, so that neither work nor answers pile up:
-//! a client that does not read is not read from. The work is not held up by one, since HSMs wait for it.
+//! a client that does not read is not read from. The work is not held up by one, since HSMs wait for it. A stream may so hold
+//! all of its places and bytes for as long as its client likes, which is why there are only so many streams ([`Pipelines`]).
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -31,14 +33,84 @@ use crate::proto::v1::pipeline_response::Response as Told;
 
 use super::crypto::Service;
 use super::finish::{RequestId, finished};
+use super::tally::{Answer, Tally};
 use super::{DEFAULT_DEADLINE, LONGEST_DEADLINE, caller, convert, status};
 
 /// So many bytes of requests may be unanswered before no more are read: beside the number of items, since each may be as
 /// long as any request.
 const MOST_BYTES: usize = 8 << 20;
+/// Streams of one caller at once, on whichever connections.
+const MOST_OF_A_CALLER: usize = 16;
+/// Streams at once, of all callers.
+const MOST: usize = 256;
 
 type Answers = mpsc::Sender<Result<pb::PipelineResponse, Status>>;
 type Place<'a> = mpsc::Permit<'a, Result<pb::PipelineResponse, Status>>;
+
+/// The streams that there are, by their callers' names.
+#[derive(Clone, Default)]
+pub struct Pipelines(Arc<Mutex<HashMap<String, usize>>>);
+
+/// One of them, until it is dropped.
+struct Stream {
+    among: Pipelines,
+    caller: String,
+}
+
+/// What an item can ask for, and which handler of the single call does it.
+macro_rules! each_kind {
+    ($then:ident) => {
+        $then!(
+            Encrypt by encrypt,
+            Decrypt by decrypt,
+            ReEncrypt by re_encrypt,
+            GenerateDataKey by generate_data_key,
+            GenerateDataKeyWithoutPlaintext by generate_data_key_without_plaintext,
+            GenerateRandom by generate_random,
+            Sign by sign,
+            Verify by verify,
+            GenerateMac by generate_mac,
+            VerifyMac by verify_mac,
+        )
+    };
+}
+
+impl Pipelines {
+    /// One more of this caller; or how many there may be, and whose, when there are.
+    fn one_more(&self, caller: &str) -> Result<Stream, TooMany> {
+        let mut streams = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if streams.values().sum::<usize>() >= MOST {
+            return Err(TooMany::Of(MOST));
+        }
+        let own = streams.entry(caller.to_owned()).or_default();
+        if *own >= MOST_OF_A_CALLER {
+            return Err(TooMany::OfTheCaller(MOST_OF_A_CALLER));
+        }
+        *own += 1;
+        Ok(Stream { among: self.clone(), caller: caller.to_owned() })
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let mut streams = self.among.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(own) = streams.get_mut(&self.caller) {
+            *own -= 1;
+            if *own == 0 {
+                streams.remove(&self.caller);
+            }
+        }
+    }
+}
+
+/// Why there is no further stream.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum TooMany {
+    #[error("this caller has {0} Pipeline streams, which is as many as there may be; send more over those, or end one")]
+    OfTheCaller(usize),
+    #[error("callers have {0} Pipeline streams, which is as many as there may be; use single calls, or come back")]
+    Of(usize),
+}
 
 /// What all items of a stream have in common.
 struct Pipeline {
@@ -47,6 +119,8 @@ struct Pipeline {
     /// The logins that were shown, and nothing else.
     metadata: MetadataMap,
     request_id: Option<RequestId>,
+    /// Of the lane it is on.
+    tally: Arc<Tally>,
     /// When the client stops waiting for the stream as a whole, if it said so.
     deadline: Option<Instant>,
 }
@@ -68,10 +142,13 @@ pub(super) fn serve(
     service: Service,
     request: Request<Streaming<pb::PipelineRequest>>,
 ) -> Result<Response<BoxStream<pb::PipelineResponse>>, Status> {
+    let caller = caller(&request)?.clone();
+    let stream = service.0.0.pipelines.one_more(caller.name()).map_err(status::too_many_streams)?;
     let pipeline = Pipeline {
-        caller: caller(&request)?.clone(),
+        caller,
         metadata: convert::login_metadata(request.metadata()),
         request_id: request.extensions().get::<RequestId>().cloned(),
+        tally: request.extensions().get::<Arc<Tally>>().cloned().unwrap_or_default(),
         deadline: convert::asked_timeout(request.metadata().as_ref()).map(|timeout| Instant::now() + timeout),
         service,
     };
@@ -79,7 +156,12 @@ pub(super) fn serve(
     let running = tokio::spawn(pipeline.run(request.into_inner(), answers));
     // A stream that breaks off must not look like one that is done.
     let broken = stream::once(running).filter_map(|ended| ready(ended.err().map(|_| Err(status::broken_off()))));
-    Ok(Response::new(Box::pin(ReceiverStream::new(told).chain(broken))))
+    let told = ReceiverStream::new(told).chain(broken).map(move |answer| {
+        // It is one of them for as long as answers of it may be here.
+        let _until_then = &stream;
+        answer
+    });
+    Ok(Response::new(Box::pin(told)))
 }
 
 impl Pipeline {
@@ -95,9 +177,9 @@ impl Pipeline {
                 () = at(self.deadline) => {
                     // Nobody waits for them.
                     working.clear();
-                    break Some(status::late());
+                    break Some(self.finished(status::late()));
                 }
-                _ = draining.wait_for(|draining| *draining) => break Some(status::draining()),
+                _ = draining.wait_for(|draining| *draining) => break Some(self.finished(status::draining())),
                 Some(answered) = working.next() => live.take_out(&answered),
                 free = answers.reserve(), if place.is_none() => match free {
                     Ok(free) => place = Some(free),
@@ -108,7 +190,7 @@ impl Pipeline {
                         let place = place.take().expect("it was looked at");
                         match live.put_in(&item) {
                             Ok(bytes) => working.push(self.answer(item, bytes, place)),
-                            Err(refused) => place.send(Ok(self.told(item.id, Err(refused)))),
+                            Err(refused) => place.send(Ok(told(item.id, Err(self.finished(refused))))),
                         }
                     }
                     Ok(None) => break None,
@@ -131,7 +213,12 @@ impl Pipeline {
 
     async fn answer(&self, item: pb::PipelineRequest, bytes: usize, place: Place<'_>) -> Answered {
         let id = item.id;
-        place.send(Ok(self.told(id, self.do_item(item).await)));
+        let counted = item.request.as_ref().map(|asked| self.tally.begin(path(asked)));
+        let done = self.do_item(item).await.map_err(|refused| self.finished(refused));
+        if let Some(counted) = counted {
+            counted.ended(done.as_ref().map_or_else(Answer::refused, |_| Answer::Done));
+        }
+        place.send(Ok(told(id, done)));
         Answered { id, bytes }
     }
 
@@ -141,7 +228,7 @@ impl Pipeline {
         let asked = item.request.ok_or_else(|| status::field("request", "is required: an item says what to do"))?;
         let service = &self.service;
         macro_rules! dispatched {
-            ($($kind:ident by $handler:ident),* $(,)?) => {
+            ($($kind:ident by $handler:ident,)*) => {
                 match asked {
                     $(Asked::$kind(asked) => {
                         let answering = service.$handler(self.request(asked, timeout));
@@ -151,18 +238,7 @@ impl Pipeline {
                 }
             };
         }
-        dispatched!(
-            Encrypt by encrypt,
-            Decrypt by decrypt,
-            ReEncrypt by re_encrypt,
-            GenerateDataKey by generate_data_key,
-            GenerateDataKeyWithoutPlaintext by generate_data_key_without_plaintext,
-            GenerateRandom by generate_random,
-            Sign by sign,
-            Verify by verify,
-            GenerateMac by generate_mac,
-            VerifyMac by verify_mac,
-        )
+        each_kind!(dispatched)
     }
 
     /// How long an item may take, from now.
@@ -182,11 +258,6 @@ impl Pipeline {
         request.extensions_mut().insert(self.caller.clone());
         request.set_timeout(timeout);
         request
-    }
-
-    fn told(&self, id: u32, done: Result<Told, Status>) -> pb::PipelineResponse {
-        let response = done.unwrap_or_else(|refused| Told::Error(status::as_message(&self.finished(refused))));
-        pb::PipelineResponse { id, response: Some(response) }
     }
 
     fn finished(&self, refused: Status) -> Status {
@@ -215,10 +286,46 @@ impl Live {
     }
 }
 
+fn told(id: u32, done: Result<Told, Status>) -> pb::PipelineResponse {
+    let response = done.unwrap_or_else(|refused| Told::Error(status::as_message(&refused)));
+    pb::PipelineResponse { id, response: Some(response) }
+}
+
+/// Of the single call.
+const fn path(asked: &Asked) -> &'static str {
+    macro_rules! paths {
+        ($($kind:ident by $handler:ident,)*) => {
+            match asked {
+                $(Asked::$kind(_) => concat!("/keyway.v1.CryptoService/", stringify!($kind)),)*
+            }
+        };
+    }
+    each_kind!(paths)
+}
+
 /// Never, when there is no such time.
 async fn at(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_caller_and_all_callers_have_so_many_streams_and_one_that_ends_makes_room() {
+        let pipelines = Pipelines::default();
+        let of = |caller: usize| pipelines.one_more(&format!("caller {caller}"));
+        let mut all: Vec<_> = (0..MOST_OF_A_CALLER).map(|_| of(0).expect("there is room")).collect();
+        assert_eq!(of(0).err(), Some(TooMany::OfTheCaller(16)));
+        all.pop();
+        all.push(of(0).expect("one has ended"));
+        all.extend((MOST_OF_A_CALLER..MOST).map(|number| of(number / MOST_OF_A_CALLER).expect("there is room")));
+        assert_eq!(of(1_000).err(), Some(TooMany::Of(256)));
+        all.clear();
+        assert!(pipelines.0.lock().unwrap().is_empty(), "callers who have none are remembered");
     }
 }

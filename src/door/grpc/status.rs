@@ -20,6 +20,7 @@ use crate::model::{HsmId, MacAlgorithm, ShownState, SigningAlgorithm, Username};
 use crate::records::Unavailable;
 use crate::users::{self, Unproved};
 
+use super::pipeline::TooMany;
 use super::tally::Answer;
 
 const DOMAIN: &str = "keyway";
@@ -108,6 +109,11 @@ pub(super) fn denied(denied: Denied) -> Status {
 /// A stream that has more to tell ends because the daemon does.
 pub(super) fn draining() -> Status {
     Refusal::new(Code::Unavailable, "DRAINING", "the daemon is on its way down").retry().status()
+}
+
+/// A caller would have more streams than are served.
+pub(super) fn too_many_streams(too_many: TooMany) -> Status {
+    Refusal::new(Code::ResourceExhausted, "THROTTLING", too_many.to_string()).retry().status()
 }
 
 /// What did the work is gone, and nobody knows why.

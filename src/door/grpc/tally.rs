@@ -11,7 +11,9 @@ use http_body_util::BodyExt;
 use prost::Message;
 use prost_types::FileDescriptorSet;
 use tokio::time::Instant;
+use tonic::Status;
 use tonic::body::Body;
+use tonic_types::StatusExt as _;
 
 use crate::proto;
 use crate::telemetry::{Count, Durations, Page, catalogue};
@@ -80,6 +82,14 @@ pub(super) enum Answer {
     Refused { code: tonic::Code, reason: String },
 }
 
+impl Answer {
+    /// As its caller gets it.
+    pub(super) fn refused(refused: &Status) -> Self {
+        let reason = refused.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default();
+        Self::Refused { code: refused.code(), reason }
+    }
+}
+
 impl Default for Tally {
     fn default() -> Self {
         Self { rpcs: RPCS.all.iter().map(|_| RpcTally::default()).collect() }
@@ -123,10 +133,19 @@ pub(super) struct Call {
 }
 
 impl Call {
+    pub(super) fn is_stream(&self) -> bool {
+        RPCS.all[self.rpc].streams
+    }
+
+    /// Counts the answer of a call within a stream.
+    pub(super) fn ended(mut self, answer: Answer) {
+        self.count(answer);
+    }
+
     /// Counts the answer. A stream that was begun is on its way until its body is gone.
     pub(super) fn answered(mut self, answer: Answer, response: Response<Body>) -> Response<Body> {
         self.count(answer);
-        if !RPCS.all[self.rpc].streams {
+        if !self.is_stream() {
             return response;
         }
         response.map(|body| {
@@ -147,7 +166,7 @@ impl Call {
                 *refused.entry((status::name(code), reason)).or_default() += 1;
             }
         }
-        if !RPCS.all[self.rpc].streams {
+        if !self.is_stream() {
             tally.took.note(self.began.elapsed());
         }
     }

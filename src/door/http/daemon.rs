@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use hyper::body::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -12,7 +13,7 @@ use crate::door::lanes::Lanes;
 use crate::door::listen::Places;
 use crate::door::ready::Readiness;
 use crate::records::Records;
-use crate::telemetry::{Page, catalogue, process};
+use crate::telemetry::{Form, Page, catalogue, process};
 
 use super::Teller;
 
@@ -27,7 +28,14 @@ struct Inner {
     readiness: watch::Receiver<Readiness>,
     served: OnceLock<Served>,
     /// Held while a page is made: who asks meanwhile is given the same one.
-    page: tokio::sync::Mutex<Option<(Instant, Page)>>,
+    page: tokio::sync::Mutex<Option<Made>>,
+}
+
+/// A page, and each of its texts once somebody asked for it.
+struct Made {
+    at: Instant,
+    page: Page,
+    texts: Vec<(Form, Readiness, Bytes)>,
 }
 
 /// What there is to tell of, once calls are taken.
@@ -90,20 +98,46 @@ impl Teller for Operations {
         (readiness.is_ready(), lines)
     }
 
-    async fn metrics(&self) -> Page {
-        let mut page = {
-            let mut last = self.0.page.lock().await;
-            match &*last {
-                Some((made, page)) if made.elapsed() < FRESH => page.clone(),
-                Some(_) | None => {
-                    let page = self.made().await;
-                    *last = Some((Instant::now(), page.clone()));
-                    page
-                }
+    async fn metrics(&self, form: Form) -> Bytes {
+        let mut last = self.0.page.lock().await;
+        let made = match last.take() {
+            Some(made) if made.at.elapsed() < FRESH => made,
+            Some(_) | None => {
+                let page = self.made().await;
+                Made { at: Instant::now(), page, texts: Vec::new() }
             }
         };
         // As /readyz says it at this moment.
-        page.level(&catalogue::READY, [], f64::from(u8::from(self.readiness().is_ready())));
-        page
+        last.insert(made).text(form, self.readiness())
+    }
+}
+
+impl Made {
+    fn text(&mut self, form: Form, readiness: Readiness) -> Bytes {
+        if let Some((_, _, text)) = self.texts.iter().find(|made| (made.0, made.1) == (form, readiness)) {
+            return text.clone();
+        }
+        let mut page = self.page.clone();
+        page.level(&catalogue::READY, [], f64::from(u8::from(readiness.is_ready())));
+        let text = Bytes::from(page.written(form));
+        self.texts.push((form, readiness, text.clone()));
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_written_once_in_each_form_and_readiness_is_that_of_the_moment() {
+        let mut made = Made { at: Instant::now(), page: Page::default(), texts: Vec::new() };
+        let ready = made.text(Form::Prometheus, Readiness::Ready);
+        assert!(ready.ends_with(b"\nkeyway_ready 1.0\n"), "{ready:?}");
+        assert!(made.text(Form::OpenMetrics, Readiness::Ready).ends_with(b"# EOF\n"));
+        let draining = made.text(Form::Prometheus, Readiness::Draining);
+        assert!(draining.ends_with(b"\nkeyway_ready 0.0\n"), "{draining:?}");
+        let again = made.text(Form::Prometheus, Readiness::Ready);
+        assert_eq!(again.as_ptr(), ready.as_ptr(), "it was written anew");
     }
 }

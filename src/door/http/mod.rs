@@ -1,8 +1,9 @@
 //! The operations listener: whether the process lives and is ready, its metrics, and the pages of `docs/`.
 //!
 //! In plaintext, to whoever asks, so that nothing here is anybody's secret and nothing can be changed: there is GET and
-//! HEAD, and no request has a body. What it costs is bounded (connections, heads, time, scrapes), and it stands on a
-//! thread that serves no calls.
+//! HEAD, and no request has a body. What it costs is bounded (connections, heads, time, scrapes). No call is served by the
+//! threads it stands on, but the links to HSMs are: so what takes long to make is made once and kept, and is bytes to who
+//! asks again.
 
 mod ask;
 mod daemon;
@@ -25,7 +26,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::model::Invalid;
-use crate::telemetry::{Form, Page};
+use crate::telemetry::Form;
 
 use super::ListenError;
 use ask::{Ask, Refused};
@@ -95,7 +96,7 @@ pub trait Teller: Clone + Send + Sync + 'static {
     /// Whether it takes calls, and some lines about it for people.
     fn ready(&self) -> impl Future<Output = (bool, String)> + Send;
 
-    fn metrics(&self) -> impl Future<Output = Page> + Send;
+    fn metrics(&self, form: Form) -> impl Future<Output = Bytes> + Send;
 }
 
 /// Listens from now on, until the process ends. Where, now that the port is known.
@@ -154,14 +155,14 @@ async fn serve(stream: TcpStream, _place: OwnedSemaphorePermit, teller: impl Tel
 async fn answer(request: &Request<Incoming>, teller: &impl Teller) -> Response<Full<Bytes>> {
     match Ask::of(request) {
         Ok(Ask::Alive) => match teller.alive().await {
-            Ok(()) => told(StatusCode::OK, TEXT, "alive\n".to_owned()),
+            Ok(()) => told(StatusCode::OK, TEXT, "alive\n"),
             Err(why) => told(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{why}\n")),
         },
         Ok(Ask::Ready) => {
             let (ready, lines) = teller.ready().await;
             told(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, TEXT, lines)
         }
-        Ok(Ask::Metrics(form)) => told(StatusCode::OK, form.content_type(), teller.metrics().await.written(form)),
+        Ok(Ask::Metrics(form)) => told(StatusCode::OK, form.content_type(), teller.metrics(form).await),
         Ok(Ask::Page(name)) => match pages::html(name) {
             Some(page) => told(StatusCode::OK, HTML, page),
             None => refused(Refused::Unknown),
@@ -170,8 +171,8 @@ async fn answer(request: &Request<Incoming>, teller: &impl Teller) -> Response<F
     }
 }
 
-fn told(status: StatusCode, content_type: &'static str, text: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(text)));
+fn told(status: StatusCode, content_type: &'static str, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(text.into()));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -187,7 +188,7 @@ fn refused(why: Refused) -> Response<Full<Bytes>> {
         Refused::Method => (StatusCode::METHOD_NOT_ALLOWED, "there is GET, and HEAD\n"),
         Refused::Body => (StatusCode::PAYLOAD_TOO_LARGE, "no request here has a body\n"),
     };
-    let mut response = told(status, TEXT, words.to_owned());
+    let mut response = told(status, TEXT, words);
     response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
     // Whatever else it sends is not read.
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

@@ -1,5 +1,9 @@
 //! The pages of `docs/`, as they were when this was built, in HTML.
 
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use hyper::body::Bytes;
 use pulldown_cmark::{CowStr, Event, Options, Parser, Tag, html as markdown};
 
 /// Each page's name, and its text.
@@ -26,15 +30,22 @@ const STYLE: &str = "body{max-width:52em;margin:2em auto;padding:0 1em;font:16px
 table{border-collapse:collapse}td,th{border:1px solid #999;padding:.2em .5em;text-align:left;vertical-align:top}\
 pre{overflow:auto;background:#8881;padding:.5em}:target{background:#fc06}:root{color-scheme:light dark}";
 
+/// Each as it is sent, made when the first one is asked for.
+static IN_HTML: LazyLock<HashMap<&str, Bytes>> =
+    LazyLock::new(|| PAGES.iter().map(|(name, text)| (*name, html_of(name, text).into())).collect());
+
 /// The page of this name, if there is one.
-pub(super) fn html(name: &str) -> Option<String> {
-    let (_, text) = PAGES.iter().find(|(page, _)| *page == name)?;
+pub(super) fn html(name: &str) -> Option<Bytes> {
+    IN_HTML.get(name).cloned()
+}
+
+fn html_of(name: &str, text: &str) -> String {
     let mut body = String::new();
     markdown::push_html(&mut body, with_anchors(text).into_iter());
-    Some(format!(
+    format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>keyway: {name}</title>\
          <style>{STYLE}</style></head>\n<body>\n{body}</body></html>\n"
-    ))
+    )
 }
 
 /// Each heading gets a name, by which links find it: a reason its own, as errors give it, and each the one that GitHub gives it.
@@ -86,6 +97,10 @@ mod tests {
 
     use super::*;
 
+    fn text(name: &str) -> Option<String> {
+        html(name).map(|page| String::from_utf8(page.into()).expect("it is text"))
+    }
+
     #[test]
     fn every_page_of_docs_is_served_and_no_other_file() {
         let docs = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs")).unwrap().flatten();
@@ -98,7 +113,7 @@ mod tests {
 
     #[test]
     fn a_reason_is_found_by_its_name_and_a_link_by_what_github_calls_its_heading() {
-        let errors = html("errors").unwrap();
+        let errors = text("errors").unwrap();
         assert!(errors.contains("<h2 id=\"NO_NODE\"><a id=\"no_node\"></a>NO_NODE</h2>"), "{errors}");
         assert_eq!(usual_name("Why a connection failed"), "why-a-connection-failed");
         assert_eq!(usual_name("clusters.<cluster>"), "clusterscluster");
@@ -108,7 +123,7 @@ mod tests {
     #[test]
     fn every_link_from_page_to_page_leads_somewhere() {
         let ids = |name: &str| -> Option<BTreeSet<String>> {
-            let page = html(name)?;
+            let page = text(name)?;
             Some(page.split("id=\"").skip(1).filter_map(|rest| Some(rest.split_once('"')?.0.to_owned())).collect())
         };
         let mut dead = Vec::new();

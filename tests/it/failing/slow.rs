@@ -30,6 +30,33 @@ async fn a_node_much_slower_than_its_siblings_is_put_aside_and_taken_back_when_i
 }
 
 #[tokio::test]
+async fn a_node_all_of_whose_threads_make_rsa_pairs_is_not_slow() {
+    let (rig, clients, store, _) = ready().await;
+    for hsm in ["hsm-1", "hsm-2", "hsm-3"] {
+        rig.faults(hsm).set([Rule::delay(faulty_pkcs11::Function::C_GenerateKeyPair, Duration::from_secs(5))]);
+    }
+    let making: Vec<_> = (0..6)
+        .map(|_| {
+            let (mut clients, mut request) = (clients.clone(), pb::CreateKeyRequest::default());
+            request.key_store_id.clone_from(&store);
+            request.set_key_spec(pb::KeySpec::Rsa2048);
+            request.set_key_usage(pb::KeyUsage::SignVerify);
+            tokio::spawn(async move { clients.keys.create_key(request).await })
+        })
+        .collect();
+    let mut clients = clients;
+    while !making.iter().all(tokio::task::JoinHandle::is_finished) {
+        let told = clients.settled(&store).await;
+        let slow = told.nodes.iter().find(|node| node.health() == pb::HsmHealth::Slow);
+        assert!(slow.is_none(), "what callers ask for made it look slow: {slow:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for made in making {
+        made.await.expect("no panic").expect("it is made");
+    }
+}
+
+#[tokio::test]
 async fn the_latencies_of_recent_operations_are_told_for_each_hsm() {
     let (rig, mut clients, _, key) = ready().await;
     rig.faults("hsm-1").set([Rule::delay(faulty_pkcs11::Function::C_Encrypt, Duration::from_millis(20))]);

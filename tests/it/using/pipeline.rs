@@ -145,7 +145,7 @@ async fn thousands_of_items_of_every_kind_are_each_answered_once_and_by_their_ow
 
 #[tokio::test]
 async fn what_goes_wrong_with_an_item_is_told_as_the_single_call_tells_it_and_ends_nothing() {
-    let (_rig, clients, _store, key) = ready().await;
+    let (rig, clients, _store, key) = ready().await;
     let crypto = || clients.crypto.clone();
     let unknown = pb::EncryptRequest { key_id: "alias/nobody".into(), plaintext: vec![7], ..Default::default() };
     let nothing = pb::EncryptRequest { key_id: key.clone(), ..Default::default() };
@@ -197,6 +197,12 @@ async fn what_goes_wrong_with_an_item_is_told_as_the_single_call_tells_it_and_en
     }
     pipeline.ask(9, encrypt(&key, b"after all this")).await;
     ciphertext(pipeline.answer().await.1);
+
+    // Counted as single calls are, beside these: one foreign ciphertext of each way, and one Encrypt that was done.
+    let foreign = [("rpc", "CryptoService/Decrypt"), ("reason", "INVALID_CIPHERTEXT")];
+    let told = rig.web().until("keyway_requests_total", &foreign, |n| n >= 2.0).await;
+    assert_eq!(told.sum("keyway_requests_total", &foreign), 2.0);
+    assert_eq!(told.sum("keyway_requests_total", &[("rpc", "CryptoService/Encrypt"), ("code", "OK")]), 1.0);
 }
 
 #[tokio::test]
@@ -274,6 +280,34 @@ async fn a_client_that_does_not_read_is_not_read_from_and_gets_every_answer_when
             assert!(done && seen.insert(answer.id), "{answer:?}");
         }
         assert!(answers.message().await.unwrap().is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_caller_has_so_many_streams_and_gets_another_once_one_has_ended() {
+    const MOST: usize = 16;
+    let (_rig, mut clients, store) = Rig::new().connected().await;
+    let key = clients.key(&store).await.key_id;
+    let mut streams = Vec::new();
+    for _ in 0..MOST {
+        streams.push(Pipeline::open(&clients).await);
+    }
+    let (_asking, asked) = mpsc::channel(1);
+    let refused = clients.crypto.clone().pipeline(ReceiverStream::new(asked)).await.unwrap_err();
+    assert_eq!(reason(&refused), (Code::ResourceExhausted, "THROTTLING".to_owned()), "{refused:?}");
+    assert!(refused.get_error_details().retry_info().is_some(), "{refused:?}");
+
+    let answers = streams.pop().expect("there are some").all(vec![item(1, encrypt(&key, b"x"))]).await;
+    assert_eq!(answers.len(), 1, "the others are served");
+    drop(streams.pop()); // without an end
+    for _ in 0..2 {
+        let opened = wait_async(|| {
+            let (_asking, asked) = mpsc::channel(1);
+            let mut crypto = clients.crypto.clone();
+            async move { Some((_asking, crypto.pipeline(ReceiverStream::new(asked)).await.ok()?)) }
+        });
+        let (asking, answers) = opened.await;
+        streams.push(Pipeline { asking, answers: answers.into_inner() });
     }
 }
 

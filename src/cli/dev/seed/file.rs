@@ -3,6 +3,7 @@
 //! What a name, a password or a tag may be stands in `model`, as for everybody. What is said of a wrong line names it by its
 //! number and never shows it: it may be a password's.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::fs::File;
@@ -131,12 +132,25 @@ fn text_of(file: &Path) -> io::Result<Zeroizing<String>> {
     Ok(text)
 }
 
-/// The line of what is wrong, and not the line itself.
+/// The line of what is wrong, and not the line itself, nor a value in it: that may be a password in a wrong place.
 fn place(text: &str, error: &toml::de::Error) -> String {
-    let message = error.message();
+    let message = without_value(error.message());
     match error.span().and_then(|span| text.get(..span.start)) {
         Some(before) => format!("line {}: {message}", before.split('\n').count()),
-        None => message.to_owned(),
+        None => message.into_owned(),
+    }
+}
+
+/// What serde says of a value that is not of the right kind shows the value: `invalid type: string "…", expected a map`.
+fn without_value(message: &str) -> Cow<'_, str> {
+    let Some(found) = ["invalid type: ", "invalid value: "].iter().find_map(|it| message.strip_prefix(it)) else {
+        return message.into();
+    };
+    // The last one, as the value may have such words as well.
+    match found.rsplit_once(", expected ") {
+        Some((_value, expected)) if expected.starts_with("struct ") => "a table is expected here".into(),
+        Some((_value, expected)) => format!("{expected} is expected here").into(),
+        None => "something else is expected here".into(),
     }
 }
 
@@ -421,6 +435,11 @@ mod tests {
             "[crypto_users.alice]\npassword = { hunter2 = 1 }",
             "[crypto_users.alice]\npassword = [\"hunter2\"]",
             "[crypto_users.kmsuser]\npassword = \"hunter2:;\"",
+            "[crypto_users]\nkmsuser = \"hunter2hunter2\"",
+            "[crypto_users]\nalice = \"expected hunter2, expected a map\"",
+            "[crypto_users.alice]\npassword = \"letters4andmore\"\nkeys = \"hunter2\"",
+            "[crypto_users.alice]\npassword = \"letters4andmore\"\ncluster = [\"hunter2\"]",
+            "crypto_users = \"hunter2\"",
         ] {
             let complaint = refused(text);
             assert!(!complaint.contains("hunter2"), "{text:?}: {complaint}");
