@@ -51,6 +51,7 @@ use crate::model::{
     AliasName, CkaId, ClusterId, ConnectionState, CryptoUser, HsmId, KeyId, KeyKind, KeySpec, KeyState, KeyStoreId,
     KeyUsage, KeyVersion, PublicKey,
 };
+use crate::node::heard_out;
 use crate::records::{KeyHome, KeyRecord, Records, Unavailable};
 use crate::users::{self, Users};
 
@@ -290,6 +291,12 @@ impl Keys {
         };
         let key = Arc::new(Key::new(record, home, self.usage_of(id)));
         Ok(self.0.known.remember(since, id, key, usize::MAX))
+    }
+
+    /// For what is written down and then forgotten, and must not be cut short between the two when its caller leaves: what
+    /// he has written is committed all the same, and what is remembered would be gone by for good.
+    async fn outlive<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
+        heard_out(self.0.runtime.spawn(work)).await
     }
 
     /// After something has changed of a key, or of where it is.
