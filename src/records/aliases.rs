@@ -39,6 +39,8 @@ pub(super) const PAGE: &str = "SELECT a.* FROM aliases a JOIN keys k ON k.id = a
      WHERE a.name > ? AND k.state <> 'CREATING' ORDER BY a.name LIMIT ?";
 pub(super) const PAGE_OF_KEY: &str = "SELECT a.* FROM aliases a JOIN keys k ON k.id = a.key_id
      WHERE a.key_id = ? AND a.name > ? AND k.state <> 'CREATING' ORDER BY a.name LIMIT ?";
+pub(super) const DELETE: &str = "DELETE FROM aliases WHERE name = ?
+     AND EXISTS (SELECT 1 FROM keys k WHERE k.id = aliases.key_id AND k.state <> 'CREATING')";
 
 impl Records {
     pub async fn key_id_of_alias(&self, name: &AliasName) -> Result<Option<KeyId>, Unavailable> {
@@ -114,12 +116,7 @@ impl Records {
 
     /// `false`: there is none of an acknowledged key's.
     pub async fn delete_alias(&self, name: &AliasName) -> Result<bool, Unavailable> {
-        let deleted = sqlx::query(
-            "DELETE FROM aliases WHERE name = ? AND key_id IN (SELECT id FROM keys WHERE state <> 'CREATING')",
-        )
-        .bind(name.as_str())
-        .execute(&self.0.write)
-        .await?;
+        let deleted = sqlx::query(DELETE).bind(name.as_str()).execute(&self.0.write).await?;
         Ok(deleted.rows_affected() > 0)
     }
 

@@ -50,6 +50,7 @@ async fn with_many_keys_every_page_is_read_from_where_it_starts() {
     assert_steps(&records, creating::CREATING, &["keys_creating (cluster_id=? AND username=?)"]).await;
     assert_steps(&records, aliases::PAGE, &["aliases_1 (name>?)"]).await;
     assert_steps(&records, aliases::PAGE_OF_KEY, &["aliases_by_key (key_id=? AND name>?)"]).await;
+    assert_steps(&records, aliases::DELETE, &["aliases_1 (name=?)", "keys_1 (id=?)"]).await;
     assert_steps(&records, "DELETE FROM requests WHERE created < ?", &["requests_by_age (created<?)"]).await;
     assert_steps(&records, "DELETE FROM requests WHERE key_id = ?", &["requests_by_key (key_id=?)"]).await;
 }
