@@ -20,13 +20,14 @@ impl Keys {
         name: AliasName,
         key: &KeyRef,
     ) -> Result<AliasRecord, Error> {
-        let key = self.allowed(Operation::CreateAlias, key).await?.record.id;
+        let named = key;
+        let key = self.allowed(Operation::CreateAlias, named).await?.record.id;
         let now = clock::now();
         match self.0.records.create_alias(&name, key, now, PER_KEY).await? {
             CreatedAlias::Created => Ok(AliasRecord { name, key, created: now, updated: now }),
             CreatedAlias::InUse => Err(Error::AliasInUse(name)),
             CreatedAlias::TooMany => Err(Error::TooManyAliases(PER_KEY)),
-            CreatedAlias::NoSuchKey => Err(Error::NotFound(key.to_string())),
+            CreatedAlias::NoSuchKey => Err(self.changed_meanwhile(Operation::CreateAlias, named).await),
         }
     }
 
@@ -54,7 +55,7 @@ impl Keys {
             MovedAlias::Moved(alias) => Ok(alias),
             MovedAlias::NoSuchAlias => Err(Error::NotFound(name.to_string())),
             MovedAlias::TooMany => Err(Error::TooManyAliases(PER_KEY)),
-            MovedAlias::NoSuchKey => Err(Error::NotFound(target.id.to_string())),
+            MovedAlias::NoSuchKey => Err(self.changed_meanwhile(Operation::UpdateAlias, key).await),
         }
     }
 

@@ -86,6 +86,11 @@ impl Keys {
         }
     }
 
+    /// Why nothing was written of a key that was allowed a moment ago.
+    pub(super) async fn changed_meanwhile(&self, operation: Operation, key: &KeyRef) -> Error {
+        self.allowed(operation, key).await.err().unwrap_or(Error::KeyStore(keystore::Error::Conflict))
+    }
+
     /// A key store's key, in any state. A crypto user's is nobody's by its id or an alias.
     pub(super) async fn stores_key(&self, id: KeyId) -> Result<Description, Error> {
         let record = self.0.records.key(id).await?.filter(|record| record.home.store().is_some());

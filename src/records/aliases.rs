@@ -23,6 +23,7 @@ pub enum CreatedAlias {
     Created,
     InUse,
     TooMany,
+    /// Or it is neither enabled nor disabled.
     NoSuchKey,
 }
 
@@ -32,6 +33,7 @@ pub enum MovedAlias {
     Moved(AliasRecord),
     NoSuchAlias,
     TooMany,
+    /// Or it is neither enabled nor disabled.
     NoSuchKey,
 }
 
@@ -61,7 +63,7 @@ impl Records {
         per_key: u32,
     ) -> Result<CreatedAlias, Unavailable> {
         let mut change = self.begin().await?;
-        if !is_acknowledged(&mut change, key).await? {
+        if !may_be_named(&mut change, key).await? {
             return Ok(CreatedAlias::NoSuchKey);
         }
         let taken = sqlx::query("SELECT 1 FROM aliases WHERE name = ?").bind(name.as_str());
@@ -98,7 +100,7 @@ impl Records {
         .fetch_optional(&mut *change)
         .await?;
         let Some(before) = found.as_ref().map(alias).transpose()? else { return Ok(MovedAlias::NoSuchAlias) };
-        if !is_acknowledged(&mut change, key).await? {
+        if !may_be_named(&mut change, key).await? {
             return Ok(MovedAlias::NoSuchKey);
         }
         if before.key != key && count_of_key(&mut change, key).await? >= i64::from(per_key) {
@@ -146,8 +148,9 @@ fn alias(row: &SqliteRow) -> Result<AliasRecord, Unavailable> {
     })
 }
 
-async fn is_acknowledged(change: &mut Transaction<'_, Sqlite>, key: KeyId) -> Result<bool, Unavailable> {
-    let there = sqlx::query("SELECT 1 FROM keys WHERE id = ? AND state <> 'CREATING'");
+/// Whoever looked at its state before that may have seen another one.
+async fn may_be_named(change: &mut Transaction<'_, Sqlite>, key: KeyId) -> Result<bool, Unavailable> {
+    let there = sqlx::query("SELECT 1 FROM keys WHERE id = ? AND state IN ('ENABLED', 'DISABLED')");
     Ok(there.bind(key.as_bytes().as_slice()).fetch_optional(&mut **change).await?.is_some())
 }
 
