@@ -44,6 +44,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::cluster::{Declared, Failure, KeyInHsms, Quorum};
 use crate::keystore::{self, KeyStores};
@@ -214,6 +215,10 @@ struct Inner {
     holdback: Holdback,
     /// Clusters whose keys are being compared for somebody.
     syncing: Mutex<HashSet<ClusterId>>,
+    /// By cluster, held while keys that were read are being copied: none of them is destroyed before it is there.
+    copying: Mutex<HashMap<ClusterId, Arc<tokio::sync::Mutex<()>>>>,
+    /// Up to when the time that windows of deletions run through is written down.
+    counted: Mutex<Instant>,
     workshop: data_key_pair::Workshop,
     /// Where work goes on when its caller's connection, and the lane that serves it, are gone.
     runtime: tokio::runtime::Handle,
@@ -256,6 +261,8 @@ impl Keys {
             unsettled: Notify::new(),
             holdback: Holdback::default(),
             syncing: Mutex::default(),
+            copying: Mutex::default(),
+            counted: Mutex::new(Instant::now()),
             workshop: data_key_pair::Workshop::default(),
             runtime: tokio::runtime::Handle::current(),
         }))

@@ -50,7 +50,7 @@ pub use drifts::{Difference, DriftCursor, DriftRecord, ObjectName, Oddity};
 pub use error::{OpenError, Unavailable};
 pub use found_keys::{AdoptedKey, FoundKey};
 pub use keks::KekRecord;
-pub use key_life::{Deletion, Due};
+pub use key_life::{Deletion, Due, DueCursor};
 pub use key_stores::{AddedKeyStore, ConnectionFault, DeletedKeyStore, KeyStoreChange, KeyStoreRecord};
 pub use keys::{KeyHome, KeyRecord, VersionRecord};
 pub use logins::{LoginAnswer, LoginLeave, Standing};
