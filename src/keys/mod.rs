@@ -159,7 +159,9 @@ pub enum Error {
     NotRotated { key: KeyId, spec: KeySpec },
     #[error("a key has at most {0} tags")]
     TooManyTags(u32),
-    #[error("a version of key {0} is being made, or copied to its last HSMs")]
+    #[error(
+        "a version of key {0} is being made, copied to its last HSMs, or still to go from some after it came to nothing"
+    )]
     BeingRotated(KeyId),
     #[error("a key is rotated at most {0} times by request")]
     TooManyRotations(u32),

@@ -60,7 +60,7 @@ pub use open::Settings;
 pub use passwords::{CandidateFate, NodePassword, PasswordOwner, Rotation};
 pub use presences::{NewProof, PresenceRecord, Proof};
 pub use replicas::ProvableKey;
-pub use rotations::{BegunVersion, NewVersion, RotationCause, RotationDue, RotationLimits};
+pub use rotations::{BegunVersion, NewVersion, RotationCause, RotationCursor, RotationDue, RotationLimits};
 pub use tags::Tagged;
 pub use updates::{KeyStoreUpdate, UpdatedKeyStore};
 pub use user_logins::{AddedLogin, UserLoginRecord};
