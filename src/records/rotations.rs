@@ -183,13 +183,18 @@ impl Records {
         for hsm in others {
             put_presence(&mut *change, key, version, (&cluster, hsm), Proof::Unknown, at).await?;
         }
-        // From now on, whoever rotates it by itself counts anew.
-        sqlx::query("UPDATE keys SET current_version = ?, rotation_due = ? + rotation_days * 86400000 WHERE id = ?")
-            .bind(version.0)
-            .bind(millis(at))
-            .bind(id)
-            .execute(&mut *change)
-            .await?;
+        // Whoever rotates it by itself counts anew after one of his own alone: AWS's rule.
+        sqlx::query(
+            "UPDATE keys SET current_version = ?,
+               rotation_due = CASE WHEN ? THEN rotation_due ELSE ? + rotation_days * 86400000 END
+             WHERE id = ?",
+        )
+        .bind(version.0)
+        .bind(rotation.try_get::<bool, _>("on_demand")?)
+        .bind(millis(at))
+        .bind(id)
+        .execute(&mut *change)
+        .await?;
         sqlx::query("DELETE FROM key_rotations WHERE key_id = ?").bind(id).execute(&mut *change).await?;
         change.commit().await?;
         Ok(true)

@@ -132,6 +132,9 @@ async fn a_rotation_is_due_by_its_period_and_by_wear_while_the_key_can_be_rotate
     let mut both = [periodic, worn];
     both.sort();
     assert_eq!(due(50).await, both);
+    let version = begun(&records, &new_version(&records, periodic, RotationCause::Demand).await).await;
+    assert!(finished(&records, periodic, version).await);
+    assert_eq!(due(50).await, both, "one that was asked for moves no date");
     let version = begun(&records, &new_version(&records, periodic, RotationCause::Itself).await).await;
     assert!(finished(&records, periodic, version).await);
     let plan = records.key(periodic).await.unwrap().unwrap().rotation.unwrap();
