@@ -23,9 +23,10 @@ const OFF: &str = "DISABLED";
 const BAD: &str = "KMS_INVALID_STATE";
 
 /// AWS's page of key states, by call.
-const TABLE: [Row; 21] = [
+const TABLE: [Row; 22] = [
     ("Encrypt", [OK, OFF, BAD, BAD]),
     ("Decrypt", [OK, OFF, BAD, BAD]),
+    ("ReEncrypt", [OK, OFF, BAD, BAD]),
     ("GenerateDataKey", [OK, OFF, BAD, BAD]),
     ("GenerateDataKeyWithoutPlaintext", [OK, OFF, BAD, BAD]),
     ("DescribeKey", [OK, OK, OK, OK]),
@@ -89,6 +90,12 @@ impl Subject {
             "Decrypt" => {
                 let request = pb::DecryptRequest { ciphertext: self.ciphertext.clone(), ..Default::default() };
                 crypto.decrypt(request).await.map(drop)
+            }
+            "ReEncrypt" => {
+                let ciphertext = self.ciphertext.clone();
+                let request =
+                    pb::ReEncryptRequest { ciphertext, destination_key_id: self.other.clone(), ..Default::default() };
+                crypto.re_encrypt(request).await.map(drop)
             }
             "GenerateDataKey" => {
                 let length = Some(Length::NumberOfBytes(32));
@@ -206,7 +213,9 @@ async fn a_key_that_is_being_made_is_there_for_nobody_but_describe_key() {
     let details = tonic_types::StatusExt::get_error_details(&status);
     subject.key = details.error_info().expect("it has one").metadata["keyId"].clone();
     assert_eq!(clients.describe_key(&subject.key).await.state(), pb::KeyState::Creating);
-    for (call, _) in TABLE.iter().filter(|(call, _)| !["Decrypt", "DescribeKey", "DeleteAlias"].contains(call)) {
+    for (call, _) in
+        TABLE.iter().filter(|(call, _)| !["Decrypt", "ReEncrypt", "DescribeKey", "DeleteAlias"].contains(call))
+    {
         refused(call, subject.call(call).await, "NOT_FOUND", "");
     }
 }
