@@ -5,10 +5,14 @@
 //! command line or in the environment reaches them:
 //!
 //! - `clock-offset`: seconds to add to the wall clock, read at each use;
-//! - `stop-<name>`: whoever passes the point of that name writes `reached-<name>` and blocks for ever.
+//! - `stop-<name>`: whoever passes the point of that name writes `reached-<name>` and blocks for as long as the file is
+//!   there.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::Duration;
+
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
 
@@ -28,13 +32,14 @@ pub fn clock_offset_seconds() -> i64 {
         .unwrap_or(0)
 }
 
-/// Blocks this thread for ever when the test asked for it: a crash at this very line is then a `kill -9` away.
+/// Blocks this thread when the test asked for it, until it is let pass: a crash at this very line is then a `kill -9` away.
 pub fn stop_point(name: &str) {
     let Some(directory) = DIRECTORY.get() else { return };
-    if directory.join(format!("stop-{name}")).exists() {
+    let stop = directory.join(format!("stop-{name}"));
+    if stop.exists() {
         let _ = std::fs::write(directory.join(format!("reached-{name}")), b"");
-        loop {
-            std::thread::park();
+        while stop.exists() {
+            std::thread::sleep(LOOK_AGAIN);
         }
     }
 }

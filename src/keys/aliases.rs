@@ -20,13 +20,14 @@ impl Keys {
         name: AliasName,
         key: &KeyRef,
     ) -> Result<AliasRecord, Error> {
-        let key = self.allowed(Operation::CreateAlias, key).await?.record.id;
+        let named = key;
+        let key = self.allowed(Operation::CreateAlias, named).await?.record.id;
         let now = clock::now();
         match self.0.records.create_alias(&name, key, now, PER_KEY).await? {
             CreatedAlias::Created => Ok(AliasRecord { name, key, created: now, updated: now }),
             CreatedAlias::InUse => Err(Error::AliasInUse(name)),
             CreatedAlias::TooMany => Err(Error::TooManyAliases(PER_KEY)),
-            CreatedAlias::NoSuchKey => Err(Error::NotFound(key.to_string())),
+            CreatedAlias::NoSuchKey => Err(self.changed_meanwhile(Operation::CreateAlias, named).await),
         }
     }
 
@@ -43,21 +44,31 @@ impl Keys {
         if before.kind != target.kind {
             return Err(Error::AliasOfAnotherKind { name, kind: before.kind });
         }
-        let moved = self.0.records.move_alias(&name, target.id, clock::now(), PER_KEY).await?;
-        self.0.aliases.forget(&name);
-        match moved {
+        let (keys, alias) = (self.clone(), name.clone());
+        let moving = async move {
+            let moved = keys.0.records.move_alias(&alias, target.id, clock::now(), PER_KEY).await;
+            // Also when whether it was written is not known.
+            keys.0.aliases.forget(&alias);
+            moved
+        };
+        match self.outlive(moving).await? {
             MovedAlias::Moved(alias) => Ok(alias),
             MovedAlias::NoSuchAlias => Err(Error::NotFound(name.to_string())),
             MovedAlias::TooMany => Err(Error::TooManyAliases(PER_KEY)),
-            MovedAlias::NoSuchKey => Err(Error::NotFound(target.id.to_string())),
+            MovedAlias::NoSuchKey => Err(self.changed_meanwhile(Operation::UpdateAlias, key).await),
         }
     }
 
     /// Its key stays, whatever its state.
     pub async fn delete_alias(&self, _permit: Permit<action::DeleteAlias>, name: AliasName) -> Result<(), Error> {
-        let deleted = self.0.records.delete_alias(&name).await?;
-        self.0.aliases.forget(&name);
-        if deleted { Ok(()) } else { Err(Error::NotFound(name.to_string())) }
+        let (keys, alias) = (self.clone(), name.clone());
+        let deleting = async move {
+            let deleted = keys.0.records.delete_alias(&alias).await;
+            // The same.
+            keys.0.aliases.forget(&alias);
+            deleted
+        };
+        if self.outlive(deleting).await? { Ok(()) } else { Err(Error::NotFound(name.to_string())) }
     }
 
     /// Aliases, of one key or all, ordered by name.

@@ -54,12 +54,18 @@ impl Keys {
             let (id, from) = (found.record.id, found.record.state);
             let to = from.after(change).ok_or(Error::KeyStore(keystore::Error::Conflict))?;
             if from == to {
+                // Whoever is told so may go by it, whatever became of those who changed it.
+                self.forget(id);
                 return Ok(found);
             }
-            let changed = self.0.records.change_key_state(id, (from, to), deletion).await;
-            // Also when whether it was written is not known.
-            self.forget(id);
-            if changed? {
+            let keys = self.clone();
+            let changing = async move {
+                let changed = keys.0.records.change_key_state(id, (from, to), deletion).await;
+                // Also when whether it was written is not known.
+                keys.forget(id);
+                changed
+            };
+            if self.outlive(changing).await? {
                 tracing::info!(key = %id, from = from.as_str(), to = to.as_str(), "a key's state has changed");
                 return self.stores_key(id).await;
             }
@@ -78,6 +84,11 @@ impl Keys {
                 Err(refused(refusal, found.record.id, unavailable))
             }
         }
+    }
+
+    /// Why nothing was written of a key that was allowed a moment ago.
+    pub(super) async fn changed_meanwhile(&self, operation: Operation, key: &KeyRef) -> Error {
+        self.allowed(operation, key).await.err().unwrap_or(Error::KeyStore(keystore::Error::Conflict))
     }
 
     /// A key store's key, in any state. A crypto user's is nobody's by its id or an alias.

@@ -14,6 +14,7 @@
 //! The end is one transaction, which looks at the state once more: a cancellation that comes first wins. Whatever ends it
 //! after that, the next daemon finds what is written down and does it.
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -22,12 +23,11 @@ use crate::authz::{Permit, action};
 use crate::clock;
 use crate::keystore::lifecycle::Event;
 use crate::model::{CkaId, HsmId, KeyChange, KeyId, KeyRef};
-use crate::records::{Deletion, Due, Unavailable};
+use crate::records::{Deletion, Due, DueCursor, Unavailable};
 
 use super::describe::Description;
 use super::destroy::destroy_everywhere;
 use super::lifecycle::Operation;
-use super::sync::Turn;
 use super::{Error, Keys};
 
 /// So many times a day time is written down, and keys that are due are looked for: each minute.
@@ -64,7 +64,8 @@ impl Keys {
         window: DeletionWindow,
     ) -> Result<Description, Error> {
         let window = self.0.settings.deletion_day * window.days;
-        let deletion = Deletion { due: clock::now() + window, window };
+        // What has passed already and is not written down yet was before it.
+        let deletion = Deletion { due: clock::now() + window, window: window + self.uncounted() };
         let how = (Operation::ScheduleKeyDeletion, KeyChange::ScheduleDeletion);
         self.change_state(&permit, key, how, Some(deletion)).await
     }
@@ -80,28 +81,41 @@ impl Keys {
 
     async fn destroy_due(&self) -> Result<(), Unavailable> {
         let due = Due { now: clock::now(), unseen: self.0.settings.deletion_day };
-        loop {
-            let page = self.0.records.due_deletions(due, PAGE).await?;
-            let mut destroyed = 0;
-            for key in &page {
+        let mut after = Some(DueCursor::START);
+        while let Some(page_after) = after {
+            let (page, next) = self.0.records.due_deletions(due, page_after, PAGE).await?;
+            after = next;
+            for key in page {
                 // One that its maker is still copying to the last nodes has its turn later.
-                if !self.lock_creating().contains(key) {
-                    destroyed += usize::from(self.destroy_one(*key, due).await?);
+                if self.lock_creating().contains(&key) {
+                    tracing::info!(%key, "a key whose deletion is due is still being copied to its last HSMs");
+                    continue;
                 }
+                let destroyed = self.destroy_one(key, due).await;
+                if !matches!(destroyed, Ok(false)) {
+                    // Whoever keeps the nodes level crosses them out; also when whether it was written is not known.
+                    self.0.unsettled.notify_waiters();
+                }
+                destroyed?;
             }
-            if destroyed == 0 {
-                return Ok(());
-            }
-            // Whoever keeps the nodes level crosses them out.
-            self.0.unsettled.notify_waiters();
         }
+        Ok(())
+    }
+
+    /// How much time has passed that is not written down.
+    fn uncounted(&self) -> Duration {
+        self.0.counted.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
 
     /// Whether it was still due, and nothing was in the way.
     async fn destroy_one(&self, key: KeyId, due: Due) -> Result<bool, Unavailable> {
         let Some(record) = self.0.records.key(key).await? else { return Ok(false) };
         // Whoever compares the cluster's keys copies what he has read: it could come back behind those who destroy it.
-        let Ok(turn) = Turn::take(self, &record.cluster) else { return Ok(false) };
+        let copying = self.copying(&record.cluster);
+        let Ok(nobody_copies) = copying.try_lock() else {
+            tracing::info!(%key, cluster = %record.cluster, "a key whose deletion is due waits: its cluster's keys are being compared");
+            return Ok(false);
+        };
         let store = record.home.store().and_then(|store| self.0.stores.get(store).ok());
         let connection = store.and_then(|store| self.connection_of_store(&store, Event::Use).ok());
         let declared = self.0.clusters.get(&record.cluster);
@@ -110,11 +124,11 @@ impl Keys {
         let hsms: Vec<HsmId> = declared.chain(members.map(|member| member.node.hsm().clone())).collect();
         #[cfg(debug_assertions)]
         crate::seams::stop_point("deletion-due");
-        let destroyed = self.0.records.destroy_due_key(key, due, &hsms).await;
+        let destroyed = self.0.records.destroy_due_key(key, due, (&record.cluster, &hsms)).await;
         // Also when whether it was written is not known.
         self.forget(key);
         self.forget_aliases(key);
-        drop(turn);
+        drop(nobody_copies);
         if !destroyed? {
             return Ok(false);
         }
@@ -141,20 +155,21 @@ pub(super) fn pause(keys: &Keys) -> Duration {
 /// Destroys keys whose window has ended, as long as the daemon runs.
 pub async fn run(keys: Keys) {
     let pause = pause(&keys);
-    let mut counted = Instant::now();
     loop {
         tokio::time::sleep(pause).await;
-        let now = Instant::now();
-        // What cannot be written down counts as not passed: a key that is destroyed late is no harm.
-        let passed = now - std::mem::replace(&mut counted, now);
-        if let Err(error) = keep_count(&keys, passed).await {
+        if let Err(error) = look(&keys).await {
             tracing::warn!(%error, "keys whose deletion is due have to wait");
         }
     }
 }
 
-async fn keep_count(keys: &Keys, passed: Duration) -> Result<(), Unavailable> {
-    keys.0.records.pass_deletion_time(passed).await?;
+async fn look(keys: &Keys) -> Result<(), Unavailable> {
+    let (passed, now) = (keys.uncounted(), Instant::now());
+    let written = keys.0.records.pass_deletion_time(passed).await;
+    // Afterwards: a window that begins meanwhile is later by as much, not shorter. What could not be written down counts as not
+    // passed, too: a key that is destroyed late is no harm.
+    *keys.0.counted.lock().unwrap_or_else(PoisonError::into_inner) = now;
+    written?;
     keys.destroy_due().await
 }
 

@@ -44,6 +44,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::cluster::{Declared, Failure, KeyInHsms, Quorum};
 use crate::keystore::{self, KeyStores};
@@ -51,6 +52,7 @@ use crate::model::{
     AliasName, CkaId, ClusterId, ConnectionState, CryptoUser, HsmId, KeyId, KeyKind, KeySpec, KeyState, KeyStoreId,
     KeyUsage, KeyVersion, PublicKey,
 };
+use crate::node::heard_out;
 use crate::records::{KeyHome, KeyRecord, Records, Unavailable};
 use crate::users::{self, Users};
 
@@ -159,7 +161,9 @@ pub enum Error {
     NotRotated { key: KeyId, spec: KeySpec },
     #[error("a key has at most {0} tags")]
     TooManyTags(u32),
-    #[error("a version of key {0} is being made, or copied to its last HSMs")]
+    #[error(
+        "a version of key {0} is being made, copied to its last HSMs, or still to go from some after it came to nothing"
+    )]
     BeingRotated(KeyId),
     #[error("a key is rotated at most {0} times by request")]
     TooManyRotations(u32),
@@ -215,6 +219,10 @@ struct Inner {
     holdback: Holdback,
     /// Clusters whose keys are being compared for somebody.
     syncing: Mutex<HashSet<ClusterId>>,
+    /// By cluster, held while keys that were read are being copied: none of them is destroyed before it is there.
+    copying: Mutex<HashMap<ClusterId, Arc<tokio::sync::Mutex<()>>>>,
+    /// Up to when the time that windows of deletions run through is written down.
+    counted: Mutex<Instant>,
     workshop: data_key_pair::Workshop,
     /// Where work goes on when its caller's connection, and the lane that serves it, are gone.
     runtime: tokio::runtime::Handle,
@@ -257,6 +265,8 @@ impl Keys {
             unsettled: Notify::new(),
             holdback: Holdback::default(),
             syncing: Mutex::default(),
+            copying: Mutex::default(),
+            counted: Mutex::new(Instant::now()),
             workshop: data_key_pair::Workshop::default(),
             runtime: tokio::runtime::Handle::current(),
         }))
@@ -292,6 +302,12 @@ impl Keys {
         };
         let key = Arc::new(Key::new(record, home, self.usage_of(id)));
         Ok(self.0.known.remember(since, id, key, usize::MAX))
+    }
+
+    /// For what is written down and then forgotten, and must not be cut short between the two when its caller leaves: what
+    /// he has written is committed all the same, and what is remembered would be gone by for good.
+    async fn outlive<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
+        heard_out(self.0.runtime.spawn(work)).await
     }
 
     /// After something has changed of a key, or of where it is.

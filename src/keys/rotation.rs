@@ -9,7 +9,7 @@
 //! A ciphertext names its version, so that nothing has to be encrypted anew. The number of a version that came to nothing
 //! never comes again. What a daemon that was killed has left is abandoned by the next one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest;
@@ -23,8 +23,8 @@ use crate::keystore;
 use crate::keystore::lifecycle::Event;
 use crate::model::{CkaId, KeyId, KeyKind, KeyRef, KeyVersion};
 use crate::records::{
-    BegunVersion, KeyRecord, NewVersion, PresenceRecord, RequestClaim, RotationCause, RotationDue, RotationLimits,
-    Unavailable,
+    BegunVersion, KeyRecord, NewVersion, PresenceRecord, RequestClaim, RotationCause, RotationCursor, RotationDue,
+    RotationLimits, Unavailable,
 };
 
 use super::create::{Answer, Creation, Live, REQUEST_RETENTION, outcome};
@@ -38,10 +38,13 @@ const ON_DEMAND: u32 = 25;
 /// AWS's bounds for the days between automatic rotations.
 const PERIODS: std::ops::RangeInclusive<u32> = 90..=2_560;
 const DEFAULT_PERIOD: u32 = 365;
-/// So many keys are rotated in one look for what is due.
+/// So many keys that are due are read at once.
 const PAGE: u32 = 256;
 /// How long an automatic rotation is waited for before the next one begins.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// A key whose automatic rotation failed is tried again after the pause between two looks, then after twice as long, and so
+/// on up to so many pauses: about an hour.
+const LONGEST_WAIT: u32 = 64;
 
 /// How many days lie between automatic rotations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -264,30 +267,82 @@ impl Keys {
     }
 
     /// Rotates what its period, or its wear, has made due. What cannot be rotated now is due again.
-    async fn rotate_due(&self) -> Result<(), Unavailable> {
-        let due = self.0.records.due_rotations(RotationDue { now: clock::now() }, PAGE).await?;
-        for id in due.into_iter().collect::<BTreeSet<_>>() {
-            let Some(record) = self.0.records.key(id).await? else { continue };
-            let found = self.describe_record(record);
-            if lifecycle::check(Operation::RotateKeyOnDemand, found.state()).is_err() {
-                continue;
-            }
-            match self.rotate(found.record, RotationCause::Itself, None, Instant::now() + PATIENCE).await {
-                Ok(key) => tracing::info!(%key, "a key was rotated by itself"),
-                Err(error) => tracing::warn!(key = %id, %error, "a key could not be rotated; it is tried again"),
+    async fn rotate_due(&self, retries: &mut Retries) -> Result<(), Unavailable> {
+        let due = RotationDue { now: clock::now() };
+        // A look asks a store of too few HSMs once, however many of its keys are due.
+        let mut lacking = BTreeSet::new();
+        let mut after = Some(RotationCursor::START);
+        while let Some(page_after) = after {
+            let (page, next) = self.0.records.due_rotations(due, page_after, PAGE).await?;
+            after = next;
+            for id in page {
+                if !retries.lets_try(id, Instant::now()) {
+                    continue;
+                }
+                let Some(record) = self.0.records.key(id).await? else { continue };
+                let Some(store) = record.home.store().filter(|store| !lacking.contains(*store)).cloned() else {
+                    continue;
+                };
+                let found = self.describe_record(record);
+                if lifecycle::check(Operation::RotateKeyOnDemand, found.state()).is_err() {
+                    continue;
+                }
+                match self.rotate(found.record, RotationCause::Itself, None, Instant::now() + PATIENCE).await {
+                    Ok(key) => {
+                        retries.rotated(key);
+                        tracing::info!(%key, "a key was rotated by itself");
+                    }
+                    Err(error) => {
+                        tracing::warn!(key = %id, %store, %error, "a key could not be rotated; it is tried again");
+                        if matches!(error, Error::TooFewNodes { .. }) {
+                            lacking.insert(store);
+                        } else {
+                            retries.failed(id, deletion::pause(self), Instant::now());
+                        }
+                    }
+                }
             }
         }
         Ok(())
     }
 }
 
+/// Keys whose automatic rotation failed. Bounded by the quotas of keys.
+#[derive(Debug, Default)]
+struct Retries(HashMap<KeyId, Retry>);
+
+#[derive(Debug)]
+struct Retry {
+    wait: Duration,
+    at: Instant,
+}
+
+impl Retries {
+    fn lets_try(&self, key: KeyId, now: Instant) -> bool {
+        self.0.get(&key).is_none_or(|retry| retry.at <= now)
+    }
+
+    fn failed(&mut self, key: KeyId, pause: Duration, now: Instant) {
+        let before = self.0.get(&key).map(|retry| retry.wait * 2);
+        let wait = before.unwrap_or(pause).min(pause * LONGEST_WAIT);
+        self.0.insert(key, Retry { wait, at: now + wait });
+        // One that is due no more, for whatever reason, does not stay.
+        self.0.retain(|_, retry| now < retry.at + pause * LONGEST_WAIT);
+    }
+
+    fn rotated(&mut self, key: KeyId) {
+        self.0.remove(&key);
+    }
+}
+
 /// Rotates keys by themselves, as long as the daemon runs.
 pub async fn run(keys: Keys) {
     let pause = deletion::pause(&keys);
+    let mut retries = Retries::default();
     loop {
         let done = async {
             keys.abandon_leftovers().await?;
-            keys.rotate_due().await
+            keys.rotate_due(&mut retries).await
         };
         if let Err(error) = done.await {
             tracing::warn!(%error, "keys whose rotation is due have to wait");
@@ -318,5 +373,23 @@ mod tests {
         let days = |days| RotationPeriod::of_days(days).map(|period| period.days);
         assert_eq!([0, 90, 2_560].map(days), [Some(365), Some(90), Some(2_560)]);
         assert_eq!([i32::MIN, -1, 1, 89, 2_561].map(days), [None; 5]);
+    }
+
+    #[test]
+    fn a_rotation_that_fails_again_and_again_is_tried_ever_more_seldom_but_hourly_at_least() {
+        const MINUTE: Duration = Duration::from_secs(60);
+        let (mut retries, key, mut now) = (Retries::default(), KeyId::random(), Instant::now());
+        for minutes in [1, 2, 4, 8, 16, 32, 64, 64] {
+            assert!(retries.lets_try(key, now));
+            retries.failed(key, MINUTE, now);
+            assert!(retries.lets_try(KeyId::random(), now), "another one does not wait");
+            assert!(!retries.lets_try(key, now + MINUTE * minutes - Duration::from_secs(1)), "{minutes}");
+            now += MINUTE * minutes;
+        }
+        retries.rotated(key);
+        retries.failed(key, MINUTE, now);
+        assert!(retries.lets_try(key, now + MINUTE), "it begins anew");
+        retries.failed(KeyId::random(), MINUTE, now + MINUTE * 66);
+        assert_eq!(retries.0.len(), 1, "what is due no more is forgotten");
     }
 }

@@ -58,7 +58,7 @@ pub struct Synced {
 }
 
 /// A cluster has one at a time; the next may begin when this is dropped.
-pub(super) struct Turn {
+struct Turn {
     keys: Keys,
     cluster: ClusterId,
 }
@@ -114,7 +114,7 @@ impl Keys {
 }
 
 impl Turn {
-    pub(super) fn take(keys: &Keys, cluster: &ClusterId) -> Result<Self, Error> {
+    fn take(keys: &Keys, cluster: &ClusterId) -> Result<Self, Error> {
         if keys.lock_syncing().insert(cluster.clone()) {
             Ok(Self { keys: keys.clone(), cluster: cluster.clone() })
         } else {
@@ -135,16 +135,32 @@ impl Keys {
     }
 }
 
+impl Keys {
+    /// Whoever holds it copies keys of the cluster that he has read, or destroys one of them: not both at once.
+    pub(super) fn copying(&self, cluster: &ClusterId) -> Arc<tokio::sync::Mutex<()>> {
+        let mut copying = self.0.copying.lock().unwrap_or_else(PoisonError::into_inner);
+        copying.entry(cluster.clone()).or_default().clone()
+    }
+}
+
 impl Work {
     async fn run(&mut self) -> Result<(), Error> {
         self.tell(None).await;
         let listed = self.take_inventories().await?;
         let mut after = None;
         while !self.told.is_closed() {
+            // Not while it is told: a reader who does not read holds up no deletion.
+            let copying = self.keys.copying(&self.connection.cluster);
+            let nothing_is_destroyed = copying.lock().await;
             let page = self.keys.0.records.provable_keys(&self.connection.user(), after, PAGE).await?;
             let Some(last) = page.last() else { break };
             after = Some((last.key, last.version));
-            self.compare_page(&page).await?;
+            let (compared, ended) = self.compare_page(&page).await?;
+            drop(nothing_is_destroyed);
+            for round in compared {
+                self.count(round).await;
+            }
+            ended?;
         }
         // Whether a key of odd attributes is the right one at all is known by now.
         self.tell_oddities(&listed).await?;
@@ -192,7 +208,8 @@ impl Work {
         Ok(())
     }
 
-    async fn compare_page(&mut self, page: &[ProvableKey]) -> Result<(), Error> {
+    /// What was learnt, and whether anything went wrong on the way.
+    async fn compare_page(&self, page: &[ProvableKey]) -> Result<(Vec<Round>, Result<(), Error>), Error> {
         let (keys, connection, told, repair) =
             (self.keys.clone(), self.connection.clone(), self.told.clone(), self.repair);
         let mut rounds = Vec::new();
@@ -217,10 +234,7 @@ impl Work {
         }
         // What was learnt is written down, however it ended; and before it is told, since a slow reader would make it old.
         self.keys.0.records.set_presences(&self.connection.cluster, &proofs, clock::now()).await?;
-        for round in compared {
-            self.count(round).await;
-        }
-        ended
+        Ok((compared, ended))
     }
 
     async fn count(&mut self, round: Round) {

@@ -20,11 +20,11 @@ impl Keys {
         key: &KeyRef,
         tags: &BTreeMap<String, String>,
     ) -> Result<(), Error> {
-        let key = self.allowed(Operation::TagResource, key).await?.record.id;
-        match self.0.records.tag_key(key, tags, PER_KEY).await? {
+        let id = self.allowed(Operation::TagResource, key).await?.record.id;
+        match self.0.records.tag_key(id, tags, PER_KEY).await? {
             Tagged::Done => Ok(()),
             Tagged::TooMany => Err(Error::TooManyTags(PER_KEY)),
-            Tagged::NoSuchKey => Err(Error::NotFound(key.to_string())),
+            Tagged::NoSuchKey => Err(self.changed_meanwhile(Operation::TagResource, key).await),
         }
     }
 

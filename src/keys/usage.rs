@@ -12,8 +12,13 @@ use crate::model::{KeyId, KeyVersion};
 use super::Keys;
 use super::uses::Uses;
 
-/// When keys were last used is written down so often; what was not yet, a crash forgets.
+/// When keys were last used is looked at, and what has to be is written down, so often.
 const WRITE_EVERY: Duration = Duration::from_secs(60);
+/// And of a key that is used all the while so often: that much the end of the daemon forgets at most. While it runs, it tells
+/// the last use itself.
+const WRITE_AGAIN: i64 = 60 * 60 * 1000;
+/// So many are written down at once: others have the writer in between.
+const PAGE: usize = 256;
 
 /// The times are milliseconds since the epoch; 0 for never.
 #[derive(Debug, Default)]
@@ -34,28 +39,39 @@ impl Usage {
         self.last.store(i64::try_from(now.as_millis()).unwrap_or(i64::MAX), Relaxed);
     }
 
-    fn last(&self) -> Option<SystemTime> {
-        let millis = u64::try_from(self.last.load(Relaxed)).ok().filter(|millis| *millis > 0)?;
-        Some(UNIX_EPOCH + Duration::from_millis(millis))
+    /// Whether its last use is to be written down, and which one that is.
+    fn unwritten(&self) -> Option<i64> {
+        let (last, written) = (self.last.load(Relaxed), self.written.load(Relaxed));
+        // Also when a clock was put back meanwhile.
+        (last.abs_diff(written) >= WRITE_AGAIN.unsigned_abs()).then_some(last)
     }
+
+    fn last(&self) -> Option<SystemTime> {
+        time(self.last.load(Relaxed))
+    }
+}
+
+fn time(millis: i64) -> Option<SystemTime> {
+    let millis = u64::try_from(millis).ok().filter(|millis| *millis > 0)?;
+    Some(UNIX_EPOCH + Duration::from_millis(millis))
 }
 
 /// Writes down when keys were last used, as long as the daemon runs.
 pub async fn keep_written(keys: Keys) {
     loop {
         tokio::time::sleep(WRITE_EVERY).await;
-        let unwritten: Vec<(KeyId, Arc<Usage>)> = {
+        let unwritten: Vec<(KeyId, Arc<Usage>, i64)> = {
             let usages = keys.0.usages.lock().unwrap_or_else(PoisonError::into_inner);
-            let is_unwritten = |usage: &Usage| usage.last.load(Relaxed) != usage.written.load(Relaxed);
-            usages.iter().filter(|(_, usage)| is_unwritten(usage)).map(|(id, usage)| (*id, usage.clone())).collect()
+            let unwritten = usages.iter().map(|(id, usage)| Some((*id, usage.clone(), usage.unwritten()?)));
+            unwritten.flatten().collect()
         };
-        let marks: Vec<_> = unwritten.iter().map(|(_, usage)| usage.last.load(Relaxed)).collect();
-        let uses: Vec<_> = unwritten.iter().filter_map(|(id, usage)| Some((*id, usage.last()?))).collect();
-        match keys.0.records.note_last_uses(&uses).await {
-            Ok(()) => unwritten.iter().zip(marks).for_each(|((_, usage), mark)| usage.written.store(mark, Relaxed)),
-            Err(error) => {
-                tracing::warn!(%error, "when keys were last used could not be written down; it is tried again")
+        for page in unwritten.chunks(PAGE) {
+            let uses: Vec<_> = page.iter().filter_map(|(id, _, millis)| Some((*id, time(*millis)?))).collect();
+            if let Err(error) = keys.0.records.note_last_uses(&uses).await {
+                tracing::warn!(%error, "when keys were last used could not be written down; it is tried again");
+                break;
             }
+            page.iter().for_each(|(_, usage, millis)| usage.written.store(*millis, Relaxed));
         }
     }
 }
@@ -74,5 +90,24 @@ impl Keys {
     pub(super) fn last_use(&self, key: KeyId, written: Option<SystemTime>) -> Option<SystemTime> {
         let usages = self.0.usages.lock().unwrap_or_else(PoisonError::into_inner);
         usages.get(&key).and_then(|usage| usage.last()).max(written)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_use_is_written_down_when_it_is_the_first_or_an_hour_after_the_one_that_was() {
+        let usage = Usage::default();
+        assert_eq!(usage.unwritten(), None, "it was never used");
+        const NOON: i64 = 1_700_000_000_000;
+        usage.last.store(NOON, Relaxed);
+        assert_eq!(usage.unwritten(), Some(NOON));
+        usage.written.store(NOON, Relaxed);
+        usage.last.store(NOON + WRITE_AGAIN - 1, Relaxed);
+        assert_eq!(usage.unwritten(), None);
+        usage.last.store(NOON + WRITE_AGAIN, Relaxed);
+        assert_eq!(usage.unwritten(), Some(NOON + WRITE_AGAIN));
     }
 }

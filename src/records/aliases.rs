@@ -23,6 +23,7 @@ pub enum CreatedAlias {
     Created,
     InUse,
     TooMany,
+    /// Or it is neither enabled nor disabled.
     NoSuchKey,
 }
 
@@ -32,6 +33,7 @@ pub enum MovedAlias {
     Moved(AliasRecord),
     NoSuchAlias,
     TooMany,
+    /// Or it is neither enabled nor disabled.
     NoSuchKey,
 }
 
@@ -39,6 +41,8 @@ pub(super) const PAGE: &str = "SELECT a.* FROM aliases a JOIN keys k ON k.id = a
      WHERE a.name > ? AND k.state <> 'CREATING' ORDER BY a.name LIMIT ?";
 pub(super) const PAGE_OF_KEY: &str = "SELECT a.* FROM aliases a JOIN keys k ON k.id = a.key_id
      WHERE a.key_id = ? AND a.name > ? AND k.state <> 'CREATING' ORDER BY a.name LIMIT ?";
+pub(super) const DELETE: &str = "DELETE FROM aliases WHERE name = ?
+     AND EXISTS (SELECT 1 FROM keys k WHERE k.id = aliases.key_id AND k.state <> 'CREATING')";
 
 impl Records {
     pub async fn key_id_of_alias(&self, name: &AliasName) -> Result<Option<KeyId>, Unavailable> {
@@ -59,7 +63,7 @@ impl Records {
         per_key: u32,
     ) -> Result<CreatedAlias, Unavailable> {
         let mut change = self.begin().await?;
-        if !is_acknowledged(&mut change, key).await? {
+        if !may_be_named(&mut change, key).await? {
             return Ok(CreatedAlias::NoSuchKey);
         }
         let taken = sqlx::query("SELECT 1 FROM aliases WHERE name = ?").bind(name.as_str());
@@ -96,7 +100,7 @@ impl Records {
         .fetch_optional(&mut *change)
         .await?;
         let Some(before) = found.as_ref().map(alias).transpose()? else { return Ok(MovedAlias::NoSuchAlias) };
-        if !is_acknowledged(&mut change, key).await? {
+        if !may_be_named(&mut change, key).await? {
             return Ok(MovedAlias::NoSuchKey);
         }
         if before.key != key && count_of_key(&mut change, key).await? >= i64::from(per_key) {
@@ -114,12 +118,7 @@ impl Records {
 
     /// `false`: there is none of an acknowledged key's.
     pub async fn delete_alias(&self, name: &AliasName) -> Result<bool, Unavailable> {
-        let deleted = sqlx::query(
-            "DELETE FROM aliases WHERE name = ? AND key_id IN (SELECT id FROM keys WHERE state <> 'CREATING')",
-        )
-        .bind(name.as_str())
-        .execute(&self.0.write)
-        .await?;
+        let deleted = sqlx::query(DELETE).bind(name.as_str()).execute(&self.0.write).await?;
         Ok(deleted.rows_affected() > 0)
     }
 
@@ -149,8 +148,9 @@ fn alias(row: &SqliteRow) -> Result<AliasRecord, Unavailable> {
     })
 }
 
-async fn is_acknowledged(change: &mut Transaction<'_, Sqlite>, key: KeyId) -> Result<bool, Unavailable> {
-    let there = sqlx::query("SELECT 1 FROM keys WHERE id = ? AND state <> 'CREATING'");
+/// Whoever looked at its state before that may have seen another one.
+async fn may_be_named(change: &mut Transaction<'_, Sqlite>, key: KeyId) -> Result<bool, Unavailable> {
+    let there = sqlx::query("SELECT 1 FROM keys WHERE id = ? AND state IN ('ENABLED', 'DISABLED')");
     Ok(there.bind(key.as_bytes().as_slice()).fetch_optional(&mut **change).await?.is_some())
 }
 

@@ -3,7 +3,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::model::{HsmId, KeyId, KeyState};
+use crate::model::{ClusterId, HsmId, KeyId, KeyState};
+
+use sqlx::sqlite::{SqliteArguments, SqliteRow};
+use sqlx::{Row, Sqlite};
 
 use super::destroyed_keys::entomb;
 use super::row::{key_id, millis};
@@ -25,8 +28,16 @@ pub struct Due {
     pub unseen: Duration,
 }
 
-pub(super) const DUE: &str = "SELECT id FROM keys
-     WHERE state = 'PENDING_DELETION' AND deletion <= ? AND deletion_left <= ? ORDER BY deletion LIMIT ?";
+/// Where a page of keys that are due has ended: by their dates, and among those of one date by their rows.
+#[derive(Debug, Clone, Copy)]
+pub struct DueCursor {
+    date: i64,
+    row: i64,
+}
+
+pub(super) const DUE: &str = "SELECT id, deletion AS due, rowid AS row FROM keys
+     WHERE state = 'PENDING_DELETION' AND deletion <= ? AND (deletion, rowid) > (?, ?)
+       AND deletion_at_run <= (SELECT millis FROM run_time WHERE id = 1) + ? ORDER BY deletion, rowid LIMIT ?";
 
 impl Records {
     /// Changes the state of a key store's key, which was `from`. `false`: it is not any more.
@@ -37,7 +48,8 @@ impl Records {
         deletion: Option<Deletion>,
     ) -> Result<bool, Unavailable> {
         let changed = sqlx::query(
-            "UPDATE keys SET state = ?, deletion = ?, deletion_left = ? WHERE id = ? AND state = ? AND store_id IS NOT NULL",
+            "UPDATE keys SET state = ?, deletion = ?, deletion_at_run = ? + (SELECT millis FROM run_time WHERE id = 1)
+             WHERE id = ? AND state = ? AND store_id IS NOT NULL",
         )
         .bind(to.as_str())
         .bind(deletion.map(|deletion| millis(deletion.due)))
@@ -61,29 +73,45 @@ impl Records {
         Ok(changed.rows_affected() > 0)
     }
 
-    /// A daemon has run for so long, and every window with it.
+    /// A daemon has run for so long, and every window that is open with it. One row, however many keys are pending.
     pub async fn pass_deletion_time(&self, passed: Duration) -> Result<(), Unavailable> {
-        sqlx::query("UPDATE keys SET deletion_left = max(0, deletion_left - ?) WHERE state = 'PENDING_DELETION'")
+        sqlx::query("UPDATE run_time SET millis = millis + ? WHERE id = 1")
             .bind(whole_millis(passed))
             .execute(&self.0.write)
             .await?;
         Ok(())
     }
 
-    /// Keys whose window has ended, the longest overdue first.
-    pub async fn due_deletions(&self, due: Due, limit: u32) -> Result<Vec<KeyId>, Unavailable> {
-        let page = sqlx::query(DUE).bind(millis(due.now)).bind(whole_millis(due.unseen)).bind(limit);
-        page.fetch_all(&self.0.read).await?.iter().map(|row| key_id(row, "id")).collect()
+    /// A page of keys whose window has ended, the longest overdue first; and where the next one begins, unless it was the last.
+    pub async fn due_deletions(
+        &self,
+        due: Due,
+        after: DueCursor,
+        limit: u32,
+    ) -> Result<(Vec<KeyId>, Option<DueCursor>), Unavailable> {
+        let page = after.bind(sqlx::query(DUE).bind(millis(due.now))).bind(whole_millis(due.unseen)).bind(limit);
+        let page = page.fetch_all(&self.0.read).await?;
+        let last = page.last().filter(|_| page.len() >= limit as usize);
+        let next = last.map(DueCursor::at).transpose()?;
+        Ok((page.iter().map(|row| key_id(row, "id")).collect::<Result<_, _>>()?, next))
     }
 
-    /// Destroys in the records a key whose window has ended: it is to go from every HSM that was ever known to hold it, or may,
-    /// and from these of its present cluster. Its aliases, tags and requests go with it. `false`: it is not due any more.
-    pub async fn destroy_due_key(&self, key: KeyId, due: Due, hsms: &[HsmId]) -> Result<bool, Unavailable> {
+    /// Destroys in the records a key of this cluster whose window has ended: it is to go from every HSM that was ever known to
+    /// hold it, or may, and from these of the cluster. Its aliases, tags and requests go with it. `false`: it is not due, or not
+    /// there, any more.
+    pub async fn destroy_due_key(
+        &self,
+        key: KeyId,
+        due: Due,
+        (cluster, hsms): (&ClusterId, &[HsmId]),
+    ) -> Result<bool, Unavailable> {
         let mut change = self.begin().await?;
         let is_due = sqlx::query(
-            "SELECT 1 FROM keys WHERE id = ? AND state = 'PENDING_DELETION' AND deletion <= ? AND deletion_left <= ?",
+            "SELECT 1 FROM keys WHERE id = ? AND cluster_id = ? AND state = 'PENDING_DELETION' AND deletion <= ?
+               AND deletion_at_run <= (SELECT millis FROM run_time WHERE id = 1) + ?",
         )
         .bind(key.as_bytes().as_slice())
+        .bind(cluster.as_str())
         .bind(millis(due.now))
         .bind(whole_millis(due.unseen));
         if is_due.fetch_optional(&mut *change).await?.is_none() {
@@ -111,6 +139,22 @@ impl Records {
         Ok(())
     }
 }
+
+impl DueCursor {
+    /// Before the first.
+    pub const START: Self = Self { date: i64::MIN, row: 0 };
+
+    /// At a row that tells its `due` and its `row`.
+    pub(super) fn at(row: &SqliteRow) -> Result<Self, Unavailable> {
+        Ok(Self { date: row.try_get("due")?, row: row.try_get("row")? })
+    }
+
+    pub(super) fn bind(self, query: Query<'_>) -> Query<'_> {
+        query.bind(self.date).bind(self.row)
+    }
+}
+
+type Query<'q> = sqlx::query::Query<'q, Sqlite, SqliteArguments>;
 
 fn whole_millis(length: Duration) -> i64 {
     i64::try_from(length.as_millis()).unwrap_or(i64::MAX)

@@ -203,6 +203,8 @@ impl Records {
             "DELETE FROM drained_hsms WHERE cluster_id = ? AND hsm_id = ?",
             "DELETE FROM crypto_user_hsms WHERE cluster_id = ? AND hsm_id = ?",
             "DELETE FROM destroyed_keys WHERE cluster_id = ? AND hsm_id = ?",
+            "DELETE FROM key_rotation_hsms WHERE key_id IN (SELECT key_id FROM key_rotations WHERE cluster_id = ?)
+             AND hsm_id = ?",
             "DELETE FROM made_hsms WHERE cluster_id = ? AND hsm_id = ?",
         ] {
             sqlx::query(traces).bind(id.as_str()).bind(hsm.as_str()).execute(&mut *change).await?;

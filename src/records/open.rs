@@ -119,6 +119,7 @@ pub(super) fn migrations() -> Migrator {
         step(15, "key life", include_str!("migrations/0015_key_life.sql").into_sql_str()),
         step(16, "key usages", include_str!("migrations/0016_key_usages.sql").into_sql_str()),
         step(17, "key rotations", include_str!("migrations/0017_rotations.sql").into_sql_str()),
+        step(18, "run time", include_str!("migrations/0018_run_time.sql").into_sql_str()),
     ];
     Migrator { migrations: Cow::Owned(steps), ..Migrator::DEFAULT }
 }

@@ -10,8 +10,9 @@ use sqlx::{Row, Sqlite, Transaction};
 use crate::model::{CkaId, ClusterId, ConnectionState, CryptoUser, HsmId, KeyId, KeyState, KeyVersion, Probe};
 
 use super::creating::RequestClaim;
+use super::key_life::DueCursor;
 use super::presences::put_presence;
-use super::row::{key_id, millis, number, parsed};
+use super::row::{json, key_id, millis, number, parsed};
 use super::{KeyRecord, Proof, Records, Unavailable};
 
 /// A version about to be made.
@@ -63,13 +64,28 @@ pub struct RotationDue {
     pub now: SystemTime,
 }
 
-pub(super) const DUE: &str = "SELECT k.id FROM keys k WHERE k.rotation_due <= ? AND k.state = 'ENABLED'
+/// Where a page of keys that are due has ended.
+#[derive(Debug, Clone, Copy)]
+pub enum RotationCursor {
+    /// Among those whose period is over.
+    Period(DueCursor),
+    /// Among the worn, which come after them.
+    Worn(Option<KeyId>),
+}
+
+impl RotationCursor {
+    /// Before the first.
+    pub const START: Self = Self::Period(DueCursor::START);
+}
+
+pub(super) const DUE: &str = "SELECT k.id, k.rotation_due AS due, k.rowid AS row FROM keys k
+     WHERE k.rotation_due <= ? AND (k.rotation_due, k.rowid) > (?, ?) AND k.state = 'ENABLED'
        AND EXISTS (SELECT 1 FROM key_stores s WHERE s.id = k.store_id AND s.state = 'CONNECTED')
-     ORDER BY k.rotation_due LIMIT ?";
+     ORDER BY k.rotation_due, k.rowid LIMIT ?";
 /// The current ones alone: an old version encrypts no more.
 pub(super) const WORN: &str = "SELECT v.key_id AS id FROM key_versions v JOIN keys k ON k.id = v.key_id
-     WHERE v.uses_reserved >= 2147483648 AND v.version = k.current_version AND k.store_id IS NOT NULL
-       AND k.state = 'ENABLED' LIMIT ?";
+     WHERE v.uses_reserved >= 2147483648 AND v.key_id > ? AND v.version = k.current_version AND k.store_id IS NOT NULL
+       AND k.state = 'ENABLED' ORDER BY v.key_id LIMIT ?";
 
 impl Records {
     /// Writes down that a version is being made, unless something is in the way.
@@ -167,13 +183,18 @@ impl Records {
         for hsm in others {
             put_presence(&mut *change, key, version, (&cluster, hsm), Proof::Unknown, at).await?;
         }
-        // From now on, whoever rotates it by itself counts anew.
-        sqlx::query("UPDATE keys SET current_version = ?, rotation_due = ? + rotation_days * 86400000 WHERE id = ?")
-            .bind(version.0)
-            .bind(millis(at))
-            .bind(id)
-            .execute(&mut *change)
-            .await?;
+        // Whoever rotates it by itself counts anew after one of his own alone: AWS's rule.
+        sqlx::query(
+            "UPDATE keys SET current_version = ?,
+               rotation_due = CASE WHEN ? THEN rotation_due ELSE ? + rotation_days * 86400000 END
+             WHERE id = ?",
+        )
+        .bind(version.0)
+        .bind(rotation.try_get::<bool, _>("on_demand")?)
+        .bind(millis(at))
+        .bind(id)
+        .execute(&mut *change)
+        .await?;
         sqlx::query("DELETE FROM key_rotations WHERE key_id = ?").bind(id).execute(&mut *change).await?;
         change.commit().await?;
         Ok(true)
@@ -233,11 +254,30 @@ impl Records {
         Ok(set.rows_affected() > 0)
     }
 
-    /// Keys whose period is over, and then those whose current version is worn.
-    pub async fn due_rotations(&self, due: RotationDue, limit: u32) -> Result<Vec<KeyId>, Unavailable> {
-        let mut found = sqlx::query(DUE).bind(millis(due.now)).bind(limit).fetch_all(&self.0.read).await?;
-        found.extend(sqlx::query(WORN).bind(limit).fetch_all(&self.0.read).await?);
-        found.iter().map(|row| key_id(row, "id")).collect()
+    /// A page of keys whose period is over or, after those, whose current version is worn; and where the next one begins,
+    /// unless it was the last.
+    pub async fn due_rotations(
+        &self,
+        due: RotationDue,
+        after: RotationCursor,
+        limit: u32,
+    ) -> Result<(Vec<KeyId>, Option<RotationCursor>), Unavailable> {
+        let page = match after {
+            RotationCursor::Period(after) => after.bind(sqlx::query(DUE).bind(millis(due.now))).bind(limit),
+            RotationCursor::Worn(after) => {
+                sqlx::query(WORN).bind(after.map_or_else(Vec::new, |key| key.as_bytes().to_vec())).bind(limit)
+            }
+        };
+        let page = page.fetch_all(&self.0.read).await?;
+        let keys = page.iter().map(|row| key_id(row, "id")).collect::<Result<Vec<_>, _>>()?;
+        let last = page.last().filter(|_| page.len() >= limit as usize);
+        let next = match (after, last) {
+            (RotationCursor::Period(_), Some(last)) => Some(RotationCursor::Period(DueCursor::at(last)?)),
+            (RotationCursor::Period(_), None) => Some(RotationCursor::Worn(None)),
+            (RotationCursor::Worn(_), Some(_)) => Some(RotationCursor::Worn(keys.last().copied())),
+            (RotationCursor::Worn(_), None) => None,
+        };
+        Ok((keys, next))
     }
 }
 
@@ -316,6 +356,19 @@ async fn in_the_way(
     }
     let running = sqlx::query("SELECT 1 FROM key_rotations WHERE key_id = ?").bind(id);
     if running.fetch_optional(&mut **change).await?.is_some() {
+        return Ok(Some(BegunVersion::Running));
+    }
+    // Or each try that fails would leave another version there that is to go.
+    let unsettled = sqlx::query(
+        "SELECT 1 FROM destroyed_keys d JOIN keys k ON k.id = ?1
+         WHERE d.cluster_id = k.cluster_id AND d.username = k.username
+           AND d.hsm_id IN (SELECT value FROM json_each(?2)) AND d.cka_id BETWEEN ?3 AND ?4",
+    )
+    .bind(id)
+    .bind(json(&new.hsms))
+    .bind(CkaId::of(new.key.id, KeyVersion(0)).as_bytes().to_vec())
+    .bind(CkaId::of(new.key.id, KeyVersion(u32::MAX)).as_bytes().to_vec());
+    if unsettled.fetch_optional(&mut **change).await?.is_some() {
         return Ok(Some(BegunVersion::Running));
     }
     if new.asked_by == RotationCause::Itself {

@@ -14,11 +14,12 @@ pub enum Tagged {
     Done,
     /// It would have more than it may.
     TooMany,
+    /// Or it is neither enabled nor disabled.
     NoSuchKey,
 }
 
 impl Records {
-    /// Adds tags to an acknowledged key, and replaces those it has of the same names: all or none.
+    /// Adds tags to a key that is enabled or disabled, and replaces those it has of the same names: all or none.
     pub async fn tag_key(
         &self,
         key: KeyId,
@@ -27,7 +28,7 @@ impl Records {
     ) -> Result<Tagged, Unavailable> {
         let mut change = self.begin().await?;
         let id = key.as_bytes().as_slice();
-        let there = sqlx::query("SELECT 1 FROM keys WHERE id = ? AND state <> 'CREATING'").bind(id);
+        let there = sqlx::query("SELECT 1 FROM keys WHERE id = ? AND state IN ('ENABLED', 'DISABLED')").bind(id);
         if there.fetch_optional(&mut *change).await?.is_none() {
             return Ok(Tagged::NoSuchKey);
         }

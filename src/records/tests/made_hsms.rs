@@ -129,3 +129,28 @@ async fn a_key_that_was_being_made_goes_with_the_last_hsm_that_may_have_it() {
         assert_eq!(records.creating_keys(&kmsuser(&id)).await.unwrap().len(), left);
     }
 }
+
+#[tokio::test]
+async fn a_version_that_comes_to_nothing_is_not_to_go_from_an_hsm_that_is_forgotten() {
+    let home = Home::new();
+    let records = home.open().await;
+    let id = made(&records, 3).await;
+    let store = connected_store(&records).await;
+    let key = enabled_key(&records, &store).await;
+    let new = NewVersion {
+        key: records.key(key).await.unwrap().unwrap(),
+        store_state: ConnectionState::Connected,
+        asked_by: RotationCause::Itself,
+        created: at(4),
+        hsms: vec![hsm(1), hsm(2)],
+        request: None,
+    };
+    let limits = RotationLimits { on_demand: 25, request_retention: Duration::from_secs(60) };
+    let BegunVersion::Begun(version) = records.begin_version(&new, &limits).await.unwrap() else { panic!("it begins") };
+    records.forget_made_hsm(&id, &hsm(1)).await.unwrap();
+    records.abandon_version(key, at(5)).await.unwrap();
+    let user = kmsuser(&id);
+    // Another one may come under its name, and nobody would ever look there.
+    assert!(records.destroyed_keys(&user, &hsm(1)).await.unwrap().is_empty());
+    assert_eq!(records.destroyed_keys(&user, &hsm(2)).await.unwrap(), [CkaId::of(key, version)]);
+}

@@ -39,8 +39,9 @@ async fn with_many_keys_every_page_is_read_from_where_it_starts() {
     assert_steps(&records, drifts::ODD, &["drifts_by_time (cluster_id=? AND found>?)"]).await;
     let awaiting = ["destroyed_keys_by_time (cluster_id=? AND username=? AND (time,hsm_id,cka_id)>(?,?,?))"];
     assert_steps(&records, drifts::AWAITING, &awaiting).await;
-    assert_steps(&records, key_life::DUE, &["keys_pending_deletion (deletion<?)"]).await;
-    assert_steps(&records, rotations::DUE, &["keys_by_rotation (rotation_due<?)"]).await;
+    assert_steps(&records, key_life::DUE, &["keys_pending_deletion (deletion>? AND deletion<?)"]).await;
+    assert_steps(&records, rotations::DUE, &["keys_by_rotation (rotation_due>? AND rotation_due<?)"]).await;
+    assert_steps(&records, rotations::WORN, &["key_versions_worn (key_id>?)", "keys_1 (id=?)"]).await;
     assert_steps(&records, presences::DOUBT, &["keys_by_user (cluster_id=? AND username=?)", "presences_1 (key_id=?)"])
         .await;
     assert_steps(&records, keys::ONE, &["keys_1 (id=?)", "key_versions_1 (key_id=?)"]).await;
@@ -50,6 +51,7 @@ async fn with_many_keys_every_page_is_read_from_where_it_starts() {
     assert_steps(&records, creating::CREATING, &["keys_creating (cluster_id=? AND username=?)"]).await;
     assert_steps(&records, aliases::PAGE, &["aliases_1 (name>?)"]).await;
     assert_steps(&records, aliases::PAGE_OF_KEY, &["aliases_by_key (key_id=? AND name>?)"]).await;
+    assert_steps(&records, aliases::DELETE, &["aliases_1 (name=?)", "keys_1 (id=?)"]).await;
     assert_steps(&records, "DELETE FROM requests WHERE created < ?", &["requests_by_age (created<?)"]).await;
     assert_steps(&records, "DELETE FROM requests WHERE key_id = ?", &["requests_by_key (key_id=?)"]).await;
 }

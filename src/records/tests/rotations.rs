@@ -71,6 +71,10 @@ async fn what_comes_to_nothing_is_to_go_from_where_it_may_be_and_its_number_and_
     }
     assert!(records.destroyed_keys(&user, &hsm(3)).await.unwrap().is_empty());
 
+    for number in [1, 2] {
+        assert_eq!(records.begin_version(&new, &TWO).await.unwrap(), BegunVersion::Running, "it is still to go");
+        records.destroyed_on(&user, &hsm(number), &CkaId::of(key, version)).await.unwrap();
+    }
     let next = begun(&records, &new).await;
     assert_eq!((version, next), (KeyVersion(2), KeyVersion(3)));
     assert!(finished(&records, key, next).await);
@@ -115,7 +119,12 @@ async fn a_rotation_is_due_by_its_period_and_by_wear_while_the_key_can_be_rotate
     let version = begun(&records, &new_version(&records, old, RotationCause::Itself).await).await;
     assert!(finished(&records, old, version).await, "its worn version encrypts no more");
     let due = async |now| {
-        let mut due = records.due_rotations(RotationDue { now: at(now) }, 10).await.unwrap();
+        let (mut due, mut after) = (Vec::new(), Some(RotationCursor::START));
+        while let Some(page_after) = after {
+            let (page, next) = records.due_rotations(RotationDue { now: at(now) }, page_after, 1).await.unwrap();
+            due.extend(page);
+            after = next;
+        }
         due.sort();
         due
     };
@@ -123,6 +132,9 @@ async fn a_rotation_is_due_by_its_period_and_by_wear_while_the_key_can_be_rotate
     let mut both = [periodic, worn];
     both.sort();
     assert_eq!(due(50).await, both);
+    let version = begun(&records, &new_version(&records, periodic, RotationCause::Demand).await).await;
+    assert!(finished(&records, periodic, version).await);
+    assert_eq!(due(50).await, both, "one that was asked for moves no date");
     let version = begun(&records, &new_version(&records, periodic, RotationCause::Itself).await).await;
     assert!(finished(&records, periodic, version).await);
     let plan = records.key(periodic).await.unwrap().unwrap().rotation.unwrap();

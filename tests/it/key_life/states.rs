@@ -23,9 +23,10 @@ const OFF: &str = "DISABLED";
 const BAD: &str = "KMS_INVALID_STATE";
 
 /// AWS's page of key states, by call.
-const TABLE: [Row; 21] = [
+const TABLE: [Row; 22] = [
     ("Encrypt", [OK, OFF, BAD, BAD]),
     ("Decrypt", [OK, OFF, BAD, BAD]),
+    ("ReEncrypt", [OK, OFF, BAD, BAD]),
     ("GenerateDataKey", [OK, OFF, BAD, BAD]),
     ("GenerateDataKeyWithoutPlaintext", [OK, OFF, BAD, BAD]),
     ("DescribeKey", [OK, OK, OK, OK]),
@@ -89,6 +90,12 @@ impl Subject {
             "Decrypt" => {
                 let request = pb::DecryptRequest { ciphertext: self.ciphertext.clone(), ..Default::default() };
                 crypto.decrypt(request).await.map(drop)
+            }
+            "ReEncrypt" => {
+                let ciphertext = self.ciphertext.clone();
+                let request =
+                    pb::ReEncryptRequest { ciphertext, destination_key_id: self.other.clone(), ..Default::default() };
+                crypto.re_encrypt(request).await.map(drop)
             }
             "GenerateDataKey" => {
                 let length = Some(Length::NumberOfBytes(32));
@@ -206,9 +213,50 @@ async fn a_key_that_is_being_made_is_there_for_nobody_but_describe_key() {
     let details = tonic_types::StatusExt::get_error_details(&status);
     subject.key = details.error_info().expect("it has one").metadata["keyId"].clone();
     assert_eq!(clients.describe_key(&subject.key).await.state(), pb::KeyState::Creating);
-    for (call, _) in TABLE.iter().filter(|(call, _)| !["Decrypt", "DescribeKey", "DeleteAlias"].contains(call)) {
+    for (call, _) in
+        TABLE.iter().filter(|(call, _)| !["Decrypt", "ReEncrypt", "DescribeKey", "DeleteAlias"].contains(call))
+    {
         refused(call, subject.call(call).await, "NOT_FOUND", "");
     }
+}
+
+#[tokio::test]
+async fn a_change_whose_caller_leaves_before_its_answer_holds_for_every_use_after_it() {
+    let (rig, mut clients, store) = Rig::new().nodes(2).zones(2).connected().await;
+    clients.all_healthy(&store).await;
+    let key = clients.key(&store).await.key_id;
+    clients.create_alias("alias/orders", &key).await.unwrap();
+    clients.try_encrypt("alias/orders").await.expect("the daemon remembers both by now");
+
+    let records = format!("sqlite://{}", rig.path("daemon/records.sqlite3").display());
+    let records = sqlx::SqlitePool::connect(&records).await.unwrap();
+    let is_written = async |written: &str| {
+        wait_async(|| async {
+            let found: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(written)).fetch_one(&records).await.unwrap();
+            (found > 0).then_some(())
+        })
+        .await;
+    };
+    let held = records.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    let mut disable = Request::new(pb::DisableKeyRequest { key_id: key.clone() });
+    disable.set_timeout(Duration::from_secs(1));
+    assert!(clients.keys.disable_key(disable).await.is_err(), "nothing can be written just now");
+    held.rollback().await.unwrap();
+    is_written("SELECT count(*) FROM keys WHERE state = 'DISABLED'").await;
+    let refusal = wait_async(|| async { clients.clone().try_encrypt(&key).await.err() }).await;
+    refused("nobody heard of it", Err::<(), _>(refusal), "DISABLED", "");
+    clients.disable(&key).await.expect("it is asked for again");
+    refused("it is disabled", clients.try_encrypt(&key).await, "DISABLED", "");
+
+    clients.enable(&key).await.unwrap();
+    let held = records.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    let mut delete = Request::new(pb::DeleteAliasRequest { alias_name: "alias/orders".to_owned() });
+    delete.set_timeout(Duration::from_secs(1));
+    assert!(clients.keys.delete_alias(delete).await.is_err(), "nor this");
+    held.rollback().await.unwrap();
+    is_written("SELECT NOT EXISTS (SELECT 1 FROM aliases WHERE name = 'alias/orders')").await;
+    let refusal = wait_async(|| async { clients.clone().try_encrypt("alias/orders").await.err() }).await;
+    refused("nobody's name", Err::<(), _>(refusal), "NOT_FOUND", "");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Points at which a daemon, or a node, stops until it is killed.
+//! Points at which a daemon, or a node, stops until it is killed, or let pass.
 
 use std::path::PathBuf;
 
