@@ -39,7 +39,7 @@ pub fn stop_point(name: &str) {
     if stop.exists() {
         let _ = std::fs::write(directory.join(format!("reached-{name}")), b"");
         while stop.exists() {
-            std::thread::sleep(LOOK_AGAIN);
+            std::thread::park_timeout(LOOK_AGAIN);
         }
     }
 }
