@@ -249,11 +249,16 @@ pub(super) fn key(description: &Description, nodes: Nodes<'_>) -> pb::Key {
         },
         rotation_period_days: record.rotation.map_or(0, |plan| count(plan.days)),
         next_rotation_time: record.rotation.and_then(|plan| time(plan.next)),
-        uses: current.map_or(0, |version| i64::try_from(version.uses_reserved).unwrap_or(i64::MAX)),
+        uses: kind.zip(current).map_or(0, |(kind, version)| uses(kind, version.uses_reserved)),
         use_limit: kind.map_or(0, use_limit),
         last_use_time: record.last_used.and_then(time),
         hsm_label: description.label.clone(),
     }
+}
+
+/// As many as were reserved.
+fn uses(kind: KeyKind, reserved: u64) -> i64 {
+    if kind == KeyKind::AES { i64::try_from(reserved).unwrap_or(i64::MAX) } else { 0 }
 }
 
 /// Uses of other keys are not counted, since there is no limit to them.
@@ -276,7 +281,7 @@ pub(super) fn key_version(
         version: count(version.version.0),
         state: state.into(),
         create_time: time(version.created),
-        uses: i64::try_from(version.uses).unwrap_or(i64::MAX),
+        uses: uses(kind, version.uses),
         use_limit: use_limit(kind),
         nodes: version.on.iter().map(|presence| key_on_hsm(presence, cluster)).collect(),
     }
