@@ -74,20 +74,21 @@ async fn a_cluster_is_made_on_the_command_line_signed_with_openssl_and_serves() 
 async fn keyway_makes_the_authority_of_a_cluster_once_and_signs_with_it() {
     let maker = Maker::start();
     let mut clients = maker.clients().await;
-    let one = maker.initialized(&mut clients, 1).await;
+    let one = maker.uninitialized(&mut clients, 1).await;
+    maker.initialize(&one, "customer");
     let key = maker.path("customer/customerCA.key");
     let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&key).unwrap());
     assert_eq!(mode & 0o777, 0o600);
     let (authority, certificate) =
         (std::fs::read(&key).unwrap(), std::fs::read(maker.path("customer/customerCA.crt")).unwrap());
-    let other = maker.initialized(&mut clients, 1).await;
+    let other = maker.uninitialized(&mut clients, 1).await;
+    maker.initialize(&other, "customer");
     assert_eq!(
         (std::fs::read(&key).unwrap(), std::fs::read(maker.path("customer/customerCA.crt")).unwrap()),
         (authority, certificate)
     );
     // As after an answer that was lost.
-    let directory = maker.path("customer");
-    let again = maker.json(&["cluster", "init", &one, "--out", directory.to_str().unwrap()]);
+    let again = maker.initialize(&one, "customer");
     assert_eq!(again["cluster"]["state"], "CLUSTER_STATE_INITIALIZED");
     let (one, other) = (clients.cluster(&one).await, clients.cluster(&other).await);
     assert_ne!(one.certificate, other.certificate);

@@ -9,6 +9,8 @@ const PLAINTEXT: &[u8] = b"attack at dawn";
 const HEADER: usize = 24;
 const IV: usize = 12;
 const TAG: usize = 16;
+/// A ciphertext at most, as the public contract has it.
+const LONGEST: usize = 6_144;
 
 #[tokio::test]
 async fn a_ciphertext_that_was_changed_anywhere_does_not_open_and_harms_no_node() {
@@ -31,12 +33,15 @@ async fn a_ciphertext_that_was_changed_anywhere_does_not_open_and_harms_no_node(
         ("another product's", b"AQICAHgwvRkxWlNg0sYr".to_vec()),
         ("zeros", vec![0; 100]),
         ("more at the end", [&good[..], b"x"].concat()),
-        ("a long tail", [&good[..], &[0; 500_000]].concat()),
+        ("as long a tail as there can be", [&good[..], &vec![0; LONGEST - good.len()]].concat()),
         ("a header and nothing", good[..HEADER].to_vec()),
     ];
     for (what, ciphertext) in foreign {
         unopened(&mut clients, what, ciphertext).await;
     }
+
+    let too_long = [&good[..], &[0; 500_000]].concat();
+    refused("a longer tail", clients.decrypt(&too_long).await, "VALIDATION", "ciphertext");
 
     assert_eq!(clients.decrypt(&good).await.expect("the right one opens"), PLAINTEXT);
     let nodes = clients.settled(&store).await.nodes;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use faulty_pkcs11::{On, Rule};
 
 use super::{node, ready};
-use crate::rig::{Load, pb, wait_async};
+use crate::rig::{Clients, Load, pb, wait_async};
 
 #[tokio::test]
 async fn a_node_much_slower_than_its_siblings_is_put_aside_and_taken_back_when_it_is_quick_again() {
@@ -30,21 +30,22 @@ async fn a_node_much_slower_than_its_siblings_is_put_aside_and_taken_back_when_i
 }
 
 #[tokio::test]
-async fn a_node_all_of_whose_threads_make_rsa_pairs_is_not_slow() {
-    let (rig, clients, store, _) = ready().await;
+async fn a_node_that_makes_rsa_pairs_for_seconds_is_not_slow() {
+    let (rig, mut clients, store, _) = ready().await;
+    let make = |mut clients: Clients| {
+        let mut request = pb::CreateKeyRequest { key_store_id: store.clone(), ..Default::default() };
+        request.set_key_spec(pb::KeySpec::Rsa2048);
+        request.set_key_usage(pb::KeyUsage::SignVerify);
+        let mut request = tonic::Request::new(request);
+        request.set_timeout(Duration::from_secs(120));
+        async move { clients.keys.create_key(request).await }
+    };
+    // Each HSM has said by then what it can do, which takes it pairs as well.
+    make(clients.clone()).await.expect("it is made");
     for hsm in ["hsm-1", "hsm-2", "hsm-3"] {
         rig.faults(hsm).set([Rule::delay(faulty_pkcs11::Function::C_GenerateKeyPair, Duration::from_secs(5))]);
     }
-    let making: Vec<_> = (0..6)
-        .map(|_| {
-            let (mut clients, mut request) = (clients.clone(), pb::CreateKeyRequest::default());
-            request.key_store_id.clone_from(&store);
-            request.set_key_spec(pb::KeySpec::Rsa2048);
-            request.set_key_usage(pb::KeyUsage::SignVerify);
-            tokio::spawn(async move { clients.keys.create_key(request).await })
-        })
-        .collect();
-    let mut clients = clients;
+    let making: Vec<_> = (0..6).map(|_| tokio::spawn(make(clients.clone()))).collect();
     while !making.iter().all(tokio::task::JoinHandle::is_finished) {
         let told = clients.settled(&store).await;
         let slow = told.nodes.iter().find(|node| node.health() == pb::HsmHealth::Slow);

@@ -134,14 +134,24 @@ slow_patience = "10s"
 
     /// An INITIALIZED cluster with HSMs `hsm-1`, `hsm-2` …, each in a zone of its own.
     pub async fn initialized(&self, clients: &mut Clients, hsms: u8) -> String {
+        let cluster = self.uninitialized(clients, hsms).await;
+        self.initialize(&cluster, &format!("customer-of-{cluster}"));
+        cluster
+    }
+
+    /// One with as many HSMs: its id.
+    pub async fn uninitialized(&self, clients: &mut Clients, hsms: u8) -> String {
         let cluster = clients.create_cluster(&["us-east-1a", "us-east-1b", "us-east-1c"]).await;
         for number in 1..=hsms {
             clients.add_hsm(&cluster, number).await;
         }
-        let directory = self.path(&format!("customer-of-{cluster}"));
-        let args = ["cluster", "init", &cluster, "--out", directory.to_str().expect("UTF-8")];
-        self.json(&args);
         cluster
+    }
+
+    /// By the authority in this directory, which is made if it is not there: what the command printed.
+    pub fn initialize(&self, cluster: &str, directory: &str) -> Value {
+        let directory = self.path(directory);
+        self.json(&["cluster", "init", cluster, "--out", directory.to_str().expect("UTF-8")])
     }
 
     /// An ACTIVE one, with kmsuser on each HSM and a connected key store: its id, and the store's.
