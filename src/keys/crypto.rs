@@ -377,7 +377,8 @@ impl Keys {
     }
 }
 
-/// The uses of the version of a symmetric key that encrypts: other keys make no ciphertexts whose IVs could meet. Each attempt of an HSM takes one, also one that fails.
+/// The uses of the version of a symmetric key that encrypts: other keys make no ciphertexts whose IVs could meet. Each attempt
+/// of an HSM takes one, also one that fails.
 struct CountedUses<'a> {
     keys: &'a Keys,
     key: &'a Key,

@@ -1,9 +1,8 @@
 //! Encryption to the public half of an RSA key, and decryption with the private one.
 //!
-//! Encrypting needs no secret, and is done here with the public key that the record holds, but only
-//! when an HSM has said that it can undo it: what is encrypted otherwise may be lost.
-//! There is no envelope: the ciphertext is RSA's own, so that others can make it. Whatever is wrong with one, callers are told
-//! the same.
+//! Encrypting needs no secret, and is done here with the public key that the record holds, but only when an HSM has said that
+//! it can undo it: what is encrypted otherwise may be lost. There is no envelope: the ciphertext is RSA's own, so that others
+//! can make it. Whatever is wrong with one, callers are told the same.
 
 use crate::authz::{Permit, action};
 use crate::cluster::Needed;

@@ -57,9 +57,7 @@ async fn on_each_hsm_alone<F: Future<Output = ()>>(
     let hsms = ["hsm-1", "hsm-2", "hsm-3"];
     for alone in hsms {
         for hsm in hsms.into_iter().filter(|hsm| *hsm != alone) {
-            let request =
-                pb::DrainHsmRequest { cluster_id: rig.cluster_id(), hsm_id: hsm.to_owned(), ..Default::default() };
-            clients.clusters.clone().drain_hsm(request).await.expect("it is known");
+            clients.clone().drain_hsm(&rig.cluster_id(), store, hsm).await;
         }
         work(alone.to_owned()).await;
         for hsm in hsms.into_iter().filter(|hsm| *hsm != alone) {

@@ -99,3 +99,38 @@ async fn a_key_does_what_it_is_for_with_the_algorithms_it_has_and_nothing_else()
         refused("no public half", public_key(&clients, key_id).await, "UNSUPPORTED_OPERATION", "key_id");
     }
 }
+
+#[tokio::test]
+async fn a_key_of_another_kind_is_disabled_like_any_is_never_rotated_and_its_alias_stays_with_its_kind() {
+    let (_rig, clients, store) = Rig::new().nodes(2).zones(2).connected().await;
+    clients.clone().all_healthy(&store).await;
+    let mac = key_of(&clients, &store, pb::KeySpec::Hmac256, pb::KeyUsage::GenerateVerifyMac).await.key_id;
+    let curve = key_of(&clients, &store, pb::KeySpec::EccNistP256, pb::KeyUsage::SignVerify).await.key_id;
+    let (mut keys, mut crypto) = (clients.keys.clone(), clients.crypto.clone());
+
+    for key_id in [&mac, &curve] {
+        let rotate = pb::RotateKeyOnDemandRequest { key_id: key_id.clone(), ..Default::default() };
+        refused("to rotate", keys.rotate_key_on_demand(rotate).await, "UNSUPPORTED_OPERATION", "key_id");
+        let period = pb::EnableKeyRotationRequest { key_id: key_id.clone(), ..Default::default() };
+        refused("to rotate by itself", keys.enable_key_rotation(period).await, "UNSUPPORTED_OPERATION", "key_id");
+    }
+    let (alias_name, target_key_id) = ("alias/signer".to_owned(), curve.clone());
+    keys.create_alias(pb::CreateAliasRequest { alias_name: alias_name.clone(), target_key_id }).await.unwrap();
+    let moved = pb::UpdateAliasRequest { alias_name, target_key_id: mac.clone() };
+    refused("an alias of another kind", keys.update_alias(moved).await, "INVALID_KEY_USAGE", "target_key_id");
+
+    let mut sign = pb::SignRequest { key_id: curve.clone(), message: vec![7], ..Default::default() };
+    sign.set_signing_algorithm(pb::SigningAlgorithm::EcdsaSha256);
+    let signature = crypto.sign(sign.clone()).await.unwrap().into_inner().signature;
+    let mut verify = pb::VerifyRequest { key_id: curve.clone(), message: vec![7], signature, ..Default::default() };
+    verify.set_signing_algorithm(pb::SigningAlgorithm::EcdsaSha256);
+    let mut make_mac = pb::GenerateMacRequest { key_id: mac.clone(), message: vec![7], ..Default::default() };
+    make_mac.set_mac_algorithm(pb::MacAlgorithm::HmacSha256);
+    for key_id in [&mac, &curve] {
+        keys.disable_key(pb::DisableKeyRequest { key_id: key_id.clone() }).await.unwrap();
+    }
+    refused("to sign", crypto.sign(sign).await, "DISABLED", "");
+    refused("to verify", crypto.verify(verify).await, "DISABLED", "");
+    refused("to make a MAC", crypto.generate_mac(make_mac).await, "DISABLED", "");
+    refused("its public half", public_key(&clients, &curve).await, "DISABLED", "");
+}
